@@ -1,0 +1,56 @@
+"""The sizes of the model and the registry: `sam_model_registry["vit_b"](image_size=256)`."""
+
+from argparse import Namespace
+from functools import partial
+from typing import NamedTuple
+
+from torch import nn
+
+from .checkpoint import load_checkpoint
+from .modeling import ImageEncoder, MaskDecoder, PromptEncoder, Sam
+from .modeling.image_encoder import EMBEDDING_CHANNELS, PATCH_SIZE
+
+
+class Size(NamedTuple):
+    channels: int
+    depth: int
+    heads: int
+    global_blocks: tuple[int, ...]
+
+
+SIZES = {
+    "vit_t": Size(192, 12, 3, (2, 5, 8, 11)),       # ours: for demos and tests
+    "vit_b": Size(768, 12, 12, (2, 5, 8, 11)),
+    "vit_l": Size(1024, 24, 16, (5, 11, 17, 23)),
+    "vit_h": Size(1280, 32, 16, (7, 15, 23, 31)),
+}
+
+
+def build_sam(args: Namespace | None = None, *, model_type: str = "vit_b", image_size: int = 256,
+              encoder_adapter: bool = True, checkpoint: str | None = None) -> Sam:
+    """A model with random weights, or those of `checkpoint` (any file that `load_checkpoint` reads).
+
+    args: alternatively one Namespace with `image_size`, `encoder_adapter` and `sam_checkpoint`, as the scripts
+    of SAM-Med2D pass it.
+    """
+    if args is not None:
+        image_size, encoder_adapter, checkpoint = args.image_size, args.encoder_adapter, args.sam_checkpoint
+    size = SIZES[model_type]
+    model = Sam(
+        ImageEncoder(image_size, size.channels, size.depth, size.heads, size.global_blocks, encoder_adapter),
+        PromptEncoder(EMBEDDING_CHANNELS, image_size, image_size // PATCH_SIZE),
+        MaskDecoder(EMBEDDING_CHANNELS),
+    )
+    _initialise(model)
+    if checkpoint is not None:
+        print(load_checkpoint(model, checkpoint))
+    return model.eval()
+
+
+def _initialise(model: Sam) -> None:
+    """Small normal positions: they are added to the patches, and zeros would leave every position alike."""
+    nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.02)
+
+
+sam_model_registry = {name: partial(build_sam, model_type=name) for name in SIZES}
+sam_model_registry["default"] = sam_model_registry["vit_h"]

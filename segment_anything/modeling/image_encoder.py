@@ -1,0 +1,164 @@
+"""The image encoder: a plain ViT with windowed attention (ViTDet; SAM paper, section 3) and, in SAM-Med2D,
+an adapter beside the MLP of every block (SAM-Med2D paper, section 3.2)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .common import LayerNorm2d, MLPBlock
+
+PATCH_SIZE = 16
+EMBEDDING_CHANNELS = 256
+WINDOW_SIZE = 14
+
+
+class Adapter(nn.Module):
+    """A channel gate, then a spatial path at half resolution, around a residual.
+
+    x: (B, H, W, C) -> (B, H, W, C). H and W must be even.
+
+    The last LayerNorm starts at zero, so a fresh adapter adds nothing and SAM with new adapters is SAM.
+    """
+
+    def __init__(self, channels: int, reduction: int = 4) -> None:
+        super().__init__()
+        hidden = channels // reduction
+        self.channel = nn.Sequential(
+            nn.Linear(channels, hidden, bias=False), nn.ReLU(),
+            nn.Linear(hidden, channels, bias=False), nn.Sigmoid(),
+        )
+        self.spatial = nn.Sequential(
+            nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1, bias=False), nn.ReLU(),
+            nn.ConvTranspose2d(channels, channels, kernel_size=4, stride=2, padding=1, bias=False), nn.ReLU(),
+        )
+        self.norm = nn.LayerNorm(channels)
+        nn.init.zeros_(self.norm.weight)
+        nn.init.zeros_(self.norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.channel(x.mean(dim=(1, 2), keepdim=True))
+        spatial = self.spatial((x * gate).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.norm(x + spatial)
+
+
+class Attention(nn.Module):
+    """Multi-head attention over a map or its windows, with decomposed relative positions (MViTv2, eq. 4).
+
+    x: (B, H, W, C) -> (B, H, W, C).
+
+    window: the side of the windows in tokens, 0 for global attention. The reference pads the map with zeros to
+    whole windows, so that a padded token's q, k and v are the bias of `qkv`. Here only real tokens go through
+    the linear layers, and the padding is filled with that bias: the same numbers for a third of the work.
+    """
+
+    def __init__(self, channels: int, heads: int, window: int, map_size: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.window = window
+        side = window or map_size
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, channels // heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, channels // heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        side_h, side_w = (self.window, self.window) if self.window else (height, width)
+        # queries of padded tokens are never used: a map smaller than one window needs only its own
+        query_h, query_w = min(side_h, height), min(side_w, width)
+        bias = self.qkv.bias.to(x.dtype)
+        qkv = F.linear(x, self.qkv.weight).to(x.dtype)
+        qkv = F.pad(qkv, (0, 0, 0, -width % side_w, 0, -height % side_h)) + bias
+        windows = qkv.unflatten(1, (-1, side_h)).unflatten(3, (-1, side_w))           # B, nH, sh, nW, sw, 3C
+        n_h, n_w = windows.shape[1], windows.shape[3]
+        windows = windows.unflatten(-1, (3, self.heads, -1)).permute(5, 0, 1, 3, 6, 2, 4, 7)
+        q, k, v = windows.reshape(3, batch * n_h * n_w, self.heads, side_h, side_w, -1).unbind(0)
+        q = q[:, :, :query_h, :query_w]
+
+        attended = F.scaled_dot_product_attention(
+            q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), attn_mask=self._position_bias(q, side_h, side_w)
+        )
+        attended = attended.view(batch, n_h, n_w, self.heads, query_h, query_w, -1)
+        attended = attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, n_h * query_h, n_w * query_w, channels)
+        return self.proj(attended[:, :height, :width])
+
+    def _position_bias(self, q: Tensor, side_h: int, side_w: int) -> Tensor:
+        """q: (B, heads, qh, qw, d), unscaled -> (B, heads, qh * qw, side_h * side_w)."""
+        table_h = _relative_table(self.rel_pos_h, q.shape[2], side_h).to(q.dtype)
+        table_w = _relative_table(self.rel_pos_w, q.shape[3], side_w).to(q.dtype)
+        bias_h = torch.einsum("bnhwd,hkd->bnhwk", q, table_h)
+        bias_w = torch.einsum("bnhwd,wkd->bnhwk", q, table_w)
+        return (bias_h.unsqueeze(-1) + bias_w.unsqueeze(-2)).flatten(4, 5).flatten(2, 3)
+
+
+def _relative_table(rel_pos: Tensor, queries: int, keys: int) -> Tensor:
+    """rel_pos: (2 * keys - 1, d), entry i + keys - 1 for a query i tokens after its key -> (queries, keys, d)."""
+    offset = torch.arange(queries, device=rel_pos.device)[:, None] - torch.arange(keys, device=rel_pos.device)[None]
+    return rel_pos[offset + keys - 1]
+
+
+class Block(nn.Module):
+    """x + attention(norm1(x)), then y = norm2(x): x + mlp(y) + Adapter(y). x: (B, H, W, C)."""
+
+    def __init__(self, channels: int, heads: int, window: int, map_size: int, adapter: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.attn = Attention(channels, heads, window, map_size)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = MLPBlock(channels, 4 * channels)
+        self.Adapter = Adapter(channels) if adapter else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        y = self.norm2(x)
+        x = x + self.mlp(y)
+        return x if self.Adapter is None else x + self.Adapter(y)
+
+
+class PatchEmbed(nn.Module):
+    """(B, 3, S, S) -> (B, S / 16, S / 16, C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, channels, kernel_size=PATCH_SIZE, stride=PATCH_SIZE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).permute(0, 2, 3, 1)
+
+
+class ImageEncoder(nn.Module):
+    """Normalised images (B, 3, S, S) float -> embeddings (B, 256, S / 16, S / 16).
+
+    global_blocks: the indexes of the blocks that attend globally; the others attend in 14 x 14 windows.
+    image_size: S, a multiple of 32 (the adapters halve the map of 16-pixel patches).
+    """
+
+    def __init__(self, image_size: int, channels: int, depth: int, heads: int,
+                 global_blocks: tuple[int, ...], adapter: bool) -> None:
+        super().__init__()
+        if image_size % (2 * PATCH_SIZE):
+            raise ValueError(f"image_size {image_size} is not a multiple of {2 * PATCH_SIZE}")
+        self.img_size = image_size
+        map_size = image_size // PATCH_SIZE
+        self.patch_embed = PatchEmbed(channels)
+        self.pos_embed = nn.Parameter(torch.zeros(1, map_size, map_size, channels))
+        self.blocks = nn.ModuleList(
+            Block(channels, heads, 0 if i in global_blocks else WINDOW_SIZE, map_size, adapter) for i in range(depth)
+        )
+        self.neck = nn.Sequential(
+            nn.Conv2d(channels, EMBEDDING_CHANNELS, kernel_size=1, bias=False),
+            LayerNorm2d(EMBEDDING_CHANNELS),
+            nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(EMBEDDING_CHANNELS),
+        )
+
+    def adapters(self) -> list[Adapter]:
+        return [block.Adapter for block in self.blocks if block.Adapter is not None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != (3, self.img_size, self.img_size):
+            raise ValueError(f"expected images (B, 3, {self.img_size}, {self.img_size}), got {tuple(x.shape)}")
+        x = self.patch_embed(x) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.neck(x.permute(0, 3, 1, 2))
