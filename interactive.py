@@ -1,0 +1,97 @@
+"""Rounds of simulated interaction: what one training batch does with its objects (SAM-Med2D paper, section 3.3).
+
+Round 0 starts from a box or a click, with the encoder in the graph; in the rounds that follow the annotator
+corrects the last prediction. Masks are (N, 1, S, S) bool, one row an object.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from losses import objective
+from metrics import dice
+from prompts import boxes_of, clicks_on, corrective_clicks, shift_boxes
+from segment_anything import Prediction, Prompts, Sam, best_of
+from segment_anything.modeling.mask_decoder import MULTIPLE, SINGLE
+
+
+class Round(NamedTuple):
+    """What came of one round.
+
+    kind: "start", "clicks" or "mask"; losses: the scalars of `losses.objective`; chosen: the output that goes on
+    to the next round, logits (N, 1, S/4, S/4); masks: (N, 1, S, S) bool, the same at full size; dice: (N,).
+    """
+
+    kind: str
+    losses: dict[str, Tensor]
+    chosen: Prediction
+    masks: Tensor
+    dice: Tensor
+
+
+class StartingPrompts(NamedTuple):
+    """Half of the objects start from a box, the others from one foreground click."""
+
+    box_rows: Tensor
+    boxes: Prompts
+    click_rows: Tensor
+    clicks: Prompts
+
+
+Uniform = Callable[[int, int], Tensor]      # (rows, columns) -> numbers in [0, 1) on the device
+
+
+def uniform_from(generator: torch.Generator) -> Uniform:
+    return lambda rows, columns: torch.rand(rows, columns, generator=generator, device=generator.device)
+
+
+def starting_prompts(masks: Tensor, uniform: Uniform) -> StartingPrompts:
+    """Both kinds in every batch: the paper tosses a coin a batch, which is the same on average but noisier."""
+    rows = masks.shape[0]
+    box_rows, click_rows = uniform(rows, 1).squeeze(1).argsort().tensor_split(2)
+    boxes = shift_boxes(boxes_of(masks[box_rows]), uniform(len(box_rows), 2), masks.shape[-1])
+    points, labels = clicks_on(masks[click_rows], uniform(len(click_rows), 1))
+    return StartingPrompts(box_rows, Prompts(boxes=boxes), click_rows, Prompts(points=points, labels=labels))
+
+
+def predict_start(model: Sam, embeddings: Tensor, start: StartingPrompts) -> Prediction:
+    """All four outputs of every object. embeddings: (N, C, h, w)."""
+    rows = torch.cat([start.box_rows, start.click_rows])
+    parts = [
+        model.predict(embeddings[own], prompts, multimask_output=None)
+        for own, prompts in ((start.box_rows, start.boxes), (start.click_rows, start.clicks)) if len(own)
+    ]
+    order = rows.argsort()
+    return Prediction(*(torch.cat(values)[order] for values in zip(*parts)))
+
+
+def correction_prompts(last: Round, masks: Tensor, clicks: int, uniform: Uniform) -> Prompts:
+    """The last mask as probabilities, with `clicks` clicks on what is wrong with it (0: the mask alone)."""
+    probabilities = last.chosen.logits.float().sigmoid()
+    if not clicks:
+        return Prompts(masks=probabilities)
+    points, labels = corrective_clicks(masks, last.masks, uniform(masks.shape[0], clicks))
+    return Prompts(points=points, labels=labels, masks=probabilities)
+
+
+def judge(model: Sam, kind: str, prediction: Prediction, masks: Tensor, multimask: bool) -> Round:
+    """Score a prediction (all four outputs) and choose the output that the next round corrects."""
+    logits = model.upscale(prediction.logits)
+    losses = objective(prediction, logits, masks)
+    with torch.no_grad():
+        outputs = MULTIPLE if multimask else SINGLE
+        low_resolution = Prediction(prediction.logits[:, outputs].detach(), prediction.iou[:, outputs].detach())
+        best = best_of(Prediction(logits[:, outputs], low_resolution.iou)).logits > 0
+        return Round(kind, losses, best_of(low_resolution), best, dice(best, masks, from_logits=False).squeeze(1))
+
+
+def plan_of_corrections(rounds: int, click_counts: list[int], draw: random.Random) -> Iterator[int]:
+    """How many clicks each correction has; 0 (the mask alone) in the last and in one of rounds 1 .. rounds - 2."""
+    alone = {rounds - 1} if rounds > 1 else set()
+    if rounds > 2:
+        alone.add(draw.randrange(1, rounds - 1))
+    for i in range(rounds):
+        yield 0 if i in alone else draw.choice(click_counts)

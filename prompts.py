@@ -1,0 +1,81 @@
+"""The simulated annotator: boxes, first clicks and corrections, for all objects at once and on their device.
+
+Masks and regions are (N, 1, S, S) bool. Points are x before y, in pixels of the S x S frame, a pixel's own index.
+Boxes are x0 y0 x1 y1 with x1 and y1 one past the last pixel.
+
+No function here draws random numbers: callers hand in `uniform`, numbers in [0, 1), one row an object. So a
+draw can come from one generator on the device (training) or depend on the object's name alone (testing).
+"""
+
+import torch
+from torch import Tensor
+
+from segment_anything.modeling.prompt_encoder import ABSENT, BACKGROUND, FOREGROUND
+
+
+def boxes_of(masks: Tensor) -> Tensor:
+    """The tight box around each mask, all its pieces included. -> (N, 4) float32; zeros where a mask is empty."""
+    sides = []
+    for occupied in (masks.any(dim=-2).squeeze(1), masks.any(dim=-1).squeeze(1)):      # columns, then rows: (N, S)
+        ones = occupied.to(torch.uint8)         # argmax: the first of the largest
+        first = ones.argmax(dim=1)
+        end = ones.shape[1] - ones.flip(1).argmax(dim=1)
+        sides.append((first, torch.where(occupied.any(dim=1), end, 0)))
+    (x0, x1), (y0, y1) = sides
+    return torch.stack([x0, y0, x1, y1], dim=1).float()
+
+
+def shift_boxes(boxes: Tensor, uniform: Tensor, image_size: int, limit: int = 5) -> Tensor:
+    """Move each box by up to min(limit, half its short side) whole pixels in x and in y, within the frame.
+
+    uniform: (N, 2).
+    """
+    short_side = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1, keepdim=True)
+    reach = (short_side / 2).floor().clamp(max=limit)
+    shift = (uniform * (2 * reach + 1)).floor() - reach
+    return (boxes + shift.repeat(1, 2)).clamp(0, image_size)
+
+
+def pick_pixels(region: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """P pixels of each region, every pixel as likely as any other, with replacement.
+
+    uniform: (N, P). -> xy (N, P, 2) float32, found (N,) bool: whether the region has a pixel at all.
+    """
+    width = region.shape[-1]
+    running = region.flatten(1).cumsum(dim=1, dtype=torch.int32)
+    total = running[:, -1:]
+    rank = (uniform * total).to(torch.int32).clamp(max=(total - 1).clamp(min=0))       # 0 .. total - 1
+    pixel = torch.searchsorted(running, rank, right=True).clamp(max=running.shape[1] - 1)
+    xy = torch.stack([pixel % width, pixel // width], dim=-1).float()
+    return xy, total.squeeze(1) > 0
+
+
+def clicks_on(masks: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Foreground clicks. uniform: (N, P) -> points (N, P, 2), labels (N, P) int64."""
+    points, found = pick_pixels(masks, uniform)
+    return points, torch.where(found, FOREGROUND, ABSENT).unsqueeze(1).expand(uniform.shape).contiguous()
+
+
+def corrective_clicks(masks: Tensor, predicted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Clicks on wrong pixels: foreground where the object was missed, background where too much was marked.
+
+    predicted: (N, 1, S, S) bool; uniform: (N, P) -> points (N, P, 2), labels (N, P) int64, ABSENT where the
+    prediction has no wrong pixel.
+    """
+    points, found = pick_pixels(masks ^ predicted, uniform)
+    x, y = points.long().unbind(-1)
+    rows = torch.arange(masks.shape[0], device=masks.device).unsqueeze(1)
+    labels = torch.where(masks[rows, 0, y, x], FOREGROUND, BACKGROUND)
+    return points, torch.where(found.unsqueeze(1), labels, ABSENT)
+
+
+def one_shot_clicks(masks: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """P clicks placed without seeing a prediction: P // 2 on the object, at least one, the rest on the background.
+
+    uniform: (N, P) -> points (N, P, 2), labels (N, P) int64.
+    """
+    inside = max(1, uniform.shape[1] // 2)
+    points, labels = clicks_on(masks, uniform[:, :inside])
+    outside, found = pick_pixels(~masks, uniform[:, inside:])
+    outside_labels = torch.where(found, BACKGROUND, ABSENT).unsqueeze(1).expand(outside.shape[:2])
+    return torch.cat([points, outside], dim=1), torch.cat([labels, outside_labels], dim=1)

@@ -1,0 +1,77 @@
+"""Plumbing that the scripts share: devices, mixed precision, flags, checkpoint files, random seeds."""
+
+import argparse
+import os
+import random
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def boolean(text: str) -> bool:
+    """An argparse type for flags written as `--flag True` and `--flag False`."""
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+
+
+def add_flag(group: argparse._ActionsContainer, name: str, default: bool | None, help: str) -> None:
+    """A boolean that parses `--flag`, `--flag True` and `--flag False`."""
+    group.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
+
+
+def best_device(name: str | None) -> torch.device:
+    """`name` if one is given, else the best there is: cuda, mps, cpu.
+
+    Raises ValueError where the named device does not exist.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def amp_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device has it, float16 (which needs a gradient scaler) elsewhere."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return torch.float16 if device.type == "mps" else torch.bfloat16
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from the text of its parts: the same on every machine and in every process."""
+    import hashlib
+    digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike):
+    """Yields a temporary path beside `path`; on success it takes the place of `path` in one step.
+
+    Whenever the process dies, `path` is either the old file or the new one, whole.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
