@@ -75,3 +75,8 @@ def replacing(path: str | os.PathLike):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def finish(message: object) -> None:
+    """End the script with one line for people and a failing exit status."""
+    raise SystemExit(f"error: {message}")

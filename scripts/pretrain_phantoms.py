@@ -76,12 +76,17 @@ class Phantoms(IterableDataset):
                 torch.from_numpy(np.concatenate(masks)).unsqueeze(1))
 
 
-def two_rounds(model: Sam, images: torch.Tensor, masks: torch.Tensor, clicks: int, uniform) -> tuple[Round, Round]:
-    """A start (half boxes, half clicks) and one correction, both with the encoder in the graph."""
+def two_rounds(model: Sam, images: torch.Tensor, masks: torch.Tensor, clicks: int, joined: bool,
+               uniform) -> tuple[Round, Round]:
+    """A start (half boxes, half clicks) and one correction, both with the encoder in the graph.
+
+    joined: the corrective clicks join a first click somewhere on the object, as at test time, instead of standing
+    alone, as in fine-tuning.
+    """
     embeddings = model.encode(images).repeat_interleave(len(masks) // len(images), dim=0)
     start = judge(model, "start", predict_start(model, embeddings, starting_prompts(masks, uniform)), masks, True)
     prompts = correction_prompts(start, masks, clicks, uniform)
-    if clicks:      # as at test time, where corrections join a first click somewhere on the object
+    if clicks and joined:
         points, labels = clicks_on(masks, uniform(len(masks), 1))
         prompts = Prompts(torch.cat([points, prompts.points], 1), torch.cat([labels, prompts.labels], 1),
                           masks=prompts.masks)
@@ -140,7 +145,8 @@ def main() -> None:
             factor = min(progress / WARM_UP, 0.5 * (1 + math.cos(math.pi * progress)))
             optimizer.param_groups[0]["lr"] = args.lr * max(factor, 1e-3)
             with torch.autocast(device.type, dtype, enabled=args.use_amp):
-                rounds = two_rounds(model, images.to(device), masks.to(device), draw.choice(CLICK_COUNTS), uniform)
+                rounds = two_rounds(model, images.to(device), masks.to(device), draw.choice(CLICK_COUNTS),
+                                    draw.random() < 0.5, uniform)
             loss = sum(r.losses["loss"] for r in rounds)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -1,0 +1,421 @@
+"""Fine-tune SAM with adapters on a JSON-indexed data set, with a simulated annotator.
+
+    python train.py --model_type vit_t --sam_checkpoint pretrain_model/vit_t_phantoms.safetensors \
+        --image_size 128 --epochs 1 --run_name try              # a minute on a CPU, on the data in data_demo/
+    python train.py --sam_checkpoint pretrain_model/sam_vit_b_01ec64.pth --data_path data_demo
+    python train.py --encoder_adapter False --run_name ft-sam   # decoder side only: the paper's FT-SAM
+    python train.py --resume                                    # go on where this run stopped
+
+Leaves {work_dir}/models/{run_name}/last.pth (all that --resume needs) and best.pth (weights alone), and TensorBoard
+logs in {work_dir}/logs/{run_name}. Every random draw is a function of --seed and of the place in the run (epoch,
+image, step), so a resumed run needs no random state: it draws what the uninterrupted one would have drawn.
+"""
+
+import argparse
+import math
+import os
+import random
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import drawing
+from DataLoader import Batch, DataError, TestingDataset, TrainingDataset, collate, test_loader, train_loader
+from evaluation import DEFAULT_MODES, evaluate, mean_by_mode, parse_mode
+from interactive import (Round, correction_prompts, judge, plan_of_corrections, predict_start, starting_prompts,
+                         uniform_from)
+from metrics import METRICS
+from segment_anything import Sam, sam_model_registry
+from segment_anything.checkpoint import CheckpointError, load_checkpoint, read_checkpoint
+from utils import add_flag, amp_dtype, best_device, finish, replacing, seed_everything, seed_of
+
+DEFAULT_CHECKPOINT = "pretrain_model/sam_vit_b.pth"
+PANEL_IMAGES = 4        # images drawn for TensorBoard after each epoch
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = parser.add_argument_group("run")
+    group.add_argument("--work_dir", default="workdir", help="where everything is written")
+    group.add_argument("--run_name", default="sam-med2d")
+    group.add_argument("--resume", nargs="?", const="last", metavar="CHECKPOINT",
+                       help="go on from a last.pth; without a path, from that of this run")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--device", help="default: cuda, mps or cpu, the best there is")
+    group.add_argument("--save_every", type=int, default=1000, metavar="STEPS",
+                       help="save last.pth within epochs too, every so many batches; 0: only after each epoch")
+    group.add_argument("--log_every", type=int, default=10, metavar="STEPS", help="of the TensorBoard scalars, in batches")
+
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_path", default="data_demo", help="folder with image2label_train.json")
+    group.add_argument("--image_size", type=int, default=256)
+    group.add_argument("--batch_size", type=int, default=2, help="images a step")
+    group.add_argument("--mask_num", type=int, default=5, help="masks an image, drawn with replacement")
+    group.add_argument("--num_workers", type=int, default=min(4, (os.cpu_count() or 1) - 1))
+    add_flag(group, "--augment", False, "flips, small rotations and scalings, contrast, noise")
+
+    group = parser.add_argument_group("model")
+    group.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
+    group.add_argument("--sam_checkpoint", default=DEFAULT_CHECKPOINT,
+                       help="any SAM or SAM-Med2D weights; none: start from random weights")
+    add_flag(group, "--encoder_adapter", True, "adapters in the encoder, the only part of it that is trained")
+
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--epochs", type=int, default=15)
+    group.add_argument("--lr", type=float, default=1e-4)
+    group.add_argument("--lr_scheduler", choices=["multistep", "cosine"],
+                       help="multistep: halved at each of --milestones; cosine: to zero at the end; default: constant")
+    group.add_argument("--milestones", type=int, nargs="+", default=[5, 10], metavar="EPOCH")
+    group.add_argument("--warmup", type=int, default=0, metavar="STEPS", help="linear, in batches")
+    add_flag(group, "--use_amp", False, "mixed precision")
+
+    group = parser.add_argument_group("interaction")
+    group.add_argument("--iter_point", type=int, default=8, help="corrections that follow the first prompt")
+    group.add_argument("--point_list", type=int, nargs="+", default=[1, 3, 5, 9], help="clicks of a correction, drawn from these")
+    add_flag(group, "--multimask", True, "corrections follow the best of outputs 1 to 3; False: output 0. All four are trained")
+
+    group = parser.add_argument_group("validation, where image2label_val.json or label2image_val.json exists")
+    group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=[*METRICS])
+    group.add_argument("--prompt_modes", nargs="+", default=[*DEFAULT_MODES], help="as in test.py; best.pth has the best mean Dice")
+    args = parser.parse_args(argv)
+    if args.resume == "last":
+        args.resume = str(models_folder(args) / "last.pth")
+    for name in ("epochs", "batch_size", "mask_num", "image_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    if min(args.point_list) < 1:
+        parser.error("--point_list needs numbers of at least 1")
+    try:
+        args.modes = [parse_mode(name) for name in args.prompt_modes]
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def models_folder(args: argparse.Namespace) -> Path:
+    return Path(args.work_dir) / "models" / args.run_name
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (DataError, CheckpointError, ValueError) as error:
+        finish(error)
+
+
+def run(args: argparse.Namespace) -> None:
+    device = best_device(args.device)
+    seed_everything(args.seed)
+
+    # everything that can be known to be wrong is found before any training
+    dataset = TrainingDataset(args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed)
+    loader = train_loader(dataset, args.batch_size, args.num_workers, args.seed)
+    validation = validation_loader(args)
+    model = build_model(args).to(device)
+    trained = model.train_for("adapters")
+    print(f"trained: {sum(p.numel() for p in trained) / 1e6:.2f} M of "
+          f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters "
+          f"({'adapters, ' if model.image_encoder.adapters() else ''}prompt encoder, mask decoder)")
+
+    optimizer = torch.optim.Adam(trained, lr=args.lr)
+    half_floats = args.use_amp and amp_dtype(device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=half_floats)
+    progress = Progress(steps_an_epoch=math.ceil(len(dataset) / args.batch_size))
+    if args.resume:
+        progress.load(resume(args, model, optimizer, scaler), args)
+
+    logs = str(Path(args.work_dir) / "logs" / args.run_name)
+    with SummaryWriter(logs, purge_step=progress.step if args.resume else None) as board:
+        for epoch in range(progress.epoch, args.epochs):
+            start = progress.step - epoch * progress.steps_an_epoch
+            loader.batch_sampler.set_epoch(epoch, start)
+            train_epoch(model, loader, optimizer, scaler, args, progress, board)
+            measured = validate(model, validation, args, board, progress.step) if validation else {}
+            draw_panels(model, args, board, progress.step)
+            progress.end_epoch(measured)
+            save(args, model, optimizer, scaler, progress)
+    print(f"best {progress.best_name} {progress.best:.4f} in epoch {progress.best_epoch}: {models_folder(args) / 'best.pth'}")
+
+
+def validation_loader(args: argparse.Namespace):
+    """None where the data has no index of a `val` split."""
+    folder = Path(args.data_path)
+    if not any((folder / f"{kind}_val.json").exists() for kind in ("image2label", "label2image")):
+        return None
+    return test_loader(TestingDataset(args.data_path, args.image_size, "val"), args.batch_size, args.num_workers)
+
+
+def build_model(args: argparse.Namespace) -> Sam:
+    model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
+    if args.resume or args.sam_checkpoint.lower() == "none":
+        return model
+    if args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
+        raise CheckpointError(
+            f"{DEFAULT_CHECKPOINT}: not found. Download SAM's ViT-B (sam_vit_b_01ec64.pth, from the Segment Anything "
+            "repository's model checkpoints) or SAM-Med2D's weights (sam-med2d_b.pth, from its repository) and name the "
+            "file with --sam_checkpoint; --sam_checkpoint none trains from scratch"
+        )
+    print(load_checkpoint(model, args.sam_checkpoint))
+    return model
+
+
+# ---------------------------------------------------------------- one batch, one epoch
+
+
+def train_batch(model: Sam, batch: Batch, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+                args: argparse.Namespace, step: int) -> dict[str, torch.Tensor]:
+    """A start from boxes and clicks, which trains everything that is trained, then `iter_point` corrections, each
+    with a step of its own for the decoder side (SAM-Med2D paper, section 3.3).
+
+    Returns detached scalars: the loss and its terms as means over rounds, and Dice by kind of prompt and by round.
+    """
+    uniform = uniform_from(torch.Generator(model.device).manual_seed(seed_of(args.seed, "prompts", step)))
+    draw = random.Random(seed_of(args.seed, "corrections", step))
+    masks, device = batch.masks, model.device
+    autocast = lambda: torch.autocast(device.type, amp_dtype(device), enabled=args.use_amp)
+
+    def learn(round: Round) -> None:
+        scaler.scale(round.losses["loss"]).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        # to None, not zero: Adam would go on moving the adapters in rounds that do not reach them
+        optimizer.zero_grad(set_to_none=True)
+
+    with autocast():
+        embeddings = model.encode(batch.images, batch.content)
+        start = starting_prompts(masks, uniform)
+        prediction = predict_start(model, embeddings[batch.image_index], start)
+        last = judge(model, "start", prediction, masks, args.multimask)
+    learn(last)
+    rounds = [detached(last)]
+    dice = {kind: last.dice[rows].mean() for kind, rows in (("box", start.box_rows), ("click", start.click_rows)) if len(rows)}
+
+    embeddings = embeddings.detach()[batch.image_index]
+    for clicks in plan_of_corrections(args.iter_point, args.point_list, draw):
+        with autocast():
+            prompts = correction_prompts(last, masks, clicks, uniform)
+            prediction = model.predict(embeddings, prompts, multimask_output=None)
+            last = judge(model, "clicks" if clicks else "mask", prediction, masks, args.multimask)
+        learn(last)
+        rounds.append(detached(last))
+
+    scalars = {f"loss/{name}": torch.stack([r.losses[name] for r in rounds]).mean() for name in last.losses}
+    scalars |= {f"dice/start_{kind}": value for kind, value in dice.items()}
+    for number, round in enumerate(rounds[1:], start=1):
+        scalars[f"dice/round_{number}"] = round.dice.mean()
+        scalars[f"dice/correction_{round.kind}"] = round.dice.mean()
+    return scalars
+
+
+def detached(round: Round) -> Round:
+    """Without the graph, so that the rounds of a batch do not pile up in memory."""
+    return round._replace(losses={name: value.detach() for name, value in round.losses.items()})
+
+
+def train_epoch(model: Sam, loader, optimizer, scaler, args: argparse.Namespace, progress: "Progress",
+                board: SummaryWriter) -> None:
+    """The rest of the epoch that the loader was set to."""
+    model.train()
+    skipped: set[str] = set()
+    window = Window()
+    epoch = progress.epoch
+    bar = tqdm(loader, desc=f"epoch {epoch + 1}/{args.epochs}", unit="batch", dynamic_ncols=True,
+               initial=progress.steps_an_epoch - len(loader), total=progress.steps_an_epoch)
+    for batch in bar:
+        skipped.update(batch.skipped)
+        if len(batch.mask_names):
+            rate = args.lr * lr_factor(args, progress.step, progress.steps_an_epoch)
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = rate
+            scalars = train_batch(model, batch.to(model.device), optimizer, scaler, args, progress.step)
+            values = torch.stack([*scalars.values()]).tolist()      # the one wait for the device in a batch
+            window.add(dict(zip(scalars, values)), len(batch.images))
+            check_finite(window.latest, args, progress.step)
+            progress.add_loss(window.latest["loss/loss"])
+            bar.set_postfix(loss=f"{window.mean('loss/loss'):.3f}", dice=f"{window.latest_dice():.3f}",
+                            images_per_s=f"{window.images_per_second():.1f}")
+        progress.step += 1
+        if progress.step % args.log_every == 0 and window.count:
+            window.write(board, progress.step, rate)
+            window = Window()
+        if args.save_every and progress.step % args.save_every == 0:
+            save_last(args, model, optimizer, scaler, progress)
+    if skipped:
+        print(f"skipped {len(skipped)} empty mask(s), such as {min(skipped)}")
+
+
+def lr_factor(args: argparse.Namespace, step: int, steps_an_epoch: int) -> float:
+    """What --lr is multiplied by; a function of the place in the run, so there is no state to save."""
+    warmup = min(1.0, (step + 1) / args.warmup) if args.warmup else 1.0
+    if args.lr_scheduler == "multistep":
+        return warmup * 0.5 ** sum(step // steps_an_epoch >= milestone for milestone in args.milestones)
+    if args.lr_scheduler == "cosine":
+        return warmup * 0.5 * (1 + math.cos(math.pi * step / (args.epochs * steps_an_epoch)))
+    return warmup
+
+
+def check_finite(scalars: dict[str, float], args: argparse.Namespace, step: int) -> None:
+    terms = {name: value for name, value in scalars.items() if name.startswith("loss/")}
+    if not all(map(math.isfinite, terms.values())):
+        said = ", ".join(f"{name.removeprefix('loss/')} {value:g}" for name, value in terms.items())
+        raise ValueError(f"the loss is not finite in step {step}: {said}. Nothing was saved after the last checkpoint in "
+                         f"{models_folder(args)}; lower --lr or switch --use_amp off, and --resume")
+
+
+class Window:
+    """Means of the scalars since it was opened."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
+        self.count = self.images = 0
+        self.opened = time.monotonic()
+
+    def add(self, scalars: dict[str, float], images: int) -> None:
+        self.latest = scalars
+        self.count += 1
+        self.images += images
+        for name, value in scalars.items():
+            self.sums[name] += value
+            self.counts[name] += 1
+
+    def mean(self, name: str) -> float:
+        return self.sums[name] / self.counts[name]
+
+    def latest_dice(self) -> float:
+        """Of the last round."""
+        rounds = [value for name, value in self.latest.items() if name.startswith(("dice/start", "dice/round"))]
+        return rounds[-1]
+
+    def images_per_second(self) -> float:
+        return self.images / (time.monotonic() - self.opened)
+
+    def write(self, board: SummaryWriter, step: int, rate: float) -> None:
+        for name in self.sums:
+            board.add_scalar(name, self.mean(name), step)
+        board.add_scalar("lr", rate, step)
+        board.add_scalar("images_per_second", self.images_per_second(), step)
+
+
+# ---------------------------------------------------------------- validation and pictures
+
+
+def validate(model: Sam, loader, args: argparse.Namespace, board: SummaryWriter, step: int) -> dict[str, float]:
+    """-> mean Dice of each prompt mode on the val split."""
+    rows, skipped = [], []
+    batches = tqdm(loader, desc="validation", unit="batch", leave=False, dynamic_ncols=True)
+    for batch, scored in evaluate(model, batches, args.modes, device=model.device, seed=args.seed,
+                                  multimask=args.multimask, use_amp=args.use_amp):
+        rows += [row for one in scored for row in one.rows]
+        skipped += batch.skipped
+    if not rows:
+        raise DataError(f"{args.data_path}: every mask of its val split is empty; correct or remove that index")
+    means = {metric: mean_by_mode(rows, metric) for metric in {*args.metrics, "dice"}}
+    for metric in args.metrics:
+        for mode, value in means[metric].items():
+            board.add_scalar(f"val_{metric}/{mode}", value, step)
+    said = "  ".join(f"{mode} {value:.4f}" for mode, value in means["dice"].items())
+    print(f"validation Dice of {len(rows) // len(args.modes)} objects: {said}" + (f"  ({len(skipped)} empty skipped)" if skipped else ""))
+    return means["dice"]
+
+
+def draw_panels(model: Sam, args: argparse.Namespace, board: SummaryWriter, step: int) -> None:
+    """The first training images with predictions, truths and prompts, from a box and after three clicks."""
+    dataset = TestingDataset(args.data_path, args.image_size, "train")
+    batch = collate([dataset[i] for i in range(min(PANEL_IMAGES, len(dataset)))])
+    for _, scored in evaluate(model, [batch], [parse_mode("bbox"), parse_mode("3pts")], device=model.device,
+                              seed=args.seed, multimask=args.multimask, use_amp=args.use_amp):
+        for mode in ("bbox", "3pts"):
+            tiles = [tile for one in scored if one.mode.name == mode for tile in drawing.tiles_of(batch, one, dataset.index)]
+            if tiles:
+                board.add_image(f"panel/{mode}", drawing.grid(tiles)[..., ::-1].copy(), step, dataformats="HWC")
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+class Progress:
+    """Where the run is: `epoch`, `step` (batches since its start), the best epoch so far, the losses of this epoch."""
+
+    def __init__(self, steps_an_epoch: int) -> None:
+        self.steps_an_epoch = steps_an_epoch
+        self.epoch = self.step = 0
+        self.loss_sum, self.loss_count = 0.0, 0
+        self.best_name, self.best, self.best_epoch = "", math.inf, 0
+        self.improved = False
+
+    def add_loss(self, loss: float) -> None:
+        self.loss_sum += loss
+        self.loss_count += 1
+
+    def end_epoch(self, validation_dice: dict[str, float]) -> None:
+        """Judge the epoch: by the mean of the modes' validation Dice, else by the training loss."""
+        self.epoch += 1
+        name, value, better = "training loss", self.loss_sum / max(1, self.loss_count), lambda a, b: a < b
+        if validation_dice:
+            name, value, better = "validation Dice", sum(validation_dice.values()) / len(validation_dice), lambda a, b: a > b
+        self.improved = name != self.best_name or better(value, self.best)
+        if self.improved:
+            self.best_name, self.best, self.best_epoch = name, value, self.epoch
+        self.loss_sum, self.loss_count = 0.0, 0
+
+    def state(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "improved"}
+
+    def load(self, state: dict, args: argparse.Namespace) -> None:
+        if state["steps_an_epoch"] != self.steps_an_epoch:
+            raise ValueError(f"{args.resume}: its run had {state['steps_an_epoch']} batches an epoch, this one has "
+                             f"{self.steps_an_epoch}; resume with the same data and --batch_size")
+        vars(self).update(state)
+
+
+def resume(args: argparse.Namespace, model: Sam, optimizer, scaler) -> dict:
+    """Restore a last.pth into model, optimizer and scaler. -> the state of its Progress."""
+    saved = read_checkpoint(args.resume)
+    if "progress" not in saved:
+        raise CheckpointError(f"{args.resume}: holds weights but no state of a run; name a last.pth of this project, or give "
+                              "the weights to --sam_checkpoint")
+    print(load_checkpoint(model, args.resume))
+    optimizer.load_state_dict(saved["optimizer"])
+    scaler.load_state_dict(saved["scaler"])
+    changed = [name for name, value in saved["flags"].items() if name in MUST_AGREE and getattr(args, name) != value]
+    if changed:
+        raise ValueError(f"{args.resume}: its run had " + ", ".join(f"--{n} {saved['flags'][n]}" for n in changed) +
+                         "; resume with the same, or start a new run from its weights with --sam_checkpoint")
+    return saved["progress"]
+
+
+MUST_AGREE = ("model_type", "image_size", "encoder_adapter", "seed", "batch_size", "mask_num", "iter_point", "point_list")
+
+
+def save(args: argparse.Namespace, model: Sam, optimizer, scaler, progress: Progress) -> None:
+    """After an epoch: last.pth, and best.pth where the epoch was the best so far."""
+    if progress.improved:
+        write_checkpoint(models_folder(args) / "best.pth", {
+            "model": model.state_dict(), "flags": flags_of(args), "epoch": progress.best_epoch,
+            progress.best_name.replace(" ", "_").lower(): progress.best})
+    save_last(args, model, optimizer, scaler, progress)
+
+
+def save_last(args: argparse.Namespace, model: Sam, optimizer, scaler, progress: Progress) -> None:
+    write_checkpoint(models_folder(args) / "last.pth", {
+        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+        "progress": progress.state(), "flags": flags_of(args)})
+
+
+def write_checkpoint(path: Path, content: dict) -> None:
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def flags_of(args: argparse.Namespace) -> dict:
+    return {name: value for name, value in vars(args).items() if name != "modes"}
+
+
+if __name__ == "__main__":
+    main()
