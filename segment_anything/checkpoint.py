@@ -189,7 +189,7 @@ def _read_header(path: Path) -> bytes:
     if not header:
         raise CheckpointError(f"{path}: the file is empty; download or copy it again")
     if header.startswith(b"<"):
-        raise CheckpointError(f"{path}: is a web page, not weights; open the link in a browser and save the file itself")
+        raise CheckpointError(f"{path}: is a web page, not weights; download the file it links to")
     if header.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: is a Git LFS pointer, not weights; run `git lfs pull` where it came from")
     return header
@@ -199,7 +199,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged or no safetensors file ({error}); download or copy it again") from error
+        raise CheckpointError(f"{path}: damaged, or not safetensors ({error}); download or copy it again") from error
 
 
 class _Unread:
@@ -229,7 +229,7 @@ def _read_pickle(path: Path, is_zip: bool) -> object:
     """What torch.save wrote, if it is made of tensors, plain containers and `STAND_INS`; anything else is refused."""
     try:
         with torch.serialization.safe_globals(STAND_INS):
-            # mmap: an optimizer's moments, two thirds of such a file, are then never read from the disk
+            # mmap: an optimizer's moments, half of such a file or more, are then never read from the disk
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:      # damaged bytes end in any exception the unpickler happens to run into
         found = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
@@ -271,7 +271,7 @@ def _resize(positions: Tensor, shape: torch.Size) -> Tensor:
     label, not a signal; averaging neighbours when shrinking would give labels that the blocks never saw.
     Relative positions are interpolated as SAM's own code does it when the map and the table differ.
     """
-    positions = positions.float()       # half precision has no bicubic everywhere
+    positions = positions.float()       # half precision would round the result
     if len(shape) == 4:
         resized = F.interpolate(
             positions.permute(0, 3, 1, 2), size=shape[1:3], mode="bicubic", align_corners=False, antialias=False
