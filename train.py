@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
           f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters "
           f"({'adapters, ' if model.image_encoder.adapters() else ''}prompt encoder, mask decoder)")
 
-    optimizer = torch.optim.Adam(trained, lr=args.lr)
+    optimizer = torch.optim.Adam(trained, lr=args.lr, fused=device.type in ("cpu", "cuda"))
     half_floats = args.use_amp and amp_dtype(device) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half_floats)
     progress = Progress(steps_an_epoch=math.ceil(len(dataset) / args.batch_size))

@@ -1,29 +1,14 @@
-"""The sizes of the model and the registry: `sam_model_registry["vit_b"](image_size=256)`."""
+"""The registry of models: `sam_model_registry["vit_b"](image_size=256)`."""
 
 from argparse import Namespace
 from functools import partial
-from typing import NamedTuple
 
 from torch import nn
 
 from .checkpoint import load_checkpoint
 from .modeling import ImageEncoder, MaskDecoder, PromptEncoder, Sam
 from .modeling.image_encoder import EMBEDDING_CHANNELS, PATCH_SIZE
-
-
-class Size(NamedTuple):
-    channels: int
-    depth: int
-    heads: int
-    global_blocks: tuple[int, ...]
-
-
-SIZES = {
-    "vit_t": Size(192, 12, 3, (2, 5, 8, 11)),       # ours: for demos and tests
-    "vit_b": Size(768, 12, 12, (2, 5, 8, 11)),
-    "vit_l": Size(1024, 24, 16, (5, 11, 17, 23)),
-    "vit_h": Size(1280, 32, 16, (7, 15, 23, 31)),
-}
+from .sizes import SIZES
 
 
 def build_sam(args: Namespace | None = None, *, model_type: str = "vit_b", image_size: int = 256,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .modeling import Sam
 from .modeling.image_encoder import PATCH_SIZE
+from .sizes import SIZES
 
 POSITIONS = "image_encoder.pos_embed"
 BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
@@ -110,8 +111,6 @@ def load_checkpoint(model: Sam, path: str | Path) -> LoadReport:
 
 def describe(weights: dict[str, Tensor]) -> Architecture:
     """Infer from names and shapes what a state dict was built as. Without an image encoder: size 0."""
-    from .build_sam import SIZES        # here, because build_sam imports this file
-
     positions = weights.get(POSITIONS)
     image_size, channels = 0, 0
     if positions is not None and positions.dim() == 4:      # (1, h, w, C)
@@ -175,7 +174,8 @@ def read_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     content = _read_pickle(path, is_zip=_read_header(path).startswith(b"PK\x03\x04"))
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint; name a last.pth of a training run")
+        kind = type(content).__name__
+        raise CheckpointError(f"{path}: holds a {kind}, not a checkpoint; name a last.pth of a training run")
     return content
 
 
@@ -188,7 +188,7 @@ def _read_header(path: Path) -> bytes:
         raise CheckpointError(f"{path}: cannot be opened ({error.strerror}); check the path") from error
     if not header:
         raise CheckpointError(f"{path}: the file is empty; download or copy it again")
-    if header.startswith(b"<"):
+    if header.lower().startswith((b"<!doctype", b"<html", b"<?xml")):     # "<" alone can begin a safetensors file
         raise CheckpointError(f"{path}: is a web page, not weights; download the file it links to")
     if header.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: is a Git LFS pointer, not weights; run `git lfs pull` where it came from")

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segment_anything import Sam
-from segment_anything.build_sam import SIZES, Size, build_sam
+from segment_anything.build_sam import build_sam
+from segment_anything.sizes import SIZES, Size
 from segment_anything.checkpoint import CheckpointError, describe, load_checkpoint, read_weights, save_weights
 
 CONVERTER = Path(__file__).parents[1] / "scripts" / "convert_checkpoint.py"
@@ -479,6 +480,16 @@ def test_saved_weights_come_back(plain, tmp_path: Path) -> None:
     assert_same(read_weights(path), {**plain, "transposed": torch.ones(3, 2)})
     (tmp_path / "ordinary").touch()
     assert path.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_a_header_that_looks_like_text(tmp_path: Path) -> None:
+    """A safetensors file begins with the length of its header, here the bytes of " <"."""
+    path, length = tmp_path / "w.safetensors", int.from_bytes(b" <", "little")
+    save_weights(TINY, path, metadata={"note": ""})
+    spare = length - int.from_bytes(path.read_bytes()[:8], "little")
+    save_weights(TINY, path, metadata={"note": "x" * spare})
+    assert path.read_bytes().startswith(b" <")
+    assert_same(read_weights(path), TINY)
 
 
 def test_half_precision_round_trip(plain, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segment_anything import Prediction, Prompts, Sam, best_of, sam_model_registry
-from segment_anything.build_sam import SIZES
+from segment_anything.sizes import SIZES
 from segment_anything.modeling.image_encoder import Adapter, Attention
 
 PROMPT_KINDS = ("box", "point", "points", "box+point", "mask", "point+mask")

@@ -1,0 +1,28 @@
+# make demo: install, then "SAM", "FT-SAM" and "SAM-Med2D" in small on data_demo/; leaves workdir/demo/
+# make test: install, then the tests
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test clean
+
+demo: $(VENV)/installed
+	$(RUN) scripts/demo.py
+
+test: $(VENV)/installed-dev
+	$(RUN) -m pytest -q tests
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install -q -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(RUN) -m pip install -q -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) workdir

@@ -1,0 +1,97 @@
+"""The paper's first table in small, on the MNI152 slices of data_demo/; minutes on two CPU cores.
+
+    python scripts/demo.py
+
+"SAM" is the small model pretrained on phantoms, as it is; "FT-SAM" fine-tunes its decoder side; "SAM-Med2D" adds
+adapters to the encoder. Each step is a command of train.py or test.py, printed as a user would type it.
+Leaves in workdir/demo: report.md with the table, compare_{mode}.png, and the runs with their checkpoints, TensorBoard
+logs and overlays.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = "pretrain_model/vit_t_phantoms.safetensors"
+MODES = ("bbox", "1pt", "3pts", "5pts")
+SMALL = "--model_type vit_t --image_size 128 --num_workers 0"
+TRAINING = "--batch_size 4 --lr 3e-4 --lr_scheduler cosine --warmup 10 --prompt_modes bbox 5pts"
+LABEL_WIDTH = 110       # pixels
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work_dir", default="workdir/demo")
+    parser.add_argument("--epochs", type=int, default=20)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    started = time.monotonic()
+    runs = {
+        "SAM": (f"--encoder_adapter False --sam_checkpoint {WEIGHTS}", None),
+        "FT-SAM": ("--encoder_adapter False", "ft-sam"),
+        "SAM-Med2D": ("--encoder_adapter True", "sam-med2d"),
+    }
+    results = {}
+    for name, (flags, trained) in runs.items():
+        if trained:
+            run(f"train.py {SMALL} {flags} --sam_checkpoint {WEIGHTS} --epochs {args.epochs} {TRAINING} "
+                f"--work_dir {args.work_dir} --run_name {trained}")
+            flags += f" --sam_checkpoint {args.work_dir}/models/{trained}/best.pth"
+        run_name = trained or "sam"
+        run(f"test.py {SMALL} {flags} --work_dir {args.work_dir} --run_name {run_name} --save_pred")
+        results[name] = json.loads((ROOT / args.work_dir / run_name / "results.json").read_text())
+    folders = {name: ROOT / args.work_dir / (trained or "sam") for name, (_, trained) in runs.items()}
+    pictures = [compare(folders, mode, ROOT / args.work_dir / f"compare_{mode}.png") for mode in MODES]
+    table = format_table(results)
+    minutes = (time.monotonic() - started) / 60
+    report = ROOT / args.work_dir / "report.md"
+    report.write_text(f"# Demo\n\nDice on {results['SAM']['objects']} objects in {results['SAM']['images']} held-out slices, "
+                      f"in {minutes:.1f} minutes.\n\n{table}\n\n" + "\n".join(f"![{p.stem}]({p.name})" for p in pictures) + "\n")
+    print(f"\n{table}\n\n{minutes:.1f} minutes. Report: {report.relative_to(ROOT)}; pictures: {args.work_dir}/compare_*.png; "
+          f"curves: {Path(sys.executable).parent}/tensorboard --logdir {args.work_dir}/logs")
+
+
+def run(command: str) -> None:
+    print(f"\n$ python {command}", flush=True)
+    subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, check=True)
+
+
+def format_table(results: dict[str, dict]) -> str:
+    """Rows models, columns Dice of each mode and speed, as Markdown."""
+    lines = [f"| {'Dice':9} | " + " | ".join(f"{mode:>5}" for mode in MODES) + " | images/s |",
+             "|---|" + "--:|" * (len(MODES) + 1)]
+    for name, result in results.items():
+        cells = [f"{result['dice'][mode]:5.3f}" for mode in MODES] + [f"{result['images_per_second']:8.1f}"]
+        lines.append(f"| {name:9} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def compare(folders: dict[str, Path], mode: str, output: Path) -> Path:
+    """The overlays of the first two slices by all models, one above the other."""
+    slices = sorted(path.name for path in (next(iter(folders.values())) / "overlays" / mode).iterdir())[::4][:2]
+    strips = []
+    for picture in slices:
+        for name, folder in folders.items():
+            tiles = cv2.imread(str(folder / "overlays" / mode / picture))
+            label = np.zeros((tiles.shape[0], LABEL_WIDTH, 3), np.uint8)
+            cv2.putText(label, name, (6, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+            strips.append(np.hstack([label, tiles]))
+    width = max(strip.shape[1] for strip in strips)
+    strips = [cv2.copyMakeBorder(s, 0, 4, 0, width - s.shape[1], cv2.BORDER_CONSTANT) for s in strips]
+    cv2.imwrite(str(output), np.vstack(strips))
+    return output
+
+
+if __name__ == "__main__":
+    main()
