@@ -67,8 +67,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=int, default=15)
     group.add_argument("--lr", type=float, default=1e-4)
-    group.add_argument("--lr_scheduler", choices=["multistep", "cosine"],
-                       help="multistep: halved at each of --milestones; cosine: to zero at the end; default: constant")
+    group.add_argument("--lr_scheduler", choices=["multistep", "cosine"], type=lambda name: name.lower().removesuffix("lr"),
+                       help="multistep (or MultiStepLR): halved at each of --milestones; cosine: to zero at the end; "
+                            "default: constant")
     group.add_argument("--milestones", type=int, nargs="+", default=[5, 10], metavar="EPOCH")
     group.add_argument("--warmup", type=int, default=0, metavar="STEPS", help="linear, in batches")
     add_flag(group, "--use_amp", False, "mixed precision")

@@ -5,7 +5,7 @@
 
 Boxes, clicks, corrections and mask prompts, on all four outputs. Writes float16 weights without adapters, and
 beside them a log: one JSON line an evaluation on held-out phantoms, the first line being the flags.
-The learning rate follows the time, not the steps, so that the run ends when it was asked to.
+After the warm-up the learning rate follows the time, not the steps, so that the run ends when it was asked to.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from segment_anything import Prompts, Sam, sam_model_registry
 from segment_anything.checkpoint import load_checkpoint, save_weights
 from utils import add_flag, amp_dtype, best_device, seed_everything
 
-WARM_UP = 0.03              # share of the run
+WARM_UP = 200               # steps
 CLICK_COUNTS = (0, 1, 2, 4)  # of a correction, beside the first click; 0 is the mask alone
 HELD_OUT_SEED = 10**6       # phantoms of the evaluation; the run would draw this seed after a million batches
 
@@ -142,8 +142,8 @@ def main() -> None:
     for step, (images, masks) in enumerate(bar):
         progress = (time.monotonic() - started) / (60 * args.minutes)
         if progress < 1:
-            factor = min(progress / WARM_UP, 0.5 * (1 + math.cos(math.pi * progress)))
-            optimizer.param_groups[0]["lr"] = args.lr * max(factor, 1e-3)
+            factor = min((step + 1) / WARM_UP, 0.5 * (1 + math.cos(math.pi * progress)))
+            optimizer.param_groups[0]["lr"] = args.lr * factor
             with torch.autocast(device.type, dtype, enabled=args.use_amp):
                 rounds = two_rounds(model, images.to(device), masks.to(device), draw.choice(CLICK_COUNTS),
                                     draw.random() < 0.5, uniform)

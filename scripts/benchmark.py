@@ -1,0 +1,144 @@
+"""Timings, each with a baseline measured in the same run: medians, and the ratio to the baseline.
+
+    python scripts/benchmark.py encoder                 # windowed attention: padding filled in, against computed
+    python scripts/benchmark.py test --data_path ../data_demo       # four prompt modes against encoder passes alone
+    python scripts/benchmark.py train --data_path data_demo         # one training batch, and its parts
+
+Machines are noisy: the contenders take turns, and only ratios of one run compare. Tables: docs/performance.md.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train  # noqa: E402
+from DataLoader import TestingDataset, TrainingDataset, collate  # noqa: E402
+from evaluation import DEFAULT_MODES, evaluate, parse_mode  # noqa: E402
+from segment_anything import sam_model_registry  # noqa: E402
+from segment_anything.modeling.image_encoder import Attention  # noqa: E402
+from utils import best_device  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("area", choices=["encoder", "test", "train"])
+    parser.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
+    parser.add_argument("--image_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--data_path", default="data_demo")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device")
+    return parser.parse_args()
+
+
+def compare(contenders: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Print the median of each in milliseconds and its ratio to the first. The contenders take turns."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for i in range(rounds + 1):
+        for name, work in contenders.items():
+            started = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if i:       # the first round warms up
+                times[name].append(time.perf_counter() - started)
+    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    baseline = next(iter(medians.values()))
+    for name, value in medians.items():
+        print(f"{name:44} {value:10.1f} ms   x {value / baseline:.2f}")
+    return medians
+
+
+def padded_attention(self: Attention, x: Tensor) -> Tensor:
+    """The reference: pad with zeros, compute everything on whole windows, crop."""
+    window = self.window
+    if not window:
+        return Attention.forward(self, x)
+    batch, height, width, channels = x.shape
+    x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+    rows, columns = x.shape[1] // window, x.shape[2] // window
+    x = x.view(batch, rows, window, columns, window, channels).transpose(2, 3).reshape(-1, window, window, channels)
+    q, k, v = self.qkv(x).view(len(x), window, window, 3, self.heads, -1).permute(3, 0, 4, 1, 2, 5)
+    attended = F.scaled_dot_product_attention(q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3),
+                                              attn_mask=self._position_bias(q, window, window))
+    x = self.proj(attended.transpose(1, 2).reshape(len(x), window, window, channels))
+    x = x.view(batch, rows, columns, window, window, channels).transpose(2, 3)
+    return x.reshape(batch, rows * window, columns * window, channels)[:, :height, :width]
+
+
+@torch.inference_mode()
+def encoder(args: argparse.Namespace, device: torch.device) -> None:
+    model = sam_model_registry[args.model_type](image_size=args.image_size).to(device)
+    images = torch.randint(0, 256, (args.batch_size, 3, args.image_size, args.image_size), device=device)
+    attention = [block.attn for block in model.image_encoder.blocks]
+
+    def padded() -> Tensor:
+        for layer in attention:
+            layer.forward = padded_attention.__get__(layer)
+        try:
+            return model.encode(images)
+        finally:
+            for layer in attention:
+                del layer.forward
+
+    difference = (padded() - model.encode(images)).abs().max().item()
+    compare({"padded tokens computed": padded, "padded tokens filled in": lambda: model.encode(images)}, args.rounds, device)
+    print(f"largest difference of the embeddings: {difference:.1e}")
+
+
+def test(args: argparse.Namespace, device: torch.device) -> None:
+    """Decoding and scoring of a test set, beside one encoder pass an image. Reading is left out."""
+    model = sam_model_registry[args.model_type](image_size=args.image_size).to(device)
+    dataset = TestingDataset(args.data_path, args.image_size, "test")
+    items = [dataset[i] for i in range(len(dataset))]
+    batches = [collate(items[i:i + args.batch_size]) for i in range(0, len(items), args.batch_size)]
+    print(f"{len(items)} images, {sum(len(b.mask_names) for b in batches)} objects")
+
+    @torch.inference_mode()
+    def encode() -> None:
+        for batch in batches:
+            model.encode(batch.images.to(device), batch.content.to(device))
+
+    def score(modes: tuple[str, ...]) -> Callable[[], object]:
+        return lambda: list(evaluate(model, batches, [parse_mode(m) for m in modes], device=device))
+
+    compare({"encoder passes alone": encode, "bbox": score(("bbox",)), " ".join(DEFAULT_MODES): score(DEFAULT_MODES)},
+            args.rounds, device)
+
+
+def train_step(args: argparse.Namespace, device: torch.device) -> None:
+    flags = train.parse_args(["--model_type", args.model_type, "--image_size", str(args.image_size),
+                              "--sam_checkpoint", "none"])
+    dataset = TrainingDataset(args.data_path, args.image_size, "train", flags.mask_num)
+    batch = collate([dataset[0, i % len(dataset)] for i in range(args.batch_size)]).to(device)
+
+    def prepared(adapters: bool, use_amp: bool) -> Callable[[], object]:
+        model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=adapters).to(device)
+        optimizer = torch.optim.Adam(model.train_for("adapters"), lr=1e-4, fused=device.type in ("cpu", "cuda"))
+        scaler = torch.amp.GradScaler(device.type, enabled=False)
+        own = argparse.Namespace(**{**vars(flags), "use_amp": use_amp})
+        return lambda: train.train_batch(model, batch, optimizer, scaler, own, 0)
+
+    print(f"one batch of {args.batch_size} image(s), {len(batch.mask_names)} objects, {flags.iter_point + 1} rounds")
+    compare({"adapters, float32": prepared(True, False), "decoder side alone (FT-SAM), float32": prepared(False, False),
+             "adapters, mixed precision": prepared(True, True)}, args.rounds, device)
+
+
+def main() -> None:
+    args = parse_args()
+    device = best_device(args.device)
+    print(f"{args.area}: {args.model_type}, {args.image_size} px, batch {args.batch_size}, {device}, torch {torch.__version__}, "
+          f"{torch.get_num_threads()} threads, median of {args.rounds}")
+    {"encoder": encoder, "test": test, "train": train_step}[args.area](args, device)
+
+
+if __name__ == "__main__":
+    main()

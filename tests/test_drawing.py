@@ -1,0 +1,143 @@
+"""drawing.py: tiles and grids of any shape, and prompts at the pixels they mean."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from DataLoader import Batch, Index
+from drawing import BOX, CAPTION_HEIGHT, CLICK, PREDICTION, TRUTH, grid, tile, tiles_of
+from evaluation import Row, Scored, parse_mode, to_original_frame
+from segment_anything import Prompts
+
+SIDE = 256
+NO_PROMPTS = Prompts()
+
+
+def black(height: int, width: int) -> np.ndarray:
+    return np.zeros((height, width, 3), np.uint8)
+
+
+def nothing(height: int, width: int) -> torch.Tensor:
+    return torch.zeros(height, width, dtype=torch.bool)
+
+
+def draw(height: int, width: int, prompts: Prompts = NO_PROMPTS, row: int = 0, predicted=None, truth=None) -> np.ndarray:
+    """The tile of a black picture without its caption: (SIDE, SIDE, 3)."""
+    predicted, truth = (nothing(height, width) if mask is None else mask for mask in (predicted, truth))
+    return tile(black(height, width), predicted, truth, prompts, row, "", SIDE)[CAPTION_HEIGHT:]
+
+
+def places(picture: np.ndarray, colour: tuple[int, int, int]) -> set[tuple[int, int]]:
+    """(y, x) of the pixels of exactly this colour."""
+    return set(zip(*(axis.tolist() for axis in np.nonzero((picture == colour).all(axis=2)))))
+
+
+def outline(x0: int, y0: int, x1: int, y1: int) -> set[tuple[int, int]]:
+    """The border pixels of a half-open box."""
+    return {(y, x) for y in range(y0, y1) for x in range(x0, x1) if y in (y0, y1 - 1) or x in (x0, x1 - 1)}
+
+
+# ---------------------------------------------------------------- tiles
+
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 1), (1, 5000), (5000, 1), (3, 700), (50, 80), (900, 700)])
+@pytest.mark.parametrize("side", [SIDE, 100])
+def test_a_tile_has_its_size_whatever_the_picture(height, width, side):
+    everything = ~nothing(height, width)
+    prompts = Prompts(torch.tensor([[[0.0, 0.0], [width - 1.0, height - 1.0]]]), torch.tensor([[1, 0]]),
+                      torch.tensor([[0.0, 0.0, width, height]]))
+    drawn = tile(black(height, width), everything, everything, prompts, 0, "a long caption " * 20, side)
+    assert drawn.shape == (side + CAPTION_HEIGHT, side, 3) and drawn.dtype == np.uint8
+    assert drawn[CAPTION_HEIGHT:].any() and drawn[:CAPTION_HEIGHT].any()
+
+
+def test_the_picture_is_centred_and_fills_one_direction():
+    image = np.full((32, 64, 3), 200, np.uint8)
+    drawn = tile(image, nothing(32, 64), nothing(32, 64), NO_PROMPTS, 0, "", SIDE)[CAPTION_HEIGHT:]
+    assert (drawn[64:192] == 200).all()
+    assert not drawn[:64].any() and not drawn[192:].any()
+
+
+def test_predictions_are_filled_and_truths_outlined():
+    mask = nothing(64, 64)
+    mask[8:24, 16:40] = True
+    filled = draw(64, 64, predicted=mask)
+    assert {(y, x) for y in range(32, 96) for x in range(64, 160)} == set(zip(*filled.any(axis=2).nonzero()))
+    assert len(np.unique(filled[32:96, 64:160].reshape(-1, 3), axis=0)) == 1
+    assert filled[40, 100].argmax() == np.argmax(PREDICTION)
+    assert places(draw(64, 64, truth=mask), TRUTH) == outline(64, 32, 160, 96)
+
+
+def test_a_picture_shows_through_and_is_not_changed():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    kept = image.copy()
+    drawn = tile(image, ~nothing(64, 64), ~nothing(64, 64), Prompts(boxes=torch.tensor([[0.0, 0, 64, 64]])), 0, "x", 64)
+    assert np.array_equal(image, kept)
+    assert len(np.unique(drawn[CAPTION_HEIGHT + 5:-5, 5:-5].reshape(-1, 3), axis=0)) > 1000
+
+
+# ---------------------------------------------------------------- prompts
+
+@pytest.mark.parametrize("height, width, top, left, scale", [(64, 64, 0, 0, 4), (32, 64, 64, 0, 4), (64, 16, 0, 96, 4),
+                                                             (512, 512, 0, 0, 0.5)])
+def test_a_box_is_drawn_on_the_pixels_it_holds(height, width, top, left, scale):
+    box = [2, 10, 14, 30]
+    x0, y0, x1, y1 = (int(v * scale) for v in box)
+    drawn = draw(height, width, Prompts(boxes=torch.tensor([box]).float()))
+    assert places(drawn, BOX) == outline(left + x0, top + y0, left + x1, top + y1)
+
+
+@pytest.mark.parametrize("label", [1, 0])
+@pytest.mark.parametrize("x, y", [(32, 32), (50, 5), (9, 60)])
+def test_a_click_is_drawn_in_the_middle_of_its_pixel(x, y, label):
+    drawn = draw(64, 64, Prompts(torch.tensor([[[x, y]]]).float(), torch.tensor([[label]])))
+    dots = np.array(sorted(places(drawn, CLICK[label == 1])))
+    assert not places(drawn, CLICK[label != 1])
+    assert dots.mean(axis=0) == pytest.approx([4 * y + 2, 4 * x + 2], abs=0.5)
+    assert 3 <= np.ptp(dots, axis=0).min() and np.ptp(dots, axis=0).max() <= 8
+
+
+def test_absent_points_and_other_objects_are_not_drawn():
+    points = torch.tensor([[[10.0, 10], [40, 40], [20, 50]], [[60, 60], [5, 30], [33, 7]]])
+    labels = torch.tensor([[1, -1, 0], [-1, -1, -1]])
+    present = Prompts(points[:1, [0, 2]], labels[:1, [0, 2]])
+    assert np.array_equal(draw(64, 64, Prompts(points, labels)), draw(64, 64, present))
+    assert draw(64, 64, present).any()
+    assert not draw(64, 64, Prompts(points, labels), row=1).any()
+
+
+# ---------------------------------------------------------------- grids
+
+@pytest.mark.parametrize("count, columns", [(1, 6), (3, 6), (6, 6), (7, 6), (5, 2), (4, 1)])
+def test_a_grid_is_filled_row_by_row(count, columns):
+    tiles = [np.full((5, 4, 3), 1 + i, np.uint8) for i in range(count)]
+    drawn = grid(tiles, columns)
+    across = min(columns, count)
+    down = -(-count // across)
+    assert drawn.shape == (5 * down, 4 * across, 3)
+    cells = [drawn[5 * y:5 * y + 5, 4 * x:4 * x + 4] for y in range(down) for x in range(across)]
+    assert [np.unique(cell).tolist() for cell in cells] == [[1 + i] for i in range(count)] + [[0]] * (down * across - count)
+    assert len(tiles) == count
+
+
+def test_the_tiles_of_an_image_are_drawn_on_the_original(tmp_path):
+    """Prompts come in the 64 x 64 frame; the picture has 32 x 128 pixels."""
+    image = np.random.default_rng(0).integers(0, 256, (32, 128, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "image.png"), image)
+    names = ["a/one.png", "a/two.png"]
+    index = Index(str(tmp_path), "index", {"image.png": names})
+    batch = Batch(
+        images=torch.zeros(1, 3, 64, 64, dtype=torch.uint8), content=torch.tensor([[0, 0, 64, 64]]),
+        masks=torch.zeros(2, 1, 64, 64, dtype=torch.bool), image_index=torch.tensor([0, 0]), image_names=["image.png"],
+        mask_names=names, original_sizes=[(32, 128)], original_masks=[torch.zeros(2, 32, 128, dtype=torch.bool)], skipped=[],
+    )
+    masks = torch.rand(2, 32, 128, generator=torch.Generator().manual_seed(0)) < 0.5
+    prompts = Prompts(boxes=torch.tensor([[4.0, 8, 20, 40], [0, 0, 64, 64]]))
+    rows = [Row("image.png", name, "bbox", 0.5, 0.3, 0.4, 1, 1) for name in names]
+    tiles = tiles_of(batch, Scored(parse_mode("bbox"), 0, rows, masks, ~masks, prompts), index)
+    for i, drawn in enumerate(tiles):
+        there = to_original_frame(prompts, [0, 0, 64, 64], (32, 128))
+        assert there.boxes.tolist() == [[8, 4, 40, 20], [0, 0, 128, 32]]
+        expected = tile(image, masks[i], ~masks[i], there, i, "")
+        assert np.array_equal(drawn[CAPTION_HEIGHT:], expected[CAPTION_HEIGHT:])
+    assert len(tiles) == 2 and not np.array_equal(tiles[0][:CAPTION_HEIGHT], tiles[1][:CAPTION_HEIGHT])
