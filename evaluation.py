@@ -25,6 +25,7 @@ from DataLoader import Batch, DataError
 from metrics import METRICS
 from prompts import boxes_of, clicks_on, corrective_clicks, one_shot_clicks
 from segment_anything import Prediction, Prompts, Sam, best_of
+from segment_anything.modeling.prompt_encoder import ABSENT, BACKGROUND, FOREGROUND
 from utils import amp_dtype, seed_of
 
 DEFAULT_MODES = ("bbox", "1pt", "3pts", "5pts")
@@ -50,7 +51,10 @@ def parse_mode(name: str) -> Mode:
     match = re.fullmatch(r"([1-9]\d*)(pts?|shot)", name)
     if not match:
         raise ValueError(f"unknown prompt mode {name!r}: use bbox, clicks such as 1pt or 5pts, or 5shot")
-    return Mode(name, "one_shot" if match[2] == "shot" else "iterative", int(match[1]))
+    clicks = int(match[1])
+    if match[2] == "shot":
+        return Mode(name, "one_shot", clicks)
+    return Mode(f"{clicks}pt{'s' * (clicks > 1)}", "iterative", clicks)
 
 
 class Row(NamedTuple):
@@ -126,7 +130,7 @@ def predict_modes(model: Sam, embeddings: Tensor, masks: Tensor, names: list[str
     longest = max((mode.clicks for mode in modes if mode.kind == "iterative"), default=0)
     if longest:
         uniform = _uniform_by_name(names, seed, "iterative", longest).to(masks.device)
-        given = frozen.clicks(names, longest).to(masks) if frozen else None
+        given = frozen.clicks(names, longest).to(masks.device) if frozen else None
         prompts = prediction = None
         for number in range(longest):
             if given is not None:
@@ -144,12 +148,11 @@ def predict_modes(model: Sam, embeddings: Tensor, masks: Tensor, names: list[str
                     results[mode] = prediction, prompts
     for mode in modes:
         if mode.kind == "box":
-            results[mode] = predict(Prompts(boxes=frozen.boxes(names).to(masks.device) if frozen else boxes_of(masks)))
+            results[mode] = predict(frozen.boxes(names).to(masks.device) if frozen else Prompts(boxes=boxes_of(masks)))
         elif mode.kind == "one_shot":
             uniform = _uniform_by_name(names, seed, mode.name, mode.clicks).to(masks.device)
-            results[mode] = predict(
-                frozen.one_shot(names, mode.clicks).to(masks) if frozen else Prompts(*one_shot_clicks(masks, uniform))
-            )
+            results[mode] = predict(frozen.one_shot(names, mode.clicks).to(masks.device) if frozen
+                                    else Prompts(*one_shot_clicks(masks, uniform)))
     return results
 
 
@@ -177,7 +180,7 @@ def score(model: Sam, batch: Batch, mode: Mode, prediction: Prediction, prompts:
             mode, image,
             [Row(batch.image_names[image], batch.mask_names[row], mode.name, values["dice"][i], values["iou"][i],
                  predicted_iou[i], *area) for i, (row, area) in enumerate(zip(rows.tolist(), areas))],
-            masks, truth, Prompts(*(None if p is None else p[here].cpu() for p in prompts)),
+            masks, truth, prompts.rows(here).to("cpu"),
         ))
     return scored
 
@@ -207,9 +210,13 @@ def to_original_frame(prompts: Prompts, content: list[int], size: tuple[int, int
 class FrozenPrompts:
     """The prompts of an earlier run, read from its file; the original's files are read too."""
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        """Raises DataError: missing, not JSON, or not {mask name: prompts}."""
+    def __init__(self, path: str | os.PathLike, image_size: int) -> None:
+        """image_size: the side S of the frame that the prompts were made in, in pixels.
+
+        Raises DataError: missing, not JSON, or not {mask name: prompts}.
+        """
         self.path = path
+        self.image_size = image_size
         try:
             with open(path, encoding="utf-8") as file:
                 self.objects: dict[str, ObjectPrompts] = json.load(file)
@@ -220,18 +227,22 @@ class FrozenPrompts:
         if not isinstance(self.objects, dict) or not all(isinstance(o, dict) for o in self.objects.values()):
             raise DataError(f"{path}: must hold {{mask file name: prompts}}; give a prompts file of an earlier run")
 
-    def boxes(self, names: list[str]) -> Tensor:
-        """-> (N, 4) float32."""
-        boxes = [self._numbers(name, self._object(name).get("boxes"), 4, 1, "box")[0] for name in names]
-        return torch.from_numpy(np.stack(boxes)).float()
+    def boxes(self, names: list[str]) -> Prompts:
+        found = [self._coordinates(name, self._object(name).get("boxes"), 4, 1, "box")[0] for name in names]
+        return Prompts(boxes=torch.from_numpy(np.stack(found)).float())
 
-    def clicks(self, names: list[str], count: int) -> "Clicks":
-        return self._points({name: self._object(name) for name in names}, count)
+    def clicks(self, names: list[str], count: int) -> Prompts:
+        """The first `count` of each object's sequence of clicks."""
+        return self._points(names, [self._object(name) for name in names], count)
 
-    def one_shot(self, names: list[str], count: int) -> "Clicks":
+    def one_shot(self, names: list[str], count: int) -> Prompts:
         """Clicks placed at once. A file of the original holds them where the iterative ones are."""
-        found = {name: self._object(name) for name in names}
-        return self._points({name: o.get("one_shot", {}).get(str(count), o) for name, o in found.items()}, count)
+        objects = []
+        for name in names:
+            entry = self._object(name)
+            at_once = entry.get("one_shot", {str(count): entry})
+            objects.append(at_once.get(str(count), {}) if isinstance(at_once, dict) else {})
+        return self._points(names, objects, count)
 
     def _object(self, name: str) -> ObjectPrompts:
         for key in (name, os.path.basename(name)):
@@ -239,12 +250,22 @@ class FrozenPrompts:
                 return self.objects[key]
         raise DataError(f"{self.path}: has no prompts for {name}; make the file anew on this test set")
 
-    def _points(self, objects: dict[str, ObjectPrompts], count: int) -> "Clicks":
+    def _points(self, names: list[str], objects: list[ObjectPrompts], count: int) -> Prompts:
         points, labels = [], []
-        for name, prompts in objects.items():
-            points.append(self._numbers(name, prompts.get("point_coords"), 2, count, "click"))
-            labels.append(self._numbers(name, prompts.get("point_labels"), 1, count, "click label")[:, 0])
-        return Clicks(torch.from_numpy(np.stack(points)).float(), torch.from_numpy(np.stack(labels)).long())
+        for name, entry in zip(names, objects):
+            points.append(self._coordinates(name, entry.get("point_coords"), 2, count, "click"))
+            label = self._numbers(name, entry.get("point_labels"), 1, count, "click label")[:, 0]
+            if not np.isin(label, (FOREGROUND, BACKGROUND, ABSENT)).all():
+                raise DataError(f"{self.path}: {name} has a click label other than 1, 0 and -1 (absent); correct it")
+            labels.append(label)
+        return Prompts(torch.from_numpy(np.stack(points)).float(), torch.from_numpy(np.stack(labels)).long())
+
+    def _coordinates(self, name: str, values: object, width: int, count: int, what: str) -> np.ndarray:
+        rows = self._numbers(name, values, width, count, what)
+        if not ((rows >= 0) & (rows <= self.image_size)).all():     # not a number fails this as well
+            raise DataError(f"{self.path}: {name} has a {what} outside the frame of {self.image_size} x {self.image_size} "
+                            "pixels; use the --image_size that the file was made with")
+        return rows
 
     def _numbers(self, name: str, values: object, width: int, count: int, what: str) -> np.ndarray:
         """The first `count` rows of `width` numbers, whatever nesting they were written with."""
@@ -256,16 +277,6 @@ class FrozenPrompts:
             raise DataError(f"{self.path}: {name} has {len(rows)} of the {count} {what}(s) that this mode needs; "
                             "make the file anew with this mode")
         return rows[:count]
-
-
-class Clicks(NamedTuple):
-    """points: (N, P, 2) float; labels: (N, P) int64."""
-
-    points: Tensor
-    labels: Tensor
-
-    def to(self, like: Tensor) -> Prompts:
-        return Prompts(points=self.points.to(like.device), labels=self.labels.to(like.device))
 
 
 def record_prompts(into: dict[str, ObjectPrompts], scored: Scored, key_of) -> None:

@@ -48,10 +48,14 @@ def uniform_from(generator: torch.Generator) -> Uniform:
     return lambda rows, columns: torch.rand(rows, columns, generator=generator, device=generator.device)
 
 
-def starting_prompts(masks: Tensor, uniform: Uniform) -> StartingPrompts:
-    """Both kinds in every batch: the paper tosses a coin a batch, which is the same on average but noisier."""
+def starting_prompts(masks: Tensor, uniform: Uniform, odd_from_box: bool) -> StartingPrompts:
+    """Both kinds in every batch: the paper tosses a coin a batch, which is the same on average but noisier.
+
+    odd_from_box: what an odd object starts from; toss a coin, or an object alone would always start from the same.
+    """
     rows = masks.shape[0]
-    box_rows, click_rows = uniform(rows, 1).squeeze(1).argsort().tensor_split(2)
+    boxes = (rows + odd_from_box) // 2
+    box_rows, click_rows = uniform(rows, 1).squeeze(1).argsort().split([boxes, rows - boxes])
     boxes = shift_boxes(boxes_of(masks[box_rows]), uniform(len(box_rows), 2), masks.shape[-1])
     points, labels = clicks_on(masks[click_rows], uniform(len(click_rows), 1))
     return StartingPrompts(box_rows, Prompts(boxes=boxes), click_rows, Prompts(points=points, labels=labels))
@@ -83,7 +87,7 @@ def judge(model: Sam, kind: str, prediction: Prediction, masks: Tensor, multimas
     losses = objective(prediction, logits, masks)
     with torch.no_grad():
         outputs = MULTIPLE if multimask else SINGLE
-        low_resolution = Prediction(prediction.logits[:, outputs].detach(), prediction.iou[:, outputs].detach())
+        low_resolution = Prediction(prediction.logits[:, outputs], prediction.iou[:, outputs])
         best = best_of(Prediction(logits[:, outputs], low_resolution.iou)).logits > 0
         return Round(kind, losses, best_of(low_resolution), best, dice(best, masks, from_logits=False).squeeze(1))
 

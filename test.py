@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     seed_everything(args.seed)
     dataset = TestingDataset(args.data_path, args.image_size, "test")
     loader = test_loader(dataset, args.batch_size, args.num_workers)
-    frozen = FrozenPrompts(args.prompt_path) if args.prompt_path else None
+    frozen = FrozenPrompts(args.prompt_path, args.image_size) if args.prompt_path else None
     if not Path(args.sam_checkpoint).exists() and args.sam_checkpoint == DEFAULT_CHECKPOINT:
         raise CheckpointError(f"{DEFAULT_CHECKPOINT}: not found. Download it (sam-med2d_b.pth, from the SAM-Med2D repository), "
                               "or name your own weights with --sam_checkpoint")

@@ -189,7 +189,7 @@ def train_batch(model: Sam, batch: Batch, optimizer: torch.optim.Optimizer, scal
 
     with autocast():
         embeddings = model.encode(batch.images, batch.content)
-        start = starting_prompts(masks, uniform)
+        start = starting_prompts(masks, uniform, odd_from_box=draw.random() < 0.5)
         prediction = predict_start(model, embeddings[batch.image_index], start)
         last = judge(model, "start", prediction, masks, args.multimask)
     learn(last)

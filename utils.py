@@ -1,6 +1,7 @@
 """Plumbing that the scripts share: devices, mixed precision, flags, checkpoint files, random seeds."""
 
 import argparse
+import hashlib
 import os
 import random
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def best_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 
@@ -48,7 +49,6 @@ def amp_dtype(device: torch.device) -> torch.dtype:
 
 def seed_of(*parts: object) -> int:
     """A 63-bit seed from the text of its parts: the same on every machine and in every process."""
-    import hashlib
     digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

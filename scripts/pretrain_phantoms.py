@@ -84,7 +84,7 @@ def two_rounds(model: Sam, images: torch.Tensor, masks: torch.Tensor, clicks: in
     alone, as in fine-tuning.
     """
     embeddings = model.encode(images).repeat_interleave(len(masks) // len(images), dim=0)
-    start = judge(model, "start", predict_start(model, embeddings, starting_prompts(masks, uniform)), masks, True)
+    start = judge(model, "start", predict_start(model, embeddings, starting_prompts(masks, uniform, odd_from_box=True)), masks, True)
     prompts = correction_prompts(start, masks, clicks, uniform)
     if clicks and joined:
         points, labels = clicks_on(masks, uniform(len(masks), 1))
@@ -103,7 +103,7 @@ def evaluate(model: Sam, held_out: list, device: torch.device) -> dict[str, floa
     for images, masks in held_out:
         images, masks = images.to(device), masks.to(device)
         embeddings = model.encode(images).repeat_interleave(len(masks) // len(images), dim=0)
-        prompts = starting_prompts(masks, uniform)
+        prompts = starting_prompts(masks, uniform, odd_from_box=True)
         start = judge(model, "start", predict_start(model, embeddings, prompts), masks, True)
         correction = model.predict(embeddings, correction_prompts(start, masks, 4, uniform), multimask_output=None)
         dice["box"].append(start.dice[prompts.box_rows])

@@ -98,12 +98,14 @@ def test_a_click_is_drawn_in_the_middle_of_its_pixel(x, y, label):
 
 
 def test_absent_points_and_other_objects_are_not_drawn():
-    points = torch.tensor([[[10.0, 10], [40, 40], [20, 50]], [[60, 60], [5, 30], [33, 7]]])
-    labels = torch.tensor([[1, -1, 0], [-1, -1, -1]])
-    present = Prompts(points[:1, [0, 2]], labels[:1, [0, 2]])
-    assert np.array_equal(draw(64, 64, Prompts(points, labels)), draw(64, 64, present))
-    assert draw(64, 64, present).any()
-    assert not draw(64, 64, Prompts(points, labels), row=1).any()
+    points = torch.tensor([[[10.0, 10], [40, 40], [20, 50]], [[60, 60], [5, 30], [33, 7]], [[1, 1], [2, 2], [3, 3]]])
+    labels = torch.tensor([[1, -1, 0], [0, 1, -1], [-1, -1, -1]])
+    boxes = torch.tensor([[4.0, 4, 9, 9], [20, 20, 40, 60], [0, 0, 64, 64]])
+    for row, present in ((0, [0, 2]), (1, [0, 1])):
+        alone = draw(64, 64, Prompts(points[row:row + 1, present], labels[row:row + 1, present], boxes[row:row + 1]))
+        assert np.array_equal(draw(64, 64, Prompts(points, labels, boxes), row=row), alone)
+        assert places(alone, CLICK[True]) and places(alone, CLICK[False])
+    assert not draw(64, 64, Prompts(points, labels), row=2).any()
 
 
 # ---------------------------------------------------------------- grids

@@ -121,10 +121,10 @@ def test_other_names_are_refused(name):
 
 # ---------------------------------------------------------------- one pass
 
-@pytest.mark.parametrize("batch_size, chunk", [(1, 256), (2, 256), (3, 2)])
+@pytest.mark.parametrize("batch_size, chunk", [(1, 256), (2, 256), (3, 5)])
 def test_every_image_is_encoded_once(model, monkeypatch, batch_size, chunk):
     monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", chunk)
-    images = [*samples(), sample("many", 70, 80, 20, seed=4)]
+    images = [*samples(), sample("many", 70, 80, 12, seed=4)]
     batches = [collate(images[i:i + batch_size]) for i in range(0, len(images), batch_size)]
     seen = []
     hook = model.image_encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].clone()))
@@ -132,7 +132,7 @@ def test_every_image_is_encoded_once(model, monkeypatch, batch_size, chunk):
         rows = run(model, batches, list(DEFAULT_MODES))
     finally:
         hook.remove()
-    assert len(rows) == 29 * len(DEFAULT_MODES)
+    assert len(rows) == 21 * len(DEFAULT_MODES)
     assert [len(x) for x in seen] == [len(batch.images) for batch in batches]
     whole = collate(images)
     torch.testing.assert_close(torch.cat(seen), model.preprocess(whole.images, whole.content))
@@ -325,9 +325,9 @@ def test_a_resized_picture_is_restored_linearly(height, width):
     ramp = torch.arange(SIDE) + 0.5
     logits = torch.stack([ramp.expand(SIDE, SIDE), ramp.view(-1, 1).expand(SIDE, SIDE)]).unsqueeze(1)
     x, y = restore(logits, [0, 0, SIDE, SIDE], (height, width))
-    for got, size, axis in ((x, width, 2), (y, height, 1)):
+    for got, size in ((x[0], width), (y[0].T, height)):
         expected = ((torch.arange(size) + 0.5) * SIDE / size).clamp(0.5, SIDE - 0.5)
-        torch.testing.assert_close(got.movedim(axis, -1), expected.expand(1, -1, size), atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(got, expected.expand_as(got), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("height, width", [(40, 50), (63, 3), (SIDE, SIDE), (150, 90), (40, 300), (1000, 64), (128, 192)])
@@ -364,22 +364,23 @@ def freeze(path, scored: list[evaluation.Scored], key_of=os.path.basename) -> Fr
     for one in scored:
         record_prompts(held, one, key_of)
     path.write_text(json.dumps(held))
-    return FrozenPrompts(path)
+    return FrozenPrompts(path, SIDE)
 
 
 def write(path, entries) -> FrozenPrompts:
     path.write_text(json.dumps(entries))
-    return FrozenPrompts(path)
+    return FrozenPrompts(path, SIDE)
 
 
-@pytest.mark.parametrize("chunk", [2, 256])
-@pytest.mark.parametrize("kind", ["sketcher", "sam"])
-@pytest.mark.parametrize("order", [ALL_MODES, ALL_MODES[::-1]], ids=["few clicks first", "many clicks first"])
+@pytest.mark.parametrize("kind, chunk, order", [
+    ("sketcher", 256, ALL_MODES), ("sketcher", 2, ALL_MODES), ("sketcher", 256, ALL_MODES[::-1]),
+    ("sam", 256, ["bbox", "1pt", "3pts", "3shot"]),
+])
 def test_recorded_prompts_repeat_every_row(model, tmp_path, monkeypatch, kind, chunk, order):
-    """Whatever the seed, and whatever modes are asked along with it."""
+    """Whatever the seed, the chunks, the order of the modes, and the modes asked along with one."""
     monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", chunk)
     model = Sketcher() if kind == "sketcher" else model
-    batches = [collate(samples())]
+    batches = [collate(samples() if kind == "sketcher" else samples()[:1])]
     first = scored_by(model, batches, order)
     frozen = freeze(tmp_path / "prompts.json", first)
     rows = {(row.mask, row.mode): row for one in first for row in one.rows}
@@ -410,7 +411,7 @@ def test_the_originals_prompt_file_is_read(tmp_path, nest):
                      "point_labels": nest([1, 0, 1 - i])} for i in range(2)
     })
     names = ["somewhere/1.png", "0.png"]
-    assert frozen.boxes(names).tolist() == [[1, 2, 30, 40], [0, 2, 30, 40]]
+    assert frozen.boxes(names).boxes.tolist() == [[1, 2, 30, 40], [0, 2, 30, 40]]
     for read in (frozen.clicks, frozen.one_shot):
         clicks = read(names, 3)
         assert clicks.points.tolist() == [[[1, 5], [6, 7], [8, 9]], [[0, 5], [6, 7], [8, 9]]]
@@ -420,9 +421,9 @@ def test_the_originals_prompt_file_is_read(tmp_path, nest):
 
 
 def test_masks_of_one_file_name_keep_their_own_prompts(tmp_path):
-    images = samples()[:2]
-    for image in images:
-        image.mask_names = [f"{image.image_name}/{i}.png" for i in range(len(image.mask_names))]
+    images = samples()
+    for folder, image in zip(("", "a/", "b/"), images):
+        image.mask_names = [f"{folder}{i}.png" for i in range(len(image.mask_names))]
     batches = [collate(images)]
     assert len({os.path.basename(name) for name in batches[0].mask_names}) < len(batches[0].mask_names)
     first = scored_by(Sketcher(), batches, ALL_MODES)
@@ -440,41 +441,55 @@ def test_a_bad_prompts_file_is_named(tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises(DataError, match=rf"frozen\.json.*{message}"):
-        FrozenPrompts(path)
+        FrozenPrompts(path, SIDE)
 
 
-GOOD = {"boxes": [[1, 2, 3, 4]], "point_coords": [[5, 6]] * 3, "point_labels": [1, 0, 1]}
-
-
-@pytest.mark.parametrize("entry, mode, message", [
+@pytest.mark.parametrize("change, mode, message", [
     (None, "bbox", "no prompts for masks/large_1.png"),
-    ({}, "bbox", "0 of the 1 box"),
     ({"boxes": []}, "bbox", "0 of the 1 box"),
     ({"boxes": None}, "bbox", "0 of the 1 box"),
     ({"boxes": [[1, 2, 3]]}, "bbox", "no readable box"),
     ({"boxes": [["a", 2, 3, 4]]}, "bbox", "no readable box"),
     ({"boxes": {"x": 1}}, "bbox", "no readable box"),
-    ({}, "1pt", "0 of the 1 click"),
-    ({}, "5pts", "3 of the 5 click"),
-    ({}, "5shot", "3 of the 5 click"),
+    ({"point_coords": None}, "1pt", "0 of the 1 click"),
+    ({"point_coords": [[5, 6]] * 3}, "5pts", "3 of the 5 click"),
+    ({"point_coords": [[5, 6]] * 3}, "5shot", "3 of the 5 click"),
     ({"point_labels": [1]}, "3pts", "1 of the 3 click label"),
     ({"point_coords": [[1, 2], [3]]}, "3pts", "no readable click"),
     ({"point_coords": "here"}, "3shot", "no readable click"),
 ])
-def test_a_prompt_that_lacks_is_named(tmp_path, entry, mode, message):
-    """Before anything is scored wrongly: the file, the mask and what is missing."""
-    kept = {key: value for key, value in GOOD.items() if (key == "boxes") != (mode == "bbox")}
-    if message.startswith("0 of"):
-        kept = {}
-    entries = {f"large_{i}.png": GOOD for i in range(3)}
-    if entry is None:
-        del entries["large_1.png"]
-    else:
-        entries["large_1.png"] = {**kept, **entry}
+def test_a_prompt_that_lacks_is_named(tmp_path, change, mode, message):
+    """The file, the mask and what is missing, where the other objects have all they need."""
+    whole = {"boxes": [[1, 2, 3, 4]], "point_coords": [[5, 6]] * 5, "point_labels": [1, 0, 1, 0, 1]}
+    entries = {f"large_{i}.png": whole for i in range(3)}
     frozen = write(tmp_path / "frozen.json", entries)
-    with pytest.raises(DataError, match=rf"frozen\.json.*{message}") as caught:
+    assert len(run(Sketcher(), [collate(samples()[:1])], [mode], frozen=frozen)) == 3
+    entries["large_1.png"] = {**whole, **(change or {})}
+    if change is None:
+        del entries["large_1.png"]
+    frozen = write(tmp_path / "frozen.json", entries)
+    with pytest.raises(DataError, match=r"frozen\.json") as caught:
         run(Sketcher(), [collate(samples()[:1])], [mode], frozen=frozen)
-    assert "large_1.png" in str(caught.value)
+    assert message in str(caught.value) and "large_1.png" in str(caught.value)
+
+
+def test_a_mask_listed_twice_has_two_rows(tmp_path):
+    frozen = write(tmp_path / "frozen.json", {"a.png": {"point_coords": [[5, 6]], "point_labels": [1]}})
+    assert frozen.clicks(["a.png", "a.png"], 1).points.shape == (2, 1, 2)
+
+
+def test_iterative_clicks_do_not_stand_in_for_one_shot_clicks(tmp_path):
+    frozen = freeze(tmp_path / "frozen.json", scored_by(Sketcher(), [collate(samples())], ["5pts", "3shot"]))
+    with pytest.raises(DataError, match=r"frozen\.json"):
+        run(Sketcher(), [collate(samples())], ["5shot"], frozen=frozen)
+
+
+@pytest.mark.parametrize("change", [{"point_labels": [7]}, {"point_labels": [None]}, {"point_labels": [0.5]},
+                                    {"point_coords": [[None, 3]]}, {"one_shot": [1]}])
+def test_numbers_that_mean_nothing_are_refused(tmp_path, change):
+    frozen = write(tmp_path / "frozen.json", {"a.png": {"point_coords": [[5, 6]], "point_labels": [1], **change}})
+    with pytest.raises(DataError, match=r"frozen\.json.*a\.png"):
+        frozen.one_shot(["a.png"], 1)
 
 
 # ---------------------------------------------------------------- means

@@ -9,7 +9,7 @@ from torch import Tensor
 from interactive import Round, correction_prompts, judge, plan_of_corrections, predict_start, starting_prompts, uniform_from
 from metrics import dice
 from prompts import boxes_of
-from segment_anything import Prediction, Prompts, sam_model_registry
+from segment_anything import Prediction, sam_model_registry
 from test_model import randomise
 
 SIDE = 64
@@ -66,7 +66,7 @@ def test_every_count_of_clicks_is_drawn():
 @pytest.mark.parametrize("rows", [1, 2, 5, 8])
 def test_half_of_the_objects_start_from_a_box(rows):
     masks = objects(rows)
-    start = starting_prompts(masks, uniform_from(generator()))
+    start = starting_prompts(masks, uniform_from(generator()), odd_from_box=True)
     assert sorted(start.box_rows.tolist() + start.click_rows.tolist()) == list(range(rows))
     assert abs(len(start.box_rows) - len(start.click_rows)) == rows % 2
     assert start.boxes.points is start.boxes.masks is start.clicks.boxes is start.clicks.masks is None
@@ -78,16 +78,23 @@ def test_half_of_the_objects_start_from_a_box(rows):
 
 def test_which_half_is_left_to_chance():
     uniform = uniform_from(generator())
-    boxed = [set(starting_prompts(objects(4), uniform).box_rows.tolist()) for _ in range(100)]
+    boxed = [set(starting_prompts(objects(4), uniform, True).box_rows.tolist()) for _ in range(100)]
     for row in range(4):
         assert 30 < sum(row in rows for rows in boxed) < 70
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_odd_object_starts_as_told(rows):
+    for odd_from_box in (True, False):
+        start = starting_prompts(objects(rows), uniform_from(generator()), odd_from_box)
+        assert len(start.box_rows) == rows // 2 + odd_from_box
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_a_start_is_predicted_in_the_objects_order(model, rows):
     masks = objects(rows)
     embeddings = torch.randn(rows, 256, SIDE // 16, SIDE // 16, generator=generator())
-    start = starting_prompts(masks, uniform_from(generator(3)))
+    start = starting_prompts(masks, uniform_from(generator(3)), True)
     with torch.no_grad():
         together = predict_start(model, embeddings, start)
         assert together.logits.shape == (rows, 4, SIDE // 4, SIDE // 4) and together.iou.shape == (rows, 4)
@@ -160,7 +167,7 @@ def test_rounds_follow_one_another_on_a_model(model):
     masks = objects(3)
     embeddings = torch.randn(3, 256, SIDE // 16, SIDE // 16, generator=generator())
     uniform = uniform_from(generator())
-    last = judge(model, "start", predict_start(model, embeddings, starting_prompts(masks, uniform)), masks, True)
+    last = judge(model, "start", predict_start(model, embeddings, starting_prompts(masks, uniform, True)), masks, True)
     for clicks in (0, 3, 0):
         prompts = correction_prompts(last, masks, clicks, uniform)
         assert torch.equal(prompts.masks, last.chosen.logits.sigmoid())

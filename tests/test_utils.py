@@ -70,7 +70,9 @@ def test_writing_nothing_is_no_new_file(tmp_path):
 
 # ---------------------------------------------------------------- devices
 
-@pytest.mark.parametrize("name", ["nonsense", "", "cuda:99", "cuda:-1"])
+@pytest.mark.parametrize("name", [
+    "nonsense", "", "cuda:99", "cuda:-1", "hpu",
+])
 def test_a_device_that_is_not_there_is_named(name):
     with pytest.raises(ValueError, match=f"^--device {name} cannot be used") as caught:
         best_device(name)

@@ -33,6 +33,9 @@ class Prompts(NamedTuple):
         """The prompts of some objects. index: (M,) int64 or (N,) bool."""
         return Prompts(*(None if p is None else p[index] for p in self))
 
+    def to(self, device: torch.device | str) -> "Prompts":
+        return Prompts(*(None if p is None else p.to(device) for p in self))
+
 
 class Prediction(NamedTuple):
     """logits: (N, K, S/4, S/4); iou: (N, K), the IoU that the model expects of each."""

@@ -1,0 +1,361 @@
+"""test.py: which prompts, what it writes, what can be repeated; and both scripts on the original's data and files."""
+
+import csv
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import evaluation
+import test as scoring
+from evaluation import Row
+from segment_anything import sam_model_registry
+from segment_anything.checkpoint import save_weights
+from segment_anything.modeling import ImageEncoder
+from test_train import ROOT, SIZE, SPOILED, fails, make_data, small_and_repeatable, work, write, write_index  # noqa: F401
+
+DEFAULT = ["bbox", "1pt", "3pts", "5pts"]
+ALL_MODES = [*DEFAULT, "5shot"]
+OBJECTS = 15        # in the six images of `data`
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"), ("test",))
+
+
+@pytest.fixture(scope="module")
+def weights(small_and_repeatable, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A mini model with random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "mini.safetensors"
+    save_weights(sam_model_registry["mini"](image_size=SIZE).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def score(data: Path, weights: Path, work: Path) -> Callable[..., list[Row]]:  # noqa: F811
+    """Run test.py here; later flags win."""
+    def run(*flags: object) -> list[Row]:
+        return scoring.main(["--model_type", "mini", "--image_size", str(SIZE), "--sam_checkpoint", str(weights), "--data_path",
+                             str(data), "--work_dir", str(work), "--device", "cpu", "--num_workers", "0", *map(str, flags)])
+    return run
+
+
+# ---------------------------------------------------------------- flags
+
+
+@pytest.mark.parametrize("flags, modes", [
+    ("", DEFAULT),
+    ("--boxes_prompt", ["bbox"]),
+    ("--boxes_prompt True", ["bbox"]),
+    ("--boxes_prompt True --iter_point 1 --point_num 1", ["bbox"]),         # the original's defaults, written out
+    ("--boxes_prompt False", ["1pt"]),
+    ("--boxes_prompt False --iter_point 5", ["5pts"]),
+    ("--iter_point 5", ["5pts"]),
+    ("--iter_point 5 --point_num 1", ["5pts"]),
+    ("--boxes_prompt False --point_num 3", ["3shot"]),
+    ("--point_num 3", ["3shot"]),
+    ("--iter_point 1 --point_num 1", ["1pt"]),
+    ("--prompt_modes 5shot bbox 2pts bbox", ["5shot", "bbox", "2pts"]),
+])
+def test_modes_asked_for(flags: str, modes: list[str]) -> None:
+    assert [mode.name for mode in scoring.parse_args(flags.split()).modes] == modes
+
+
+@pytest.mark.parametrize("flags", [
+    "--boxes_prompt True --iter_point 5", "--boxes_prompt --point_num 3", "--iter_point 5 --point_num 3", "--iter_point 0",
+    "--point_num -1", "--prompt_modes bbox --boxes_prompt False", "--prompt_modes bbox --iter_point 1", "--prompt_modes circle",
+    "--prompt_modes", "--batch_size 0",
+])
+def test_contradictions_are_refused(flags: str, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        scoring.parse_args(flags.split())
+    assert end.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+def test_flags_and_defaults_of_the_original() -> None:
+    args = vars(scoring.parse_args([]))
+    defaults = dict(work_dir="workdir", run_name="sammed", batch_size=1, image_size=256, data_path="data_demo", model_type="vit_b",
+                    sam_checkpoint="pretrain_model/sam-med2d_b.pth", multimask=True, encoder_adapter=True, prompt_path=None,
+                    save_pred=False)
+    assert {name: args[name] for name in defaults} == defaults
+    assert {"device", "boxes_prompt", "point_num", "iter_point"} <= args.keys() and {*args["metrics"]} == {"iou", "dice"}
+    for name in ("multimask", "encoder_adapter", "save_pred", "boxes_prompt", "use_amp"):
+        assert [getattr(scoring.parse_args([f"--{name}", *words]), name) for words in ([], ["True"], ["False"])] == [True, True, False]
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_every_image_is_encoded_once(batch_size: int, score, monkeypatch) -> None:
+    encoded = []
+    original = ImageEncoder.forward
+    monkeypatch.setattr(ImageEncoder, "forward", lambda self, x: encoded.extend(x) or original(self, x))
+    rows = score("--batch_size", batch_size)
+    assert len(encoded) == 6 and len(rows) == OBJECTS * len(DEFAULT)
+
+
+def test_batches_and_workers_change_nothing(score) -> None:
+    one, several = score(), score("--batch_size", 4, "--num_workers", 2)
+    key = lambda row: (row.mode, row.mask)
+    for a, b in zip(sorted(one, key=key), sorted(several, key=key), strict=True):
+        assert a.predicted_iou == pytest.approx(b.predicted_iou, abs=1e-5)
+        assert a._replace(predicted_iou=0) == b._replace(predicted_iou=0)
+    assert len({row.dice for row in one}) > OBJECTS         # no mere zeros and ones
+
+
+def test_saved_masks_are_those_that_were_scored(score, data: Path, work: Path) -> None:  # noqa: F811
+    rows = score("--save_pred", "--prompt_modes", *ALL_MODES)
+    folder = work / "sammed"
+    written = {path.relative_to(folder / "masks") for path in (folder / "masks").rglob("*.png")}
+    assert written == {Path(row.mode) / Path(row.mask).name for row in rows} and len(rows) == OBJECTS * len(ALL_MODES)
+    for row in rows:
+        predicted = cv2.imread(str(folder / "masks" / row.mode / Path(row.mask).name), cv2.IMREAD_UNCHANGED)
+        truth = cv2.imread(str(data / row.mask), cv2.IMREAD_UNCHANGED) > 0
+        assert predicted.shape == truth.shape and {*np.unique(predicted)} <= {0, 255}
+        overlap, sizes = (truth & (predicted > 0)).sum(), (truth.sum(), (predicted > 0).sum())
+        assert (row.true_area, row.predicted_area) == sizes
+        assert np.float32(row.dice) == np.float32(2 * overlap) / np.float32(sum(sizes))
+        assert np.float32(row.iou) == np.float32(overlap) / np.float32(sum(sizes) - overlap)
+    overlays = {path.relative_to(folder / "overlays") for path in (folder / "overlays").rglob("*.png")}
+    assert overlays == {Path(mode) / f"{i}.png" for mode in ALL_MODES for i in range(6)}
+    for overlay in overlays:        # a row of tiles, one an object
+        count = sum(row.image == f"images/{overlay.name}" for row in rows) // len(ALL_MODES)
+        picture = cv2.imread(str(folder / "overlays" / overlay))
+        assert picture.shape[1] == 256 * count and picture.std() > 20
+
+
+def test_files_of_one_name_in_two_folders_do_not_overwrite_each_other(score, data: Path, tmp_path: Path, work: Path) -> None:  # noqa: F811
+    folder, groups = tmp_path / "twins", {}
+    for case, number in (("a", 0), ("b", 2)):
+        for kind, name in (("images", f"{number}.png"), ("masks", f"{number}_0.png")):
+            (folder / case / kind).mkdir(parents=True)
+            shutil.copy(data / kind / name, folder / case / kind / "slice.png")
+        groups[f"{case}/images/slice.png"] = [f"{case}/masks/slice.png"]
+    write_index(folder, groups, "test")
+    rows = score("--data_path", folder, "--save_pred", "--prompt_modes", "bbox")
+    assert len(rows) == len(json.loads((work / "sammed/prompts.json").read_text())) == 2
+    for what in ("masks", "overlays"):
+        assert len([*(work / "sammed" / what).rglob("*.png")]) == 2, what
+
+
+def test_table_rows_and_results_agree(score, work: Path, capsys) -> None:  # noqa: F811
+    rows = score("--metrics", "iou", "dice", "--prompt_modes", *ALL_MODES)
+    printed = capsys.readouterr().out
+    folder = work / "sammed"
+    with open(folder / "rows.csv", newline="") as file:
+        assert [tuple(line) for line in csv.reader(file)] == [Row._fields, *(tuple(map(str, row)) for row in rows)]
+
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["objects"], results["images"], results["skipped"]) == (OBJECTS, 6, [])
+    assert results["flags"]["prompt_modes"] == ALL_MODES and results["images_per_second"] > 0
+    assert re.search(r"^ +IoU +Dice$", printed, re.MULTILINE)
+    for mode in ALL_MODES:
+        own = [row for row in rows if row.mode == mode]
+        iou, dice = (sum(getattr(row, metric) for row in own) / OBJECTS for metric in ("iou", "dice"))
+        assert (results["iou"][mode], results["dice"][mode]) == pytest.approx((iou, dice), rel=1e-9)
+        assert re.search(rf"^{mode} +{100 * iou:.2f} +{100 * dice:.2f}$", printed, re.MULTILINE)
+    assert [*results["dice"]] == ALL_MODES
+
+
+def test_empty_masks_are_skipped_and_counted(score, tmp_path: Path, work: Path, capsys) -> None:  # noqa: F811
+    folder = make_data(tmp_path / "data", ("test",), images=2)
+    for name, size in (("masks/0_0.png", (50, 40)), ("masks/0_1.png", (50, 40)), ("masks/1_2.png", (90, 70))):
+        write(folder / name, np.zeros(size, np.uint8))
+    rows = score("--data_path", folder, "--save_pred")
+    assert {row.mask for row in rows} == {"masks/1_0.png", "masks/1_1.png"}
+    assert "2 objects in 2 images" in (said := capsys.readouterr().out) and "3 empty mask(s) skipped" in said
+    assert len(json.loads((work / "sammed/results.json").read_text())["skipped"]) == 3
+    for name, size in (("masks/1_0.png", (90, 70)), ("masks/1_1.png", (90, 70))):
+        write(folder / name, np.zeros(size, np.uint8))
+    assert "empty" in fails(lambda: score("--data_path", folder))
+
+
+def test_flags_reach_the_model(score) -> None:
+    """Each of them changes what comes out, and a repeated run does not."""
+    first = score()
+    assert score() == first
+    for flags in (["--seed", 1], ["--multimask", "False"], ["--use_amp"], ["--image_size", 96]):
+        assert [row.dice for row in score(*flags)] != [row.dice for row in first], flags
+
+
+# ---------------------------------------------------------------- frozen prompts
+
+
+def test_written_prompts_repeat_every_row(score, work: Path) -> None:  # noqa: F811
+    first = score("--prompt_modes", *ALL_MODES)
+    assert score("--prompt_modes", *ALL_MODES, "--seed", 1, "--run_name", "other") != first
+    frozen = ["--prompt_path", work / "sammed/prompts.json", "--seed", 1]
+    assert score("--prompt_modes", *ALL_MODES, *frozen, "--run_name", "again") == first
+    assert (work / "sammed/prompts.json").read_text() == (work / "again/prompts.json").read_text()
+    assert score("--boxes_prompt", "False", "--iter_point", 3, *frozen) == [row for row in first if row.mode == "3pts"]
+
+
+def test_a_prompt_file_of_the_original_is_followed(score, tmp_path: Path, work: Path) -> None:  # noqa: F811
+    """Its keys: mask file names. It holds a box and clicks of one kind, those of our other file."""
+    first = score("--prompt_modes", *ALL_MODES)
+    ours = json.loads((work / "sammed/prompts.json").read_text())
+    for mode, points in (("5shot", lambda p: p["one_shot"]["5"]), ("5pts", lambda p: p)):
+        path = tmp_path / f"{mode}.json"
+        path.write_text(json.dumps({
+            os.path.basename(name): {"boxes": prompts["boxes"], "point_coords": points(prompts)["point_coords"],
+                                     "point_labels": points(prompts)["point_labels"]} for name, prompts in ours.items()
+        }))
+        rows = score("--prompt_modes", "bbox", mode, "--prompt_path", path, "--seed", 9)
+        assert rows == [row for row in first if row.mode in ("bbox", mode)]
+
+    shifted = json.loads(path.read_text())
+    for prompts in shifted.values():
+        prompts["boxes"] = [[0, 0, 9, 9]]
+    path.write_text(json.dumps(shifted))
+    assert [r.dice for r in score("--boxes_prompt", "--prompt_path", path)] != [r.dice for r in first if r.mode == "bbox"]
+
+
+@pytest.mark.parametrize("content, said", [
+    (None, "cannot be read"),
+    ("{", "not valid JSON"),
+    ("[]", "must hold"),
+    ("without the last", "5_2.png"),
+    ("three clicks", "clicks"),
+    ("words", "0_0.png"),
+])
+def test_bad_prompt_files_end_in_one_line(content: str | None, said: str, score, tmp_path: Path, work: Path) -> None:  # noqa: F811
+    path = tmp_path / "p.json"
+    if content in ("without the last", "three clicks", "words"):
+        score()
+        prompts = json.loads((work / "sammed/prompts.json").read_text())
+        if content == "without the last":
+            del prompts["5_2.png"]
+        elif content == "words":
+            prompts["0_0.png"] = {"boxes": "here", "point_coords": "there", "point_labels": "x", "one_shot": []}
+        else:
+            prompts = {name: {key: rows[:3] for key, rows in entry.items()} for name, entry in prompts.items()}
+        content = json.dumps(prompts)
+    if content is not None:
+        path.write_text(content)
+    message = fails(lambda: score("--prompt_path", path))
+    assert str(path) in message and said.rstrip("s") in message
+
+
+def test_a_lacking_object_is_found_before_the_model_runs(score, tmp_path: Path, work: Path, monkeypatch) -> None:  # noqa: F811
+    score()
+    prompts = json.loads((work / "sammed/prompts.json").read_text())
+    del prompts["5_2.png"]
+    (tmp_path / "p.json").write_text(json.dumps(prompts))
+    monkeypatch.setattr(ImageEncoder, "forward", lambda *_: pytest.fail("an image was encoded"))
+    assert "5_2.png" in fails(lambda: score("--prompt_path", tmp_path / "p.json"))
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_bad_data_ends_in_one_line_naming_the_file(spoil: Callable, score, tmp_path: Path) -> None:
+    folder = make_data(tmp_path / "data")                       # spoils the train index, which becomes the test index
+    named = spoil(folder).replace("_train", "_test")
+    if (train_index := folder / "image2label_train.json").exists():
+        train_index.rename(folder / "image2label_test.json")
+    assert named in fails(lambda: score("--data_path", folder))
+
+
+def test_bad_weights_end_in_one_line(score, data: Path, weights: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "--model_type mini" in fails(lambda: score("--model_type", "vit_t"))
+    assert "nowhere.pth" in fails(lambda: score("--sam_checkpoint", "nowhere.pth"))
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(weights.read_bytes()[:-1000])
+    assert str(cut) in fails(lambda: score("--sam_checkpoint", cut))
+    message = fails(lambda: score("--sam_checkpoint", scoring.DEFAULT_CHECKPOINT))
+    assert scoring.DEFAULT_CHECKPOINT in message and "--sam_checkpoint" in message
+
+
+# ---------------------------------------------------------------- as people call it
+
+
+def run_script(name: str, folder: Path, *flags: object) -> str:
+    """A script of the repository as a process of its own, started in `folder`. -> what it printed."""
+    done = subprocess.run([sys.executable, ROOT / name, *map(str, flags)], cwd=folder, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_from_another_working_directory(tmp_path: Path) -> None:
+    """Relative paths, and the work folder does not exist yet."""
+    make_data(tmp_path / "mine", ("test",), images=2)
+    save_weights(sam_model_registry["vit_t"](image_size=SIZE).state_dict(), tmp_path / "t.safetensors", torch.float16)
+    printed = run_script("test.py", tmp_path, "--model_type", "vit_t", "--image_size", SIZE, "--sam_checkpoint", "t.safetensors",
+                         "--data_path", "mine", "--save_pred", "--prompt_modes", "bbox", "3pts")
+    assert "5 objects in 2 images" in printed
+    (tmp_path / "t.safetensors").unlink()
+    assert {path.name for path in (tmp_path / "workdir/sammed").iterdir()} == {
+        "rows.csv", "results.json", "prompts.json", "masks", "overlays"}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """ViT-B with random weights in the layouts people download: Meta's (bare, 1024 px), and SAM-Med2D's (256 px, with
+    adapters and a pickled Adam). 1.4 GB, removed afterwards."""
+    folder = tmp_path_factory.mktemp("published")
+    paths = {"meta": folder / "sam_vit_b_01ec64.pth", "sam-med2d": folder / "sam-med2d_b.pth"}
+    torch.save(sam_model_registry["vit_b"](image_size=1024, encoder_adapter=False).state_dict(), paths["meta"])
+    model = sam_model_registry["vit_b"](image_size=256)
+    optimizer = torch.optim.Adam(model.mask_decoder.iou_token.parameters(), lr=1e-4)
+    model.mask_decoder.iou_token.weight.sum().backward()
+    optimizer.step()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer}, paths["sam-med2d"])
+    yield paths
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["inside", "outside"])
+def demo(request, shared: Path, tmp_path: Path) -> tuple[Path, str]:
+    """The folder to start in, and --data_path there: the original's CT slices, whose index starts with data_demo/."""
+    folder = shared / "data" / "sam_med2d"
+    return (folder, "data_demo") if request.param == "inside" else (tmp_path, str(folder / "data_demo"))
+
+
+SETTINGS = {"inside": ("meta", 256, 512), "outside": ("sam-med2d", 512, 256)}      # the layout, pixels for train and test
+GIGABYTES = 2**20       # in units of ru_maxrss
+
+
+def test_training_on_the_originals_data_and_weights(demo, published, work: Path, request) -> None:  # noqa: F811
+    folder, data_path = demo
+    layout, size, _ = SETTINGS[request.node.callspec.params["demo"]]
+    printed = run_script("train.py", folder, "--epochs", 1, "--data_path", data_path, "--sam_checkpoint", published[layout],
+                         "--image_size", size, "--work_dir", work, "--mask_num", 1, "--iter_point", 1, "--num_workers", 0)
+    assert ("newly started: adapters of 12 blocks" in printed) == (layout == "meta")
+    assert f"resized to {size} px: pos_embed, rel_pos of 4 blocks" in printed
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 8 * GIGABYTES
+
+    given = torch.load(published[layout], mmap=True, weights_only=False)
+    given = given.get("model", given)
+    after = torch.load(work / "models/sam-med2d/best.pth", mmap=True, weights_only=True)["model"]
+    same = lambda name: torch.equal(given[name], after[name])
+    assert same("image_encoder.blocks.3.mlp.lin1.weight") and same("image_encoder.neck.0.weight")
+    assert not same("mask_decoder.mask_tokens.weight") and not same("prompt_encoder.not_a_point_embed.weight")
+    assert after["image_encoder.blocks.0.Adapter.norm.bias"].abs().max() > 0
+
+
+def test_scoring_the_originals_data_and_weights(demo, published, work: Path, request) -> None:  # noqa: F811
+    folder, data_path = demo
+    layout, _, size = SETTINGS[request.node.callspec.params["demo"]]
+    printed = run_script("test.py", folder, "--data_path", data_path, "--sam_checkpoint", published[layout], "--image_size", size,
+                         "--work_dir", work, "--encoder_adapter", layout != "meta", "--prompt_modes", "bbox", "3pts")
+    assert "11 objects in 2 images" in printed
+    results = json.loads((work / "sammed/results.json").read_text())
+    assert all(0 < results["dice"][mode] < 1 for mode in ("bbox", "3pts"))
+    masks = json.loads((folder / data_path / "label2image_test.json").read_text())
+    assert {*json.loads((work / "sammed/prompts.json").read_text())} == {Path(mask).name for mask in masks}
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 8 * GIGABYTES
