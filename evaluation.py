@@ -227,6 +227,13 @@ class FrozenPrompts:
         if not isinstance(self.objects, dict) or not all(isinstance(o, dict) for o in self.objects.values()):
             raise DataError(f"{path}: must hold {{mask file name: prompts}}; give a prompts file of an earlier run")
 
+    def check(self, names: list[str], modes: list[Mode]) -> None:
+        """Raises DataError where the prompts of an object are missing or unusable: before a run, not in its middle."""
+        look = {"box": lambda mode: self.boxes(names), "iterative": lambda mode: self.clicks(names, mode.clicks),
+                "one_shot": lambda mode: self.one_shot(names, mode.clicks)}
+        for mode in modes:
+            look[mode.kind](mode)
+
     def boxes(self, names: list[str]) -> Prompts:
         found = [self._coordinates(name, self._object(name).get("boxes"), 4, 1, "box")[0] for name in names]
         return Prompts(boxes=torch.from_numpy(np.stack(found)).float())

@@ -16,6 +16,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
@@ -29,8 +30,8 @@ from evaluation import (DEFAULT_MODES, FrozenPrompts, Mode, Row, Scored, evaluat
                         record_prompts)
 from metrics import METRICS
 from segment_anything import sam_model_registry
-from segment_anything.checkpoint import CheckpointError, load_checkpoint
-from utils import add_flag, best_device, finish, replacing, seed_everything
+from segment_anything.checkpoint import CheckpointError, load_checkpoint, replacing
+from utils import UsageError, add_flag, best_device, finish, seed_everything
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
 
@@ -73,6 +74,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("batch_size", "image_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
+    if args.image_size % 32:
+        parser.error(f"--image_size must be a multiple of 32, not {args.image_size}")
     return args
 
 
@@ -86,7 +89,7 @@ def modes_asked_for(args: argparse.Namespace) -> list[Mode]:
     if not single:
         return [parse_mode(name) for name in DEFAULT_MODES]
     for name in ("iter_point", "point_num"):
-        if (getattr(args, name) or 1) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1")
     iterative, at_once = args.iter_point or 1, args.point_num or 1
     if args.boxes_prompt:
@@ -103,7 +106,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     args = parse_args(argv)
     try:
         return run(args)
-    except (DataError, CheckpointError, ValueError) as error:
+    except (DataError, CheckpointError, UsageError) as error:
         finish(error)
 
 
@@ -114,6 +117,8 @@ def run(args: argparse.Namespace) -> list[Row]:
     dataset = TestingDataset(args.data_path, args.image_size, "test")
     loader = test_loader(dataset, args.batch_size, args.num_workers)
     frozen = FrozenPrompts(args.prompt_path, args.image_size) if args.prompt_path else None
+    if frozen:
+        frozen.check([mask for _, masks in dataset.index for mask in masks], args.modes)
     if not Path(args.sam_checkpoint).exists() and args.sam_checkpoint == DEFAULT_CHECKPOINT:
         raise CheckpointError(f"{DEFAULT_CHECKPOINT}: not found. Download it (sam-med2d_b.pth, from the SAM-Med2D repository), "
                               "or name your own weights with --sam_checkpoint")
@@ -123,7 +128,8 @@ def run(args: argparse.Namespace) -> list[Row]:
 
     folder = Path(args.work_dir) / args.run_name
     folder.mkdir(parents=True, exist_ok=True)
-    key_of = file_keys(dataset)
+    key_of = file_keys(mask for _, masks in dataset.index for mask in masks)
+    picture_of = file_keys(image for image, _ in dataset.index)
     rows: list[Row] = []
     skipped: list[str] = []
     prompts: dict = {}
@@ -135,7 +141,7 @@ def run(args: argparse.Namespace) -> list[Row]:
                 rows += one.rows
                 record_prompts(prompts, one, key_of)
                 if args.save_pred:
-                    save_predictions(folder, batch, one, dataset, key_of)
+                    save_predictions(folder, batch, one, dataset, key_of, picture_of)
             skipped += batch.skipped
             images += len(batch.images)
             bar.update(len(batch.images))
@@ -163,25 +169,25 @@ def run(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def file_keys(dataset: TestingDataset):
-    """-> mask path of the index -> its file name, or the path itself where two masks have one file name."""
-    names = Counter(os.path.basename(mask) for i in range(len(dataset)) for mask in dataset.index[i][1])
+def file_keys(paths: Iterable[str]) -> Callable[[str], str]:
+    """-> path of the index -> its file name, or the path itself where two files have one name."""
+    names = Counter(map(os.path.basename, paths))
     shared = {name for name, count in names.items() if count > 1}
-    return lambda mask: mask if os.path.basename(mask) in shared else os.path.basename(mask)
+    return lambda path: path if os.path.basename(path) in shared else os.path.basename(path)
 
 
-def save_predictions(folder: Path, batch: Batch, scored: Scored, dataset: TestingDataset, key_of) -> None:
+def save_predictions(folder: Path, batch: Batch, scored: Scored, dataset: TestingDataset, key_of: Callable[[str], str],
+                     picture_of: Callable[[str], str]) -> None:
     """Masks as 0/255 PNG at the original size, and one overlay an image: a tile an object, prompts drawn."""
     for row, mask in zip(scored.rows, scored.masks):
-        key = key_of(row.mask).lstrip("./")
-        write_image((folder / "masks" / scored.mode.name / key).with_suffix(".png"), mask.numpy().astype(np.uint8) * 255)
-    image_name = Path(batch.image_names[scored.image])
-    write_image((folder / "overlays" / scored.mode.name / image_name.name).with_suffix(".png"),
+        write_image(folder / "masks" / scored.mode.name, key_of(row.mask), mask.numpy().astype(np.uint8) * 255)
+    write_image(folder / "overlays" / scored.mode.name, picture_of(batch.image_names[scored.image]),
                 drawing.grid(drawing.tiles_of(batch, scored, dataset.index)))
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Through imencode: imwrite fails on some names without a word."""
+def write_image(folder: Path, name: str, image: np.ndarray) -> None:
+    """As PNG, under its own name; a name with another ending gets .png added. imwrite would fail on some silently."""
+    path = folder / (name if name.lower().endswith(".png") else f"{name}.png").lstrip("./")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
 

@@ -30,8 +30,8 @@ from interactive import (Round, correction_prompts, judge, plan_of_corrections, 
                          uniform_from)
 from metrics import METRICS
 from segment_anything import Sam, sam_model_registry
-from segment_anything.checkpoint import CheckpointError, load_checkpoint, read_checkpoint
-from utils import add_flag, amp_dtype, best_device, finish, replacing, seed_everything, seed_of
+from segment_anything.checkpoint import CheckpointError, load_checkpoint, read_checkpoint, replacing
+from utils import UsageError, add_flag, amp_dtype, best_device, finish, seed_everything, seed_of
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam_vit_b.pth"
 PANEL_IMAGES = 4        # images drawn for TensorBoard after each epoch
@@ -88,8 +88,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("epochs", "batch_size", "mask_num", "image_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
-    if min(args.point_list) < 1:
-        parser.error("--point_list needs numbers of at least 1")
+    if args.image_size % 32:
+        parser.error(f"--image_size must be a multiple of 32, not {args.image_size}")
+    if args.iter_point < 0 or min(args.point_list) < 1:
+        parser.error("--iter_point must be at least 0 and each of --point_list at least 1")
+    if not 0 < args.lr < math.inf:
+        parser.error(f"--lr must be above 0, not {args.lr}")
     try:
         args.modes = [parse_mode(name) for name in args.prompt_modes]
     except ValueError as error:
@@ -105,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         run(args)
-    except (DataError, CheckpointError, ValueError) as error:
+    except (DataError, CheckpointError, UsageError) as error:
         finish(error)
 
 
@@ -131,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
         progress.load(resume(args, model, optimizer, scaler), args)
 
     logs = str(Path(args.work_dir) / "logs" / args.run_name)
-    with SummaryWriter(logs, purge_step=progress.step if args.resume else None) as board:
+    with SummaryWriter(logs, purge_step=progress.step + 1 if args.resume else None) as board:
         for epoch in range(progress.epoch, args.epochs):
             start = progress.step - epoch * progress.steps_an_epoch
             loader.batch_sampler.set_epoch(epoch, start)
@@ -152,16 +156,16 @@ def validation_loader(args: argparse.Namespace):
 
 
 def build_model(args: argparse.Namespace) -> Sam:
-    model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
-    if args.resume or args.sam_checkpoint.lower() == "none":
-        return model
-    if args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
+    from_weights = not args.resume and args.sam_checkpoint.lower() != "none"
+    if from_weights and args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
         raise CheckpointError(
             f"{DEFAULT_CHECKPOINT}: not found. Download SAM's ViT-B (sam_vit_b_01ec64.pth, from the Segment Anything "
             "repository's model checkpoints) or SAM-Med2D's weights (sam-med2d_b.pth, from its repository) and name the "
             "file with --sam_checkpoint; --sam_checkpoint none trains from scratch"
         )
-    print(load_checkpoint(model, args.sam_checkpoint))
+    model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
+    if from_weights:
+        print(load_checkpoint(model, args.sam_checkpoint))
     return model
 
 
@@ -245,9 +249,14 @@ def train_epoch(model: Sam, loader, optimizer, scaler, args: argparse.Namespace,
             window.write(board, progress.step, rate)
             window = Window()
         if args.save_every and progress.step % args.save_every == 0:
+            check_weights(args, model)
             save_last(args, model, optimizer, scaler, progress)
+    if window.count:
+        window.write(board, progress.step, rate)
     if skipped:
         print(f"skipped {len(skipped)} empty mask(s), such as {min(skipped)}")
+    if not progress.loss_count:
+        raise DataError(f"{args.data_path}: every mask of its train split is empty; correct the index")
 
 
 def lr_factor(args: argparse.Namespace, step: int, steps_an_epoch: int) -> float:
@@ -264,7 +273,7 @@ def check_finite(scalars: dict[str, float], args: argparse.Namespace, step: int)
     terms = {name: value for name, value in scalars.items() if name.startswith("loss/")}
     if not all(map(math.isfinite, terms.values())):
         said = ", ".join(f"{name.removeprefix('loss/')} {value:g}" for name, value in terms.items())
-        raise ValueError(f"the loss is not finite in step {step}: {said}. Nothing was saved after the last checkpoint in "
+        raise UsageError(f"the loss is not finite in step {step}: {said}. Nothing was saved after the last checkpoint in "
                          f"{models_folder(args)}; lower --lr or switch --use_amp off, and --resume")
 
 
@@ -370,7 +379,7 @@ class Progress:
 
     def load(self, state: dict, args: argparse.Namespace) -> None:
         if state["steps_an_epoch"] != self.steps_an_epoch:
-            raise ValueError(f"{args.resume}: its run had {state['steps_an_epoch']} batches an epoch, this one has "
+            raise UsageError(f"{args.resume}: its run had {state['steps_an_epoch']} batches an epoch, this one has "
                              f"{self.steps_an_epoch}; resume with the same data and --batch_size")
         vars(self).update(state)
 
@@ -381,13 +390,13 @@ def resume(args: argparse.Namespace, model: Sam, optimizer, scaler) -> dict:
     if "progress" not in saved:
         raise CheckpointError(f"{args.resume}: holds weights but no state of a run; name a last.pth of this project, or give "
                               "the weights to --sam_checkpoint")
+    changed = [name for name, value in saved["flags"].items() if name in MUST_AGREE and getattr(args, name) != value]
+    if changed:
+        raise UsageError(f"{args.resume}: its run had " + ", ".join(f"--{n} {saved['flags'][n]}" for n in changed) +
+                         "; resume with the same, or start a new run from its weights with --sam_checkpoint")
     print(load_checkpoint(model, args.resume))
     optimizer.load_state_dict(saved["optimizer"])
     scaler.load_state_dict(saved["scaler"])
-    changed = [name for name, value in saved["flags"].items() if name in MUST_AGREE and getattr(args, name) != value]
-    if changed:
-        raise ValueError(f"{args.resume}: its run had " + ", ".join(f"--{n} {saved['flags'][n]}" for n in changed) +
-                         "; resume with the same, or start a new run from its weights with --sam_checkpoint")
     return saved["progress"]
 
 
@@ -396,11 +405,20 @@ MUST_AGREE = ("model_type", "image_size", "encoder_adapter", "seed", "batch_size
 
 def save(args: argparse.Namespace, model: Sam, optimizer, scaler, progress: Progress) -> None:
     """After an epoch: last.pth, and best.pth where the epoch was the best so far."""
+    check_weights(args, model)
     if progress.improved:
         write_checkpoint(models_folder(args) / "best.pth", {
             "model": model.state_dict(), "flags": flags_of(args), "epoch": progress.best_epoch,
             progress.best_name.replace(" ", "_").lower(): progress.best})
     save_last(args, model, optimizer, scaler, progress)
+
+
+def check_weights(args: argparse.Namespace, model: Sam) -> None:
+    """The last step before a save can break the weights without a loss that shows it."""
+    broken = [name for name, p in model.named_parameters() if p.requires_grad and not p.isfinite().all()]
+    if broken:
+        raise UsageError(f"{len(broken)} trained tensors are not finite, such as {broken[0]}. Nothing was saved after the "
+                         f"last checkpoint in {models_folder(args)}; lower --lr or switch --use_amp off, and --resume")
 
 
 def save_last(args: argparse.Namespace, model: Sam, optimizer, scaler, progress: Progress) -> None:

@@ -1,14 +1,15 @@
-"""Plumbing that the scripts share: devices, mixed precision, flags, checkpoint files, random seeds."""
+"""Plumbing that the scripts share: flags, devices, mixed precision, random seeds."""
 
 import argparse
 import hashlib
-import os
 import random
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
+
+
+class UsageError(ValueError):
+    """What a person asked for cannot be done. `str(error)` is one line that says why and what to do."""
 
 
 def boolean(text: str) -> bool:
@@ -28,7 +29,7 @@ def add_flag(group: argparse._ActionsContainer, name: str, default: bool | None,
 def best_device(name: str | None) -> torch.device:
     """`name` if one is given, else the best there is: cuda, mps, cpu.
 
-    Raises ValueError where the named device does not exist.
+    Raises UsageError where the named device does not exist.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -36,7 +37,7 @@ def best_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 
 
@@ -57,24 +58,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-@contextmanager
-def replacing(path: str | os.PathLike):
-    """Yields a temporary path beside `path`; on success it takes the place of `path` in one step.
-
-    Whenever the process dies, `path` is either the old file or the new one, whole.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def finish(message: object) -> None:

@@ -10,6 +10,8 @@ Nothing from a file is ever executed: see `_read_pickle`.
 import os
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -151,14 +153,28 @@ def save_weights(state_dict: dict[str, Tensor], path: str | Path, dtype: torch.d
 
     dtype: of the floating point tensors in the file, but for `FULL_PRECISION`; None keeps each one's own.
     """
-    path = Path(path)
     tensors = {name: _stored(name, tensor, dtype) for name, tensor in state_dict.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")     # beside it: os.replace needs one file system
-    try:
+    with replacing(path) as temporary:
         temporary.touch()
         usual_mode = temporary.stat().st_mode       # save_file makes files that only their owner can read
         save_file(tensors, temporary, {"format": "pt", **(metadata or {})})
         temporary.chmod(usual_mode)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it takes the place of `path` in one step.
+
+    Whenever the process dies, `path` is either the old file or the new one, whole. What a killed process left of a
+    temporary file is written over by the next: its name is always the same.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")     # beside it: os.replace needs one file system
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

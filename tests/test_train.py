@@ -448,13 +448,21 @@ def test_weights_of_another_size(data: Path, work: Path, tmp_path: Path) -> None
     assert "nowhere.pth" in fails(lambda: fit(data, work, "--sam_checkpoint", "nowhere.pth"))
 
 
+@pytest.mark.parametrize("name", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_ends_in_one_line(name: str, data: Path, work: Path) -> None:
+    assert name in fails(lambda: fit(data, work, "--device", name))
+
+
 @pytest.mark.parametrize("flags", [
     ["--image_size", "100"],            # not a multiple of 32
-    ["--device", "cuda:99"],
-    ["--device", "abacus"],
+    ["--iter_point", "-1"], ["--point_list", "3", "0"], ["--lr", "nan"], ["--lr", "0"], ["--batch_size", "0"],
+    ["--prompt_modes", "7clicks"],
 ])
-def test_impossible_settings_end_in_one_line(flags: list[str], data: Path, work: Path) -> None:
-    assert flags[1] in fails(lambda: fit(data, work, *flags))
+def test_impossible_settings_are_refused_by_name(flags: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        train.parse_args(flags)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and (flags[0] in said or flags[1] in said)
 
 
 # ---------------------------------------------------------------- empty masks

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils import add_flag, amp_dtype, best_device, boolean, finish, replacing, seed_everything, seed_of
+from utils import add_flag, amp_dtype, best_device, boolean, finish, seed_everything, seed_of
+from segment_anything.checkpoint import replacing
 
 
 @pytest.mark.parametrize("words, value", [
