@@ -203,11 +203,21 @@ def _missing_in(root: str, folder: str, files: dict[str, None]) -> list[str]:
 
 
 def read_image(path: str) -> np.ndarray:
-    """Read an image file -> (H, W, 3) uint8, BGR. Grey is repeated, alpha dropped, 16 bits reduced to the upper 8.
+    """Read an image file -> (H, W, 3) uint8, BGR. Grey is repeated, alpha dropped.
 
-    Raises DataError: missing, unreadable, truncated or not an image.
+    Images of more than 8 bits are scaled from their own minimum and maximum to 0..255, as the paper prepares its scans:
+    the upper 8 bits alone would leave a 12-bit scan nearly black.
+    Raises DataError: missing, unreadable, truncated or not an image, or values that are no numbers.
     """
-    return _decode(path, cv2.IMREAD_COLOR)
+    image = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return image if image.dtype == np.uint8 else _to_8_bits(path, image)
+
+
+def _to_8_bits(path: str, image: np.ndarray) -> np.ndarray:
+    if not np.isfinite(image).all():
+        raise DataError(f"{path}: has values that are not finite; replace them and save it again")
+    low, high = float(image.min()), float(image.max())
+    return np.round((image - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
 
 
 def read_mask(path: str, image_size: tuple[int, int], image_path: str = "its image") -> np.ndarray:
@@ -506,22 +516,29 @@ class TestingDataset(Dataset):
         return len(self.index)
 
     def __getitem__(self, index: int) -> Sample:
-        """Masks that are empty, or emptied by resizing, are skipped. Raises DataError: an image or mask is bad."""
-        image_name, names = self.index[index]
-        original, originals = _read(self.index, image_name, names)
-        image, masks, content = fit(original, originals, self.image_size)
-        present = masks.any(axis=(1, 2)).tolist()
-        kept = [mask for mask, here in zip(originals, present) if here]
-        return Sample(
-            image=_image_tensor(image),
-            content=content,
-            masks=torch.from_numpy(masks[present])[:, None],
-            image_name=image_name,
-            mask_names=[name for name, here in zip(names, present) if here],
-            original_size=original.shape[:2],
-            original_masks=torch.from_numpy(np.stack(kept) if kept else np.zeros((0, *original.shape[:2]), bool)),
-            skipped=[name for name, here in zip(names, present) if not here],
-        )
+        return scoring_sample(self.index, index, self.image_size)
+
+
+def scoring_sample(index: Index, number: int, image_size: int) -> Sample:
+    """An image of the index with all its masks. Those that are empty, or emptied by resizing, are skipped.
+
+    Raises DataError: an image or mask is bad.
+    """
+    image_name, names = index[number]
+    original, originals = _read(index, image_name, names)
+    image, masks, content = fit(original, originals, image_size)
+    present = masks.any(axis=(1, 2)).tolist()
+    kept = [mask for mask, here in zip(originals, present) if here]
+    return Sample(
+        image=_image_tensor(image),
+        content=content,
+        masks=torch.from_numpy(masks[present])[:, None],
+        image_name=image_name,
+        mask_names=[name for name, here in zip(names, present) if here],
+        original_size=original.shape[:2],
+        original_masks=torch.from_numpy(np.stack(kept) if kept else np.zeros((0, *original.shape[:2]), bool)),
+        skipped=[name for name, here in zip(names, present) if not here],
+    )
 
 
 def _read(index: Index, image_name: str, mask_names: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from DataLoader import Batch, Index, read_image
 from evaluation import Scored, to_original_frame
-from segment_anything import Prompts
-from segment_anything.modeling.prompt_encoder import ABSENT, FOREGROUND
+from segment_anything import ABSENT, FOREGROUND, Prompts
 
 PREDICTION = (0, 140, 255)      # orange, filled
 TRUTH = (80, 220, 80)           # green, outline

@@ -29,7 +29,8 @@ from segment_anything.modeling.prompt_encoder import ABSENT, BACKGROUND, FOREGRO
 from utils import amp_dtype, seed_of
 
 DEFAULT_MODES = ("bbox", "1pt", "3pts", "5pts")
-ROWS_AT_ONCE = 256      # objects decoded together: about 2 GB at 256 px, however many masks an image has
+PIXELS_AT_ONCE = 2**24      # of masks worked on together, 256 objects at 256 px (about 2 GB), however many an image has
+IMAGE_SIZE = "image_size"    # in a prompts file: the frame, beside the objects; not in the original's
 
 # What a prompts file holds of an object, in the S x S frame: {"boxes": [[x0, y0, x1, y1]], "point_coords":
 # [[x, y], ...], "point_labels": [...]} as the original writes it, and ours {"one_shot": {"5": {points as above}}}.
@@ -100,7 +101,7 @@ def evaluate(model: Sam, batches: Iterable[Batch], modes: list[Mode], *, device:
             parts = [
                 predict_modes(model, embeddings[here.image_index[rows]], here.masks[rows], names, modes,
                               seed=seed, multimask=multimask, frozen=frozen)
-                for rows, names in _chunks(batch.mask_names)
+                for rows, names in ((rows, batch.mask_names[rows]) for rows in _chunks(len(here.masks), model.image_size**2))
             ]
         scored = []
         for mode in modes if parts else []:
@@ -111,10 +112,10 @@ def evaluate(model: Sam, batches: Iterable[Batch], modes: list[Mode], *, device:
         yield batch, scored
 
 
-def _chunks(names: list[str]) -> Iterator[tuple[slice, list[str]]]:
-    for start in range(0, len(names), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        yield rows, names[rows]
+def _chunks(rows: int, pixels: int) -> Iterator[slice]:
+    """Slices of rows, of so many pixels each, that are worked on together."""
+    step = max(1, PIXELS_AT_ONCE // pixels)
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def predict_modes(model: Sam, embeddings: Tensor, masks: Tensor, names: list[str], modes: list[Mode], *, seed: int,
@@ -171,8 +172,11 @@ def score(model: Sam, batch: Batch, mode: Mode, prediction: Prediction, prompts:
         if not len(rows):
             continue
         here = rows.to(prediction.logits.device)
-        logits = restore(model.upscale(prediction.logits[here]), batch.content[image].tolist(), truth.shape[-2:])
-        masks = (logits > 0).squeeze(1).cpu()
+        content, size = batch.content[image].tolist(), truth.shape[-2:]
+        masks = torch.cat([
+            (restore(model.upscale(prediction.logits[here[chunk]]), content, size) > 0).squeeze(1).cpu()
+            for chunk in _chunks(len(here), max(size[0] * size[1], model.image_size**2))
+        ])
         values = {name: metric(masks, truth, from_logits=False).tolist() for name, metric in METRICS.items()}
         areas = zip(truth.sum(dim=(1, 2)).tolist(), masks.sum(dim=(1, 2)).tolist())
         predicted_iou = prediction.iou[here].squeeze(1).float().tolist()
@@ -224,11 +228,20 @@ class FrozenPrompts:
             raise DataError(f"{path}: cannot be read ({error.strerror}); give a prompts file of an earlier run") from error
         except ValueError as error:
             raise DataError(f"{path}: not valid JSON ({error}); give a prompts file of an earlier run") from error
+        made_at = self.objects.pop(IMAGE_SIZE, image_size) if isinstance(self.objects, dict) else None
         if not isinstance(self.objects, dict) or not all(isinstance(o, dict) for o in self.objects.values()):
             raise DataError(f"{path}: must hold {{mask file name: prompts}}; give a prompts file of an earlier run")
+        if made_at != image_size:
+            raise DataError(f"{path}: was made in a frame of {made_at} pixels; use --image_size {made_at}")
 
     def check(self, names: list[str], modes: list[Mode]) -> None:
-        """Raises DataError where the prompts of an object are missing or unusable: before a run, not in its middle."""
+        """Raises DataError where the prompts of an object are missing or unusable: before a run, not in its middle.
+
+        An entry without any prompt stands for an object that the earlier run skipped as empty, as this one will.
+        """
+        names = [name for name in names if self._object(name)]
+        if not names:
+            return
         look = {"box": lambda mode: self.boxes(names), "iterative": lambda mode: self.clicks(names, mode.clicks),
                 "one_shot": lambda mode: self.one_shot(names, mode.clicks)}
         for mode in modes:

@@ -14,8 +14,7 @@ from torch import Tensor
 from losses import objective
 from metrics import dice
 from prompts import boxes_of, clicks_on, corrective_clicks, shift_boxes
-from segment_anything import Prediction, Prompts, Sam, best_of
-from segment_anything.modeling.mask_decoder import MULTIPLE, SINGLE
+from segment_anything import MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of
 
 
 class Round(NamedTuple):

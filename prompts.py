@@ -10,7 +10,7 @@ draw can come from one generator on the device (training) or depend on the objec
 import torch
 from torch import Tensor
 
-from segment_anything.modeling.prompt_encoder import ABSENT, BACKGROUND, FOREGROUND
+from segment_anything import ABSENT, BACKGROUND, FOREGROUND
 
 
 def boxes_of(masks: Tensor) -> Tensor:

@@ -26,12 +26,13 @@ from tqdm import tqdm
 
 import drawing
 from DataLoader import Batch, DataError, TestingDataset, test_loader
-from evaluation import (DEFAULT_MODES, FrozenPrompts, Mode, Row, Scored, evaluate, mean_by_mode, parse_mode,
+from evaluation import (DEFAULT_MODES, IMAGE_SIZE, FrozenPrompts, Mode, Row, Scored, evaluate, mean_by_mode, parse_mode,
                         record_prompts)
 from metrics import METRICS
 from segment_anything import sam_model_registry
-from segment_anything.checkpoint import CheckpointError, load_checkpoint, replacing
-from utils import UsageError, add_flag, best_device, finish, seed_everything
+from segment_anything.checkpoint import CheckpointError, load_checkpoint
+from segment_anything.files import replacing
+from utils import UsageError, add_flag, best_device, check_numbers, finish, seed_everything
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
 
@@ -71,11 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.modes = modes_asked_for(args)
     except ValueError as error:
         parser.error(str(error))
-    for name in ("batch_size", "image_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1")
-    if args.image_size % 32:
-        parser.error(f"--image_size must be a multiple of 32, not {args.image_size}")
+    check_numbers(parser, args, positive=("batch_size", "image_size"), not_negative=("seed", "num_workers"))
     return args
 
 
@@ -125,6 +122,8 @@ def run(args: argparse.Namespace) -> list[Row]:
     model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
     print(load_checkpoint(model, args.sam_checkpoint))
     model.to(device)
+    if dataset.index.images_without_masks:
+        print(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")
 
     folder = Path(args.work_dir) / args.run_name
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,8 +131,8 @@ def run(args: argparse.Namespace) -> list[Row]:
     picture_of = file_keys(image for image, _ in dataset.index)
     rows: list[Row] = []
     skipped: list[str] = []
-    prompts: dict = {}
-    images, started = 0, time.monotonic()
+    prompts: dict = {IMAGE_SIZE: args.image_size}
+    images, started, drawing_time = 0, time.monotonic(), 0.0
     with tqdm(total=len(dataset), unit="image", dynamic_ncols=True) as bar:
         for batch, scored in evaluate(model, loader, args.modes, device=device, seed=args.seed, multimask=args.multimask,
                                       use_amp=args.use_amp, frozen=frozen):
@@ -141,11 +140,14 @@ def run(args: argparse.Namespace) -> list[Row]:
                 rows += one.rows
                 record_prompts(prompts, one, key_of)
                 if args.save_pred:
+                    paused = time.monotonic()
                     save_predictions(folder, batch, one, dataset, key_of, picture_of)
+                    drawing_time += time.monotonic() - paused
             skipped += batch.skipped
             images += len(batch.images)
             bar.update(len(batch.images))
-    speed = images / (time.monotonic() - started)
+    speed = images / (time.monotonic() - started - drawing_time)
+    prompts |= {key_of(mask): {} for mask in skipped}
     if not rows:
         raise DataError(f"{args.data_path}: every mask of its test split is empty; correct the index")
 

@@ -24,26 +24,31 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import drawing
-from DataLoader import Batch, DataError, TestingDataset, TrainingDataset, collate, test_loader, train_loader
+from DataLoader import (Batch, DataError, Index, TestingDataset, TrainingDataset, collate, scoring_sample, test_loader,
+                        train_loader)
 from evaluation import DEFAULT_MODES, evaluate, mean_by_mode, parse_mode
 from interactive import (Round, correction_prompts, judge, plan_of_corrections, predict_start, starting_prompts,
                          uniform_from)
 from metrics import METRICS
 from segment_anything import Sam, sam_model_registry
-from segment_anything.checkpoint import CheckpointError, load_checkpoint, read_checkpoint, replacing
-from utils import UsageError, add_flag, amp_dtype, best_device, finish, seed_everything, seed_of
+from segment_anything.checkpoint import CheckpointError, load_checkpoint, read_checkpoint
+from segment_anything.files import replacing
+from utils import UsageError, add_flag, amp_dtype, best_device, check_numbers, finish, seed_everything, seed_of
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam_vit_b.pth"
 PANEL_IMAGES = 4        # images drawn for TensorBoard after each epoch
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> argparse.Namespace:
+    """defaults: instead of those below, where a run is resumed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("run")
     group.add_argument("--work_dir", default="workdir", help="where everything is written")
     group.add_argument("--run_name", default="sam-med2d")
     group.add_argument("--resume", nargs="?", const="last", metavar="CHECKPOINT",
-                       help="go on from a last.pth; without a path, from that of this run")
+                       help="go on from a last.pth, with the flags of its run unless others are given; "
+                            "without a path, from that of this run")
+    add_flag(group, "--overwrite", False, "start anew where a run of this name has left its last.pth")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--device", help="default: cuda, mps or cpu, the best there is")
     group.add_argument("--save_every", type=int, default=1000, metavar="STEPS",
@@ -82,16 +87,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("validation, where image2label_val.json or label2image_val.json exists")
     group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=[*METRICS])
     group.add_argument("--prompt_modes", nargs="+", default=[*DEFAULT_MODES], help="as in test.py; best.pth has the best mean Dice")
+    parser.set_defaults(**(defaults or {}))
     args = parser.parse_args(argv)
     if args.resume == "last":
         args.resume = str(models_folder(args) / "last.pth")
-    for name in ("epochs", "batch_size", "mask_num", "image_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1")
-    if args.image_size % 32:
-        parser.error(f"--image_size must be a multiple of 32, not {args.image_size}")
-    if args.iter_point < 0 or min(args.point_list) < 1:
-        parser.error("--iter_point must be at least 0 and each of --point_list at least 1")
+    check_numbers(parser, args, positive=("epochs", "batch_size", "mask_num", "image_size", "log_every"),
+                  not_negative=("iter_point", "seed", "save_every", "num_workers", "warmup"))
+    if min(args.point_list) < 1:
+        parser.error("each of --point_list must be at least 1")
     if not 0 < args.lr < math.inf:
         parser.error(f"--lr must be above 0, not {args.lr}")
     try:
@@ -108,6 +111,11 @@ def models_folder(args: argparse.Namespace) -> Path:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
+        if args.resume:
+            args = parse_args(argv, defaults=flags_of_run(args.resume))
+        elif (models_folder(args) / "last.pth").exists() and not args.overwrite:
+            raise UsageError(f"{models_folder(args) / 'last.pth'} is there already: go on with --resume, choose another "
+                             "--run_name, or start anew with --overwrite")
         run(args)
     except (DataError, CheckpointError, UsageError) as error:
         finish(error)
@@ -121,6 +129,9 @@ def run(args: argparse.Namespace) -> None:
     dataset = TrainingDataset(args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed)
     loader = train_loader(dataset, args.batch_size, args.num_workers, args.seed)
     validation = validation_loader(args)
+    panel = collate([scoring_sample(dataset.index, i, args.image_size) for i in range(min(PANEL_IMAGES, len(dataset)))])
+    if dataset.index.images_without_masks:
+        print(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")
     model = build_model(args).to(device)
     trained = model.train_for("adapters")
     print(f"trained: {sum(p.numel() for p in trained) / 1e6:.2f} M of "
@@ -140,11 +151,16 @@ def run(args: argparse.Namespace) -> None:
             start = progress.step - epoch * progress.steps_an_epoch
             loader.batch_sampler.set_epoch(epoch, start)
             train_epoch(model, loader, optimizer, scaler, args, progress, board)
-            measured = validate(model, validation, args, board, progress.step) if validation else {}
-            draw_panels(model, args, board, progress.step)
+            try:
+                measured = validate(model, validation, args, board, progress.step) if validation else {}
+                draw_panels(model, panel, dataset.index, args, board, progress.step)
+            except BaseException:       # a broken validation image must not cost the epoch
+                save_last(args, model, optimizer, scaler, progress)
+                raise
             progress.end_epoch(measured)
             save(args, model, optimizer, scaler, progress)
-    print(f"best {progress.best_name} {progress.best:.4f} in epoch {progress.best_epoch}: {models_folder(args) / 'best.pth'}")
+    if progress.best_name:
+        print(f"best {progress.best_name} {progress.best:.4f} in epoch {progress.best_epoch}: {models_folder(args) / 'best.pth'}")
 
 
 def validation_loader(args: argparse.Namespace):
@@ -249,7 +265,6 @@ def train_epoch(model: Sam, loader, optimizer, scaler, args: argparse.Namespace,
             window.write(board, progress.step, rate)
             window = Window()
         if args.save_every and progress.step % args.save_every == 0:
-            check_weights(args, model)
             save_last(args, model, optimizer, scaler, progress)
     if window.count:
         window.write(board, progress.step, rate)
@@ -334,14 +349,12 @@ def validate(model: Sam, loader, args: argparse.Namespace, board: SummaryWriter,
     return means["dice"]
 
 
-def draw_panels(model: Sam, args: argparse.Namespace, board: SummaryWriter, step: int) -> None:
-    """The first training images with predictions, truths and prompts, from a box and after three clicks."""
-    dataset = TestingDataset(args.data_path, args.image_size, "train")
-    batch = collate([dataset[i] for i in range(min(PANEL_IMAGES, len(dataset)))])
+def draw_panels(model: Sam, batch: Batch, index: Index, args: argparse.Namespace, board: SummaryWriter, step: int) -> None:
+    """Some training images with predictions, truths and prompts, from a box and after three clicks."""
     for _, scored in evaluate(model, [batch], [parse_mode("bbox"), parse_mode("3pts")], device=model.device,
                               seed=args.seed, multimask=args.multimask, use_amp=args.use_amp):
         for mode in ("bbox", "3pts"):
-            tiles = [tile for one in scored if one.mode.name == mode for tile in drawing.tiles_of(batch, one, dataset.index)]
+            tiles = [tile for one in scored if one.mode.name == mode for tile in drawing.tiles_of(batch, one, index)]
             if tiles:
                 board.add_image(f"panel/{mode}", drawing.grid(tiles)[..., ::-1].copy(), step, dataformats="HWC")
 
@@ -382,6 +395,8 @@ class Progress:
             raise UsageError(f"{args.resume}: its run had {state['steps_an_epoch']} batches an epoch, this one has "
                              f"{self.steps_an_epoch}; resume with the same data and --batch_size")
         vars(self).update(state)
+        if not (models_folder(args) / "best.pth").exists():     # the run goes on under another name
+            self.best_name = ""
 
 
 def resume(args: argparse.Namespace, model: Sam, optimizer, scaler) -> dict:
@@ -396,8 +411,15 @@ def resume(args: argparse.Namespace, model: Sam, optimizer, scaler) -> dict:
                          "; resume with the same, or start a new run from its weights with --sam_checkpoint")
     print(load_checkpoint(model, args.resume))
     optimizer.load_state_dict(saved["optimizer"])
-    scaler.load_state_dict(saved["scaler"])
+    if saved["scaler"] and scaler.is_enabled():
+        scaler.load_state_dict(saved["scaler"])
     return saved["progress"]
+
+
+def flags_of_run(path: str) -> dict:
+    """The flags that a run was started with, but for those that say where and on what it runs."""
+    flags = read_checkpoint(path).get("flags", {})
+    return {name: value for name, value in flags.items() if name not in ("resume", "overwrite", "work_dir", "run_name", "device")}
 
 
 MUST_AGREE = ("model_type", "image_size", "encoder_adapter", "seed", "batch_size", "mask_num", "iter_point", "point_list")
@@ -405,30 +427,26 @@ MUST_AGREE = ("model_type", "image_size", "encoder_adapter", "seed", "batch_size
 
 def save(args: argparse.Namespace, model: Sam, optimizer, scaler, progress: Progress) -> None:
     """After an epoch: last.pth, and best.pth where the epoch was the best so far."""
-    check_weights(args, model)
     if progress.improved:
-        write_checkpoint(models_folder(args) / "best.pth", {
+        write_checkpoint(args, "best.pth", {
             "model": model.state_dict(), "flags": flags_of(args), "epoch": progress.best_epoch,
             progress.best_name.replace(" ", "_").lower(): progress.best})
     save_last(args, model, optimizer, scaler, progress)
 
 
-def check_weights(args: argparse.Namespace, model: Sam) -> None:
-    """The last step before a save can break the weights without a loss that shows it."""
-    broken = [name for name, p in model.named_parameters() if p.requires_grad and not p.isfinite().all()]
-    if broken:
-        raise UsageError(f"{len(broken)} trained tensors are not finite, such as {broken[0]}. Nothing was saved after the "
-                         f"last checkpoint in {models_folder(args)}; lower --lr or switch --use_amp off, and --resume")
-
-
 def save_last(args: argparse.Namespace, model: Sam, optimizer, scaler, progress: Progress) -> None:
-    write_checkpoint(models_folder(args) / "last.pth", {
+    write_checkpoint(args, "last.pth", {
         "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
         "progress": progress.state(), "flags": flags_of(args)})
 
 
-def write_checkpoint(path: Path, content: dict) -> None:
-    with replacing(path) as temporary:
+def write_checkpoint(args: argparse.Namespace, name: str, content: dict) -> None:
+    """Raises UsageError for weights that are not finite: the last step can break them without a loss that shows it."""
+    broken = [name for name, tensor in content["model"].items() if not tensor.isfinite().all()]
+    if broken:
+        raise UsageError(f"{len(broken)} tensors of the model are not finite, such as {broken[0]}. Nothing was saved after the "
+                         f"last checkpoint in {models_folder(args)}; lower --lr or switch --use_amp off, and --resume")
+    with replacing(models_folder(args) / name) as temporary:
         torch.save(content, temporary)
 
 

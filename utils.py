@@ -26,6 +26,17 @@ def add_flag(group: argparse._ActionsContainer, name: str, default: bool | None,
     group.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
 
 
+def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace, positive: tuple[str, ...],
+                  not_negative: tuple[str, ...]) -> None:
+    """End with the parser's message where a flag has a number that makes no sense."""
+    for least, names in ((1, positive), (0, not_negative)):
+        for name in names:
+            if getattr(args, name) < least:
+                parser.error(f"--{name} must be at least {least}")
+    if args.image_size % 32:
+        parser.error(f"--image_size must be a multiple of 32, not {args.image_size}")
+
+
 def best_device(name: str | None) -> torch.device:
     """`name` if one is given, else the best there is: cuda, mps, cpu.
 
@@ -43,8 +54,9 @@ def best_device(name: str | None) -> torch.device:
 
 def amp_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device has it, float16 (which needs a gradient scaler) elsewhere."""
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        return torch.float16
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float16 if device.type == "mps" else torch.bfloat16
 
 

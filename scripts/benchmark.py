@@ -68,7 +68,7 @@ def padded_attention(self: Attention, x: Tensor) -> Tensor:
     x = x.view(batch, rows, window, columns, window, channels).transpose(2, 3).reshape(-1, window, window, channels)
     q, k, v = self.qkv(x).view(len(x), window, window, 3, self.heads, -1).permute(3, 0, 4, 1, 2, 5)
     attended = F.scaled_dot_product_attention(q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3),
-                                              attn_mask=self._position_bias(q, window, window))
+                                              attn_mask=self.position_bias(q, window, window))
     x = self.proj(attended.transpose(1, 2).reshape(len(x), window, window, channels))
     x = x.view(batch, rows, columns, window, window, channels).transpose(2, 3)
     return x.reshape(batch, rows * window, columns * window, channels)[:, :height, :width]

@@ -45,7 +45,7 @@ def main() -> None:
     results = {}
     for name, (flags, trained) in runs.items():
         if trained:
-            run(f"train.py {SMALL} {flags} --sam_checkpoint {WEIGHTS} --epochs {args.epochs} {TRAINING} "
+            run(f"train.py {SMALL} {flags} --sam_checkpoint {WEIGHTS} --epochs {args.epochs} {TRAINING} --overwrite "
                 f"--work_dir {args.work_dir} --run_name {trained}")
             flags += f" --sam_checkpoint {args.work_dir}/models/{trained}/best.pth"
         run_name = trained or "sam"
@@ -58,7 +58,7 @@ def main() -> None:
     report = ROOT / args.work_dir / "report.md"
     report.write_text(f"# Demo\n\nDice on {results['SAM']['objects']} objects in {results['SAM']['images']} held-out slices, "
                       f"in {minutes:.1f} minutes.\n\n{table}\n\n" + "\n".join(f"![{p.stem}]({p.name})" for p in pictures) + "\n")
-    print(f"\n{table}\n\n{minutes:.1f} minutes. Report: {report.relative_to(ROOT)}; pictures: {args.work_dir}/compare_*.png; "
+    print(f"\n{table}\n\n{minutes:.1f} minutes. Report: {report}; pictures: {args.work_dir}/compare_*.png; "
           f"curves: {Path(sys.executable).parent}/tensorboard --logdir {args.work_dir}/logs")
 
 

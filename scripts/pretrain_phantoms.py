@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default=None)
-    add_flag(parser, "--use_amp", True, "mixed precision")
+    add_flag(parser, "--use_amp", True, "mixed precision where the device has bfloat16")
     add_flag(parser, "--compile", False, "compile the loss: a sixth less time a step; needs a C++ compiler")
     return parser.parse_args()
 
@@ -144,7 +144,7 @@ def main() -> None:
         if progress < 1:
             factor = min((step + 1) / WARM_UP, 0.5 * (1 + math.cos(math.pi * progress)))
             optimizer.param_groups[0]["lr"] = args.lr * factor
-            with torch.autocast(device.type, dtype, enabled=args.use_amp):
+            with torch.autocast(device.type, dtype, enabled=args.use_amp and dtype == torch.bfloat16):
                 rounds = two_rounds(model, images.to(device), masks.to(device), draw.choice(CLICK_COUNTS),
                                     draw.random() < 0.5, uniform)
             loss = sum(r.losses["loss"] for r in rounds)

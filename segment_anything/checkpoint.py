@@ -7,11 +7,8 @@ DistributedDataParallel, and `.safetensors`. Whatever the image size of the file
 Nothing from a file is ever executed: see `_read_pickle`.
 """
 
-import os
 import pickle
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .files import replacing
 from .modeling import Sam
 from .modeling.image_encoder import PATCH_SIZE
 from .sizes import SIZES
@@ -159,25 +157,6 @@ def save_weights(state_dict: dict[str, Tensor], path: str | Path, dtype: torch.d
         usual_mode = temporary.stat().st_mode       # save_file makes files that only their owner can read
         save_file(tensors, temporary, {"format": "pt", **(metadata or {})})
         temporary.chmod(usual_mode)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it takes the place of `path` in one step.
-
-    Whenever the process dies, `path` is either the old file or the new one, whole. What a killed process left of a
-    temporary file is written over by the next: its name is always the same.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")     # beside it: os.replace needs one file system
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -99,11 +99,23 @@ def test_fit_without_masks(side):
 # ---------------------------------------------------------------- reading
 
 
+def test_deep_images_use_their_whole_range(tmp_path):
+    scan = np.linspace(100, 4095, 63).round().astype(np.uint16).reshape(9, 7)     # 12 bits: its upper 8 of 16 are below 16
+    write(tmp_path / "deep.png", scan)
+    image = read_image(str(tmp_path / "deep.png"))
+    assert image.shape == (9, 7, 3) and image.dtype == np.uint8
+    assert np.abs(image[..., 0] - (scan - 100.0) * 255 / 3995).max() <= 0.5
+    write(tmp_path / "flat.png", np.full((9, 7), 3000, np.uint16))
+    assert (read_image(str(tmp_path / "flat.png")) == 0).all()
+    cv2.imwrite(str(tmp_path / "broken.tif"), np.full((9, 7, 3), np.nan, np.float32))
+    with pytest.raises(DataError, match="broken.tif: has values that are not finite"):
+        read_image(str(tmp_path / "broken.tif"))
+
+
 def test_read_image_equals_imread(tmp_path):
     arrays = {
         "grey.png": picture(9, 7)[..., 0],
         "alpha.png": np.dstack([picture(9, 7), picture(9, 7)[..., :1]]),
-        "deep.png": picture(9, 7).astype(np.uint16) * 257,
         "colour.jpg": picture(9, 7),
         "colour.bmp": picture(9, 7),
         "colour.tif": picture(9, 7),

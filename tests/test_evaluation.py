@@ -123,7 +123,7 @@ def test_other_names_are_refused(name):
 
 @pytest.mark.parametrize("batch_size, chunk", [(1, 256), (2, 256), (3, 5)])
 def test_every_image_is_encoded_once(model, monkeypatch, batch_size, chunk):
-    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", chunk)
+    monkeypatch.setattr(evaluation, "PIXELS_AT_ONCE", chunk * SIDE**2)
     images = [*samples(), sample("many", 70, 80, 12, seed=4)]
     batches = [collate(images[i:i + batch_size]) for i in range(0, len(images), batch_size)]
     seen = []
@@ -259,7 +259,7 @@ def test_batches_and_order_change_nothing(arrange):
 
 def test_chunks_of_objects_change_nothing(monkeypatch):
     whole = run(Sketcher(), [collate(samples())], ALL_MODES)
-    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(evaluation, "PIXELS_AT_ONCE", 2 * SIDE**2)
     assert run(Sketcher(), [collate(samples())], ALL_MODES) == whole
 
 
@@ -378,7 +378,7 @@ def write(path, entries) -> FrozenPrompts:
 ])
 def test_recorded_prompts_repeat_every_row(model, tmp_path, monkeypatch, kind, chunk, order):
     """Whatever the seed, the chunks, the order of the modes, and the modes asked along with one."""
-    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", chunk)
+    monkeypatch.setattr(evaluation, "PIXELS_AT_ONCE", chunk * SIDE**2)
     model = Sketcher() if kind == "sketcher" else model
     batches = [collate(samples() if kind == "sketcher" else samples()[:1])]
     first = scored_by(model, batches, order)

@@ -137,6 +137,13 @@ def test_saved_masks_are_those_that_were_scored(score, data: Path, work: Path) -
         assert picture.shape[1] == 256 * count and picture.std() > 20
 
 
+def prompts_written(work: Path) -> dict:
+    """The objects of a prompts file, without the image size that stands beside them."""
+    content = json.loads((work / "sammed/prompts.json").read_text())
+    assert content.pop("image_size") == SIZE
+    return content
+
+
 def test_files_of_one_name_in_two_folders_do_not_overwrite_each_other(score, data: Path, tmp_path: Path, work: Path) -> None:  # noqa: F811
     folder, groups = tmp_path / "twins", {}
     for case, number in (("a", 0), ("b", 2)):
@@ -146,7 +153,7 @@ def test_files_of_one_name_in_two_folders_do_not_overwrite_each_other(score, dat
         groups[f"{case}/images/slice.png"] = [f"{case}/masks/slice.png"]
     write_index(folder, groups, "test")
     rows = score("--data_path", folder, "--save_pred", "--prompt_modes", "bbox")
-    assert len(rows) == len(json.loads((work / "sammed/prompts.json").read_text())) == 2
+    assert len(rows) == len(prompts_written(work)) == 2
     for what in ("masks", "overlays"):
         assert len([*(work / "sammed" / what).rglob("*.png")]) == 2, what
 
@@ -206,7 +213,7 @@ def test_written_prompts_repeat_every_row(score, work: Path) -> None:  # noqa: F
 def test_a_prompt_file_of_the_original_is_followed(score, tmp_path: Path, work: Path) -> None:  # noqa: F811
     """Its keys: mask file names. It holds a box and clicks of one kind, those of our other file."""
     first = score("--prompt_modes", *ALL_MODES)
-    ours = json.loads((work / "sammed/prompts.json").read_text())
+    ours = prompts_written(work)
     for mode, points in (("5shot", lambda p: p["one_shot"]["5"]), ("5pts", lambda p: p)):
         path = tmp_path / f"{mode}.json"
         path.write_text(json.dumps({
@@ -223,6 +230,25 @@ def test_a_prompt_file_of_the_original_is_followed(score, tmp_path: Path, work: 
     assert [r.dice for r in score("--boxes_prompt", "--prompt_path", path)] != [r.dice for r in first if r.mode == "bbox"]
 
 
+def test_a_prompt_file_of_another_image_size_is_refused(score, tmp_path: Path, work: Path) -> None:  # noqa: F811
+    score()
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({**json.loads((work / "sammed/prompts.json").read_text()), "image_size": 2 * SIZE}))
+    assert f"p.json: was made in a frame of {2 * SIZE} pixels" in fails(lambda: score("--prompt_path", path))
+
+
+def test_a_skipped_mask_needs_no_prompts_the_second_time(score, data: Path, tmp_path: Path, work: Path) -> None:  # noqa: F811
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    name = json.loads((folder / "label2image_test.json").read_text())
+    empty = next(iter(name))
+    write(folder / empty, 0 * cv2.imread(str(folder / empty), cv2.IMREAD_GRAYSCALE))
+    first = score("--data_path", folder)
+    assert len(first) == 4 * (OBJECTS - 1) and prompts_written(work)[os.path.basename(empty)] == {}
+    shutil.copy(work / "sammed/prompts.json", tmp_path / "p.json")
+    assert score("--data_path", folder, "--prompt_path", tmp_path / "p.json", "--seed", 5) == first
+
+
 @pytest.mark.parametrize("content, said", [
     (None, "cannot be read"),
     ("{", "not valid JSON"),
@@ -235,7 +261,7 @@ def test_bad_prompt_files_end_in_one_line(content: str | None, said: str, score,
     path = tmp_path / "p.json"
     if content in ("without the last", "three clicks", "words"):
         score()
-        prompts = json.loads((work / "sammed/prompts.json").read_text())
+        prompts = prompts_written(work)
         if content == "without the last":
             del prompts["5_2.png"]
         elif content == "words":

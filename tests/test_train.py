@@ -655,3 +655,39 @@ def test_training_learns(data: Path, work: Path) -> None:
     assert losses[-3:].mean() < 0.9 * losses[:3].mean()
     fit(data, work / "next", "--epochs", 1, "--sam_checkpoint", work / "models" / RUN / "best.pth", "--log_every", 1)
     assert points(board_of(work / "next"), "loss/loss")[1] < 0.95 * losses[:3].mean()
+
+
+# ---------------------------------------------------------------- one run after another
+
+
+def test_a_run_does_not_overwrite_another_unasked(data: Path, work: Path) -> None:
+    fit(data, work, "--epochs", 1)
+    before = saved(work)
+    assert "--resume" in (message := fails(lambda: fit(data, work, "--epochs", 1))) and "--overwrite" in message
+    assert not differences(before, saved(work))
+    fit(data, work, "--epochs", 1, "--seed", 5, "--overwrite")
+    assert differences(before, saved(work))
+
+
+def test_a_resumed_run_keeps_its_flags(data: Path, work: Path) -> None:
+    fit(data, work, "--epochs", 1, "--lr", 3e-3, "--lr_scheduler", "multistep", "--milestones", 1)
+    train.main(["--resume", "--work_dir", str(work), "--run_name", RUN, "--epochs", "2"])
+    flags = saved(work)["flags"]
+    assert (flags["lr"], flags["lr_scheduler"], flags["milestones"], flags["epochs"]) == (3e-3, "multistep", [1], 2)
+    assert saved(work)["progress"]["epoch"] == 2 and saved(work)["optimizer"]["param_groups"][0]["lr"] == 1.5e-3
+
+
+def test_an_epoch_outlives_a_broken_validation_image(data: Path, tmp_path: Path, work: Path) -> None:
+    folder = make_data(tmp_path / "data", ("train", "val"), images=2)
+    groups = json.loads((folder / "image2label_val.json").read_text())
+    name, masks = groups.popitem()
+    image = folder / "images/of_val.png"
+    whole = (folder / name).read_bytes()
+    write_index(folder, {"images/of_val.png": masks}, "val")
+    image.write_bytes(whole[:-20])
+    assert image.name in fails(lambda: fit(folder, work, "--epochs", 1, "--sam_checkpoint", "none"))
+    image.write_bytes(whole)
+    step = saved(work)["progress"]["step"]
+    assert step and saved(work)["progress"]["epoch"] == 0
+    fit(folder, work, "--epochs", 1, "--resume")
+    assert saved(work)["progress"] | {"epoch": 1, "step": step} == saved(work)["progress"]

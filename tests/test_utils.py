@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from utils import add_flag, amp_dtype, best_device, boolean, finish, seed_everything, seed_of
-from segment_anything.checkpoint import replacing
+from segment_anything.files import replacing
 
 
 @pytest.mark.parametrize("words, value", [

@@ -66,9 +66,8 @@ class Attention(nn.Module):
         side_h, side_w = (self.window, self.window) if self.window else (height, width)
         # queries of padded tokens are never used: a map smaller than one window needs only its own
         query_h, query_w = min(side_h, height), min(side_w, width)
-        bias = self.qkv.bias.to(x.dtype)
-        qkv = F.linear(x, self.qkv.weight).to(x.dtype)
-        qkv = F.pad(qkv, (0, 0, 0, -width % side_w, 0, -height % side_h)) + bias
+        qkv = F.linear(x, self.qkv.weight)      # without its bias, which padded tokens have too
+        qkv = F.pad(qkv, (0, 0, 0, -width % side_w, 0, -height % side_h)) + self.qkv.bias.to(qkv.dtype)
         windows = qkv.unflatten(1, (-1, side_h)).unflatten(3, (-1, side_w))           # B, nH, sh, nW, sw, 3C
         n_h, n_w = windows.shape[1], windows.shape[3]
         windows = windows.unflatten(-1, (3, self.heads, -1)).permute(5, 0, 1, 3, 6, 2, 4, 7)
@@ -76,13 +75,13 @@ class Attention(nn.Module):
         q = q[:, :, :query_h, :query_w]
 
         attended = F.scaled_dot_product_attention(
-            q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), attn_mask=self._position_bias(q, side_h, side_w)
+            q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), attn_mask=self.position_bias(q, side_h, side_w)
         )
         attended = attended.view(batch, n_h, n_w, self.heads, query_h, query_w, -1)
         attended = attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, n_h * query_h, n_w * query_w, channels)
         return self.proj(attended[:, :height, :width])
 
-    def _position_bias(self, q: Tensor, side_h: int, side_w: int) -> Tensor:
+    def position_bias(self, q: Tensor, side_h: int, side_w: int) -> Tensor:
         """q: (B, heads, qh, qw, d), unscaled -> (B, heads, qh * qw, side_h * side_w)."""
         table_h = _relative_table(self.rel_pos_h, q.shape[2], side_h).to(q.dtype)
         table_w = _relative_table(self.rel_pos_w, q.shape[3], side_w).to(q.dtype)

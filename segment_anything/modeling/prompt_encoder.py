@@ -92,4 +92,4 @@ class PromptEncoder(nn.Module):
 
 def labels_of_corners(boxes: Tensor) -> Tensor:
     """boxes: (N, 4) -> (N, 2) point labels: top left, bottom right."""
-    return torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=boxes.device).expand(boxes.shape[0], 2)
+    return torch.arange(TOP_LEFT, BOTTOM_RIGHT + 1, device=boxes.device).expand(boxes.shape[0], 2)
