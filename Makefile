@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(RUN) scripts/demo.py
 
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest -q tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile tests
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

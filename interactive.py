@@ -47,15 +47,16 @@ def uniform_from(generator: torch.Generator) -> Uniform:
     return lambda rows, columns: torch.rand(rows, columns, generator=generator, device=generator.device)
 
 
-def starting_prompts(masks: Tensor, uniform: Uniform, odd_from_box: bool) -> StartingPrompts:
+def starting_prompts(masks: Tensor, uniform: Uniform, odd_from_box: bool, box_shift: int = 5) -> StartingPrompts:
     """Both kinds in every batch: the paper tosses a coin a batch, which is the same on average but noisier.
 
+    box_shift: boxes are moved by up to so many pixels, see `shift_boxes`.
     odd_from_box: what an odd object starts from; toss a coin, or an object alone would always start from the same.
     """
     rows = masks.shape[0]
     boxes = (rows + odd_from_box) // 2
     box_rows, click_rows = uniform(rows, 1).squeeze(1).argsort().split([boxes, rows - boxes])
-    boxes = shift_boxes(boxes_of(masks[box_rows]), uniform(len(box_rows), 2), masks.shape[-1])
+    boxes = shift_boxes(boxes_of(masks[box_rows]), uniform(len(box_rows), 2), masks.shape[-1], box_shift)
     points, labels = clicks_on(masks[click_rows], uniform(len(click_rows), 1))
     return StartingPrompts(box_rows, Prompts(boxes=boxes), click_rows, Prompts(points=points, labels=labels))
 

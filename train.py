@@ -72,6 +72,8 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=int, default=15)
     group.add_argument("--lr", type=float, default=1e-4)
+    group.add_argument("--adapter_lr", type=float, help="of the adapters, which start at nothing and learn once a batch; "
+                                                        "default: --lr")
     group.add_argument("--lr_scheduler", choices=["multistep", "cosine"], type=lambda name: name.lower().removesuffix("lr"),
                        help="multistep (or MultiStepLR): halved at each of --milestones; cosine: to zero at the end; "
                             "default: constant")
@@ -82,6 +84,8 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     group = parser.add_argument_group("interaction")
     group.add_argument("--iter_point", type=int, default=8, help="corrections that follow the first prompt")
     group.add_argument("--point_list", type=int, nargs="+", default=[1, 3, 5, 9], help="clicks of a correction, drawn from these")
+    group.add_argument("--box_shift", type=int, default=5, metavar="PIXELS",
+                       help="boxes are moved by up to so much, and at most half their short side; 5 suits 256 px")
     add_flag(group, "--multimask", True, "corrections follow the best of outputs 1 to 3; False: output 0. All four are trained")
 
     group = parser.add_argument_group("validation, where image2label_val.json or label2image_val.json exists")
@@ -92,11 +96,13 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     if args.resume == "last":
         args.resume = str(models_folder(args) / "last.pth")
     check_numbers(parser, args, positive=("epochs", "batch_size", "mask_num", "image_size", "log_every"),
-                  not_negative=("iter_point", "seed", "save_every", "num_workers", "warmup"))
+                  not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup"))
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
-    if not 0 < args.lr < math.inf:
-        parser.error(f"--lr must be above 0, not {args.lr}")
+    for name in ("lr", "adapter_lr"):
+        rate = getattr(args, name)
+        if rate is not None and not 0 < rate < math.inf:
+            parser.error(f"--{name} must be above 0, not {rate}")
     try:
         args.modes = [parse_mode(name) for name in args.prompt_modes]
     except ValueError as error:
@@ -138,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
           f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters "
           f"({'adapters, ' if model.image_encoder.adapters() else ''}prompt encoder, mask decoder)")
 
-    optimizer = torch.optim.Adam(trained, lr=args.lr, fused=device.type in ("cpu", "cuda"))
+    optimizer = build_optimizer(model, args)
     half_floats = args.use_amp and amp_dtype(device) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half_floats)
     progress = Progress(steps_an_epoch=math.ceil(len(dataset) / args.batch_size))
@@ -185,6 +191,17 @@ def build_model(args: argparse.Namespace) -> Sam:
     return model
 
 
+def build_optimizer(model: Sam, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """Adam over what is trained; a group's "lr_scale" is its share of the learning rate."""
+    adapters = [p for adapter in model.image_encoder.adapters() for p in adapter.parameters()]
+    own = set(map(id, adapters))
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+    groups = [{"params": others, "lr_scale": 1.0}]
+    if adapters:
+        groups.append({"params": adapters, "lr_scale": (args.adapter_lr or args.lr) / args.lr})
+    return torch.optim.Adam(groups, lr=args.lr, fused=model.device.type in ("cpu", "cuda"))
+
+
 # ---------------------------------------------------------------- one batch, one epoch
 
 
@@ -209,7 +226,7 @@ def train_batch(model: Sam, batch: Batch, optimizer: torch.optim.Optimizer, scal
 
     with autocast():
         embeddings = model.encode(batch.images, batch.content)
-        start = starting_prompts(masks, uniform, odd_from_box=draw.random() < 0.5)
+        start = starting_prompts(masks, uniform, odd_from_box=draw.random() < 0.5, box_shift=args.box_shift)
         prediction = predict_start(model, embeddings[batch.image_index], start)
         last = judge(model, "start", prediction, masks, args.multimask)
     learn(last)
@@ -252,7 +269,7 @@ def train_epoch(model: Sam, loader, optimizer, scaler, args: argparse.Namespace,
         if len(batch.mask_names):
             rate = args.lr * lr_factor(args, progress.step, progress.steps_an_epoch)
             for parameters in optimizer.param_groups:
-                parameters["lr"] = rate
+                parameters["lr"] = rate * parameters["lr_scale"]
             scalars = train_batch(model, batch.to(model.device), optimizer, scaler, args, progress.step)
             values = torch.stack([*scalars.values()]).tolist()      # the one wait for the device in a batch
             window.add(dict(zip(scalars, values)), len(batch.images))

@@ -59,6 +59,7 @@ SMOOTHING_SIGMA = 1.0
 MIN_AREA_FRACTION = 0.015  # of the image
 MIN_MAIN_PIECE = 0.85  # share of the class's pixels that the largest piece has
 MIN_THICKNESS = 7.0  # pixels; mean thickness, 2 x area / perimeter
+MIN_BOX_SHARE = 0.4  # of its bounding box that an object fills; below, a box says little about it
 # Holes smaller than this are filled, in pixels.
 MAX_FILLED_HOLE = 30
 
@@ -213,6 +214,12 @@ def mean_thickness(mask: np.ndarray) -> float:
     return 2 * mask.sum() / sum(cv2.arcLength(contour, True) for contour in contours)
 
 
+def box_share(mask: np.ndarray) -> float:
+    """The share of its bounding box that a (H, W) mask fills."""
+    _, _, width, height = cv2.boundingRect(np.uint8(mask))
+    return np.count_nonzero(mask) / (width * height)
+
+
 def clean_object(mask: np.ndarray) -> np.ndarray | None:
     """Reduce a class mask (H, W) to its one main piece.
 
@@ -231,7 +238,7 @@ def clean_object(mask: np.ndarray) -> np.ndarray | None:
     if areas.max() < MIN_MAIN_PIECE * areas.sum():
         return None
     main = fill_small_holes(labels == 1 + areas.argmax())
-    if main.mean() < MIN_AREA_FRACTION or mean_thickness(main) < MIN_THICKNESS:
+    if main.mean() < MIN_AREA_FRACTION or mean_thickness(main) < MIN_THICKNESS or box_share(main) < MIN_BOX_SHARE:
         return None
     return main
 

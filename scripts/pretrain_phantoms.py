@@ -1,6 +1,6 @@
 """Pretrain a small SAM on generated phantoms: the "SAM" that the demo starts from.
 
-    python scripts/pretrain_phantoms.py --minutes 60                 # what made pretrain_model/
+    python scripts/pretrain_phantoms.py --minutes 62 --compile       # what made pretrain_model/
     python scripts/pretrain_phantoms.py --minutes 1 --output /tmp/vit_t.safetensors
 
 Boxes, clicks, corrections and mask prompts, on all four outputs. Writes float16 weights without adapters, and

@@ -15,6 +15,7 @@ SPLITS = ("train", "val", "test")
 
 MIN_AREA_FRACTION = 0.015
 MIN_BRAIN_FRACTION = 0.15
+MIN_BOX_SHARE = 0.4
 SPLIT_GAP = 5  # voxels of 1 mm
 MAX_TOTAL_BYTES = 4_000_000
 
@@ -76,6 +77,8 @@ def test_masks_fit_their_images():
         assert mask.shape == read_grey(image_path).shape, mask_path
         assert set(np.unique(mask)) == {0, 255}, mask_path
         assert (mask > 0).mean() >= MIN_AREA_FRACTION, mask_path
+        _, _, width, height = cv2.boundingRect(mask)
+        assert (mask > 0).sum() >= MIN_BOX_SHARE * width * height, mask_path
 
 
 def test_each_mask_is_one_piece():
