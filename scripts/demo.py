@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = "pretrain_model/vit_t_phantoms.safetensors"
 MODES = ("bbox", "1pt", "3pts", "5pts")
 SMALL = "--model_type vit_t --image_size 192 --num_workers 0"
-TRAINING = ("--batch_size 2 --lr 3e-4 --adapter_lr 1e-3 --lr_scheduler cosine --warmup 10 --iter_point 2 --box_shift 4 "
-            "--prompt_modes bbox 5pts")
+TRAINING = ("--batch_size 2 --lr 3e-4 --adapter_lr 2e-3 --lr_scheduler cosine --warmup 10 --iter_point 2 --box_shift 4 "
+            "--prompt_modes bbox 1pt 3pts 5pts")
 LABEL_WIDTH = 110       # pixels
 
 
