@@ -130,8 +130,8 @@ def predict_modes(model: Sam, embeddings: Tensor, masks: Tensor, names: list[str
     results = {}
     longest = max((mode.clicks for mode in modes if mode.kind == "iterative"), default=0)
     if longest:
-        uniform = _uniform_by_name(names, seed, "iterative", longest).to(masks.device)
         given = frozen.clicks(names, longest).to(masks.device) if frozen else None
+        uniform = None if frozen else _uniform_by_name(names, seed, "iterative", longest).to(masks.device)
         prompts = prediction = None
         for number in range(longest):
             if given is not None:
@@ -151,9 +151,12 @@ def predict_modes(model: Sam, embeddings: Tensor, masks: Tensor, names: list[str
         if mode.kind == "box":
             results[mode] = predict(frozen.boxes(names).to(masks.device) if frozen else Prompts(boxes=boxes_of(masks)))
         elif mode.kind == "one_shot":
-            uniform = _uniform_by_name(names, seed, mode.name, mode.clicks).to(masks.device)
-            results[mode] = predict(frozen.one_shot(names, mode.clicks).to(masks.device) if frozen
-                                    else Prompts(*one_shot_clicks(masks, uniform)))
+            if frozen:
+                prompts = frozen.one_shot(names, mode.clicks).to(masks.device)
+            else:
+                uniform = _uniform_by_name(names, seed, mode.name, mode.clicks).to(masks.device)
+                prompts = Prompts(*one_shot_clicks(masks, uniform))
+            results[mode] = predict(prompts)
     return results
 
 

@@ -54,8 +54,8 @@ def starting_prompts(masks: Tensor, uniform: Uniform, odd_from_box: bool, box_sh
     odd_from_box: what an odd object starts from; toss a coin, or an object alone would always start from the same.
     """
     rows = masks.shape[0]
-    boxes = (rows + odd_from_box) // 2
-    box_rows, click_rows = uniform(rows, 1).squeeze(1).argsort().split([boxes, rows - boxes])
+    from_box = (rows + odd_from_box) // 2
+    box_rows, click_rows = uniform(rows, 1).squeeze(1).argsort().split([from_box, rows - from_box])
     boxes = shift_boxes(boxes_of(masks[box_rows]), uniform(len(box_rows), 2), masks.shape[-1], box_shift)
     points, labels = clicks_on(masks[click_rows], uniform(len(click_rows), 1))
     return StartingPrompts(box_rows, Prompts(boxes=boxes), click_rows, Prompts(points=points, labels=labels))

@@ -427,7 +427,10 @@ def resume(args: argparse.Namespace, model: Sam, optimizer, scaler) -> dict:
         raise UsageError(f"{args.resume}: its run had " + ", ".join(f"--{n} {saved['flags'][n]}" for n in changed) +
                          "; resume with the same, or start a new run from its weights with --sam_checkpoint")
     print(load_checkpoint(model, args.resume))
+    scales = [group["lr_scale"] for group in optimizer.param_groups]
     optimizer.load_state_dict(saved["optimizer"])
+    for group, scale in zip(optimizer.param_groups, scales):
+        group["lr_scale"] = scale       # --lr and --adapter_lr of this run, not of the one that was saved
     if saved["scaler"] and scaler.is_enabled():
         scaler.load_state_dict(saved["scaler"])
     return saved["progress"]

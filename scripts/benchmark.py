@@ -122,7 +122,8 @@ def train_step(args: argparse.Namespace, device: torch.device) -> None:
 
     def prepared(adapters: bool, use_amp: bool) -> Callable[[], object]:
         model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=adapters).to(device)
-        optimizer = torch.optim.Adam(model.train_for("adapters"), lr=1e-4, fused=device.type in ("cpu", "cuda"))
+        model.train_for("adapters")
+        optimizer = train.build_optimizer(model, flags)
         scaler = torch.amp.GradScaler(device.type, enabled=False)
         own = argparse.Namespace(**{**vars(flags), "use_amp": use_amp})
         return lambda: train.train_batch(model, batch, optimizer, scaler, own, 0)
