@@ -20,7 +20,7 @@ $(VENV)/installed: requirements.txt | $(VENV)/bin/python
 	$(RUN) -m pip install -q -r requirements.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+$(VENV)/installed-dev: $(wildcard requirements*.txt) $(VENV)/installed
 	$(RUN) -m pip install -q -r requirements-dev.txt
 	touch $@
 

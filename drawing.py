@@ -25,8 +25,8 @@ def tiles_of(batch: Batch, scored: Scored, index: Index) -> list[np.ndarray]:
     image = read_image(index.path(batch.image_names[scored.image]))
     prompts = to_original_frame(scored.prompts, batch.content[scored.image].tolist(), image.shape[:2])
     return [
-        tile(image, scored.masks[i], scored.truth[i], prompts, i, f"{Path(row.mask).stem}  {row.dice:.2f}")
-        for i, row in enumerate(scored.rows)
+        tile(image, scored.masks[i], scored.truth[i], prompts, i, f"{Path(name).stem}  {scored.values['dice'][i]:.2f}")
+        for i, name in enumerate(scored.names)
     ]
 
 

@@ -7,7 +7,10 @@ No function here draws random numbers: callers hand in `uniform`, numbers in [0,
 draw can come from one generator on the device (training) or depend on the object's name alone (testing).
 """
 
+import cv2
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND
@@ -34,6 +37,18 @@ def shift_boxes(boxes: Tensor, uniform: Tensor, image_size: int, limit: int = 5)
     reach = (short_side / 2).floor().clamp(max=limit)
     shift = (uniform * (2 * reach + 1)).floor() - reach
     return (boxes + shift.repeat(1, 2)).clamp(0, image_size)
+
+
+def jitter_boxes(boxes: Tensor, uniform: Tensor, image_size: int, jitter: int) -> Tensor:
+    """Move each of the four sides by up to `jitter` whole pixels, either way, within the frame.
+
+    A side never passes the middle of its box, so that at least a pixel is left. uniform: (N, 4).
+    """
+    moved = boxes + (uniform * (2 * jitter + 1)).floor() - jitter
+    middle = ((boxes[:, :2] + boxes[:, 2:]) / 2).floor()
+    first = torch.minimum(moved[:, :2], middle).clamp(min=0)
+    end = torch.maximum(moved[:, 2:], middle + 1).clamp(max=image_size)
+    return torch.cat([first, end], dim=1)
 
 
 def pick_pixels(region: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,6 +82,34 @@ def corrective_clicks(masks: Tensor, predicted: Tensor, uniform: Tensor) -> tupl
     rows = torch.arange(masks.shape[0], device=masks.device).unsqueeze(1)
     labels = torch.where(masks[rows, 0, y, x], FOREGROUND, BACKGROUND)
     return points, torch.where(found.unsqueeze(1), labels, ABSENT)
+
+
+def central_clicks(masks: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
+    """One click an object in the middle of its largest error: nothing is random.
+
+    Of the 8-connected regions of missed and of wrongly marked pixels the one with the most pixels, and in it the pixel
+    farthest from its edge, the picture's border being an edge; the first in reading order where several are alike.
+    predicted: (N, 1, S, S) bool -> points (N, 1, 2), labels (N, 1) int64, ABSENT where nothing is wrong.
+    """
+    clicks = [_central_click(mask, guess) for mask, guess in zip(masks[:, 0].cpu().numpy(), predicted[:, 0].cpu().numpy())]
+    points, labels = zip(*clicks)
+    return (torch.tensor(points, dtype=torch.float32, device=masks.device)[:, None],
+            torch.tensor(labels, device=masks.device)[:, None])
+
+
+def _central_click(mask: np.ndarray, predicted: np.ndarray) -> tuple[tuple[int, int], int]:
+    best, label, size = None, ABSENT, 0
+    for error, kind in ((mask & ~predicted, FOREGROUND), (predicted & ~mask, BACKGROUND)):
+        regions, count = ndimage.label(error, np.ones((3, 3)))      # in reading order, which OpenCV's are not
+        areas = np.bincount(regions.ravel())[1:]
+        if count and areas.max() > size:
+            best, label, size = regions == 1 + areas.argmax(), kind, areas.max()
+    if best is None:
+        return (0, 0), ABSENT
+    depth = cv2.distanceTransform(np.pad(best, 1).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    # squared distances are whole numbers: rounded, since OpenCV's last digits would decide between pixels that are alike
+    y, x = np.unravel_index(np.rint(depth.astype(np.float64) ** 2).argmax(), depth.shape)
+    return (int(x), int(y)), label
 
 
 def one_shot_clicks(masks: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

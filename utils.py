@@ -1,11 +1,15 @@
-"""Plumbing that the scripts share: flags, devices, mixed precision, random seeds."""
+"""Plumbing that the scripts share: flags, devices, processes, mixed precision, random seeds."""
 
 import argparse
+import datetime
 import hashlib
+import os
 import random
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed
 
 
 class UsageError(ValueError):
@@ -37,15 +41,38 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace, pos
         parser.error(f"--image_size must be a multiple of 32, not {args.image_size}")
 
 
-def best_device(name: str | None) -> torch.device:
-    """`name` if one is given, else the best there is: cuda, mps, cpu.
+class Processes(NamedTuple):
+    """Those that torchrun started, or this one alone. rank: 0 .. count - 1; local_rank: among those of this machine."""
+
+    rank: int
+    count: int
+    local_rank: int
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+
+def join_processes() -> Processes:
+    """Find the others that torchrun started, if it did."""
+    rank, count, local_rank = (int(os.environ.get(name, default)) for name, default in
+                               (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if count > 1 and not torch.distributed.is_initialized():
+        # gloo: what is shared are signals and files, no tensors of a GPU. A day: processes wait for the slowest
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=1))
+    return Processes(rank, count, local_rank)
+
+
+def best_device(name: str | None, local_rank: int = 0) -> torch.device:
+    """`name` if one is given, else the best there is: cuda (of several GPUs that of this process), mps, cpu.
 
     Raises UsageError where the named device does not exist.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
         raise UsageError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error

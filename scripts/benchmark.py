@@ -3,14 +3,15 @@
     python scripts/benchmark.py encoder                 # windowed attention: padding filled in, against computed
     python scripts/benchmark.py test --data_path ../data_demo       # four prompt modes against encoder passes alone
     python scripts/benchmark.py train --data_path data_demo         # one training batch, and its parts
+    python scripts/benchmark.py data --help             # reading, the cache, an index of 20 million masks
+    python scripts/benchmark.py deploy --help           # ONNX Runtime and OpenVINO against PyTorch
 
 Machines are noisy: the contenders take turns, and only ratios of one run compare. Tables: docs/performance.md.
 """
 
 import argparse
-import statistics
+import importlib
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,40 +22,34 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train  # noqa: E402
 from DataLoader import TestingDataset, TrainingDataset, collate  # noqa: E402
-from evaluation import DEFAULT_MODES, evaluate, parse_mode  # noqa: E402
+from evaluation import evaluate  # noqa: E402
+from modes import DEFAULT_MODES, parse_mode  # noqa: E402
 from segment_anything import sam_model_registry  # noqa: E402
 from segment_anything.modeling.image_encoder import Attention  # noqa: E402
+from timing import compare  # noqa: E402
 from utils import best_device  # noqa: E402
+
+MODEL_AREAS = ("encoder", "test", "train")      # those of this file
+OTHER_AREAS = ("data", "deploy")                # each a module benchmark_{area}.py
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("area", choices=["encoder", "test", "train"])
-    parser.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
-    parser.add_argument("--image_size", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--data_path", default="data_demo")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device")
+    areas = parser.add_subparsers(dest="area", required=True)
+    for area in MODEL_AREAS:
+        own = areas.add_parser(area)
+        own.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
+        own.add_argument("--image_size", type=int, default=256)
+        own.add_argument("--batch_size", type=int, default=1)
+        own.add_argument("--data_path", default="data_demo")
+        own.add_argument("--rounds", type=int, default=7)
+        own.add_argument("--device")
+    for area in OTHER_AREAS:
+        if area in sys.argv[1:2]:       # its libraries are extras
+            importlib.import_module(f"benchmark_{area}").add_arguments(areas.add_parser(area))
+        else:
+            areas.add_parser(area, add_help=False)
     return parser.parse_args()
-
-
-def compare(contenders: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Print the median of each in milliseconds and its ratio to the first. The contenders take turns."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for i in range(rounds + 1):
-        for name, work in contenders.items():
-            started = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if i:       # the first round warms up
-                times[name].append(time.perf_counter() - started)
-    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
-    baseline = next(iter(medians.values()))
-    for name, value in medians.items():
-        print(f"{name:44} {value:10.1f} ms   x {value / baseline:.2f}")
-    return medians
 
 
 def padded_attention(self: Attention, x: Tensor) -> Tensor:
@@ -135,6 +130,9 @@ def train_step(args: argparse.Namespace, device: torch.device) -> None:
 
 def main() -> None:
     args = parse_args()
+    if args.area in OTHER_AREAS:
+        importlib.import_module(f"benchmark_{args.area}").run(args)
+        return
     device = best_device(args.device)
     print(f"{args.area}: {args.model_type}, {args.image_size} px, batch {args.batch_size}, {device}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads, median of {args.rounds}")

@@ -5,11 +5,10 @@
 "SAM" is the small model pretrained on phantoms, as it is; "FT-SAM" fine-tunes its decoder side; "SAM-Med2D" adds
 adapters to the encoder. Each step is a command of train.py or test.py, printed as a user would type it.
 Leaves in workdir/demo: report.md with the table, compare_{mode}.png, and the runs with their checkpoints, TensorBoard
-logs and overlays.
+logs, overlays and report.html.
 """
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -43,39 +42,31 @@ def main() -> None:
         "FT-SAM": ("--encoder_adapter False", "ft-sam"),
         "SAM-Med2D": ("--encoder_adapter True", "sam-med2d"),
     }
-    results = {}
-    for name, (flags, trained) in runs.items():
+    for flags, trained in runs.values():
         if trained:
             run(f"train.py {SMALL} {flags} --sam_checkpoint {WEIGHTS} --epochs {args.epochs} {TRAINING} --overwrite "
                 f"--work_dir {args.work_dir} --run_name {trained}")
             flags += f" --sam_checkpoint {args.work_dir}/models/{trained}/best.pth"
-        run_name = trained or "sam"
-        run(f"test.py {SMALL} {flags} --work_dir {args.work_dir} --run_name {run_name} --save_pred")
-        results[name] = json.loads((ROOT / args.work_dir / run_name / "results.json").read_text())
+        run(f"test.py {SMALL} {flags} --work_dir {args.work_dir} --run_name {trained or 'sam'} --save_pred")
     folders = {name: ROOT / args.work_dir / (trained or "sam") for name, (_, trained) in runs.items()}
+    table = run(f"scripts/compare_runs.py {' '.join(str(Path(args.work_dir) / folder.name) for folder in folders.values())} "
+                f"--names {' '.join(folders)} --differences False", read=True)
     pictures = [compare(folders, mode, ROOT / args.work_dir / f"compare_{mode}.png") for mode in MODES]
-    table = format_table(results)
     minutes = (time.monotonic() - started) / 60
     report = ROOT / args.work_dir / "report.md"
-    report.write_text(f"# Demo\n\nDice on {results['SAM']['objects']} objects in {results['SAM']['images']} held-out slices, "
-                      f"in {minutes:.1f} minutes.\n\n{table}\n\n" + "\n".join(f"![{p.stem}]({p.name})" for p in pictures) + "\n")
-    print(f"\n{table}\n\n{minutes:.1f} minutes. Report: {report}; pictures: {args.work_dir}/compare_*.png; "
+    report.write_text(f"# Demo\n\nHeld-out slices, {minutes:.1f} minutes. Tables of each model: "
+                      + ", ".join(f"[{name}]({folder.name}/report.html)" for name, folder in folders.items())
+                      + f"\n\n{table}\n" + "\n".join(f"![{p.stem}]({p.name})" for p in pictures) + "\n")
+    print(f"\n{table}\n{minutes:.1f} minutes. Report: {report}; pictures: {args.work_dir}/compare_*.png; "
           f"curves: {Path(sys.executable).parent}/tensorboard --logdir {args.work_dir}/logs")
 
 
-def run(command: str) -> None:
+def run(command: str, read: bool = False) -> str | None:
+    """read: -> what it printed, in place of showing it."""
     print(f"\n$ python {command}", flush=True)
-    subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, check=True)
-
-
-def format_table(results: dict[str, dict]) -> str:
-    """Rows models, columns Dice of each mode and speed, as Markdown."""
-    lines = [f"| {'Dice':9} | " + " | ".join(f"{mode:>5}" for mode in MODES) + " | images/s |",
-             "|---|" + "--:|" * (len(MODES) + 1)]
-    for name, result in results.items():
-        cells = [f"{result['dice'][mode]:5.3f}" for mode in MODES] + [f"{result['images_per_second']:8.1f}"]
-        lines.append(f"| {name:9} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    done = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, check=True, text=True,
+                          stdout=subprocess.PIPE if read else None)
+    return done.stdout
 
 
 def compare(folders: dict[str, Path], mode: str, output: Path) -> Path:

@@ -7,7 +7,8 @@ import torch
 
 from DataLoader import Batch, Index
 from drawing import BOX, CAPTION_HEIGHT, CLICK, PREDICTION, TRUTH, grid, tile, tiles_of
-from evaluation import Row, Scored, parse_mode, to_original_frame
+from evaluation import Scored, to_original_frame
+from modes import parse_mode
 from segment_anything import Prompts
 
 SIDE = 256
@@ -135,8 +136,8 @@ def test_the_tiles_of_an_image_are_drawn_on_the_original(tmp_path):
     )
     masks = torch.rand(2, 32, 128, generator=torch.Generator().manual_seed(0)) < 0.5
     prompts = Prompts(boxes=torch.tensor([[4.0, 8, 20, 40], [0, 0, 64, 64]]))
-    rows = [Row("image.png", name, "bbox", 0.5, 0.3, 0.4, 1, 1) for name in names]
-    tiles = tiles_of(batch, Scored(parse_mode("bbox"), 0, rows, masks, ~masks, prompts), index)
+    scored = Scored(parse_mode("bbox"), 0, names, masks, ~masks, prompts, {"dice": [0.5, 0.5]}, [0.4, 0.4], None)
+    tiles = tiles_of(batch, scored, index)
     for i, drawn in enumerate(tiles):
         there = to_original_frame(prompts, [0, 0, 64, 64], (32, 128))
         assert there.boxes.tolist() == [[8, 4, 40, 20], [0, 0, 128, 32]]

@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,15 +13,16 @@ from torch import Tensor, nn
 
 import evaluation
 from DataLoader import Batch, DataError, Sample, collate, fit
-from evaluation import (DEFAULT_MODES, FrozenPrompts, Row, evaluate, mean_by_mode, parse_mode, record_prompts, restore,
-                        to_original_frame)
+from evaluation import Means, SimulatedAnnotator, evaluate, restore, to_original_frame
+from modes import DEFAULT_MODES, Mode, parse_mode
+from prompt_files import FrozenPrompts, record_prompts, write_prompts
 from prompts import boxes_of, pick_pixels
 from segment_anything import Prediction, Prompts, Sam, sam_model_registry
 from test_model import randomise
 
 SIDE = 64
 CPU = torch.device("cpu")
-ALL_MODES = [*DEFAULT_MODES, "1shot", "3shot", "6shot"]
+ALL_MODES = [*DEFAULT_MODES, "1shot", "3shot", "6shot", "bbox+2pts", "bbox_jitter3", "bbox_jitter6+1pt", "mask"]
 
 
 class Sketcher(nn.Module):
@@ -84,36 +86,61 @@ def samples() -> list[Sample]:
     return [sample("large", 150, 90, 3, seed=1), sample("small", 40, 50, 2, seed=2), sample("exact", SIDE, SIDE, 4, seed=3)]
 
 
-def run(model, batches: list[Batch], modes: list[str], **options) -> dict[tuple[str, str], Row]:
-    """{(mask, mode): row}, and the same by way of `scored`."""
-    return {(row.mask, row.mode): row for one in scored_by(model, batches, modes, **options) for row in one.rows}
+class Result(NamedTuple):
+    dice: float
+    iou: float
+    predicted_iou: float
+    predicted_area: int
 
 
-def scored_by(model, batches: list[Batch], modes: list[str], **options) -> list[evaluation.Scored]:
-    found = evaluate(model, batches, [parse_mode(mode) for mode in modes], device=CPU, **options)
+def results_of(scored: list[evaluation.Scored]) -> dict[tuple[str, str], Result]:
+    """{(mask, mode): what came of it}"""
+    return {
+        (name, one.mode.name): Result(one.values["dice"][i], one.values["iou"][i], one.predicted_iou[i], int(one.masks[i].sum()))
+        for one in scored for i, name in enumerate(one.names)
+    }
+
+
+def run(model, batches: list[Batch], modes: list[str], **options) -> dict[tuple[str, str], Result]:
+    return results_of(scored_by(model, batches, modes, **options))
+
+
+def scored_by(model, batches: list[Batch], modes: list[str], seed: int = 0, strategy: str = "random",
+              frozen: FrozenPrompts | None = None, **options) -> list[evaluation.Scored]:
+    found = evaluate(model, batches, [parse_mode(mode) for mode in modes], device=CPU,
+                     annotator=frozen or SimulatedAnnotator(seed, strategy), **options)
     return [one for _, scored in found for one in scored]
 
 
 def prompts_by(scored: list[evaluation.Scored]) -> dict[tuple[str, str], list]:
     """{(mask, mode): its prompts}"""
     return {
-        (row.mask, row.mode): [None if p is None else p[i].tolist() for p in one.prompts[:3]]
-        for one in scored for i, row in enumerate(one.rows)
+        (name, one.mode.name): [None if p is None else p[i].tolist() for p in one.prompts[:3]]
+        for one in scored for i, name in enumerate(one.names)
     }
 
 
 # ---------------------------------------------------------------- modes
 
-@pytest.mark.parametrize("name, kind, clicks", [
-    ("bbox", "box", 0), ("1pt", "iterative", 1), ("3pts", "iterative", 3), ("12pts", "iterative", 12),
-    ("1shot", "one_shot", 1), ("10shot", "one_shot", 10),
+@pytest.mark.parametrize("name, mode", [
+    ("bbox", Mode("bbox", "box", 0, 0)), ("1pt", Mode("1pt", "click", 1)), ("3pts", Mode("3pts", "click", 3)),
+    ("3pt", Mode("3pts", "click", 3)), ("12pts", Mode("12pts", "click", 12)), ("1shot", Mode("1shot", "at_once", 1)),
+    ("10shot", Mode("10shot", "at_once", 10)), ("mask", Mode("mask", "mask")), ("bbox_jitter5", Mode("bbox_jitter5", "box", 0, 5)),
+    ("bbox+1pt", Mode("bbox+1pt", "box", 1)), ("bbox+2pt", Mode("bbox+2pts", "box", 2)),
+    ("bbox_jitter10+3pts", Mode("bbox_jitter10+3pts", "box", 3, 10)),
 ])
-def test_modes_are_read_from_their_names(name, kind, clicks):
-    assert parse_mode(name) == (name, kind, clicks)
+def test_modes_are_read_from_their_names(name, mode):
+    assert parse_mode(name) == mode
+
+
+def test_modes_of_one_sequence():
+    sequences = [parse_mode(name).sequence for name in ("1pt", "5pts", "bbox", "bbox+2pts", "bbox_jitter3", "bbox_jitter3+2pts", "3shot")]
+    assert sequences == ["clicks", "clicks", "bbox", "bbox", "bbox_jitter3", "bbox_jitter3", "3shot"]
 
 
 @pytest.mark.parametrize("name", ["", "box", "bbox ", "pt", "0pts", "0shot", "-1pts", "1.5pts", "3", "3points", "x3pts",
-                                  "03pts", "3shots", "3pts\n", "BBOX"])
+                                  "03pts", "3shots", "3pts\n", "BBOX", "bbox_jitter", "bbox_jitter0", "bbox+", "bbox+0pts", "bbox+3", "mask+1pt",
+                                  "3pts+bbox"])
 def test_other_names_are_refused(name):
     with pytest.raises(ValueError, match="unknown prompt mode.*use bbox"):
         parse_mode(name)
@@ -133,7 +160,7 @@ def test_every_image_is_encoded_once(model, monkeypatch, batch_size, chunk):
     finally:
         hook.remove()
     assert len(rows) == 21 * len(DEFAULT_MODES)
-    assert [len(x) for x in seen] == [len(batch.images) for batch in batches]
+    assert [len(x) for x in seen] == [1] * len(images)      # on a CPU one by one, see evaluation._groups
     whole = collate(images)
     torch.testing.assert_close(torch.cat(seen), model.preprocess(whole.images, whole.content))
 
@@ -144,15 +171,12 @@ def test_all_objects_come_out_in_their_order_and_an_image_without_any_passes():
     found = list(evaluate(Sketcher(), batches, [parse_mode("1pt"), parse_mode("bbox")], device=CPU))
     assert [batch for batch, _ in found] == batches
     assert found[0][1] == []
-    assert [(one.mode.name, one.image) for one in found[1][1]] == [(mode, i) for mode in ("1pt", "bbox") for i in range(3)]
+    assert [(one.mode.name, one.image) for one in found[1][1]] == [(mode, i) for i in range(3) for mode in ("1pt", "bbox")]
     for one in found[1][1]:
         image = images[one.image]
-        assert [(row.image, row.mask) for row in one.rows] == [(image.image_name, name) for name in image.mask_names]
+        assert one.names == image.mask_names
         assert torch.equal(one.truth, image.original_masks)
         assert one.masks.shape == one.truth.shape and one.masks.dtype == torch.bool
-        assert [(row.true_area, row.predicted_area) for row in one.rows] == [
-            (int(t.sum()), int(m.sum())) for t, m in zip(one.truth, one.masks)
-        ]
 
 
 def test_the_model_is_left_without_a_graph(model):
@@ -182,7 +206,8 @@ def plain_dice(model, image: Sample, row: int, mode: str, multimask: bool, seed:
     else:
         count = parse_mode(mode).clicks
         points, labels, fed_back, region = [], [], None, mask
-        for draw in evaluation._uniform_by_name([name], seed, "iterative", count)[0].numpy():
+        for number in range(count):
+            draw = SimulatedAnnotator(seed)._uniform([name], f"clicks {number}", 1)[0, 0].numpy()
             candidates = np.argwhere(region)        # row by row
             if len(candidates):
                 y, x = candidates[int(draw * np.float32(len(candidates)))].tolist()
@@ -224,11 +249,11 @@ def test_scores_are_those_of_the_protocol(multimask):
 def test_one_sequence_serves_all_numbers_of_clicks():
     batches = [collate(samples())]
     combined = scored_by(Sketcher(), batches, ["1pt", "3pts", "5pts"])
-    rows = {(row.mask, row.mode): row for one in combined for row in one.rows}
+    rows = results_of(combined)
     prompts = prompts_by(combined)
     for mode in ("1pt", "3pts"):
         alone = scored_by(Sketcher(), batches, [mode])
-        assert {(row.mask, row.mode): row for one in alone for row in one.rows}.items() <= rows.items()
+        assert results_of(alone).items() <= rows.items()
         for key, (points, labels, _) in prompts_by(alone).items():
             longest = prompts[key[0], "5pts"]
             assert longest[0][:len(points)] == points == prompts[key][0]
@@ -253,8 +278,7 @@ def test_batches_and_order_change_nothing(arrange):
     expected = scored_by(Sketcher(), [collate(samples())], ALL_MODES)
     got = scored_by(Sketcher(), arrange(samples()), ALL_MODES)
     assert prompts_by(got) == prompts_by(expected)
-    assert ({(row.mask, row.mode): row for one in got for row in one.rows}
-            == {(row.mask, row.mode): row for one in expected for row in one.rows})
+    assert results_of(got) == results_of(expected)
 
 
 def test_chunks_of_objects_change_nothing(monkeypatch):
@@ -277,31 +301,90 @@ def test_clicks_depend_on_seed_and_file_name(change, same):
     assert all(torch.equal(a, b) is same for a, b in zip(first, second))
 
 
-def test_more_draws_continue_the_same_ones():
-    """So 3pts are the first three of 5pts, whatever is asked along with them."""
-    names = [f"{i}.png" for i in range(20)]
-    draws = evaluation._uniform_by_name(names, 0, "iterative", 9)
-    assert 0 <= draws.min() and draws.max() < 1 and len(draws.unique()) == 180
-    for columns in range(1, 9):
-        assert torch.equal(evaluation._uniform_by_name(names, 0, "iterative", columns), draws[:, :columns])
-    assert not torch.isin(evaluation._uniform_by_name(names, 0, "5shot", 9), draws).any()
+def test_draws_of_different_uses_are_different():
+    names, annotator = [f"{i}.png" for i in range(20)], SimulatedAnnotator(0)
+    draws = torch.cat([annotator._uniform(names, use, 3) for use in ("clicks 0", "clicks 1", "5shot", "jitter")], dim=1)
+    assert 0 <= draws.min() and draws.max() < 1 and len(draws.unique()) == 240
 
 
 def test_prompts_lie_where_they_should():
-    """In the S x S frame: the tight box, first clicks on the object, one-shot clicks half on it."""
+    """In the S x S frame: the tight box, first clicks on the object, one-shot clicks half on it, jittered boxes near it."""
     images = samples()
     prompts = prompts_by(scored_by(Sketcher(), [collate(images)], ALL_MODES))
+    moved = set()
     for image in images:
         boxes = boxes_of(image.masks).tolist()
         for name, mask, box in zip(image.mask_names, image.masks[:, 0], boxes):
-            assert prompts[name, "bbox"] == [None, None, box]
-            for mode in ALL_MODES[1:]:
+            assert prompts[name, "bbox"] == [None, None, box] == [*prompts[name, "bbox+2pts"][:0], None, None, prompts[name, "bbox+2pts"][2]]
+            assert prompts[name, "mask"] == [None, None, None]
+            for jitter, mode in ((3, "bbox_jitter3"), (6, "bbox_jitter6+1pt")):
+                differences = [a - b for a, b in zip(prompts[name, mode][2], box)]
+                assert all(abs(d) <= jitter and d == int(d) for d in differences)
+                moved.update((jitter, d) for d in differences)
+            for mode in ALL_MODES:
                 points, labels, _ = prompts[name, mode]
-                assert [bool(mask[int(y), int(x)]) for x, y in points] == [label == 1 for label in labels]
-                assert len(points) == parse_mode(mode).clicks and labels[0] == 1
+                assert len(points or []) == parse_mode(mode).clicks
+                assert [bool(mask[int(y), int(x)]) for x, y in points or []] == [label == 1 for label in labels or []]
+                if parse_mode(mode).start in ("click", "at_once"):
+                    assert labels[0] == 1
             assert [prompts[name, mode][1] for mode in ("1shot", "3shot", "6shot")] == [[1], [1, 0, 0], [1] * 3 + [0] * 3]
+    assert {d for jitter, d in moved if jitter == 3} == {-3, -2, -1, 0, 1, 2, 3}
     corrections = Counter(label for (_, mode), p in prompts.items() if mode == "5pts" for label in p[1][1:])
     assert corrections[0] and corrections[1]
+
+
+def test_central_clicks_need_no_draw():
+    """The same for every seed, the first in the middle of the object; and other answers than random clicks give."""
+    batches = [collate(samples())]
+    modes = ["1pt", "4pts", "bbox+2pts"]
+    first, second = (scored_by(Sketcher(), batches, modes, seed=seed, strategy="center") for seed in (0, 9))
+    assert prompts_by(first) == prompts_by(second) and results_of(first) == results_of(second)
+    assert results_of(first) != run(Sketcher(), batches, modes)
+    for (name, mode), (points, labels, _) in prompts_by(first).items():
+        image = next(image for image in samples() if name in image.mask_names)
+        mask = image.masks[image.mask_names.index(name), 0]
+        assert [bool(mask[int(y), int(x)]) for x, y in points] == [label == 1 for label in labels]
+
+
+def test_a_box_stays_while_clicks_are_added():
+    images, asked = samples(), []
+
+    class Listening(Sketcher):
+        def predict(self, embeddings, prompts, multimask_output):
+            asked.append(prompts)
+            return super().predict(embeddings, prompts, multimask_output)
+
+    scored_by(Listening(), [collate(images[:1])], ["bbox", "bbox+2pts"])
+    assert [(p.boxes is not None, evaluation.clicks_of(p), p.masks is not None) for p in asked] == [
+        (True, 0, False), (True, 1, True), (True, 2, True)]
+    assert torch.equal(asked[0].boxes, asked[2].boxes)
+
+
+def test_the_mask_prompt_is_the_truth_at_a_quarter():
+    images, asked = samples(), []
+
+    class Listening(Sketcher):
+        def predict(self, embeddings, prompts, multimask_output):
+            asked.append(prompts)
+            return super().predict(embeddings, prompts, multimask_output)
+
+    scored_by(Listening(), [collate(images[:1])], ["mask"])
+    expected = images[0].masks.float().unfold(2, 4, 4).unfold(3, 4, 4).mean(dim=(4, 5))
+    assert torch.equal(asked[0].masks, expected) and asked[0].points is None and asked[0].boxes is None
+
+
+def test_dice_after_each_click_is_that_of_the_shorter_modes():
+    """Also of numbers of clicks that no mode asks for."""
+    batches = [collate(samples())]
+    every = run(Sketcher(), batches, ["1pt", "2pts", "3pts", "4pts", "5pts"])
+    for one in scored_by(Sketcher(), batches, ["3pts", "5pts", "bbox", "bbox+2pts"]):
+        if one.mode.start != "click":
+            assert one.dice_by_click is None
+            continue
+        assert one.dice_by_click.shape == (len(one.names), one.mode.clicks)
+        for name, values in zip(one.names, one.dice_by_click.tolist()):
+            assert values == [every[name, parse_mode(f"{number}pts" if number > 1 else "1pt").name].dice
+                              for number in range(1, one.mode.clicks + 1)]
 
 
 # ---------------------------------------------------------------- geometry
@@ -363,7 +446,8 @@ def freeze(path, scored: list[evaluation.Scored], key_of=os.path.basename) -> Fr
     held = {}
     for one in scored:
         record_prompts(held, one, key_of)
-    path.write_text(json.dumps(held))
+    with open(path, "w") as file:
+        write_prompts(file, {"image_size": SIDE}, iter(held.items()))
     return FrozenPrompts(path, SIDE)
 
 
@@ -374,7 +458,7 @@ def write(path, entries) -> FrozenPrompts:
 
 @pytest.mark.parametrize("kind, chunk, order", [
     ("sketcher", 256, ALL_MODES), ("sketcher", 2, ALL_MODES), ("sketcher", 256, ALL_MODES[::-1]),
-    ("sam", 256, ["bbox", "1pt", "3pts", "3shot"]),
+    ("sam", 256, ["bbox", "1pt", "3pts", "3shot", "bbox+1pt"]),
 ])
 def test_recorded_prompts_repeat_every_row(model, tmp_path, monkeypatch, kind, chunk, order):
     """Whatever the seed, the chunks, the order of the modes, and the modes asked along with one."""
@@ -383,10 +467,10 @@ def test_recorded_prompts_repeat_every_row(model, tmp_path, monkeypatch, kind, c
     batches = [collate(samples() if kind == "sketcher" else samples()[:1])]
     first = scored_by(model, batches, order)
     frozen = freeze(tmp_path / "prompts.json", first)
-    rows = {(row.mask, row.mode): row for one in first for row in one.rows}
+    rows = results_of(first)
     assert run(model, batches, order, frozen=frozen, seed=99) == rows
     assert run(model, batches, order, seed=99) != rows
-    for mode in ("bbox", "3pts", "3shot"):
+    for mode in order:
         assert run(model, batches, [mode], frozen=frozen).items() <= rows.items()
 
 
@@ -410,14 +494,16 @@ def test_the_originals_prompt_file_is_read(tmp_path, nest):
         f"{i}.png": {"boxes": nest([[i, 2, 30, 40]]), "point_coords": nest([[i, 5], [6, 7], [8, 9]]),
                      "point_labels": nest([1, 0, 1 - i])} for i in range(2)
     })
-    names = ["somewhere/1.png", "0.png"]
-    assert frozen.boxes(names).boxes.tolist() == [[1, 2, 30, 40], [0, 2, 30, 40]]
-    for read in (frozen.clicks, frozen.one_shot):
-        clicks = read(names, 3)
-        assert clicks.points.tolist() == [[[1, 5], [6, 7], [8, 9]], [[0, 5], [6, 7], [8, 9]]]
-        assert clicks.labels.tolist() == [[1, 0, 0], [1, 0, 1]]
-        assert clicks.points.dtype == torch.float32 and clicks.labels.dtype == torch.int64
-        assert read(names, 1).points.tolist() == [[[1, 5]], [[0, 5]]]
+    names, masks = ["somewhere/1.png", "0.png"], torch.zeros(2, 1, SIDE, SIDE, dtype=torch.bool)
+    assert frozen.start(parse_mode("bbox"), masks, names).boxes.tolist() == [[1, 2, 30, 40], [0, 2, 30, 40]]
+    at_once = frozen.start(parse_mode("3shot"), masks, names)
+    clicks = [frozen.start(parse_mode("3pts"), masks, names)[:2],
+              *(frozen.correct(parse_mode("3pts"), number, masks, masks, names) for number in (1, 2))]
+    for points, labels in ((at_once.points, at_once.labels), (torch.cat(part, dim=1) for part in zip(*clicks))):
+        assert points.tolist() == [[[1, 5], [6, 7], [8, 9]], [[0, 5], [6, 7], [8, 9]]]
+        assert labels.tolist() == [[1, 0, 0], [1, 0, 1]]
+        assert points.dtype == torch.float32 and labels.dtype == torch.int64
+    assert clicks[0][0].tolist() == [[[1, 5]], [[0, 5]]]
 
 
 def test_masks_of_one_file_name_keep_their_own_prompts(tmp_path):
@@ -428,7 +514,7 @@ def test_masks_of_one_file_name_keep_their_own_prompts(tmp_path):
     assert len({os.path.basename(name) for name in batches[0].mask_names}) < len(batches[0].mask_names)
     first = scored_by(Sketcher(), batches, ALL_MODES)
     frozen = freeze(tmp_path / "prompts.json", first, key_of=lambda mask: mask)
-    rows = {(row.mask, row.mode): row for one in first for row in one.rows}
+    rows = results_of(first)
     assert run(Sketcher(), batches, ALL_MODES, frozen=frozen, seed=99) == rows
 
 
@@ -451,6 +537,15 @@ def test_a_bad_prompts_file_is_named(tmp_path, text, message):
     ({"boxes": [[1, 2, 3]]}, "bbox", "no readable box"),
     ({"boxes": [["a", 2, 3, 4]]}, "bbox", "no readable box"),
     ({"boxes": {"x": 1}}, "bbox", "no readable box"),
+    ({"boxes": [[1, 2, 3, 65]]}, "bbox", "outside the frame"),
+    ({"boxes": [[-1, 2, 3, 4]]}, "bbox", "outside the frame"),
+    ({"boxes": [[5, 2, 5, 4]]}, "bbox", "a box without any pixel"),
+    ({"boxes": [[5, 4, 6, 2]]}, "bbox", "a box without any pixel"),
+    ({"point_coords": [[5, 66]] * 3}, "3pts", "outside the frame"),
+    ({"others": {}}, "bbox_jitter3", "0 of the 1 box"),
+    ({"others": {"bbox_jitter3": {"boxes": [[1, 2, 3, 4]]}}}, "bbox_jitter3+2pts", "0 of the 2 click"),
+    ({}, "bbox+1pt", "0 of the 1 click"),
+    ({"others": [1]}, "bbox+1pt", "0 of the 1 click"),
     ({"point_coords": None}, "1pt", "0 of the 1 click"),
     ({"point_coords": [[5, 6]] * 3}, "5pts", "3 of the 5 click"),
     ({"point_coords": [[5, 6]] * 3}, "5shot", "3 of the 5 click"),
@@ -461,7 +556,8 @@ def test_a_bad_prompts_file_is_named(tmp_path, text, message):
 def test_a_prompt_that_lacks_is_named(tmp_path, change, mode, message):
     """The file, the mask and what is missing, where the other objects have all they need."""
     whole = {"boxes": [[1, 2, 3, 4]], "point_coords": [[5, 6]] * 5, "point_labels": [1, 0, 1, 0, 1]}
-    entries = {f"large_{i}.png": whole for i in range(3)}
+    entries = {f"large_{i}.png": {**whole, "others": {"5shot": whole, "3shot": whole, "bbox": whole, "bbox_jitter3": whole}}
+               for i in range(3)}
     frozen = write(tmp_path / "frozen.json", entries)
     assert len(run(Sketcher(), [collate(samples()[:1])], [mode], frozen=frozen)) == 3
     entries["large_1.png"] = {**whole, **(change or {})}
@@ -469,13 +565,14 @@ def test_a_prompt_that_lacks_is_named(tmp_path, change, mode, message):
         del entries["large_1.png"]
     frozen = write(tmp_path / "frozen.json", entries)
     with pytest.raises(DataError, match=r"frozen\.json") as caught:
-        run(Sketcher(), [collate(samples()[:1])], [mode], frozen=frozen)
+        frozen.check(samples()[0].mask_names, [parse_mode(mode)])
     assert message in str(caught.value) and "large_1.png" in str(caught.value)
 
 
 def test_a_mask_listed_twice_has_two_rows(tmp_path):
     frozen = write(tmp_path / "frozen.json", {"a.png": {"point_coords": [[5, 6]], "point_labels": [1]}})
-    assert frozen.clicks(["a.png", "a.png"], 1).points.shape == (2, 1, 2)
+    masks = torch.zeros(2, 1, SIDE, SIDE, dtype=torch.bool)
+    assert frozen.start(parse_mode("1pt"), masks, ["a.png", "a.png"]).points.shape == (2, 1, 2)
 
 
 def test_iterative_clicks_do_not_stand_in_for_one_shot_clicks(tmp_path):
@@ -485,18 +582,20 @@ def test_iterative_clicks_do_not_stand_in_for_one_shot_clicks(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"point_labels": [7]}, {"point_labels": [None]}, {"point_labels": [0.5]},
-                                    {"point_coords": [[None, 3]]}, {"one_shot": [1]}])
+                                    {"point_coords": [[None, 3]]}, {"others": [1]}])
 def test_numbers_that_mean_nothing_are_refused(tmp_path, change):
     frozen = write(tmp_path / "frozen.json", {"a.png": {"point_coords": [[5, 6]], "point_labels": [1], **change}})
     with pytest.raises(DataError, match=r"frozen\.json.*a\.png"):
-        frozen.one_shot(["a.png"], 1)
+        frozen.check(["a.png"], [parse_mode("1shot")])
 
 
 # ---------------------------------------------------------------- means
 
 def test_a_mean_counts_every_object_once():
-    rows = [Row("a", "a1", "1pt", 1.0, 0.5, 0, 9, 9), Row("b", "b1", "1pt", 0.0, 0.1, 0, 1, 1),
-            Row("b", "b2", "1pt", 0.5, 0.3, 0, 1, 1), Row("a", "a1", "bbox", 0.25, 0.2, 0, 9, 9)]
-    assert mean_by_mode(rows, "dice") == {"1pt": 0.5, "bbox": 0.25}
-    assert mean_by_mode(rows, "iou") == pytest.approx({"1pt": 0.3, "bbox": 0.2})
-    assert list(mean_by_mode(rows[::-1], "dice")) == ["bbox", "1pt"]
+    means = Means()
+    for mode, image, dice in (("1pt", 0, [1.0]), ("1pt", 1, [0.0, 0.5]), ("bbox", 0, [0.25])):
+        names = [f"{image}_{i}" for i in range(len(dice))]
+        means.add(evaluation.Scored(parse_mode(mode), image, names, None, None, None, {"dice": dice, "iou": [d / 2 for d in dice]},
+                                    [0.0] * len(dice), None))
+    assert means.of("dice") == {"1pt": 0.5, "bbox": 0.25} and means.of("iou") == {"1pt": 0.25, "bbox": 0.125}
+    assert [*means.of("dice")] == ["1pt", "bbox"] and means.objects == 3

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score, jaccard_score
 
 from metrics import METRICS, binarise, dice, iou
 
@@ -20,6 +21,16 @@ def test_dice_and_iou_are_the_textbooks(shape):
         p, t = ({(y, x) for y, x in mask[place].nonzero().tolist()} for mask in (predicted, truth))
         assert got_dice[place].item() == pytest.approx(2 * len(p & t) / (len(p) + len(t)))
         assert got_iou[place].item() == pytest.approx(len(p & t) / len(p | t))
+
+
+@pytest.mark.parametrize("density", [0.0, 0.003, 0.5, 1.0])
+def test_dice_and_iou_are_scikit_learns(density):
+    """Which knows them as F1 and Jaccard scores of pixels; with its answer to 0 / 0 set to ours."""
+    draw = torch.Generator().manual_seed(0)
+    predicted, truth = (torch.rand(20, 13, 17, generator=draw) < d for d in (density, max(density, 0.003)))
+    for metric, theirs in ((dice, f1_score), (iou, jaccard_score)):
+        expected = [theirs(t.flatten(), p.flatten(), zero_division=1.0) for p, t in zip(predicted, truth)]
+        assert metric(predicted, truth, from_logits=False).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("predicted, truth, value", [(0, 0, 1), (1, 0, 0), (0, 1, 0), (1, 1, 1)])

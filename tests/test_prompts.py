@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 
-from prompts import boxes_of, clicks_on, corrective_clicks, one_shot_clicks, pick_pixels, shift_boxes
+from prompts import (boxes_of, central_clicks, clicks_on, corrective_clicks, jitter_boxes, one_shot_clicks, pick_pixels,
+                     shift_boxes)
 
 ALMOST_ONE = float(np.nextafter(np.float32(1), np.float32(0)))     # the largest number that a caller may hand in
 
@@ -159,3 +161,56 @@ def test_one_shot_clicks_are_half_on_the_object(clicks):
     assert torch.equal(at(masks[:5], points[:5]), labels[:5] == 1)
     assert labels[5].tolist() == [1] * inside + [-1] * (clicks - inside)        # no background to click on
     assert labels[6].tolist() == [-1] * inside + [0] * (clicks - inside)        # no object to click on
+
+
+# ---------------------------------------------------------------- jitter
+
+@pytest.mark.parametrize("jitter", [1, 4, 30])
+def test_each_side_moves_on_its_own_and_a_pixel_is_left(jitter):
+    boxes = torch.tensor([[20.0, 30, 40, 33], [5, 5, 6, 6], [0, 0, 64, 64], [10, 2, 60, 50]]).repeat(500, 1)
+    moved = jitter_boxes(boxes, uniform(2000, 4), 64, jitter)
+    assert torch.equal(moved, moved.round()) and 0 <= moved.min() and moved.max() <= 64
+    assert (moved[:, 2:] - moved[:, :2]).min() >= 1
+    difference = (moved - boxes)[3::4]              # a box that is large, and near no middle for a small jitter
+    assert difference.abs().max() <= jitter
+    if jitter == 4:
+        assert {*difference[:, 0].tolist()} == {*range(-4, 5)} and {*difference[:, 1].tolist()} == {*range(-2, 5)}
+        assert abs(np.corrcoef(difference.T.numpy()) - np.eye(4)).max() < 0.2
+
+
+# ---------------------------------------------------------------- the centre of the largest error
+
+def plain_centre(mask: np.ndarray, predicted: np.ndarray) -> tuple[list[float], int]:
+    """By other means: scipy's regions and distances."""
+    best, label = np.zeros_like(mask), -1
+    for error, kind in ((mask & ~predicted, 1), (predicted & ~mask, 0)):
+        regions, count = ndimage.label(error, np.ones((3, 3)))
+        for number in range(1, count + 1):
+            if (regions == number).sum() > best.sum():
+                best, label = regions == number, kind
+    if label < 0:
+        return [0.0, 0.0], -1
+    depth = ndimage.distance_transform_edt(np.pad(best, 1))[1:-1, 1:-1]
+    y, x = np.argwhere(np.isclose(depth, depth.max()))[0]
+    return [float(x), float(y)], label
+
+
+@pytest.mark.parametrize("density", [0.02, 0.3, 0.6])
+def test_central_clicks_against_scipy(density):
+    masks, predicted = noise(12, 24, density, seed=1), noise(12, 24, density, seed=2)
+    predicted[0], masks[1], predicted[1] = masks[0], True, False       # nothing wrong; all missed
+    points, labels = central_clicks(masks, predicted)
+    assert points.shape == (12, 1, 2) and labels.shape == (12, 1) and labels.dtype == torch.int64
+    for i in range(12):
+        assert (points[i, 0].tolist(), int(labels[i, 0])) == plain_centre(masks[i, 0].numpy(), predicted[i, 0].numpy())
+    assert {*labels[:, 0].tolist()} == {-1, 0, 1}
+
+
+def test_a_central_click_is_in_the_larger_region_and_away_from_the_border():
+    mask = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    mask[0, 0, :11, :11] = True             # at the picture's corner: its middle, not the corner
+    mask[0, 0, 20:25, 20:25] = True
+    points, labels = central_clicks(mask, torch.zeros_like(mask))
+    assert (points.tolist(), labels.tolist()) == ([[[5.0, 5.0]]], [[1]])
+    points, labels = central_clicks(torch.zeros_like(mask), mask)
+    assert (points.tolist(), labels.tolist()) == ([[[5.0, 5.0]]], [[0]])

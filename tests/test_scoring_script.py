@@ -1,6 +1,7 @@
 """test.py: which prompts, what it writes, what can be repeated; and both scripts on the original's data and files."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -8,24 +9,28 @@ import resource
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
-import evaluation
 import test as scoring
-from evaluation import Row
+from prompt_files import write_prompts
+from rows import COLUMNS, Part, class_beyond, merged, write_rows
 from segment_anything import sam_model_registry
 from segment_anything.checkpoint import save_weights
 from segment_anything.modeling import ImageEncoder
+from surface import surface_metrics
 from test_train import ROOT, SIZE, SPOILED, fails, make_data, small_and_repeatable, work, write, write_index  # noqa: F401
 
 DEFAULT = ["bbox", "1pt", "3pts", "5pts"]
-ALL_MODES = [*DEFAULT, "5shot"]
+ALL_MODES = [*DEFAULT, "5shot", "bbox+2pts", "bbox_jitter4", "mask"]
 OBJECTS = 15        # in the six images of `data`
 
 
@@ -43,12 +48,24 @@ def weights(small_and_repeatable, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
+Row = SimpleNamespace       # what a line of rows.csv says, numbers as numbers, None where it is empty
+
+
+def read_lines(folder: Path) -> list[Row]:
+    with open(folder / "rows.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert not lines or [*lines[0]] == [*COLUMNS]
+    kind = {"string": str, "int32": int, "int64": int, "double": float}
+    return [Row(**{name: kind[str(COLUMNS[name])](text) if text else None for name, text in line.items()}) for line in lines]
+
+
 @pytest.fixture
 def score(data: Path, weights: Path, work: Path) -> Callable[..., list[Row]]:  # noqa: F811
-    """Run test.py here; later flags win."""
+    """Run test.py here, without a report; later flags win."""
     def run(*flags: object) -> list[Row]:
-        return scoring.main(["--model_type", "mini", "--image_size", str(SIZE), "--sam_checkpoint", str(weights), "--data_path",
-                             str(data), "--work_dir", str(work), "--device", "cpu", "--num_workers", "0", *map(str, flags)])
+        return read_lines(scoring.main([
+            "--model_type", "mini", "--image_size", str(SIZE), "--sam_checkpoint", str(weights), "--data_path", str(data),
+            "--work_dir", str(work), "--device", "cpu", "--num_workers", "0", "--report", "False", *map(str, flags)]))
     return run
 
 
@@ -68,6 +85,10 @@ def score(data: Path, weights: Path, work: Path) -> Callable[..., list[Row]]:  #
     ("--point_num 3", ["3shot"]),
     ("--iter_point 1 --point_num 1", ["1pt"]),
     ("--prompt_modes 5shot bbox 2pts bbox", ["5shot", "bbox", "2pts"]),
+    ("--prompt_modes mask bbox+2pt 3pt", ["mask", "bbox+2pts", "3pts"]),
+    ("--box_jitter 2 5", [*DEFAULT, "bbox_jitter2", "bbox_jitter5"]),
+    ("--boxes_prompt True --box_jitter 5", ["bbox", "bbox_jitter5"]),
+    ("--prompt_modes bbox_jitter5 --box_jitter 5 5", ["bbox_jitter5"]),
 ])
 def test_modes_asked_for(flags: str, modes: list[str]) -> None:
     assert [mode.name for mode in scoring.parse_args(flags.split()).modes] == modes
@@ -76,7 +97,8 @@ def test_modes_asked_for(flags: str, modes: list[str]) -> None:
 @pytest.mark.parametrize("flags", [
     "--boxes_prompt True --iter_point 5", "--boxes_prompt --point_num 3", "--iter_point 5 --point_num 3", "--iter_point 0",
     "--point_num -1", "--prompt_modes bbox --boxes_prompt False", "--prompt_modes bbox --iter_point 1", "--prompt_modes circle",
-    "--prompt_modes", "--batch_size 0",
+    "--prompt_modes", "--batch_size 0", "--box_jitter 0", "--box_jitter -2", "--nsd_tolerance -1", "--nsd_tolerance nan",
+    "--click_strategy best", "--metrics accuracy",
 ])
 def test_contradictions_are_refused(flags: str, capsys) -> None:
     with pytest.raises(SystemExit) as end:
@@ -90,8 +112,8 @@ def test_flags_and_defaults_of_the_original() -> None:
                     sam_checkpoint="pretrain_model/sam-med2d_b.pth", multimask=True, encoder_adapter=True, prompt_path=None,
                     save_pred=False)
     assert {name: args[name] for name in defaults} == defaults
-    assert {"device", "boxes_prompt", "point_num", "iter_point"} <= args.keys() and {*args["metrics"]} == {"iou", "dice"}
-    for name in ("multimask", "encoder_adapter", "save_pred", "boxes_prompt", "use_amp"):
+    assert {"device", "boxes_prompt", "point_num", "iter_point"} <= args.keys() and {*args["metrics"]} == {"iou", "dice", "nsd", "hd95"}
+    for name in ("multimask", "encoder_adapter", "save_pred", "boxes_prompt", "use_amp", "report"):
         assert [getattr(scoring.parse_args([f"--{name}", *words]), name) for words in ([], ["True"], ["False"])] == [True, True, False]
 
 
@@ -107,13 +129,33 @@ def test_every_image_is_encoded_once(batch_size: int, score, monkeypatch) -> Non
     assert len(encoded) == 6 and len(rows) == OBJECTS * len(DEFAULT)
 
 
-def test_batches_and_workers_change_nothing(score) -> None:
-    one, several = score(), score("--batch_size", 4, "--num_workers", 2)
-    key = lambda row: (row.mode, row.mask)
-    for a, b in zip(sorted(one, key=key), sorted(several, key=key), strict=True):
-        assert a.predicted_iou == pytest.approx(b.predicted_iou, abs=1e-5)
-        assert a._replace(predicted_iou=0) == b._replace(predicted_iou=0)
-    assert len({row.dice for row in one}) > OBJECTS         # no mere zeros and ones
+def test_batches_and_workers_change_nothing(score, work: Path) -> None:  # noqa: F811
+    """Not one byte."""
+    rows = score("--prompt_modes", *ALL_MODES)
+    assert len({row.dice for row in rows}) > OBJECTS         # no mere zeros and ones
+    first = (work / "sammed/rows.csv").read_bytes(), (work / "sammed/prompts.json").read_bytes()
+    for flags in (["--batch_size", 4], ["--num_workers", 2], ["--batch_size", 3, "--num_workers", 1], []):
+        score("--prompt_modes", *ALL_MODES, *flags, "--run_name", "again")
+        assert ((work / "again/rows.csv").read_bytes(), (work / "again/prompts.json").read_bytes()) == first, flags
+
+
+def test_two_processes_change_nothing(data: Path, tmp_path: Path) -> None:
+    """Real ones, started by torchrun; seven images, so that their shares differ."""
+    folder = make_data(tmp_path / "data", ("test",), images=7)
+    write(folder / "masks/0_0.png", np.zeros((50, 40), np.uint8))        # an empty mask, in the share of process 0
+    save_weights(sam_model_registry["vit_t"](image_size=SIZE).state_dict(), tmp_path / "t.safetensors")
+    flags = ["--model_type", "vit_t", "--image_size", SIZE, "--sam_checkpoint", tmp_path / "t.safetensors", "--data_path", folder,
+             "--device", "cpu", "--num_workers", 0, "--prompt_modes", "bbox", "3pts", "--work_dir", tmp_path / "work"]
+    run_script("test.py", tmp_path, *flags, "--run_name", "one")
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / "test.py",
+                           *map(str, flags), "--run_name", "two"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = tmp_path / "work/one", tmp_path / "work/two"
+    for name in ("rows.csv", "prompts.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    assert json.loads((two / "results.json").read_text())["processes"] == 2
+    assert done.stdout.count("weights:") == 1 and "in 7 images" in done.stdout
 
 
 def test_saved_masks_are_those_that_were_scored(score, data: Path, work: Path) -> None:  # noqa: F811
@@ -127,6 +169,7 @@ def test_saved_masks_are_those_that_were_scored(score, data: Path, work: Path) -
         assert predicted.shape == truth.shape and {*np.unique(predicted)} <= {0, 255}
         overlap, sizes = (truth & (predicted > 0)).sum(), (truth.sum(), (predicted > 0).sum())
         assert (row.true_area, row.predicted_area) == sizes
+        assert row.image_area == truth.size and row.status == "ok"
         assert np.float32(row.dice) == np.float32(2 * overlap) / np.float32(sum(sizes))
         assert np.float32(row.iou) == np.float32(overlap) / np.float32(sum(sizes) - overlap)
     overlays = {path.relative_to(folder / "overlays") for path in (folder / "overlays").rglob("*.png")}
@@ -140,7 +183,7 @@ def test_saved_masks_are_those_that_were_scored(score, data: Path, work: Path) -
 def prompts_written(work: Path) -> dict:
     """The objects of a prompts file, without the image size that stands beside them."""
     content = json.loads((work / "sammed/prompts.json").read_text())
-    assert content.pop("image_size") == SIZE
+    assert (content.pop("image_size"), content.pop("click_strategy")) == (SIZE, "random")
     return content
 
 
@@ -159,22 +202,147 @@ def test_files_of_one_name_in_two_folders_do_not_overwrite_each_other(score, dat
 
 
 def test_table_rows_and_results_agree(score, work: Path, capsys) -> None:  # noqa: F811
-    rows = score("--metrics", "iou", "dice", "--prompt_modes", *ALL_MODES)
+    rows = score("--prompt_modes", *ALL_MODES)
     printed = capsys.readouterr().out
-    folder = work / "sammed"
-    with open(folder / "rows.csv", newline="") as file:
-        assert [tuple(line) for line in csv.reader(file)] == [Row._fields, *(tuple(map(str, row)) for row in rows)]
-
-    results = json.loads((folder / "results.json").read_text())
-    assert (results["objects"], results["images"], results["skipped"]) == (OBJECTS, 6, [])
+    results = json.loads((work / "sammed/results.json").read_text())
+    assert (results["objects"], results["images"], results["unscored"]) == (OBJECTS, 6, 0)
     assert results["flags"]["prompt_modes"] == ALL_MODES and results["images_per_second"] > 0
-    assert re.search(r"^ +IoU +Dice$", printed, re.MULTILINE)
     for mode in ALL_MODES:
         own = [row for row in rows if row.mode == mode]
-        iou, dice = (sum(getattr(row, metric) for row in own) / OBJECTS for metric in ("iou", "dice"))
-        assert (results["iou"][mode], results["dice"][mode]) == pytest.approx((iou, dice), rel=1e-9)
-        assert re.search(rf"^{mode} +{100 * iou:.2f} +{100 * dice:.2f}$", printed, re.MULTILINE)
+        means = {metric: sum(getattr(row, metric) for row in own) / OBJECTS for metric in ("dice", "iou", "nsd", "hd95")}
+        assert {metric: results[metric][mode] for metric in means} == pytest.approx(means, rel=1e-9)
+        assert re.search(rf"^{re.escape(mode)} +{OBJECTS} +{100 * means['dice']:.2f} .* {100 * means['iou']:.2f} ", printed, re.MULTILINE)
     assert [*results["dice"]] == ALL_MODES
+    assert {row["metric"] for row in results["tables"]["overall"]} == {"dice", "iou", "nsd", "hd95"}
+
+
+def test_results_say_what_they_were_made_from(score, data: Path, weights: Path, work: Path) -> None:  # noqa: F811
+    score("--seed", 3)
+    results = json.loads((work / "sammed/results.json").read_text())
+    digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+    assert results["weights_hash"] == digest(weights) and results["data_hash"] == digest(data / "label2image_test.json")
+    assert results["seed"] == 3 and results["flags"]["sam_checkpoint"] == str(weights) and results["device"] == "cpu"
+    assert results["versions"]["torch"] == torch.__version__ and results["python"].startswith("3.")
+    assert "commit" in results and "prompts_hash" not in results
+    prompts = work / "sammed/prompts.json"
+    score("--prompt_path", prompts, "--run_name", "again")
+    assert json.loads((work / "again/results.json").read_text())["prompts_hash"] == digest(prompts)
+
+
+def test_surface_metrics_are_of_the_saved_masks(score, data: Path, work: Path) -> None:  # noqa: F811
+    for row in score("--save_pred", "--prompt_modes", "bbox", "2pts", "--nsd_tolerance", 3):
+        predicted = cv2.imread(str(work / "sammed/masks" / row.mode / Path(row.mask).name), cv2.IMREAD_UNCHANGED) > 0
+        truth = cv2.imread(str(data / row.mask), cv2.IMREAD_UNCHANGED) > 0
+        assert (row.nsd, row.hd95) == pytest.approx(surface_metrics(predicted, truth, 3.0), rel=1e-9)
+    rows = score("--metrics", "dice", "nsd", "--prompt_modes", "bbox")
+    assert all(row.hd95 is None and row.nsd is not None for row in rows)
+
+
+def test_clicks_until_a_dice(score) -> None:
+    every = score("--prompt_modes", *(f"{n}pts" for n in range(1, 6)))
+    found = score("--prompt_modes", "bbox", "5pts", "3pts")
+    dice = {(row.mask, row.clicks): row.dice for row in every}
+    assert dice.keys() >= {(row.mask, n) for row in found for n in range(1, 6)}
+    for row in found:
+        for name, target in (("noc80", 0.8), ("noc85", 0.85), ("noc90", 0.9)):
+            reached = [n for n in range(1, row.clicks + 1) if dice[row.mask, n] >= target] if row.mode != "bbox" else []
+            assert getattr(row, name) == (reached[0] if reached else None)
+
+
+def test_rows_as_parquet_say_the_same(score, work: Path) -> None:  # noqa: F811
+    rows = score("--prompt_modes", "bbox", "3pts")
+    folder = scoring.main([*flags_of_run(work / "sammed"), "--rows_format", "parquet"])
+    assert [Row(**row) for row in pyarrow.parquet.read_table(folder / "rows.parquet").to_pylist()] == rows
+    assert not (folder / "rows.csv").exists()       # of the earlier run
+
+
+def flags_of_run(folder: Path) -> list[str]:
+    """The command line that repeats a run."""
+    flags = json.loads((folder / "results.json").read_text())["flags"]
+    return [str(word) for name, value in flags.items() if value is not None and value != []
+            for word in (f"--{name}", *(value if isinstance(value, list) else [value]))]
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_names_come_from_the_metadata_table(score, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    groups = json.loads((folder / "label2image_test.json").read_text())
+    header = "mask,image,dataset,modality,case,axis,slice,class,instance,spacing\n"
+    lines = [f"{mask},{image},set,mr,case {image[7]},z,{number},spot {number % 3},0,\n" for number, (mask, image) in enumerate(groups.items())]
+    (folder / "metadata.csv").write_text(header + "".join(lines))
+    for rows in (score("--data_path", folder), score("--metadata", folder / "metadata.csv")):
+        number = {mask: i for i, mask in enumerate(groups)}
+        for row in rows:
+            i = number[row.mask]
+            assert (row.dataset, row.modality, row.case, row.axis) == ("set", "mr", f"case {row.image[7]}", "z")
+            assert (row.slice, getattr(row, "class")) == (i, f"spot {i % 3}")
+    (folder / "metadata.csv").write_text(header + "".join(lines[1:]))
+    message = fails(lambda: score("--data_path", folder))
+    assert "metadata.csv" in message and next(iter(groups)) in message
+
+
+def renamed_as_in_sa_med2d(data: Path, folder: Path) -> Path:
+    """The same data with names of SA-Med2D-20M."""
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    groups: dict[str, list[str]] = {}
+    for mask, image in json.loads((data / "label2image_test.json").read_text()).items():
+        case = Path(image).stem
+        stem = f"mr_t1--{'Brain' if int(case) % 2 else 'Heart'}--case_{case}--z_00{case}0"
+        number = len(groups.setdefault(f"images/{stem}.png", []))
+        target = f"masks/{stem}--000{number + 1}_000.png"
+        shutil.copy(data / image, folder / f"images/{stem}.png")
+        shutil.copy(data / mask, folder / target)
+        groups[f"images/{stem}.png"].append(target)
+    write_index(folder, groups, "test")
+    return folder
+
+
+def test_names_come_from_sa_med2d_file_names(score, data: Path, tmp_path: Path) -> None:
+    folder = renamed_as_in_sa_med2d(data, tmp_path / "data")
+    for row in score("--data_path", folder, "--prompt_modes", "bbox"):
+        case = int(row.case.removeprefix("case_"))
+        assert (row.dataset, row.modality, row.axis, row.slice) == ("Brain" if case % 2 else "Heart", "mr", "z", case * 10)
+        assert getattr(row, "class") == row.mask[-12:-8]
+    names = {dataset: {f"{dataset} part {i}": i for i in range(1, 6)} for dataset in ("Brain", "Heart")}
+    (folder / "SAMed2D_v1_class_mapping_id.json").write_text(json.dumps(names))
+    for row in score("--data_path", folder, "--prompt_modes", "bbox"):
+        assert getattr(row, "class") == f"{row.dataset} part {int(row.mask[-12:-8])}"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"Brain": names["Brain"]}))
+    assert str(other) in (message := fails(lambda: score("--data_path", folder, "--class_names", other))) and "Heart" in message
+
+
+@pytest.mark.parametrize("image, mask, expected", [
+    ("ct_7.png", "ct_7_left_kidney_000.png", "left_kidney"), ("a/ct_7.png", "b/ct_7_liver.png", "liver"),
+    ("ct_7.png", "ct_7-spleen_1.png", "spleen"), ("ct_7.png", "ct_8_liver.png", None), ("ct_7.png", "ct_7.png", None),
+    ("0.png", "0_1.png", None), ("x.png", "x_3_000.png", "3"),
+])
+def test_a_class_is_what_a_mask_name_has_beyond_its_image(image: str, mask: str, expected: str | None) -> None:
+    assert class_beyond(image, mask) == expected
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    """A hundred times as many images, handed through parts, rows and prompts, take no more memory at once."""
+    def peak(images: int) -> int:
+        tracemalloc.start()
+        parts = [Part(tmp_path, rank) for rank in range(2)]
+        for number in range(images):
+            row = {"image": f"{number}.png", "mask": f"{number}_0.png", "mode": "bbox", "dice": number / images, "status": "ok"}
+            parts[number % 2].add(number, [row] * 4, {f"{number}_0.png": {"boxes": [[1, 2, 3, 4]]}})
+        for part in parts:
+            part.close()
+        write_rows(tmp_path / "rows.csv", (row for _, rows, _ in merged(tmp_path, 2) for row in rows))
+        with open(tmp_path / "prompts.json", "w") as file:
+            write_prompts(file, {"image_size": 64}, (item for _, _, prompts in merged(tmp_path, 2) for item in prompts.items()))
+        return tracemalloc.get_traced_memory()[1], tracemalloc.stop()
+
+    assert peak(5000)[0] < 1.5 * peak(50)[0] + 2**17
+    with open(tmp_path / "rows.csv") as file:
+        assert [line.split(",")[1] for line in file][1::4] == [f"{number}_0.png" for number in range(50)]
 
 
 def test_empty_masks_are_skipped_and_counted(score, tmp_path: Path, work: Path, capsys) -> None:  # noqa: F811
@@ -182,9 +350,12 @@ def test_empty_masks_are_skipped_and_counted(score, tmp_path: Path, work: Path, 
     for name, size in (("masks/0_0.png", (50, 40)), ("masks/0_1.png", (50, 40)), ("masks/1_2.png", (90, 70))):
         write(folder / name, np.zeros(size, np.uint8))
     rows = score("--data_path", folder, "--save_pred")
-    assert {row.mask for row in rows} == {"masks/1_0.png", "masks/1_1.png"}
+    assert {row.mask for row in rows if row.status == "ok"} == {"masks/1_0.png", "masks/1_1.png"}
+    left_out = [row for row in rows if row.status != "ok"]
+    assert {row.mask for row in left_out} == {"masks/0_0.png", "masks/0_1.png", "masks/1_2.png"} and len(left_out) == 3 * len(DEFAULT)
+    assert all(row.status == "empty truth" and row.dice is None and row.image for row in left_out)
     assert "2 objects in 2 images" in (said := capsys.readouterr().out) and "3 empty mask(s) skipped" in said
-    assert len(json.loads((work / "sammed/results.json").read_text())["skipped"]) == 3
+    assert json.loads((work / "sammed/results.json").read_text())["unscored"] == 3
     for name, size in (("masks/1_0.png", (90, 70)), ("masks/1_1.png", (90, 70))):
         write(folder / name, np.zeros(size, np.uint8))
     assert "empty" in fails(lambda: score("--data_path", folder))
@@ -194,7 +365,7 @@ def test_flags_reach_the_model(score) -> None:
     """Each of them changes what comes out, and a repeated run does not."""
     first = score()
     assert score() == first
-    for flags in (["--seed", 1], ["--multimask", "False"], ["--use_amp"], ["--image_size", 96]):
+    for flags in (["--seed", 1], ["--multimask", "False"], ["--use_amp"], ["--image_size", 96], ["--click_strategy", "center"]):
         assert [row.dice for row in score(*flags)] != [row.dice for row in first], flags
 
 
@@ -214,7 +385,7 @@ def test_a_prompt_file_of_the_original_is_followed(score, tmp_path: Path, work: 
     """Its keys: mask file names. It holds a box and clicks of one kind, those of our other file."""
     first = score("--prompt_modes", *ALL_MODES)
     ours = prompts_written(work)
-    for mode, points in (("5shot", lambda p: p["one_shot"]["5"]), ("5pts", lambda p: p)):
+    for mode, points in (("5shot", lambda p: p["others"]["5shot"]), ("5pts", lambda p: p)):
         path = tmp_path / f"{mode}.json"
         path.write_text(json.dumps({
             os.path.basename(name): {"boxes": prompts["boxes"], "point_coords": points(prompts)["point_coords"],
@@ -244,7 +415,7 @@ def test_a_skipped_mask_needs_no_prompts_the_second_time(score, data: Path, tmp_
     empty = next(iter(name))
     write(folder / empty, 0 * cv2.imread(str(folder / empty), cv2.IMREAD_GRAYSCALE))
     first = score("--data_path", folder)
-    assert len(first) == 4 * (OBJECTS - 1) and prompts_written(work)[os.path.basename(empty)] == {}
+    assert sum(row.status == "ok" for row in first) == 4 * (OBJECTS - 1) and prompts_written(work)[os.path.basename(empty)] == {}
     shutil.copy(work / "sammed/prompts.json", tmp_path / "p.json")
     assert score("--data_path", folder, "--prompt_path", tmp_path / "p.json", "--seed", 5) == first
 
@@ -265,7 +436,7 @@ def test_bad_prompt_files_end_in_one_line(content: str | None, said: str, score,
         if content == "without the last":
             del prompts["5_2.png"]
         elif content == "words":
-            prompts["0_0.png"] = {"boxes": "here", "point_coords": "there", "point_labels": "x", "one_shot": []}
+            prompts["0_0.png"] = {"boxes": "here", "point_coords": "there", "point_labels": "x", "others": []}
         else:
             prompts = {name: {key: rows[:3] for key, rows in entry.items()} for name, entry in prompts.items()}
         content = json.dumps(prompts)
@@ -326,7 +497,7 @@ def test_from_another_working_directory(tmp_path: Path) -> None:
     assert "5 objects in 2 images" in printed
     (tmp_path / "t.safetensors").unlink()
     assert {path.name for path in (tmp_path / "workdir/sammed").iterdir()} == {
-        "rows.csv", "results.json", "prompts.json", "masks", "overlays"}
+        "rows.csv", "results.json", "prompts.json", "masks", "overlays", "report.html"}
 
 
 @pytest.fixture(scope="module")
@@ -384,5 +555,5 @@ def test_scoring_the_originals_data_and_weights(demo, published, work: Path, req
     assert all(0 < results["dice"][mode] < 1 for mode in ("bbox", "3pts"))
     masks = json.loads((folder / data_path / "label2image_test.json").read_text())
     prompts = json.loads((work / "sammed/prompts.json").read_text())
-    assert prompts.pop("image_size") == size and {*prompts} == {Path(mask).name for mask in masks}
+    assert prompts.pop("image_size") == size and {*prompts} - {"click_strategy"} == {Path(mask).name for mask in masks}
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 8 * GIGABYTES

@@ -1,0 +1,28 @@
+"""Contenders timed side by side, for scripts/benchmark.py."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def compare(contenders: dict[str, Callable[[], object]], rounds: int, device: torch.device | None = None) -> dict[str, float]:
+    """Print the median of each in milliseconds and its ratio to the first. The contenders take turns.
+
+    -> medians in milliseconds. device: waited for where it computes asynchronously.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for i in range(rounds + 1):
+        for name, work in contenders.items():
+            started = time.perf_counter()
+            work()
+            if device is not None and device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if i:       # the first round warms up
+                times[name].append(time.perf_counter() - started)
+    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    baseline = next(iter(medians.values()))
+    for name, value in medians.items():
+        print(f"{name:44} {value:10.1f} ms   x {value / baseline:.2f}")
+    return medians
