@@ -14,6 +14,7 @@ Written under --output:
     masks/mni152_axial_094_brain_000.png     0/255, one object a file
     image2label_{train,val,test}.json        {image path: [mask paths]}
     label2image_test.json                    {mask path: image path}
+    metadata.csv                             a line a mask: class, axis, slice ...
     LICENSE                                  notice, citations, what was changed
 
 Paths in the indexes are relative to the parent of --output. Nothing is random:
@@ -29,13 +30,19 @@ Two properties of this template matter to anyone who uses the images:
 """
 
 import argparse
+import csv
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # so that it runs from any folder
+
+from naming import COLUMNS, METADATA  # noqa: E402
 
 # Slices of one plane that belong to different splits are at least this far apart.
 SPLIT_GAP_MM = 5.0
@@ -335,6 +342,12 @@ def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def metadata_row(volumes: Volumes, plane: Plane, index: int, image: str, mask: str, class_name: str) -> tuple:
+    """A line of metadata.csv, of COLUMNS."""
+    row, column = (volumes.voxel_mm(axis) for axis in (2, 1, 0) if axis != plane.axis)
+    return (mask, image, "mni152", "mr_t1", "mni152", "xyz"[plane.axis], index, class_name, 0, f"{row:g}x{column:g}")
+
+
 def contact_tile(image: np.ndarray, masks: dict[str, np.ndarray], title: str) -> np.ndarray:
     """The image at double size with its mask outlines, in a (440, 400, 3) tile."""
     tile = np.zeros((440, 400, 3), np.uint8)
@@ -379,6 +392,7 @@ def main() -> None:
         (output / folder).mkdir(parents=True, exist_ok=True)
 
     image_to_masks = {split: {} for split in SPLITS}
+    metadata = [COLUMNS]
     tiles = []
     for split, plane, index in tqdm(plan_slices(volumes), desc="slices"):
         image, masks = make_slice(volumes, plane, index)
@@ -390,6 +404,7 @@ def main() -> None:
         for name, mask in masks.items():
             mask_paths.append(f"{output.name}/masks/{stem}_{name}_000.png")
             write_png(output.parent / mask_paths[-1], np.uint8(mask) * 255)
+            metadata.append(metadata_row(volumes, plane, index, image_path, mask_paths[-1], name))
         image_to_masks[split][image_path] = mask_paths
         if args.contact_sheet:
             tiles.append(contact_tile(image, masks, f"{split} {plane.name} {index}"))
@@ -398,6 +413,8 @@ def main() -> None:
         write_json(output / f"image2label_{split}.json", index)
     write_json(output / "label2image_test.json",
                {mask: image for image, masks in image_to_masks["test"].items() for mask in masks})
+    with open(output / METADATA, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(metadata)
     (output / "LICENSE").write_text(LICENSE_TEXT, encoding="utf-8")
     if args.contact_sheet:
         write_contact_sheet(args.contact_sheet, tiles)
