@@ -39,3 +39,4 @@ def _initialise(model: Sam) -> None:
 
 sam_model_registry = {name: partial(build_sam, model_type=name) for name in SIZES}
 sam_model_registry["default"] = sam_model_registry["vit_h"]
+build_sam_vit_b, build_sam_vit_l, build_sam_vit_h = (sam_model_registry[name] for name in ("vit_b", "vit_l", "vit_h"))

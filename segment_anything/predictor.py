@@ -1,0 +1,430 @@
+"""One image at a time, numpy in, numpy out.
+
+    predictor = SamPredictor(model)
+    predictor.set_image(image)                                              # encoded once
+    masks, iou, low_res = predictor.predict(box=[30, 40, 120, 150])         # three guesses
+    masks, iou, low_res = predictor.predict([[60, 80]], [1], mask_input=low_res[iou.argmax()])
+    masks, iou, low_res = predictor.predict(box=[[30, 40, 120, 150], [5, 5, 50, 60]])     # one row an object
+
+Conventions:
+  - Coordinates are pixels of the image as it was given to `set_image`, x before y; boxes are x0 y0 x1 y1 with x1 and
+    y1 one past the last pixel. `predict_torch` alone takes coordinates of the S x S frame that the model sees.
+  - The image is always stretched to S x S with nearest neighbour, as published weights expect of a predictor.
+  - `mask_input` is what an earlier `predict` returned as `low_res`: logits. Their sigmoid, which SAM-Med2D's weights
+    were trained on, is taken inside. (`SammedPredictor` takes probabilities, as its callers hand them in.)
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .images import to_bgr
+from .modeling import ABSENT, BACKGROUND, FOREGROUND, Prediction, Prompts
+
+PIXELS_AT_ONCE = 2**26      # of full-size logits that are held at a time, 256 MB
+CONFIDENT = 8.0             # the logit of a pixel that a person marked: probability 0.9997
+
+
+class PromptError(ValueError):
+    """A prompt that cannot be used. One line: what is wrong with it, and what to do."""
+
+
+class Segmenter(Protocol):
+    """What a predictor needs of a model. `Sam` is one; other runtimes offer the same."""
+
+    image_size: int
+    device: torch.device
+
+    def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor: ...
+
+    def predict(self, embeddings: Tensor, prompts: Prompts, multimask_output: bool) -> Prediction: ...
+
+    def upscale(self, logits: Tensor) -> Tensor: ...
+
+
+class ObjectPrompt(NamedTuple):
+    """What is said of one object, in pixels of the image: points, a box, a mask, or several of these.
+
+    points: (P, 2) and labels: (P,), 1 foreground, 0 background, -1 absent
+    box: (4,) x0 y0 x1 y1
+    mask: (S/4, S/4) as `mask_input`
+    """
+
+    points: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    box: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+
+class Masks(NamedTuple):
+    """masks: (N, K, H, W) bool, or float32 logits where those were asked for; iou: (N, K) float32, the IoU that the
+    model expects of each; low_res: (N, K, S/4, S/4) float32 logits, the `mask_input` of a next prediction."""
+
+    masks: np.ndarray
+    iou: np.ndarray
+    low_res: np.ndarray
+
+
+class StretchToSquare:
+    """Pictures, points and boxes of any size -> the S x S frame. Sizes are (height, width).
+
+    SAM's tools know it as `predictor.transform`.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, ...) -> (S, S, ...), nearest neighbour."""
+        return cv2.resize(image, (self.image_size, self.image_size), interpolation=cv2.INTER_NEAREST)
+
+    def apply_coords(self, coords: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
+        """coords: (..., 2) xy -> float32, the same shape; the argument is left as it is."""
+        return self.apply_coords_torch(torch.as_tensor(np.asarray(coords)), original_size).numpy()
+
+    def apply_boxes(self, boxes: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
+        """boxes: (..., 4) -> float32, (N, 4)."""
+        return self.apply_boxes_torch(torch.as_tensor(np.asarray(boxes)), original_size).numpy()
+
+    def apply_coords_torch(self, coords: Tensor, original_size: tuple[int, int]) -> Tensor:
+        height, width = original_size
+        return coords.float() * coords.new_tensor([self.image_size / width, self.image_size / height], dtype=torch.float32)
+
+    def apply_boxes_torch(self, boxes: Tensor, original_size: tuple[int, int]) -> Tensor:
+        return self.apply_coords_torch(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
+
+
+class SamPredictor:
+    """Holds one image's embedding and answers prompts on it."""
+
+    mask_threshold = 0.0        # of the logits
+
+    def __init__(self, model: Segmenter) -> None:
+        self.model = model
+        self.transform = StretchToSquare(model.image_size)
+        self.reset_image()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def new_size(self) -> tuple[int, int]:
+        """(S, S): the frame that the model sees."""
+        return self.model.image_size, self.model.image_size
+
+    input_size = new_size       # SAM's name for it
+
+    # ---------------------------------------------------------------- the image
+
+    def reset_image(self) -> None:
+        """Forget the image."""
+        self.features: Tensor | None = None
+        self.original_size: tuple[int, int] | None = None
+
+    @property
+    def is_image_set(self) -> bool:
+        return self.features is not None
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """Encode an image: (H, W), or (H, W, C) with 1, 3 or 4 channels, of which the fourth (alpha) is dropped.
+
+        image_format: "RGB" or "BGR", the order of the channels. Anything but uint8 is scaled from its own minimum and
+        maximum to 0..255, as the training data are. Raises ImageError.
+        """
+        picture = to_bgr(image, image_format)
+        frame = torch.from_numpy(self.transform.apply_image(picture).transpose(2, 0, 1).copy())[None]
+        with torch.no_grad():
+            features = self.model.encode(frame.to(self.device))
+        self.set_embedding(features, picture.shape[:2])
+
+    def get_image_embedding(self) -> Tensor:
+        """(1, 256, S / 16, S / 16), for `set_embedding` of this or another predictor of the same model."""
+        self._require_image()
+        return self.features
+
+    def set_embedding(self, embedding: Tensor | np.ndarray, original_size: tuple[int, int]) -> None:
+        """Take an image that was encoded earlier. original_size: its (height, width).
+
+        Raises ValueError: an embedding of another shape than this model's.
+        """
+        embedding = torch.as_tensor(embedding).to(self.device)
+        side = self.model.image_size // 16
+        if embedding.dim() != 4 or embedding.shape[0] != 1 or tuple(embedding.shape[2:]) != (side, side):
+            raise ValueError(f"embedding of shape {tuple(embedding.shape)}; one image of this model has "
+                             f"(1, 256, {side}, {side})")
+        self.features = embedding
+        self.original_size = tuple(int(side) for side in original_size)
+
+    def _require_image(self) -> None:
+        if not self.is_image_set:
+            raise RuntimeError("no image yet: call set_image first")
+
+    # ---------------------------------------------------------------- coordinates of the original -> of the frame
+
+    def apply_coords(self, coords: np.ndarray, original_size: tuple[int, int] | None = None,
+                     new_size: tuple[int, int] | None = None) -> np.ndarray:
+        """coords: (..., 2) -> the same shape, for `predict_torch`. original_size: by default that of the image set.
+
+        new_size: accepted from callers of the original; it must be the model's frame. So in the three that follow.
+        """
+        return self.transform.apply_coords(coords, self._sizes(original_size, new_size))
+
+    def apply_boxes(self, boxes: np.ndarray, original_size: tuple[int, int] | None = None,
+                    new_size: tuple[int, int] | None = None) -> np.ndarray:
+        """boxes: (N, 4) -> (N, 4)."""
+        return self.transform.apply_boxes(boxes, self._sizes(original_size, new_size))
+
+    def apply_coords_torch(self, coords: Tensor, original_size: tuple[int, int] | None = None,
+                           new_size: tuple[int, int] | None = None) -> Tensor:
+        return self.transform.apply_coords_torch(coords, self._sizes(original_size, new_size))
+
+    def apply_boxes_torch(self, boxes: Tensor, original_size: tuple[int, int] | None = None,
+                          new_size: tuple[int, int] | None = None) -> Tensor:
+        return self.transform.apply_boxes_torch(boxes, self._sizes(original_size, new_size))
+
+    def _sizes(self, original_size: tuple[int, int] | None, new_size: tuple[int, int] | None) -> tuple[int, int]:
+        if new_size is not None and tuple(new_size) != self.new_size:
+            raise ValueError(f"new_size {tuple(new_size)}: this model's frame is {self.new_size}")
+        if original_size is None:
+            self._require_image()
+        return original_size or self.original_size
+
+    # ---------------------------------------------------------------- prompts -> masks
+
+    def predict(self, point_coords: Sequence | np.ndarray | None = None, point_labels: Sequence | np.ndarray | None = None,
+                box: Sequence | np.ndarray | None = None, mask_input: np.ndarray | None = None,
+                multimask_output: bool = True, return_logits: bool = False) -> Masks:
+        """One object, as in SAM, or many at once.
+
+        point_coords, point_labels: (P, 2) and (P,); for many objects (N, P, 2) and (N, P), or lists of N arrays, each
+            as long as it likes. 1 foreground, 0 background, -1 absent.
+        box: (4,) or (1, 4); for many objects (N, 4)
+        mask_input: (S/4, S/4) or (1, S/4, S/4) logits; for many objects (N, 1, S/4, S/4)
+        multimask_output: three guesses, of which the best has the highest iou, or one mask
+
+        -> masks (K, H, W), iou (K,), low_res (K, S/4, S/4); for many objects each with N before it.
+        Objects do not see each other: many at once give what each gives alone. Where a list may hold one object or
+        several, `predict_objects` always answers with N before the rest.
+
+        Raises PromptError, and RuntimeError where no image is set.
+        """
+        objects, many = _objects_of(point_coords, point_labels, box, mask_input)
+        found = self.predict_objects(objects, multimask_output, return_logits)
+        return found if many else Masks(*(part[0] for part in found))
+
+    def predict_objects(self, objects: Sequence[ObjectPrompt], multimask_output: bool = True,
+                        return_logits: bool = False) -> Masks:
+        """N objects, each with prompts of its own kind and number. Raises PromptError, RuntimeError."""
+        self._require_image()
+        for number, prompt in enumerate(objects):
+            self._check(prompt, "" if len(objects) == 1 else f"object {number}: ")
+        outputs, (height, width) = 3 if multimask_output else 1, self.original_size
+        step = max(1, PIXELS_AT_ONCE // (outputs * max(height * width, self.model.image_size**2)))
+        parts: list[Masks] = []
+        order: list[int] = []
+        for group in _alike(objects):
+            for start in range(0, len(group), step):
+                rows = group[start:start + step]
+                prompts = self._stack([objects[row] for row in rows])
+                found = self.predict_torch(prompts.points, prompts.labels, prompts.boxes, prompts.masks, multimask_output,
+                                           return_logits)
+                parts.append(Masks(*(part.float().cpu().numpy() if part.dtype != torch.bool else part.cpu().numpy()
+                                     for part in found)))
+                order += rows
+        if not parts:
+            raise PromptError("no object to predict: give points, a box or a mask")
+        back = np.argsort(order)
+        return Masks(*(np.concatenate(values)[back] for values in zip(*parts)))
+
+    @torch.no_grad()
+    def predict_torch(self, point_coords: Tensor | None, point_labels: Tensor | None, boxes: Tensor | None = None,
+                      mask_input: Tensor | None = None, multimask_output: bool = True, return_logits: bool = False,
+                      ) -> tuple[Tensor, Tensor, Tensor]:
+        """N objects at once, with coordinates of the S x S frame (see `apply_coords_torch`), on the model's device.
+
+        point_coords: (N, P, 2), point_labels: (N, P); boxes: (N, 4); mask_input: (N, 1, S/4, S/4) logits.
+        -> masks (N, K, H, W) bool or logits, iou (N, K), low_res (N, K, S/4, S/4). Raises PromptError, RuntimeError.
+        """
+        self._require_image()
+        prompts = Prompts(point_coords, point_labels, boxes, None if mask_input is None else self._probabilities(mask_input))
+        _check_shapes(prompts, self.model.image_size // 4)
+        low_res, iou = self.decode(prompts, multimask_output)
+        logits = self.upscale(low_res)
+        return logits if return_logits else logits > self.mask_threshold, iou, low_res
+
+    def decode(self, prompts: Prompts, multimask_output: bool) -> Prediction:
+        """Prompts in the S x S frame, masks as probabilities -> logits (N, K, S/4, S/4), iou (N, K)."""
+        rows = next(len(p) for p in prompts if p is not None)
+        return self.model.predict(self.features.expand(rows, -1, -1, -1), prompts.to(self.device), multimask_output)
+
+    def upscale(self, low_res: Tensor) -> Tensor:
+        """(N, K, S/4, S/4) -> (N, K, H, W) float32, bilinear: first to the frame, then to the image."""
+        logits = self.model.upscale(low_res)
+        if tuple(logits.shape[-2:]) == self.original_size:
+            return logits
+        return F.interpolate(logits, size=self.original_size, mode="bilinear", align_corners=False)
+
+    def _probabilities(self, mask_input: Tensor) -> Tensor:
+        """What the caller hands in -> what the model reads."""
+        if mask_input.numel() and mask_input.min() >= 0 and mask_input.max() <= 1:
+            raise PromptError("mask_input holds values of 0 to 1 only; give the logits that predict returned as low_res, or "
+                              "logits_of(mask) for a mask of your own")
+        return mask_input.float().sigmoid()
+
+    def logits_of(self, mask: np.ndarray) -> np.ndarray:
+        """A mask of the image (H, W), from anywhere, -> `mask_input` (S/4, S/4) for it."""
+        mask = np.asarray(mask)
+        self._require_image()
+        if mask.shape != self.original_size:
+            raise PromptError(f"mask of shape {mask.shape}; the image has {self.original_size}")
+        side = self.model.image_size // 4
+        share = cv2.resize(mask.astype(bool).astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
+        return CONFIDENT * (2 * share - 1)
+
+    def _check(self, prompt: ObjectPrompt, name: str) -> None:
+        """Raise PromptError where a prompt lies outside the image."""
+        height, width = self.original_size
+        where = f"the image of {width} x {height} pixels"
+        if prompt.points is not None:
+            given = prompt.points[prompt.labels != ABSENT]
+            outside = ~((given >= 0) & (given <= (width, height))).all(axis=1)      # not a number is outside as well
+            if outside.any():
+                x, y = given[outside][0]
+                raise PromptError(f"{name}point ({x:g}, {y:g}) lies outside {where}; x comes before y")
+        if prompt.box is not None:
+            x0, y0, x1, y1 = prompt.box
+            if not (x0 < x1 and y0 < y1):
+                raise PromptError(f"{name}box {_numbers(prompt.box)} has no area; give x0 y0 x1 y1 with x0 < x1 and y0 < y1")
+            if not (0 <= x0 and x1 <= width and 0 <= y0 and y1 <= height):
+                raise PromptError(f"{name}box {_numbers(prompt.box)} reaches outside {where}; clip it to the image")
+
+    def _stack(self, objects: list[ObjectPrompt]) -> Prompts:
+        """Objects with prompts of one kind and number -> rows in the S x S frame, on the device; masks as they came."""
+        def rows(values: list[np.ndarray | None]) -> Tensor | None:
+            return None if values[0] is None else torch.from_numpy(np.stack(values)).to(self.device)
+
+        points, labels, boxes, masks = (rows(list(values)) for values in zip(*objects))
+        return Prompts(
+            None if points is None else self.apply_coords_torch(points), labels,
+            None if boxes is None else self.apply_boxes_torch(boxes), None if masks is None else masks[:, None],
+        )
+
+
+# ---------------------------------------------------------------- what people hand in
+
+
+def _objects_of(point_coords, point_labels, box, mask_input) -> tuple[list[ObjectPrompt], bool]:
+    """The arguments of `predict` -> its objects, and whether they come as many. Raises PromptError."""
+    if (point_coords is None) != (point_labels is None):
+        raise PromptError("point_coords and point_labels come together: a label (1 foreground, 0 background) for each point")
+    counts: dict[str, int | None] = {}      # None: of a single object
+    points = labels = boxes = masks = None
+    if point_coords is not None:
+        many = _depth(point_coords) == 3
+        points = [_floats(p, "point_coords", (None, 2)) for p in (point_coords if many else [point_coords])]
+        labels = [_labels(p) for p in (point_labels if many else [point_labels])]
+        if [len(p) for p in points] != [len(l) for l in labels]:
+            raise PromptError("point_coords and point_labels differ in number; give one label for each point")
+        counts["point_coords"] = len(points) if many else None
+    if box is not None:
+        boxes = _floats(box, "box", (None, 4) if _depth(box) == 2 else (4,)).reshape(-1, 4)
+        counts["box"] = len(boxes) if len(boxes) != 1 else None
+    if mask_input is not None:
+        mask = _floats(mask_input, "mask_input", (None,) * _depth(mask_input))
+        if not 2 <= mask.ndim <= 4 or (mask.ndim == 4 and mask.shape[1] != 1):
+            raise PromptError(f"mask_input of shape {mask.shape}; give (S/4, S/4), or (N, 1, S/4, S/4) for N objects")
+        masks = mask.reshape(-1, *mask.shape[-2:])
+        counts["mask_input"] = len(masks) if mask.ndim == 4 or len(masks) != 1 else None
+    if not counts:
+        raise PromptError("nothing to predict: give points, a box or a mask")
+    many = any(count is not None for count in counts.values())
+    if len({1 if count is None else count for count in counts.values()}) > 1:
+        told = ", ".join(f"{name} for {count or 1}" for name, count in counts.items())
+        raise PromptError(f"prompts of different numbers of objects: {told}; give one row an object")
+    rows = next(len(rows) for rows in (points, boxes, masks) if rows is not None)
+    clicked = [points is not None and len(points[i]) > 0 for i in range(rows)]
+    return [
+        ObjectPrompt(points[i] if clicked[i] else None, labels[i] if clicked[i] else None,
+                     None if boxes is None else boxes[i], None if masks is None else masks[i])
+        for i in range(rows)
+    ], many
+
+
+def _depth(values: object) -> int:
+    """How deeply arrays or lists are nested: 2 for [[x, y]]."""
+    if hasattr(values, "ndim"):
+        return values.ndim
+    if isinstance(values, (list, tuple)):
+        return 1 + max(map(_depth, values), default=0)
+    return 0
+
+
+def _floats(values: object, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """-> float32 of that shape, None standing for any length. An empty list fits (0, ...)."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+    try:
+        array = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise PromptError(f"{name} is not made of numbers, or not of equally long rows") from error
+    if array.size == 0 and shape[0] is None:
+        array = array.reshape(0, *(length or 0 for length in shape[1:]))
+    if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape)):
+        wanted = ", ".join("N" if length is None else str(length) for length in shape)
+        raise PromptError(f"{name} of shape {array.shape}; it must be ({wanted}{',' * (len(shape) == 1)})")
+    return array
+
+
+def _labels(values: object) -> np.ndarray:
+    labels = _floats(values, "point_labels", (None,))
+    if not np.isin(labels, (FOREGROUND, BACKGROUND, ABSENT)).all():
+        raise PromptError("point_labels must be 1 (foreground), 0 (background) or -1 (absent)")
+    return labels.astype(np.int64)
+
+
+def _numbers(values: np.ndarray) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def _alike(objects: Sequence[ObjectPrompt]) -> Iterator[list[int]]:
+    """Groups of objects with the same kinds and number of prompts.
+
+    Absent points would make all equally long, but the model attends to those too: an object would depend on its company.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for row, prompt in enumerate(objects):
+        kind = (None if prompt.points is None else len(prompt.points), prompt.box is None, prompt.mask is None)
+        if kind == (None, True, True):
+            raise PromptError(f"object {row} has no prompt: give points, a box or a mask")
+        groups.setdefault(kind, []).append(row)
+    yield from groups.values()
+
+
+def _check_shapes(prompts: Prompts, side: int) -> None:
+    """Raise PromptError where rows do not fit each other or the model. side: S / 4."""
+    points, labels, boxes, masks = prompts
+    given = [p for p in prompts if p is not None]
+    if not given:
+        raise PromptError("nothing to predict: give points, boxes or a mask")
+    if (points is None) != (labels is None):
+        raise PromptError("point_coords and point_labels come together")
+    wrong = [
+        f"{name} of shape {tuple(value.shape)} instead of {want}"
+        for name, value, want, right in (
+            ("point_coords", points, "(N, P, 2)", lambda v: v.dim() == 3 and v.shape[2] == 2),
+            ("point_labels", labels, "(N, P)", lambda v: v.dim() == 2 and v.shape == points.shape[:2]),
+            ("boxes", boxes, "(N, 4)", lambda v: v.dim() == 2 and v.shape[1] == 4),
+            ("mask_input", masks, f"(N, 1, {side}, {side})", lambda v: v.dim() == 4 and v.shape[1:] == (1, side, side)),
+        ) if value is not None and not right(value)
+    ]
+    if wrong:
+        raise PromptError("; ".join(wrong))
+    if len({len(p) for p in given}) > 1:
+        counts = sorted({len(p) for p in given})
+        raise PromptError(f"prompts of different numbers of objects: {counts}; give one row an object")
