@@ -24,12 +24,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import drawing
+from balance import KINDS as BALANCE_KINDS
 from DataLoader import (Batch, DataError, Index, TestingDataset, TrainingDataset, collate, scoring_sample, test_loader,
                         train_loader)
-from evaluation import DEFAULT_MODES, evaluate, mean_by_mode, parse_mode
+from evaluation import Means, SimulatedAnnotator, evaluate
 from interactive import (Round, correction_prompts, judge, plan_of_corrections, predict_start, starting_prompts,
                          uniform_from)
 from metrics import METRICS
+from modes import DEFAULT_MODES, parse_mode
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import CheckpointError, load_checkpoint, read_checkpoint
 from segment_anything.files import replacing
@@ -62,6 +64,10 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     group.add_argument("--mask_num", type=int, default=5, help="masks an image, drawn with replacement")
     group.add_argument("--num_workers", type=int, default=min(4, (os.cpu_count() or 1) - 1))
     add_flag(group, "--augment", False, "flips, small rotations and scalings, contrast, noise")
+    group.add_argument("--balance", choices=BALANCE_KINDS,
+                       help="give each data set, or each class, the same share of every epoch, whatever its size")
+    group.add_argument("--cache", metavar="DIR", help="keep images and masks there, decoded and resized, for the epochs and "
+                                                      "runs that follow; at 256 px 64 KB a grey image, 8 KB a mask")
 
     group = parser.add_argument_group("model")
     group.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
@@ -72,8 +78,9 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=int, default=15)
     group.add_argument("--lr", type=float, default=1e-4)
-    group.add_argument("--adapter_lr", type=float, help="of the adapters, which start at nothing and learn once a batch; "
-                                                        "default: --lr")
+    group.add_argument("--adapter_lr", type=float, help="of the adapters, which learn once a batch; default: --lr")
+    group.add_argument("--adapter_norm_lr", type=float, help="of their last LayerNorm, which scales what a new adapter adds, from "
+                                                             "nothing; in short runs 20 x --adapter_lr helps; default: --adapter_lr")
     group.add_argument("--lr_scheduler", choices=["multistep", "cosine"], type=lambda name: name.lower().removesuffix("lr"),
                        help="multistep (or MultiStepLR): halved at each of --milestones; cosine: to zero at the end; "
                             "default: constant")
@@ -99,7 +106,7 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
                   not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup"))
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
-    for name in ("lr", "adapter_lr"):
+    for name in ("lr", "adapter_lr", "adapter_norm_lr"):
         rate = getattr(args, name)
         if rate is not None and not 0 < rate < math.inf:
             parser.error(f"--{name} must be above 0, not {rate}")
@@ -132,12 +139,15 @@ def run(args: argparse.Namespace) -> None:
     seed_everything(args.seed)
 
     # everything that can be known to be wrong is found before any training
-    dataset = TrainingDataset(args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed)
+    dataset = TrainingDataset(args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache,
+                              args.balance)
     loader = train_loader(dataset, args.batch_size, args.num_workers, args.seed)
     validation = validation_loader(args)
     panel = collate([scoring_sample(dataset.index, i, args.image_size) for i in range(min(PANEL_IMAGES, len(dataset)))])
     if dataset.index.images_without_masks:
         print(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")
+    if dataset.balance:
+        print(f"each of {len(dataset.balance.groups)} groups ({args.balance}) has the same share of every epoch")
     model = build_model(args).to(device)
     trained = model.train_for("adapters")
     print(f"trained: {sum(p.numel() for p in trained) / 1e6:.2f} M of "
@@ -193,12 +203,19 @@ def build_model(args: argparse.Namespace) -> Sam:
 
 def build_optimizer(model: Sam, args: argparse.Namespace) -> torch.optim.Optimizer:
     """Adam over what is trained; a group's "lr_scale" is its share of the learning rate."""
-    adapters = [p for adapter in model.image_encoder.adapters() for p in adapter.parameters()]
-    own = set(map(id, adapters))
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
-    groups = [{"params": others, "lr_scale": 1.0}]
-    if adapters:
-        groups.append({"params": adapters, "lr_scale": (args.adapter_lr or args.lr) / args.lr})
+    adapters = model.image_encoder.adapters()
+    adapter_lr = args.adapter_lr or args.lr
+    rates = (
+        ([p for adapter in adapters for p in adapter.norm.parameters()], args.adapter_norm_lr or adapter_lr),
+        ([p for adapter in adapters for p in adapter.parameters()], adapter_lr),
+        (model.parameters(), args.lr),
+    )
+    groups, taken = [], set()
+    for parameters, rate in rates:
+        own = [p for p in parameters if p.requires_grad and id(p) not in taken]
+        taken.update(map(id, own))
+        if own:
+            groups.append({"params": own, "lr_scale": rate / args.lr})
     return torch.optim.Adam(groups, lr=args.lr, fused=model.device.type in ("cpu", "cuda"))
 
 
@@ -349,27 +366,27 @@ class Window:
 
 def validate(model: Sam, loader, args: argparse.Namespace, board: SummaryWriter, step: int) -> dict[str, float]:
     """-> mean Dice of each prompt mode on the val split."""
-    rows, skipped = [], []
+    means, skipped = Means(), []
     batches = tqdm(loader, desc="validation", unit="batch", leave=False, dynamic_ncols=True)
-    for batch, scored in evaluate(model, batches, args.modes, device=model.device, seed=args.seed,
+    for batch, scored in evaluate(model, batches, args.modes, device=model.device, annotator=SimulatedAnnotator(args.seed),
                                   multimask=args.multimask, use_amp=args.use_amp):
-        rows += [row for one in scored for row in one.rows]
+        for one in scored:
+            means.add(one)
         skipped += batch.skipped
-    if not rows:
+    if not means.objects:
         raise DataError(f"{args.data_path}: every mask of its val split is empty; correct or remove that index")
-    means = {metric: mean_by_mode(rows, metric) for metric in {*args.metrics, "dice"}}
     for metric in args.metrics:
-        for mode, value in means[metric].items():
+        for mode, value in means.of(metric).items():
             board.add_scalar(f"val_{metric}/{mode}", value, step)
-    said = "  ".join(f"{mode} {value:.4f}" for mode, value in means["dice"].items())
-    print(f"validation Dice of {len(rows) // len(args.modes)} objects: {said}" + (f"  ({len(skipped)} empty skipped)" if skipped else ""))
-    return means["dice"]
+    said = "  ".join(f"{mode} {value:.4f}" for mode, value in means.of("dice").items())
+    print(f"validation Dice of {means.objects} objects: {said}" + (f"  ({len(skipped)} empty skipped)" if skipped else ""))
+    return means.of("dice")
 
 
 def draw_panels(model: Sam, batch: Batch, index: Index, args: argparse.Namespace, board: SummaryWriter, step: int) -> None:
     """Some training images with predictions, truths and prompts, from a box and after three clicks."""
     for _, scored in evaluate(model, [batch], [parse_mode("bbox"), parse_mode("3pts")], device=model.device,
-                              seed=args.seed, multimask=args.multimask, use_amp=args.use_amp):
+                              annotator=SimulatedAnnotator(args.seed), multimask=args.multimask, use_amp=args.use_amp):
         for mode in ("bbox", "3pts"):
             tiles = [tile for one in scored if one.mode.name == mode for tile in drawing.tiles_of(batch, one, index)]
             if tiles:
@@ -442,7 +459,8 @@ def flags_of_run(path: str) -> dict:
     return {name: value for name, value in flags.items() if name not in ("resume", "overwrite", "work_dir", "run_name", "device")}
 
 
-MUST_AGREE = ("model_type", "image_size", "encoder_adapter", "seed", "batch_size", "mask_num", "iter_point", "point_list")
+MUST_AGREE = ("model_type", "image_size", "encoder_adapter", "seed", "batch_size", "mask_num", "iter_point", "point_list",
+              "balance")
 
 
 def save(args: argparse.Namespace, model: Sam, optimizer, scaler, progress: Progress) -> None:

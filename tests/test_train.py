@@ -669,6 +669,20 @@ def test_a_run_does_not_overwrite_another_unasked(data: Path, work: Path) -> Non
     assert differences(before, saved(work))
 
 
+@pytest.mark.parametrize("first, then, scales", [
+    ([], [], [1, 1, 1]), (["--adapter_lr", 5e-4], [], [5, 5, 1]), (["--adapter_lr", 5e-4, "--adapter_norm_lr", 1e-2], [], [100, 5, 1]),
+    (["--adapter_norm_lr", 1e-2], ["--adapter_lr", 3e-4], [100, 3, 1]), ([], ["--adapter_norm_lr", 4e-4], [4, 1, 1]),
+])
+def test_rates_of_adapters_count_also_in_a_resumed_run(first: list, then: list, scales: list[int], data: Path, work: Path) -> None:
+    """Groups: last norms of adapters, the rest of adapters, the decoder side."""
+    fit(data, work, "--epochs", 1, "--lr", 1e-4, *first)
+    fit(data, work, "--epochs", 2, "--resume", *then)
+    groups = saved(work)["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == pytest.approx([1e-4 * scale for scale in scales])
+    adapters = sum(name.endswith("Adapter.norm.weight") for name in saved(work)["model"])
+    assert [len(group["params"]) for group in groups[:2]] == [2 * adapters, 4 * adapters]
+
+
 def test_a_resumed_run_keeps_its_flags(data: Path, work: Path) -> None:
     fit(data, work, "--epochs", 1, "--lr", 3e-3, "--lr_scheduler", "multistep", "--milestones", 1)
     train.main(["--resume", "--work_dir", str(work), "--run_name", RUN, "--epochs", "2"])
