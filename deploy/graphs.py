@@ -1,0 +1,255 @@
+"""What is exported: modules of the same numbers as `Sam`, with the inputs and outputs that ONNX clients know.
+
+Two layers are rewritten, because runtimes on a CPU gain by it: attention (0.9 of the encoder's time in ONNX Runtime) and
+the adapter, whose convolutions become matrix products, which every runtime also has in int8 (there is no int8 transposed
+convolution in ONNX Runtime). `exporting.py` compares with the eager model before a file is written.
+"""
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segment_anything import ABSENT, MULTIPLE, Sam
+from segment_anything.automatic_mask_generator import stability_score
+from segment_anything.modeling.image_encoder import Adapter, Attention, Block, ImageEncoder
+from segment_anything.modeling.image_encoder import _relative_table as relative_table
+from segment_anything.modeling.prompt_encoder import TOP_LEFT
+
+LARGEST_SIDE = 4096         # pixels; up to it the geometry inside the graph is OpenCV's to the pixel
+STABILITY_OFFSET = 1.0      # in logits; SAM's
+
+
+class AttentionGraph(nn.Module):
+    """`Attention` for a map of known size. x: (B, H, W, C) -> (B, H, W, C).
+
+    - Only real tokens ask. Windows that the map's edge cuts are a group of their own, so that at 16 x 16 tokens
+      256 queries are computed and not 784.
+    - Relative positions join the product of queries and keys: q is extended by its products with the tables, k by
+      a constant that picks the row's and the column's, and no bias of queries x keys is ever built.
+    - The scale is in the weights of q.
+    """
+
+    def __init__(self, attention: Attention, map_size: int, batch: int | None) -> None:
+        super().__init__()
+        self.heads, self.map_size, self.batch = attention.heads, map_size, batch
+        self.side = attention.window or map_size
+        weight, bias = attention.qkv.weight.detach(), attention.qkv.bias.detach()
+        channels = weight.shape[1]
+        scale = (channels // self.heads) ** -0.5
+        self.q_weight = nn.Parameter((weight[:channels] * scale).T.contiguous())
+        self.q_bias = nn.Parameter(bias[:channels] * scale)
+        self.kv_weight = nn.Parameter(weight[channels:].T.contiguous())
+        self.kv_bias = nn.Parameter(bias[channels:].clone())
+        self.proj = attention.proj
+        for axis in "hw":       # (d, keys) for each query; the reference does not scale q here, so the scale is taken out
+            table = relative_table(getattr(attention, f"rel_pos_{axis}").detach(), min(self.side, map_size), self.side)
+            self.register_buffer(f"table_{axis}", (table / scale).transpose(1, 2).contiguous())
+        row_and_column = torch.eye(self.side)
+        self.register_buffer("picks", torch.cat(
+            [row_and_column.repeat_interleave(self.side, 0), row_and_column.repeat(self.side, 1)], dim=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = x @ self.q_weight + self.q_bias
+        kv = x @ self.kv_weight
+        padding = -self.map_size % self.side
+        if padding:
+            kv = F.pad(kv, (0, 0, 0, padding, 0, padding))
+        kv = kv + self.kv_bias      # after the padding, which has it too
+        whole, rest = divmod(self.map_size, self.side)
+        spans = [(0, whole, self.side)] * bool(whole) + [(whole, 1, rest)] * bool(rest)     # first window, windows, side
+        strips = [torch.cat([self._windows(q, kv, *rows, *columns) for columns in spans], dim=2) for rows in spans]
+        return self.proj(torch.cat(strips, dim=1))
+
+    def _windows(self, q: Tensor, kv: Tensor, row: int, rows: int, height: int, column: int, columns: int, width: int) -> Tensor:
+        """rows x columns windows from (row, column) on, of height x width queries each -> their part of the map."""
+        batch = self.batch or q.shape[0]
+        side, heads, channels = self.side, self.heads, q.shape[-1]
+        top, left = row * side, column * side
+        q = q[:, top:top + rows * height, left:left + columns * width]
+        q = q.reshape(batch, rows, height, columns, width, heads, -1).permute(0, 1, 3, 5, 2, 4, 6)
+        q = q.reshape(batch * rows * columns, heads, height, width, -1)
+        kv = kv[:, top:top + rows * side, left:left + columns * side]
+        kv = kv.reshape(batch, rows, side, columns, side, 2, heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
+        k, v = kv.reshape(2, batch * rows * columns, heads, side * side, -1).unbind(0)
+
+        by_row = q @ self.table_h[:height]
+        by_column = (q.transpose(2, 3) @ self.table_w[:width]).transpose(2, 3)
+        q = torch.cat([q, by_row, by_column], dim=-1).flatten(2, 3)
+        k = torch.cat([k, self.picks.expand(batch * rows * columns, heads, -1, -1)], dim=-1)
+        attended = (q @ k.transpose(-1, -2)).softmax(dim=-1) @ v
+        attended = attended.reshape(batch, rows, columns, heads, height, width, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        return attended.reshape(batch, rows * height, columns * width, channels)
+
+
+class AdapterGraph(nn.Module):
+    """`Adapter` with its convolutions as products of gathered neighbourhoods and a weight matrix. (B, H, W, C).
+
+    The transposed convolution (4 x 4, stride 2) is four 2 x 2 convolutions, one for each parity of output row and column.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
+        self.channel, self.norm = adapter.channel, adapter.norm
+        down, up = adapter.spatial[0].weight.detach(), adapter.spatial[2].weight.detach()      # (out, in, 3, 3), (in, out, 4, 4)
+        self.down = nn.Parameter(down.permute(2, 3, 1, 0).reshape(-1, down.shape[0]).contiguous())
+        taps = ([3, 1], [2, 0])     # of the kernel, that meet input i - 1 and i (even outputs), or i and i + 1 (odd ones)
+        self.up = nn.ParameterList(
+            up[:, :, rows][:, :, :, columns].permute(2, 3, 0, 1).reshape(-1, up.shape[1]).contiguous()
+            for rows in taps for columns in taps
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width, channels = x.shape[1:]
+        gated = F.pad(x * self.channel(x.mean(dim=(1, 2), keepdim=True)), (0, 0, 1, 0, 1, 0))
+        near = [gated[:, i:i + height - 1:2, j:j + width - 1:2] for i in range(3) for j in range(3)]
+        # the ReLU after the padding: directly behind the product it keeps ONNX Runtime from computing that in int8
+        small = F.pad(torch.cat(near, dim=-1) @ self.down, (0, 0, 1, 1, 1, 1)).relu()
+        h, w = height // 2, width // 2
+        parities = []
+        for number, weight in enumerate(self.up):
+            top, left = divmod(number, 2)
+            near = [small[:, i:i + h, j:j + w] for i in (top, top + 1) for j in (left, left + 1)]
+            parities.append(torch.cat(near, dim=-1) @ weight)
+        up = torch.stack(parities).reshape(2, 2, -1, h, w, channels).permute(2, 3, 0, 4, 1, 5)
+        return self.norm(x + up.reshape(-1, height, width, channels).relu())
+
+
+class EncoderGraph(nn.Module):
+    """input_image -> image_embeddings (B, 256, S/16, S/16).
+
+    input_image: (B, 3, S, S) float, normalised, BGR. With `preprocess`: (H, W, 3) float, one BGR image of any size with
+    values 0..255; stretching (nearest neighbour) and normalisation are then part of the graph.
+    batch: a fixed B, which runtimes plan for, or None for any.
+    """
+
+    def __init__(self, model: Sam, *, preprocess: bool = False, batch: int | None = 1) -> None:
+        super().__init__()
+        encoder: ImageEncoder = model.image_encoder
+        self.image_size, self.preprocess, self.batch = model.image_size, preprocess, batch
+        self.patch_embed, self.pos_embed, self.neck = encoder.patch_embed, encoder.pos_embed, encoder.neck
+        self.blocks = nn.ModuleList(self._block(block) for block in encoder.blocks)
+        self.register_buffer("early", _rounded_down(model.image_size) if preprocess else None)
+        self.register_buffer("pixel_mean", model.pixel_mean.clone())
+        self.register_buffer("pixel_std", model.pixel_std.clone())
+
+    def _block(self, block: Block) -> Block:
+        rewritten = copy.copy(block)                    # a block of the same weights; the model keeps its own layers
+        rewritten._modules = dict(block._modules)
+        rewritten.attn = AttentionGraph(block.attn, self.image_size // 16, self.batch)
+        rewritten.Adapter = None if block.Adapter is None else AdapterGraph(block.Adapter)
+        return rewritten
+
+    def forward(self, input_image: Tensor) -> Tensor:
+        x = self._preprocessed(input_image) if self.preprocess else input_image
+        x = self.patch_embed(x) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.neck(x.permute(0, 3, 1, 2))
+
+    def _preprocessed(self, image: Tensor) -> Tensor:
+        position = torch.arange(self.image_size)
+        rows, columns = (
+            position * side // self.image_size - self.early[torch.as_tensor(side).clamp(max=LARGEST_SIDE)].long()
+            for side in image.shape[:2]
+        )
+        stretched = image[rows][:, columns]
+        return ((stretched.permute(2, 0, 1) - self.pixel_mean) / self.pixel_std).unsqueeze(0)
+
+
+def _rounded_down(size: int) -> Tensor:
+    """Where OpenCV's nearest neighbour takes the pixel before the exact one: it multiplies by the inverse of size / side in
+    float64, and so falls short of some whole numbers (in 34 of the first 1500 sides). (LARGEST_SIDE + 1, size) int8, 0 or 1.
+
+    A table, because runtimes round such products in ways of their own.
+    """
+    position, side = np.arange(size), np.arange(1, LARGEST_SIDE)[:, None]
+    table = np.zeros((LARGEST_SIDE + 1, size), np.int8)     # the first row belongs to no image, the last to all larger ones
+    table[1:-1] = position * side // size - np.floor(position * (1 / (size / side))).astype(int)
+    return torch.from_numpy(table)
+
+
+class DecoderGraph(nn.Module):
+    """Prompt encoder, mask decoder and upscaling, for N objects.
+
+    image_embeddings  (N or 1, 256, S/16, S/16); one row serves all objects
+    point_coords      (N, P, 2) xy in the S x S frame
+    point_labels      (N, P) float: 1 foreground, 0 background, -1 absent, 2 and 3 the corners of a box
+    mask_input        (N or 1, 1, S/4, S/4), probabilities
+    has_mask_input    (N or 1,) float: 1 where mask_input counts
+    orig_im_size      (2,) float: height and width of the masks that come out
+    -> masks (N, K, H, W) and low_res_masks (N, K, S/4, S/4), logits; iou_predictions (N, K)
+
+    K is 4, SAM's single mask first; with `single_mask` 1, the best of the other three by predicted IoU, as the eager model
+    is used. Where objects have points but no box, the eager model appends one absent point. So does the graph, unless the last
+    point of all objects is absent already: clients of SAM send it, clients of SAM-Med2D do not.
+
+    stability_score: in place of the predicted IoU. extra_metrics: five outputs, see `output_names`.
+    longest_side: for clients that scaled the longest side to S and padded at the right and the bottom.
+    """
+
+    def __init__(self, model: Sam, *, single_mask: bool = False, stability_score: bool = False, extra_metrics: bool = False,
+                 longest_side: bool = False) -> None:
+        super().__init__()
+        self.prompt_encoder, self.mask_decoder, self.image_size = model.prompt_encoder, model.mask_decoder, model.image_size
+        self.single_mask, self.stability_score = single_mask, stability_score
+        self.extra_metrics, self.longest_side = extra_metrics, longest_side
+        self.register_buffer("image_pe", model.prompt_encoder.get_dense_pe().detach().clone())
+
+    @property
+    def output_names(self) -> list[str]:
+        extra = ["stability_scores", "areas"] if self.extra_metrics else []
+        return ["masks", "iou_predictions", *extra, "low_res_masks"]
+
+    def forward(self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor,
+                has_mask_input: Tensor, orig_im_size: Tensor) -> tuple[Tensor, ...]:
+        rows = point_coords.shape[0]
+        dense = torch.where(has_mask_input.reshape(-1, 1, 1, 1) > 0, self.prompt_encoder.mask_downscaling(mask_input),
+                            self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1))
+        low_res, scores = self.mask_decoder.predict_masks(
+            image_embeddings.expand(rows, -1, -1, -1), self.image_pe, self._tokens(point_coords, point_labels), dense)
+        if self.stability_score:
+            scores = stability_of(low_res)
+        if self.single_mask:
+            low_res, scores = _best_of(low_res[:, MULTIPLE], scores[:, MULTIPLE])
+        masks = self._upscale(low_res, orig_im_size)
+        extra = (stability_of(masks), (masks > 0).sum(dim=(-2, -1)).float()) if self.extra_metrics else ()
+        return masks, scores, *extra, low_res
+
+    def _tokens(self, coordinates: Tensor, labels: Tensor) -> Tensor:
+        # sums, because they are defined for objects without any point
+        boxes = (labels >= TOP_LEFT).sum()
+        open_ended = (labels[:, -1:] != ABSENT).sum()
+        wanted = ((boxes == 0) & (open_ended > 0)).long()       # absent points to append: 0 or 1
+        coordinates = torch.cat([coordinates, torch.zeros_like(coordinates[:, :1])[:, :wanted]], dim=1)
+        labels = torch.cat([labels, torch.full_like(labels[:, :1], ABSENT)[:, :wanted]], dim=1)
+        return self.prompt_encoder._embed_points(coordinates, labels)
+
+    def _upscale(self, low_res: Tensor, size: Tensor) -> Tensor:
+        frame = (self.image_size, self.image_size)
+        masks = F.interpolate(low_res, size=frame, mode="bilinear", align_corners=False)
+        if self.longest_side:
+            content = (size * (self.image_size / size.max()) + 0.5).floor().long()
+            masks = masks[..., :content[0], :content[1]]
+        height, width = size.long()
+        return F.interpolate(masks, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def _best_of(logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """`best_of`, whose number of rows tracing would fix."""
+    best = scores.argmax(dim=1, keepdim=True)
+    return logits.gather(1, best[..., None, None].expand(-1, -1, *logits.shape[2:])), scores.gather(1, best)
+
+
+def stability_of(logits: Tensor) -> Tensor:
+    """(N, K, h, w) -> (N, K): the IoU of the masks that a higher and a lower threshold give."""
+    return stability_score(logits.flatten(0, 1), STABILITY_OFFSET).reshape(logits.shape[:2])
+
+
+def approximate_gelu(model: nn.Module) -> None:
+    """Replace the exact GELU by its tanh approximation, for runtimes without a fast erf."""
+    for module in model.modules():
+        if isinstance(module, nn.GELU):
+            module.approximate = "tanh"
