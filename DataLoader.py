@@ -1,4 +1,4 @@
-"""From a JSON index to batches: reading, checking, fitting into the frame, augmenting, ordering.
+"""From a JSON index to batches: fitting into the frame, augmenting, ordering (index.py and reading.py read the files).
 
     python -c "from DataLoader import *; print(len(TrainingDataset('data_demo')), 'images')"
 
@@ -19,10 +19,9 @@ Conventions, here and wherever a Batch is used:
   - Paths are kept as they stand in the index; `Index.path` turns them into paths that open.
 """
 
-import json
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -32,253 +31,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Dataset, Sampler
 
+from balance import balance_of
+from cache import PackedCache, open_cache
+from index import Index, read_index
+from reading import DataError, read_image, read_mask
+
 Content = tuple[int, int, int, int]  # top, left, height, width of the picture inside the frame
-MISSING_SHOWN = 3  # missing paths an error lists; the rest are counted
-
-
-class DataError(ValueError):
-    """Bad input. `str(error)` is one line that names the file and says what to do.
-
-    A DataLoader worker's exception is raised again by torch with the worker's traceback as its message,
-    as `DataError(traceback)`. The traceback's last line is the one meant for people, so only it is kept.
-    """
-
-    def __init__(self, message: str) -> None:
-        if message.startswith("Caught DataError in "):
-            message = message.rstrip().rpartition("\n")[2].partition("DataError: ")[2]
-        super().__init__(" ".join(message.splitlines()))
-
-
-# ---------------------------------------------------------------- index
-
-
-class Index:
-    """Images and the paths of their masks: `index[i]` is (image, [mask, ...]) as written in the JSON file.
-
-    SA-Med2D-20M lists 20 million paths. As Python strings they would be copied into every worker, page by
-    page, as reference counts change; one bytes object and two arrays stay shared.
-    """
-
-    def __init__(self, root: str, source: str, groups: dict[str, list[str]]) -> None:
-        """groups: {image: [mask, ...]}, in order. Images without masks are left out and counted."""
-        self.root = root
-        self.source = source
-        self.images_without_masks = sum(not masks for masks in groups.values())
-        encoded: list[bytes] = []
-        starts: list[int] = []
-        for image, masks in groups.items():
-            if masks:
-                starts.append(len(encoded))
-                encoded.append(os.fsencode(image))
-                encoded.extend(map(os.fsencode, masks))
-        self.mask_count = len(encoded) - len(starts)
-        self._text = b"".join(encoded)
-        self._cuts = np.cumsum([0] + [len(name) for name in encoded])
-        self._starts = np.array(starts + [len(encoded)])
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    def __getitem__(self, i: int) -> tuple[str, list[str]]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"image {i} of {len(self)}")
-        cuts = self._cuts[self._starts[i] : self._starts[i + 1] + 1].tolist()
-        image, *masks = (os.fsdecode(self._text[a:b]) for a, b in zip(cuts, cuts[1:]))
-        return image, masks
-
-    def path(self, name: str) -> str:
-        """A path of the index -> a path that opens, wherever the process has moved to since."""
-        return os.path.join(self.root, name)
-
-
-def read_index(data_path: str | os.PathLike, split: str) -> Index:
-    """Read and check `image2label_{split}.json` or `label2image_{split}.json` of the folder data_path.
-
-    Both say the same; should both be there, "test" takes label2image and any other split image2label.
-
-    Raises DataError: no index, not JSON or of another shape, no masks in it, or files in it that do not exist.
-    """
-    folder = os.path.abspath(data_path)
-    source = _find_index(folder, split)
-    groups = _parse_index(source)
-    if not any(groups.values()):
-        raise DataError(f"{source}: lists no masks; give at least one image with a mask")
-    root = _find_root(source, folder, next(iter(groups)))
-    _check_files(source, root, groups)
-    return Index(root, source, groups)
-
-
-def _find_index(folder: str, split: str) -> str:
-    kinds = ["image2label", "label2image"]
-    if split == "test":
-        kinds.reverse()
-    candidates = [os.path.join(folder, f"{kind}_{split}.json") for kind in kinds]
-    for candidate in candidates:
-        if os.path.isfile(candidate):
-            return candidate
-    raise DataError(
-        f"no index of split '{split}': looked for {' and '.join(candidates)}; check the data path and the split's name"
-    )
-
-
-def _parse_index(source: str) -> dict[str, list[str]]:
-    """Either kind of index -> {image: [mask, ...]}, images in the order of their first appearance."""
-    try:
-        with open(source, "rb") as file:
-            entries = json.loads(file.read())
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read ({error.strerror}); check the file and its permissions") from error
-    except ValueError as error:  # bad JSON and bad UTF-8 alike
-        raise DataError(f"{source}: not valid JSON ({error}); write the index again") from error
-
-    by_mask = os.path.basename(source).startswith("label2image")
-    shape = "{mask path: image path}" if by_mask else "{image path: [mask path, ...]}"
-    if not isinstance(entries, dict):
-        raise DataError(f"{source}: holds a {type(entries).__name__}; it must be {shape}")
-
-    groups: dict[str, list[str]] = {}
-    for key, value in entries.items():
-        members = [value] if by_mask else value
-        if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
-            raise DataError(f"{source}: wrong value for '{key}'; the file must be {shape}")
-        if by_mask:
-            groups.setdefault(value, []).append(key)
-        else:
-            groups[key] = value
-    return groups
-
-
-def _find_root(source: str, folder: str, first_image: str) -> str:
-    """The folder that paths of the index are relative to, by its first image alone.
-
-    One root for the whole index: resolving file by file would mix two copies of a data set without a word.
-    """
-    roots = list(dict.fromkeys([folder, os.path.dirname(folder), os.getcwd()]))
-    for root in roots:
-        if os.path.isfile(os.path.join(root, first_image)):
-            return root
-    raise DataError(
-        f"{source}: its first image {first_image} is not found under {', '.join(roots)}; "
-        "write paths relative to one of these, or absolute"
-    )
-
-
-def _check_files(source: str, root: str, groups: dict[str, list[str]]) -> None:
-    """Raise DataError if a path of the index does not exist. Lists each folder once: no stat a file."""
-    wanted: dict[str, dict[str, None]] = {}  # folder -> file names, a dict as an ordered set
-
-    def want(names: Iterable[str]) -> None:
-        for name in names:
-            cut = name.rfind("/") + 1
-            wanted.setdefault(name[:cut], {})[name[cut:]] = None
-
-    want(groups)
-    for masks in groups.values():
-        want(masks)
-
-    missing = [name for folder, files in wanted.items() for name in _missing_in(root, folder, files)]
-    if missing:
-        shown = ", ".join(missing[:MISSING_SHOWN]) + (", ..." if len(missing) > MISSING_SHOWN else "")
-        raise DataError(
-            f"{source}: {len(missing)} listed file(s) missing under {root}: {shown}; "
-            "restore them or take them out of the index"
-        )
-
-
-def _missing_in(root: str, folder: str, files: dict[str, None]) -> list[str]:
-    """Those of `files` (emptied on the way) that folder lacks, as paths of the index."""
-    try:
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                files.pop(entry.name, None)
-                if not files:  # a small index of a folder with millions of files ends early
-                    return []
-    except (OSError, ValueError):  # ValueError: a null character in the path
-        pass  # the folder is missing or cannot be listed; the files decide below
-    # A file system may open a name that it lists in another spelling (letter case, Unicode form, backslashes).
-    return [folder + file for file in files if not os.path.isfile(os.path.join(root, folder + file))]
-
-
-# ---------------------------------------------------------------- reading
-
-
-def read_image(path: str) -> np.ndarray:
-    """Read an image file -> (H, W, 3) uint8, BGR. Grey is repeated, alpha dropped.
-
-    Images of more than 8 bits are scaled from their own minimum and maximum to 0..255, as the paper prepares its scans:
-    the upper 8 bits alone would leave a 12-bit scan nearly black.
-    Raises DataError: missing, unreadable, truncated or not an image, or values that are no numbers.
-    """
-    image = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    return image if image.dtype == np.uint8 else _to_8_bits(path, image)
-
-
-def _to_8_bits(path: str, image: np.ndarray) -> np.ndarray:
-    if not np.isfinite(image).all():
-        raise DataError(f"{path}: has values that are not finite; replace them and save it again")
-    low, high = float(image.min()), float(image.max())
-    return np.round((image - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-
-
-def read_mask(path: str, image_size: tuple[int, int], image_path: str = "its image") -> np.ndarray:
-    """Read the mask of one object -> (H, W) bool.
-
-    The larger of two values is the object; a mask of one value is all object, or empty if that value is 0.
-
-    image_size: (height, width) the mask must have, that of image_path.
-    Raises DataError: as read_image; another size than the image; more than two values.
-    """
-    # Without ANYDEPTH, a 16-bit mask of 0 and 1 would be reduced to its upper 8 bits: all zero.
-    values = _decode(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
-    if values.shape != tuple(image_size):
-        (height, width), (image_height, image_width) = values.shape, image_size
-        raise DataError(
-            f"{path}: mask of {width} x {height} pixels, but {image_path} has {image_width} x {image_height}; "
-            "give both the same size"
-        )
-    low, high = values.min(), values.max()
-    if low == high:
-        return np.full(values.shape, bool(high))
-    mask = values == high
-    if np.count_nonzero(mask) + np.count_nonzero(values == low) != values.size:
-        raise DataError(
-            f"{path}: more than two values ({low} to {high}); split it, one object a file of 0 and 255, saved as PNG"
-        )
-    return mask
-
-
-def _decode(path: str, flags: int) -> np.ndarray:
-    """Read and decode a file. From bytes, as cv2.imread fails on some names and passes truncated files."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
-    if _is_truncated(data):
-        raise DataError(f"{path}: truncated, its end is missing; copy or export it again")
-    try:
-        # imdecode raises on an empty buffer and on an image over its pixel limit, and returns None on other failures.
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        decoded = None
-    if decoded is None:
-        raise DataError(f"{path}: not an image that OpenCV can decode; export it again, as PNG for instance")
-    return decoded
-
-
-def _is_truncated(data: bytes) -> bool:
-    """Whether a PNG or JPEG lacks its end. Decoders differ: some return the first rows and only warn on stderr.
-
-    Bytes after the end are legal (cameras append previews), so the marker is looked for, not expected last.
-    """
-    if data.startswith(b"\x89PNG"):
-        return data.rfind(b"IEND\xaeB`\x82") < 0
-    if data.startswith(b"\xff\xd8"):
-        # Neither marker can occur inside compressed data. A thumbnail in the header has an end of its own, but
-        # it comes before the last start of scan.
-        return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
-    return False
-
 
 # ---------------------------------------------------------------- geometry
 
@@ -292,20 +50,18 @@ def fit(image: np.ndarray, masks: Sequence[np.ndarray], size: int) -> tuple[np.n
     image: (H, W, 3); masks: n of (H, W) bool, n may be 0.
     Returns (S, S, 3), (n, S, S) bool and the picture's (top, left, height, width) in the frame.
     """
-    return _pad(*_shrink(image, masks, size), size)
+    shrunk = [_shrink(mask, size) for mask in masks]
+    image = _shrink(image, size)
+    return _pad(image, np.array(shrunk, bool).reshape(len(masks), *image.shape[:2]), size)
 
 
-def _shrink(image: np.ndarray, masks: Sequence[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first half of `fit`: everything that is not smaller than the frame on both sides becomes S x S."""
-    height, width = image.shape[:2]
+def _shrink(array: np.ndarray, size: int) -> np.ndarray:
+    """The first half of `fit`, of an image or a mask: what is not smaller than the frame on both sides becomes S x S."""
+    height, width = array.shape[:2]
     if height < size and width < size:
-        return image, np.array(masks, bool).reshape(len(masks), height, width)
-    resized = [_nearest(mask.view(np.uint8), size) for mask in masks]
-    return _nearest(image, size), np.array(resized, bool).reshape(len(masks), size, size)
-
-
-def _nearest(array: np.ndarray, size: int) -> np.ndarray:
-    return cv2.resize(array, (size, size), interpolation=cv2.INTER_NEAREST)
+        return array
+    resized = cv2.resize(array.view(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)
+    return resized.view(array.dtype)
 
 
 def _pad(image: np.ndarray, masks: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, Content]:
@@ -429,7 +185,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 def _image_tensor(image: np.ndarray) -> Tensor:
     """(S, S, 3) -> (3, S, S)"""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, [*planes])     # 26 us at 256 px; transposing and copying takes 118
+    return torch.from_numpy(planes)
 
 
 class TrainingDataset(Dataset):
@@ -447,13 +205,20 @@ class TrainingDataset(Dataset):
         mask_num: int = 5,
         augment: bool = False,
         seed: int = 0,
+        cache: str | os.PathLike | None = None,
+        balance: str | None = None,
     ) -> None:
-        """Raises DataError as read_index does."""
+        """cache: folder of packed caches (see cache.py). balance: "dataset" or "class", or None (see balance.py).
+
+        Raises DataError as read_index and labels_of do.
+        """
         self.index = read_index(data_path, split)
         self.image_size = image_size
         self.mask_num = mask_num
         self.seed = seed
         self.augmentation = build_augmentation() if augment else None
+        self.cache = open_cache(cache, self.index, image_size) if cache else None
+        self.balance = balance_of(self.index, os.path.abspath(data_path), balance) if balance else None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -466,12 +231,15 @@ class TrainingDataset(Dataset):
         epoch, index = key
         generator = _stream(self.seed, epoch, index)
         image_name, mask_names = self.index[index]
-        draws = generator.integers(len(mask_names), size=self.mask_num)
+        shares = self.balance.mask_shares(index) if self.balance else None
+        if shares is None:
+            draws = generator.integers(len(mask_names), size=self.mask_num)
+        else:
+            draws = generator.choice(len(mask_names), size=self.mask_num, p=shares)
         distinct, which = np.unique(draws, return_inverse=True)
         names = [mask_names[i] for i in distinct]
 
-        original, originals = _read(self.index, image_name, names)
-        image, masks = _shrink(original, originals, self.image_size)
+        image, masks, original_size = shrunk(self.index, index, distinct.tolist(), self.image_size, self.cache)
         present = masks.any(axis=(1, 2))
         skipped = [name for name, here in zip(names, present) if not here]
         if self.augmentation is not None and present.any():
@@ -487,7 +255,7 @@ class TrainingDataset(Dataset):
             masks=torch.from_numpy(masks[rows])[:, None],
             image_name=image_name,
             mask_names=[names[i] for i in rows],
-            original_size=original.shape[:2],
+            original_size=original_size,
             original_masks=None,
             skipped=skipped,
         )
@@ -525,7 +293,9 @@ def scoring_sample(index: Index, number: int, image_size: int) -> Sample:
     Raises DataError: an image or mask is bad.
     """
     image_name, names = index[number]
-    original, originals = _read(index, image_name, names)
+    image_path = index.path(image_name)
+    original = read_image(image_path)
+    originals = [read_mask(index.path(name), original.shape[:2], image_path) for name in names]
     image, masks, content = fit(original, originals, image_size)
     present = masks.any(axis=(1, 2)).tolist()
     kept = [mask for mask, here in zip(originals, present) if here]
@@ -541,11 +311,51 @@ def scoring_sample(index: Index, number: int, image_size: int) -> Sample:
     )
 
 
-def _read(index: Index, image_name: str, mask_names: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """-> (H, W, 3) uint8 and len(mask_names) of (H, W) bool; every file is opened once."""
-    image_path = index.path(image_name)
-    image = read_image(image_path)
-    return image, [read_mask(index.path(name), image.shape[:2], image_path) for name in mask_names]
+def shrunk(index: Index, number: int, which: Sequence[int], size: int, cache: PackedCache | None = None, *,
+           changed: bool = False) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """An image of the index and those of its masks, each at most S x S, and the image's original size.
+
+    What the cache lacks is read from the files, once each, and put there; so are, if `changed`, files that changed since.
+    Returns (h, w, 3) uint8, (len(which), h, w) bool and (height, width). Raises DataError: an image or mask is bad.
+    """
+    names: tuple[str, list[str]] | None = None      # looked up when the first file is needed, so never where all is cached
+
+    def path(k: int) -> str:
+        """Of the k-th mask; -1: of the image."""
+        nonlocal names
+        names = names or index[number]
+        return index.path(names[0] if k < 0 else names[1][k])
+
+    def stamp(k: int) -> int | None:
+        return _stamp(path(k)) if changed else None
+
+    stored = cache.image(number, stamp(-1)) if cache else None
+    if stored is None:
+        original = read_image(path(-1))
+        image, original_size = _shrink(original, size), original.shape[:2]
+        if cache:
+            cache.put_image(number, image, original_size, _stamp(path(-1)))
+    else:
+        image, original_size = stored
+
+    masks = np.empty((len(which), *image.shape[:2]), bool)
+    for row, k in enumerate(which):
+        mask = cache.mask(number, k, image.shape[:2], stamp(k)) if cache else None
+        if mask is None:
+            mask = _shrink(read_mask(path(k), original_size, path(-1)), size)
+            if cache:
+                cache.put_mask(number, k, mask, _stamp(path(k)))
+        masks[row] = mask
+    return image, masks, original_size
+
+
+def _stamp(path: str) -> int:
+    """Of a file's content, cheaply: changes when the file is written. Raises DataError where there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
+    return (status.st_mtime_ns ^ status.st_size << 40) & (1 << 64) - 1
 
 
 def _stream(seed: int, *key: int) -> np.random.Generator:
@@ -580,14 +390,46 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        order = _stream(self.seed, epoch).permutation(self.length).tolist()
+        order = self._order(epoch).tolist()
         for start in range(self.start_batch * self.batch_size, self.length, self.batch_size):
             yield [(epoch, index) for index in order[start : start + self.batch_size]]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return _stream(self.seed, epoch).permutation(self.length)
+
+
+class BalancedSampler(EpochSampler):
+    """An EpochSampler whose epochs, as long as ever, give every group of images the same share.
+
+    An image of a small group comes several times an epoch, equally often as the others of its group give or take one; of a
+    large group some do not come, others each epoch.
+    """
+
+    def __init__(
+        self, groups: Sequence[np.ndarray], length: int, batch_size: int, seed: int = 0, start_batch: int = 0
+    ) -> None:
+        """groups: image numbers of each group; an image may be in several."""
+        super().__init__(length, batch_size, seed, start_batch)
+        self.groups = groups
+
+    def _order(self, epoch: int) -> np.ndarray:
+        stream = _stream(self.seed, epoch)
+        share, rest = divmod(self.length, len(self.groups))
+        shares = np.full(len(self.groups), share)
+        shares[stream.permutation(len(self.groups))[:rest]] += 1
+        parts = []
+        for members, share in zip(self.groups, shares):
+            times, some = divmod(int(share), len(members))
+            parts += [np.tile(members, times), stream.permutation(members)[:some]]
+        return stream.permutation(np.concatenate(parts))
 
 
 def train_loader(dataset: TrainingDataset, batch_size: int, num_workers: int, seed: int) -> TorchDataLoader:
     """Batches in shuffled order. Call `loader.batch_sampler.set_epoch(epoch, start_batch)` before each epoch."""
-    sampler = EpochSampler(len(dataset), batch_size, seed)
+    if dataset.balance:
+        sampler = BalancedSampler(dataset.balance.groups, len(dataset), batch_size, seed)
+    else:
+        sampler = EpochSampler(len(dataset), batch_size, seed)
     return TorchDataLoader(dataset, batch_sampler=sampler, **_loader_options(num_workers))
 
 
@@ -603,7 +445,7 @@ def _loader_options(num_workers: int) -> dict:
     return dict(
         num_workers=num_workers,
         collate_fn=collate,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         # Its own generator: by default each pass takes a number from torch's global one, which would make
@@ -612,5 +454,5 @@ def _loader_options(num_workers: int) -> dict:
     )
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # workers are the parallelism; threads inside them only compete

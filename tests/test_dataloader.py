@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import DataLoader
+import reading
 from DataLoader import (
     DataError,
     EpochSampler,
@@ -108,7 +109,7 @@ def test_deep_images_use_their_whole_range(tmp_path):
     write(tmp_path / "flat.png", np.full((9, 7), 3000, np.uint16))
     assert (read_image(str(tmp_path / "flat.png")) == 0).all()
     cv2.imwrite(str(tmp_path / "broken.tif"), np.full((9, 7, 3), np.nan, np.float32))
-    with pytest.raises(DataError, match="broken.tif: has values that are not finite"):
+    with pytest.raises(DataError, match="broken.tif: image has values that are not finite"):
         read_image(str(tmp_path / "broken.tif"))
 
 
@@ -320,8 +321,8 @@ def test_images_without_masks_are_counted(data):
 
 def test_every_file_is_opened_once_a_sample(data, monkeypatch):
     reads = []
-    decode = DataLoader._decode
-    monkeypatch.setattr(DataLoader, "_decode", lambda path, flags: reads.append(path) or decode(path, flags))
+    decode = reading._decode
+    monkeypatch.setattr(reading, "_decode", lambda path, flags: reads.append(path) or decode(path, flags))
     sample = TrainingDataset(data, SIZE, mask_num=20)[0, 0]
     assert len(sample.masks) == 20 and sorted(reads) == sorted(set(reads)) and len(reads) == 4
     reads.clear()
