@@ -2,7 +2,7 @@
 
     python scripts/benchmark.py data --data_path data_demo                  # PNG against bare cv2.imread, cache against PNG
     python scripts/benchmark.py data --parts scale                          # an index as large as SA-Med2D-20M: 4 GB of disk
-    python scripts/benchmark.py data --parts files                          # looking for 600,000 files, twice
+    python scripts/benchmark.py data --parts files                          # looking for 300,000 files, twice
 
 reading: files that the page cache holds, one process. scale: each step in a process of its own, whose memory is read from
 /proc (Linux): anonymous memory, and in brackets with the pages it has mapped, which the system takes back when it needs them.
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=4_600_000, help="of scale")
     parser.add_argument("--masks", type=int, default=19_700_000, help="of scale")
     parser.add_argument("--workers", type=int, default=8, help="of scale")
-    parser.add_argument("--files", type=int, default=600_000, help="of files")
+    parser.add_argument("--files", type=int, default=300_000, help="of files")
     parser.add_argument("--scratch", help="folder for what scale and files make; default: the system's")
 
 
@@ -209,7 +209,8 @@ def files(args: argparse.Namespace) -> None:
     """Whether the files of an index exist: listed the first time, then known by the time stamps of their folders."""
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         images = args.files // 6
-        groups = {f"images/{i:07d}.png": [f"masks/{i:07d}_class_{k:03d}.png" for k in range(5)] for i in range(images)}
+        stems = (f"ct_00--AbdomenCT1K--Case_{i // 300:05d}--x_{i % 300:04d}" for i in range(images))
+        groups = {f"images/{stem}.png": [f"masks/{stem}--{k:04d}_000.png" for k in range(5)] for stem in stems}
         for kind, names in (("images", groups), ("masks", (mask for masks in groups.values() for mask in masks))):
             os.mkdir(os.path.join(folder, kind))
             for name in names:
