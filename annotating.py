@@ -244,17 +244,11 @@ class AnnotationSession:
     def _save_volume(self, slices: list[int], path: Path) -> list[Path]:
         """The label volume on the grid of the file that was opened. -> [path], or nothing where SimpleITK is not installed."""
         try:
-            import SimpleITK
+            from indexing.volumes import write_labels
         except ImportError:
             return []
         labels = np.zeros(self.scan.slices.shape[:3], np.uint8)
         for number in slices:
             labels[number] = self.label_map(number)
-        image = SimpleITK.GetImageFromArray(labels)
-        if self.scan.stored is not None:
-            image.CopyInformation(self.scan.turned)
-            orientation = SimpleITK.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(self.scan.stored.GetDirection())
-            image = SimpleITK.DICOMOrient(image, orientation)
-            image.CopyInformation(self.scan.stored)
-        SimpleITK.WriteImage(image, str(path))
+        write_labels(path, labels, self.scan.turned, self.scan.stored)
         return [path]

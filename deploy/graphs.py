@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segment_anything import ABSENT, MULTIPLE, Sam
+from segment_anything import ABSENT, MULTIPLE, Prediction, Sam, best_of
 from segment_anything.automatic_mask_generator import stability_score
 from segment_anything.modeling.image_encoder import Adapter, Attention, Block, ImageEncoder
 from segment_anything.modeling.image_encoder import _relative_table as relative_table
@@ -213,7 +213,7 @@ class DecoderGraph(nn.Module):
         if self.stability_score:
             scores = stability_of(low_res)
         if self.single_mask:
-            low_res, scores = _best_of(low_res[:, MULTIPLE], scores[:, MULTIPLE])
+            low_res, scores = best_of(Prediction(low_res[:, MULTIPLE], scores[:, MULTIPLE]))
         masks = self._upscale(low_res, orig_im_size)
         extra = (stability_of(masks), (masks > 0).sum(dim=(-2, -1)).float()) if self.extra_metrics else ()
         return masks, scores, *extra, low_res
@@ -235,12 +235,6 @@ class DecoderGraph(nn.Module):
             masks = masks[..., :content[0], :content[1]]
         height, width = size.long()
         return F.interpolate(masks, size=(height, width), mode="bilinear", align_corners=False)
-
-
-def _best_of(logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """`best_of`, whose number of rows tracing would fix."""
-    best = scores.argmax(dim=1, keepdim=True)
-    return logits.gather(1, best[..., None, None].expand(-1, -1, *logits.shape[2:])), scores.gather(1, best)
 
 
 def stability_of(logits: Tensor) -> Tensor:

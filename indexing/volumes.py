@@ -375,6 +375,27 @@ def canonical(image: sitk.Image) -> sitk.Image:
     return sitk.DICOMOrient(image, "LPS")
 
 
+def write_labels(path: Path, labels: np.ndarray, turned: sitk.Image | None, stored: sitk.Image | None) -> None:
+    """Write labels (Z, Y, X), made on the grid of `turned` (canonical), on that of `stored`, in one step.
+
+    None: labels that no scan belongs to. Raises DataError where the file cannot be written.
+    """
+    image = sitk.GetImageFromArray(labels)
+    if stored is not None:
+        image.CopyInformation(turned)
+        image = sitk.DICOMOrient(image, sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(stored.GetDirection()))
+        image.CopyInformation(stored)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp_{path.name}")     # ITK goes by the ending, so that must stay
+    try:
+        sitk.WriteImage(image, str(temporary), useCompression=True)
+        temporary.replace(path)
+    except RuntimeError as error:
+        raise DataError(f"{path}: cannot be written ({str(error).strip().splitlines()[-1]})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def upright(slice: np.ndarray, axis: int) -> np.ndarray:
     """A slice of a canonical volume as it is looked at: coronal and sagittal ones with the head up."""
     return slice if axis == 0 else np.ascontiguousarray(slice[::-1])

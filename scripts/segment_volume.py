@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # so that it ru
 import drawing  # noqa: E402
 from reading import DataError  # noqa: E402
 from indexing.intensity import WINDOWS, Intensity, parse_window  # noqa: E402
-from indexing.volumes import AXES, canonical, read_scan, upright  # noqa: E402
+from indexing.volumes import AXES, canonical, read_scan, upright, write_labels  # noqa: E402
 from loading import add_backend_flags, add_model_flags, load_segmenter  # noqa: E402
 from pictures import check_output, overlay, write_picture  # noqa: E402
 from propagation import CARRIED, Propagated, Rule, Slices, fuse, propagate, refine_along  # noqa: E402
@@ -360,24 +360,6 @@ def label_volume(results: list[Result], shape: tuple[int, ...]) -> np.ndarray:
         labels[here] = result.wanted.label
         np.maximum(highest, result.probability, out=highest)
     return labels
-
-
-def write_labels(path: Path, labels: np.ndarray, scan: sitk.Image, stored: sitk.Image) -> None:
-    """labels: (Z, Y, X) as scan, which was turned to the patient; written as `stored` is."""
-    image = sitk.GetImageFromArray(labels)
-    image.CopyInformation(scan)
-    orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(stored.GetDirection())
-    image = sitk.DICOMOrient(image, orientation)
-    image.CopyInformation(stored)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp_{path.name}")     # ITK goes by the ending, so that must stay
-    try:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
-        temporary.replace(path)
-    except RuntimeError as error:
-        raise DataError(f"{path}: cannot be written ({str(error).strip().splitlines()[-1]})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def row_of(result: Result, labels: np.ndarray, stored: sitk.Image, scan: sitk.Image) -> dict[str, object]:

@@ -46,9 +46,9 @@ class Prediction(NamedTuple):
 
 def best_of(prediction: Prediction) -> Prediction:
     """The output with the highest predicted IoU of each object: logits (N, 1, h, w), iou (N, 1)."""
-    best = prediction.iou.argmax(dim=1)
-    rows = torch.arange(best.shape[0], device=best.device)
-    return Prediction(prediction.logits[rows, best].unsqueeze(1), prediction.iou[rows, best].unsqueeze(1))
+    logits, iou = prediction
+    best = iou.argmax(dim=1, keepdim=True)      # gathered: tracing would fix the number of rows of an arange
+    return Prediction(logits.gather(1, best[..., None, None].expand(-1, -1, *logits.shape[2:])), iou.gather(1, best))
 
 
 class Sam(nn.Module):
