@@ -163,43 +163,52 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
 
     folder = Path(args.work_dir) / args.run_name
     folder.mkdir(parents=True, exist_ok=True)
-    key_of, picture_of = file_keys(masks), file_keys(image for image, _ in dataset.index)
-    del masks
     own = range(processes.rank, len(dataset), processes.count)      # a share of the images
     loader = test_loader(Subset(dataset, own), args.batch_size, args.num_workers)
     scores = evaluate(model, loader, args.modes, device=device, annotator=annotator, multimask=args.multimask, use_amp=args.use_amp)
-    own_part = Part(folder, processes.rank)
-    kept = gallery.Predictions(folder, processes.rank) if args.report else None
+    seconds = record(args, folder, processes.rank, dataset, own, scores, describer, annotator.strategy)
+    processes.wait()
+    if processes.rank == 0:
+        summarise(args, folder, dataset.index, device, processes.count, annotator.strategy, len(dataset) / seconds)
+    return folder
+
+
+def record(args: argparse.Namespace, folder: Path, rank: int, dataset: TestingDataset, own: range,
+           scores: Iterable[tuple[Batch, list[Scored]]], describer: Describer, strategy: str) -> float:
+    """Write this process's part of the rows, prompts and predictions, image by image. -> seconds, without drawing.
+
+    own: the numbers of its images, in the order of `scores`.
+    """
+    key_of = file_keys(mask for _, masks in dataset.index for mask in masks)
+    picture_of = file_keys(image for image, _ in dataset.index)
+    part = Part(folder, rank)
+    kept = gallery.Predictions(folder, rank) if args.report else None
     shown = shown_in_gallery(args.modes)
     started, drawing_time = time.monotonic(), 0.0
-    with tqdm(total=len(own), unit="image", dynamic_ncols=True, disable=processes.rank > 0) as bar:
+    with tqdm(total=len(own), unit="image", dynamic_ncols=True, disable=rank > 0) as bar:
         for number, (batch, image, scored, distances) in zip(own, with_distances(scores, args)):
             name, masks = dataset.index[number]
             described = {mask: describer.describe(name, mask) for mask in masks}
-            by_mode = [rows_of(one, name, described, annotator.strategy, d) for one, d in zip(scored, distances)]
-            rows = [row for rows_of_object in zip(*by_mode) for row in rows_of_object]
             skipped = [mask for mask in masks if mask in batch.skipped]
+            by_mode = [rows_of(one, name, described, strategy, d) for one, d in zip(scored, distances)]
+            rows = [row for rows_of_object in zip(*by_mode) for row in rows_of_object]
             rows += [unscored_row(name, mask, described, mode) for mask in skipped for mode in args.modes]
             prompts: dict = {key_of(mask): {} for mask in skipped}
             for one in scored:
                 record_prompts(prompts, one, key_of)
                 if kept and one.mode in shown:
                     kept.add(one, batch.content[image].tolist())
-            own_part.add(number, rows, prompts)
+            part.add(number, rows, prompts)
             if args.save_pred:
                 paused = time.monotonic()
                 for one in scored:
                     save_predictions(folder, batch, one, dataset, key_of, picture_of)
                 drawing_time += time.monotonic() - paused
             bar.update()
-    own_part.close()
+    part.close()
     if kept:
         kept.close()
-    speed = len(dataset) / (time.monotonic() - started - drawing_time)
-    processes.wait()
-    if processes.rank == 0:
-        summarise(args, folder, dataset.index, device, processes.count, annotator.strategy, speed)
-    return folder
+    return time.monotonic() - started - drawing_time
 
 
 def build_model(args: argparse.Namespace, say: Callable) -> Sam:

@@ -24,14 +24,14 @@ WEIGHTS = "pretrain_model/vit_t_phantoms.safetensors"
 MODES = ("bbox", "1pt", "3pts", "5pts")
 SMALL = "--model_type vit_t --image_size 192 --num_workers 0"
 TRAINING = ("--batch_size 2 --lr 3e-4 --adapter_lr 1e-3 --adapter_norm_lr 2e-2 --lr_scheduler cosine --warmup 10 "
-            "--iter_point 1 --box_shift 4 --prompt_modes bbox 3pts")
+            "--iter_point 1 --box_shift 4 --prompt_modes bbox 1pt 3pts 5pts")
 LABEL_WIDTH = 110       # pixels
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", default="workdir/demo")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=35)
     return parser.parse_args()
 
 
