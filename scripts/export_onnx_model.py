@@ -19,6 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+try:
+    import onnx, onnxruntime  # noqa: E401, F401
+except ImportError as missing:
+    raise SystemExit(f"error: {missing.name} is not installed: pip install -r requirements-deploy.txt") from missing
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # so that it runs from any folder
 
 from deploy.commands import add_export_flags, load_for_export, write  # noqa: E402

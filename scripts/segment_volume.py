@@ -30,8 +30,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import SimpleITK as sitk
-from tqdm import tqdm
+
+try:
+    import SimpleITK as sitk
+except ImportError as missing:
+    raise SystemExit("error: SimpleITK is not installed: pip install -r requirements-data.txt") from missing
+from tqdm import tqdm  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # so that it runs from any folder
 
