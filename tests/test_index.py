@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Path:
 def write(folder: Path, groups: dict, kind: str = "image2label", split: str = "train", **options) -> Path:
     entries = groups if kind == "image2label" else {mask: image for image, masks in groups.items() for mask in masks}
     path = folder / f"{kind}_{split}.json"
-    path.write_text(json.dumps(entries, **options))
+    path.write_text(json.dumps(entries, **options), encoding="utf-8")
     return path
 
 
