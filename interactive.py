@@ -14,7 +14,10 @@ from torch import Tensor
 from losses import objective
 from metrics import dice
 from prompts import boxes_of, clicks_on, corrective_clicks, shift_boxes
-from segment_anything import MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of
+from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of
+
+
+Clicks = tuple[Tensor, Tensor]              # points (N, P, 2), labels (N, P)
 
 
 class Round(NamedTuple):
@@ -38,6 +41,13 @@ class StartingPrompts(NamedTuple):
     boxes: Prompts
     click_rows: Tensor
     clicks: Prompts
+
+    def clicks_of_all(self) -> Clicks:
+        """Of every object, in order: absent ones where it started from a box."""
+        rows, device = len(self.box_rows) + len(self.click_rows), self.click_rows.device
+        points, labels = torch.zeros(rows, 1, 2, device=device), torch.full((rows, 1), ABSENT, device=device)
+        points[self.click_rows], labels[self.click_rows] = self.clicks.points, self.clicks.labels
+        return points, labels
 
 
 Uniform = Callable[[int, int], Tensor]      # (rows, columns) -> numbers in [0, 1) on the device
@@ -72,12 +82,17 @@ def predict_start(model: Sam, embeddings: Tensor, start: StartingPrompts) -> Pre
     return Prediction(*(torch.cat(values)[order] for values in zip(*parts)))
 
 
-def correction_prompts(last: Round, masks: Tensor, clicks: int, uniform: Uniform) -> Prompts:
-    """The last mask as probabilities, with `clicks` clicks on what is wrong with it (0: the mask alone)."""
+def correction_prompts(last: Round, masks: Tensor, clicks: int, uniform: Uniform, earlier: Clicks | None = None) -> Prompts:
+    """The last mask as probabilities, with `clicks` clicks on what is wrong with it (0: the mask alone).
+
+    earlier: clicks that are kept before them.
+    """
     probabilities = last.chosen.logits.float().sigmoid()
     if not clicks:
         return Prompts(masks=probabilities)
     points, labels = corrective_clicks(masks, last.masks, uniform(masks.shape[0], clicks))
+    if earlier is not None:
+        points, labels = torch.cat([earlier[0], points], dim=1), torch.cat([earlier[1], labels], dim=1)
     return Prompts(points=points, labels=labels, masks=probabilities)
 
 
@@ -93,9 +108,13 @@ def judge(model: Sam, kind: str, prediction: Prediction, masks: Tensor, multimas
 
 
 def plan_of_corrections(rounds: int, click_counts: list[int], draw: random.Random) -> Iterator[int]:
-    """How many clicks each correction has; 0 (the mask alone) in the last and in one of rounds 1 .. rounds - 2."""
-    alone = {rounds - 1} if rounds > 1 else set()
-    if rounds > 2:
+    """How many clicks each correction has; 0 (the mask alone) in the last and in one of rounds 1 .. rounds - 2.
+
+    Plans shorter than the paper's 8 keep most of their rounds for clicks: below 5 only the last has the mask alone, below 3
+    none.
+    """
+    alone = {rounds - 1} if rounds > 2 else set()
+    if rounds > 4:
         alone.add(draw.randrange(1, rounds - 1))
     for i in range(rounds):
         yield 0 if i in alone else draw.choice(click_counts)

@@ -1,6 +1,6 @@
 """Image and mask files -> arrays, and the error that bad input ends in.
 
-    python -c "from reading import *; print(read_image('data_demo/images/mni152_axial_046.png').shape)"
+    python -c "from reading import *; print(read_image('data_demo/images/mni152_axial_094.png').shape)"
 
 Images are (H, W, 3) uint8 in BGR order, as OpenCV reads them; masks are (H, W) bool, one object a file.
 """

@@ -91,18 +91,21 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     group = parser.add_argument_group("interaction")
     group.add_argument("--iter_point", type=int, default=8, help="corrections that follow the first prompt")
     group.add_argument("--point_list", type=int, nargs="+", default=[1, 3, 5, 9], help="clicks of a correction, drawn from these")
+    add_flag(group, "--keep_clicks", False, "corrections keep the clicks before them, as in test.py; by default they replace them, "
+                                            "the paper's recipe")
     group.add_argument("--box_shift", type=int, default=5, metavar="PIXELS",
                        help="boxes are moved by up to so much, and at most half their short side; 5 suits 256 px")
     add_flag(group, "--multimask", True, "corrections follow the best of outputs 1 to 3; False: output 0. All four are trained")
 
     group = parser.add_argument_group("validation, where image2label_val.json or label2image_val.json exists")
     group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=[*METRICS])
+    group.add_argument("--validate_every", type=int, default=1, metavar="EPOCHS", help="and after the last; pictures too")
     group.add_argument("--prompt_modes", nargs="+", default=[*DEFAULT_MODES], help="as in test.py; best.pth has the best mean Dice")
     parser.set_defaults(**(defaults or {}))
     args = parser.parse_args(argv)
     if args.resume == "last":
         args.resume = str(models_folder(args) / "last.pth")
-    check_numbers(parser, args, positive=("epochs", "batch_size", "mask_num", "image_size", "log_every"),
+    check_numbers(parser, args, positive=("epochs", "batch_size", "mask_num", "image_size", "log_every", "validate_every"),
                   not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup"))
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
@@ -167,9 +170,11 @@ def run(args: argparse.Namespace) -> None:
             start = progress.step - epoch * progress.steps_an_epoch
             loader.batch_sampler.set_epoch(epoch, start)
             train_epoch(model, loader, optimizer, scaler, args, progress, board)
+            measured = None if validation else {}
             try:
-                measured = validate(model, validation, args, board, progress.step) if validation else {}
-                draw_panels(model, panel, dataset.index, args, board, progress.step)
+                if (epoch + 1) % args.validate_every == 0 or epoch + 1 == args.epochs:
+                    measured = validate(model, validation, args, board, progress.step) if validation else {}
+                    draw_panels(model, panel, dataset.index, args, board, progress.step)
             except BaseException:       # a broken validation image must not cost the epoch
                 save_last(args, model, optimizer, scaler, progress)
                 raise
@@ -251,9 +256,12 @@ def train_batch(model: Sam, batch: Batch, optimizer: torch.optim.Optimizer, scal
     dice = {kind: last.dice[rows].mean() for kind, rows in (("box", start.box_rows), ("click", start.click_rows)) if len(rows)}
 
     embeddings = embeddings.detach()[batch.image_index]
+    earlier = start.clicks_of_all() if args.keep_clicks else None
     for clicks in plan_of_corrections(args.iter_point, args.point_list, draw):
         with autocast():
-            prompts = correction_prompts(last, masks, clicks, uniform)
+            prompts = correction_prompts(last, masks, clicks, uniform, earlier)
+            if clicks and args.keep_clicks:
+                earlier = prompts.points, prompts.labels
             prediction = model.predict(embeddings, prompts, multimask_output=None)
             last = judge(model, "clicks" if clicks else "mask", prediction, masks, args.multimask)
         learn(last)
@@ -410,13 +418,14 @@ class Progress:
         self.loss_sum += loss
         self.loss_count += 1
 
-    def end_epoch(self, validation_dice: dict[str, float]) -> None:
-        """Judge the epoch: by the mean of the modes' validation Dice, else by the training loss."""
+    def end_epoch(self, validation_dice: dict[str, float] | None) -> None:
+        """Judge the epoch by the mean of the modes' validation Dice; by the training loss where the data has no val index
+        ({}); not at all where this is not an epoch for it (None)."""
         self.epoch += 1
         name, value, better = "training loss", self.loss_sum / max(1, self.loss_count), lambda a, b: a < b
         if validation_dice:
             name, value, better = "validation Dice", sum(validation_dice.values()) / len(validation_dice), lambda a, b: a > b
-        self.improved = name != self.best_name or better(value, self.best)
+        self.improved = validation_dice is not None and (name != self.best_name or better(value, self.best))
         if self.improved:
             self.best_name, self.best, self.best_epoch = name, value, self.epoch
         self.loss_sum, self.loss_count = 0.0, 0

@@ -4,9 +4,10 @@
 
 Cuts axial, coronal and sagittal slices from the ICBM 152 T1 template (the
 average of 152 healthy heads, 1 mm voxels, skull already removed) and makes
-object masks from its grey- and white-matter probability maps. The volumes are
-the copies inside the nilearn package, so nothing is downloaded; nilearn is
-needed only for this script (`pip install nilearn`).
+masks of the brain, of the white matter (of each hemisphere, but in sagittal
+slices) and of the cerebellum from it and from its grey- and white-matter
+probability maps. The volumes are the copies inside the nilearn package, so
+nothing is downloaded; nilearn is needed only for this script.
 
 Written under --output:
 
@@ -47,26 +48,25 @@ from naming import COLUMNS, METADATA  # noqa: E402
 # Slices of one plane that belong to different splits are at least this far apart.
 SPLIT_GAP_MM = 5.0
 
-# Dealt out to the slices of each plane in order, and repeated. About 60/15/25 %.
-SPLIT_PATTERN = ("train", "test", "train", "val", "train", "train", "test",
-                 "train", "test", "train", "val", "train", "train")
+# Dealt out to the slices of each plane in order, and repeated. About 54/15/31 %.
+SPLIT_PATTERN = ("train", "test", "train", "val", "train", "test", "train",
+                 "test", "train", "val", "train", "test", "train")
 SPLITS = ("train", "val", "test")
 
 # A voxel is brain where T1 exceeds this share of its maximum. nilearn's
 # load_mni152_brain_mask has the same default.
 BRAIN_T1_THRESHOLD = 0.2
-# A voxel is grey (white) matter where its smoothed probability exceeds this.
+# A voxel is white matter (tissue) where its smoothed (plain) probability exceeds this.
 TISSUE_THRESHOLD = 0.5
 # Gaussian smoothing in the slice before a threshold, in pixels; rounds off
 # single-pixel steps and bridges that nobody would draw by hand.
 SMOOTHING_SIGMA = 1.0
 
-# What a mask needs to be kept. Together they leave out lace-like cortex and
-# classes that fall apart into islands in that slice.
+# What a mask needs to be kept. Together they leave out threads and classes
+# that fall apart into islands in that slice.
 MIN_AREA_FRACTION = 0.015  # of the image
-MIN_MAIN_PIECE = 0.85  # share of the class's pixels that the largest piece has
-MIN_THICKNESS = 7.0  # pixels; mean thickness, 2 x area / perimeter
-MIN_BOX_SHARE = 0.4  # of its bounding box that an object fills; below, a box says little about it
+MIN_MAIN_PIECE = 0.75  # of the class's pixels that the largest piece has
+MIN_THICKNESS = 5.0  # pixels; mean thickness, 2 x area / perimeter
 # Holes smaller than this are filled, in pixels.
 MAX_FILLED_HOLE = 30
 
@@ -138,9 +138,9 @@ class Plane:
 # z 0-155. The crops are symmetric about the mid-sagittal voxel, x = 98.
 CROP_X, CROP_Y, CROP_Z = slice(19, 178), slice(21, 213), slice(0, 160)
 PLANES = (
-    Plane("axial", 2, range(46, 143, 6), (CROP_X, CROP_Y)),
-    Plane("coronal", 1, range(48, 185, 8), (CROP_X, CROP_Z)),
-    Plane("sagittal", 0, range(46, 89, 6), (CROP_Y, CROP_Z)),  # x < 98: left
+    Plane("axial", 2, range(74, 140, 5), (CROP_X, CROP_Y)),
+    Plane("coronal", 1, range(48, 185, 5), (CROP_X, CROP_Z)),
+    Plane("sagittal", 0, range(46, 89, 5), (CROP_Y, CROP_Z)),  # x < 98: left
 )
 
 
@@ -221,12 +221,6 @@ def mean_thickness(mask: np.ndarray) -> float:
     return 2 * mask.sum() / sum(cv2.arcLength(contour, True) for contour in contours)
 
 
-def box_share(mask: np.ndarray) -> float:
-    """The share of its bounding box that a (H, W) mask fills."""
-    _, _, width, height = cv2.boundingRect(np.uint8(mask))
-    return np.count_nonzero(mask) / (width * height)
-
-
 def clean_object(mask: np.ndarray) -> np.ndarray | None:
     """Reduce a class mask (H, W) to its one main piece.
 
@@ -245,7 +239,7 @@ def clean_object(mask: np.ndarray) -> np.ndarray | None:
     if areas.max() < MIN_MAIN_PIECE * areas.sum():
         return None
     main = fill_small_holes(labels == 1 + areas.argmax())
-    if main.mean() < MIN_AREA_FRACTION or mean_thickness(main) < MIN_THICKNESS or box_share(main) < MIN_BOX_SHARE:
+    if main.mean() < MIN_AREA_FRACTION or mean_thickness(main) < MIN_THICKNESS:
         return None
     return main
 
@@ -302,21 +296,14 @@ def make_slice(volumes: Volumes, plane: Plane, index: int
     grey, white = cut(volumes.grey, plane, index), cut(volumes.white, plane, index)
     x_mm, y_mm, z_mm = pixel_coordinates(volumes, plane, index)
 
-    brain_voxels = image > BRAIN_T1_THRESHOLD * volumes.t1.max()
-    brain = smooth_threshold(brain_voxels)
-    tissues = {"grey_matter": smooth_threshold(grey), "white_matter": smooth_threshold(white)}
-
-    classes = {"brain": brain}
+    white_matter = smooth_threshold(white)
     if plane.name == "sagittal":
-        classes |= tissues
+        classes = {"white_matter": white_matter}
     else:
-        for side, here in (("left", x_mm < 0), ("right", x_mm > 0)):
-            # A half of everything inside the skull: cerebellum and brain stem too.
-            classes[f"{side}_brain_half"] = brain & here
-            for name, mask in tissues.items():
-                classes[f"{side}_{name}"] = mask & here
+        classes = {"left_white_matter": white_matter & (x_mm < 0), "right_white_matter": white_matter & (x_mm > 0)}
     if plane.name != "axial":  # axial slices do not cut along the tentorium gap
         classes["cerebellum"] = cerebellum(grey + white, y_mm, z_mm)
+        classes["brain"] = smooth_threshold(image > BRAIN_T1_THRESHOLD * volumes.t1.max())
 
     cleaned = {name: clean_object(mask) for name, mask in classes.items()}
     return image, {name: mask for name, mask in cleaned.items() if mask is not None}

@@ -27,7 +27,7 @@ import interactive
 from interactive import Round, correction_prompts, judge, predict_start, starting_prompts, uniform_from
 from phantoms import phantom
 from prompts import clicks_on
-from segment_anything import Prompts, Sam, sam_model_registry
+from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import load_checkpoint, save_weights
 from utils import add_flag, amp_dtype, best_device, seed_everything
 
@@ -85,11 +85,8 @@ def two_rounds(model: Sam, images: torch.Tensor, masks: torch.Tensor, clicks: in
     """
     embeddings = model.encode(images).repeat_interleave(len(masks) // len(images), dim=0)
     start = judge(model, "start", predict_start(model, embeddings, starting_prompts(masks, uniform, odd_from_box=True)), masks, True)
-    prompts = correction_prompts(start, masks, clicks, uniform)
-    if clicks and joined:
-        points, labels = clicks_on(masks, uniform(len(masks), 1))
-        prompts = Prompts(torch.cat([points, prompts.points], 1), torch.cat([labels, prompts.labels], 1),
-                          masks=prompts.masks)
+    first = clicks_on(masks, uniform(len(masks), 1)) if clicks and joined else None
+    prompts = correction_prompts(start, masks, clicks, uniform, first)
     correction = judge(model, "clicks", model.predict(embeddings, prompts, multimask_output=None), masks, True)
     return start, correction
 

@@ -23,7 +23,7 @@ from test_model import randomise  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 IMAGE = ROOT / "data_demo/images/mni152_axial_094.png"
-OTHER_IMAGE = ROOT / "data_demo/images/mni152_axial_130.png"
+OTHER_IMAGE = ROOT / "data_demo/images/mni152_axial_129.png"
 WEIGHTS = ROOT / "pretrain_model/vit_t_phantoms.safetensors"
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

@@ -30,7 +30,7 @@ from utils import UsageError  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "pretrain_model/vit_t_phantoms.safetensors"
-IMAGES = [ROOT / f"data_demo/images/mni152_{name}.png" for name in ("axial_094", "coronal_056")]
+IMAGES = [ROOT / f"data_demo/images/mni152_{name}.png" for name in ("axial_094", "coronal_058")]
 
 
 @pytest.fixture(scope="module")

@@ -624,7 +624,7 @@ def test_the_documentation_s_walk_on_shipped_data(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     words[words.index("--output") + 1] = str(tmp_path / "planes")
     make_index.main([*words[2:], "--num_workers", "0"])
-    assert {row["class"] for row in metadata(tmp_path / "planes")} >= {"brain", "left_grey_matter", "cerebellum"}
+    assert {row["class"] for row in metadata(tmp_path / "planes")} >= {"brain", "left_white_matter", "cerebellum"}
     training_batch(tmp_path / "planes", 64)
 
 

@@ -332,17 +332,26 @@ def test_a_fresh_adapter_adds_nothing() -> None:
     assert torch.equal(fresh.encode(images), tiny(64, False).encode(images))
 
 
-@torch.no_grad()
-def test_an_adapter_gates_mixes_and_normalises() -> None:
-    """The adapter written out step by step (SAM-Med2D paper, section 3.2)."""
-    adapter = randomise(Adapter(16))
-    x = torch.randn(2, 6, 8, 16)
+@pytest.mark.parametrize(("images", "products"), [(1, True), (3, False)])
+def test_an_adapter_gates_mixes_and_normalises(images: int, products: bool, monkeypatch) -> None:
+    """The adapter written out step by step (SAM-Med2D paper, section 3.2), and its gradients, for both ways that a CPU
+    takes: matrix products for a few pixels, convolutions for more."""
+    taken = []
+    original = Adapter._spatial_products
+    monkeypatch.setattr(Adapter, "_spatial_products", lambda self, x: (taken.append(1), original(self, x))[1])
+    adapter = randomise(Adapter(32))
+    x = torch.randn(images, 6, 8, 32)
     hidden = F.relu(x.mean(dim=(1, 2)) @ adapter.channel[0].weight.T)
     gated = x * torch.sigmoid(hidden @ adapter.channel[2].weight.T)[:, None, None]
     small = F.relu(F.conv2d(gated.permute(0, 3, 1, 2), adapter.spatial[0].weight, stride=2, padding=1))
     large = F.relu(F.conv_transpose2d(small, adapter.spatial[2].weight, stride=2, padding=1)).permute(0, 2, 3, 1)
-    want = F.layer_norm(x + large, (16,), adapter.norm.weight, adapter.norm.bias, eps=1e-5)
-    assert_near(adapter(x), want, 1e-5)
+    want = F.layer_norm(x + large, (32,), adapter.norm.weight, adapter.norm.bias, eps=1e-5)
+    got = adapter(x)
+    assert bool(taken) == products
+    assert_near(got, want, 1e-5)
+    pull = torch.randn_like(x)
+    for found, expected in zip(*(torch.autograd.grad(y, [*adapter.parameters()], pull) for y in (got, want))):
+        assert_near(found, expected, 1e-4 * expected.abs().max().item())
 
 
 # ---------------------------------------------------------------- building

@@ -210,6 +210,25 @@ def test_few_objects_start_from_boxes_and_from_clicks(count: int) -> None:
     assert {"dice/start_box", "dice/start_click"} <= seen
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_corrections_replace_the_clicks_before_them_or_keep_them(keep: bool, monkeypatch) -> None:
+    """Two clicks a correction; the clicks that are kept stay where they were, with an absent one for a start from a box."""
+    trainer = Trainer("--iter_point", "3", "--point_list", "2", "--keep_clicks", str(keep))
+    asked = []
+    original = trainer.model.predict
+    monkeypatch.setattr(trainer.model, "predict", lambda e, prompts, **kind: (asked.append(prompts), original(e, prompts, **kind))[1])
+    trainer.batch()
+    boxes, first, second, third, alone = asked
+    assert boxes.boxes is not None and first.labels.tolist() == [[1]] * 4
+    assert [p.points.shape[1] for p in (second, third)] == ([3, 5] if keep else [2, 2])
+    assert alone.points is None and alone.masks is not None
+    if keep:
+        assert torch.equal(third.points[:, :3], second.points) and torch.equal(third.labels[:, :3], second.labels)
+        started = second.labels[:, 0] == 1
+        assert started.sum() == 4 and (second.labels[~started, 0] == -1).all()
+        assert {*map(tuple, second.points[started, 0].tolist())} == {*map(tuple, first.points[:, 0].tolist())}
+
+
 # ---------------------------------------------------------------- resuming
 
 
@@ -569,10 +588,11 @@ def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
 
 
 def test_tensorboard_and_the_best_epoch(validated: Path, work: Path) -> None:
-    fit(validated, work, "--epochs", 2, "--log_every", 1, "--lr_scheduler", "cosine", "--prompt_modes", "bbox", "1pt")
+    fit(validated, work, "--epochs", 2, "--log_every", 1, "--lr_scheduler", "cosine", "--prompt_modes", "bbox", "1pt",
+        "--iter_point", 3)
     board = board_of(work)
     every_batch = {*(f"loss/{term}" for term in ("loss", "focal", "dice", "iou")), "dice/start_box", "dice/start_click",
-                   "dice/round_1", "dice/round_2", "dice/correction_clicks", "dice/correction_mask", "lr", "images_per_second"}
+                   "dice/round_1", "dice/round_2", "dice/round_3", "dice/correction_clicks", "dice/correction_mask", "lr", "images_per_second"}
     every_epoch = {f"val_{metric}/{mode}" for metric in ("dice", "iou") for mode in ("bbox", "1pt")}
     assert set(board.Tags()["scalars"]) == every_batch | every_epoch
     assert all([*points(board, tag)] == [1, 2, 3, 4, 5, 6] for tag in every_batch)
@@ -609,6 +629,16 @@ def test_tensorboard_goes_on_where_a_resumed_run_does(validated: Path, work: Pat
     assert [*points(board, "loss/loss")] == [*range(1, 10)]
     assert [*points(board, "val_dice/bbox")] == [3, 6, 9]
     assert [*pictures(board, "panel/bbox")] == [3, 6, 9]
+
+
+def test_validation_every_other_epoch_and_after_the_last(validated: Path, work: Path, monkeypatch) -> None:
+    scores = iter([0.5, 0.7, 0.6])
+    monkeypatch.setattr(train, "validate", lambda *_: {"bbox": next(scores)})
+    fit(validated, work, "--epochs", 5, "--validate_every", 2)
+    assert [*pictures(board_of(work), "panel/bbox")] == [6, 12, 15]
+    assert next(scores, None) is None and saved(work)["progress"]["epoch"] == 5
+    best = saved(work, "best.pth")
+    assert (best["epoch"], best["validation_dice"]) == (4, 0.7)         # epochs 1 and 3 were not judged by their training loss
 
 
 def test_a_short_epoch_is_logged(data: Path, work: Path) -> None:
