@@ -469,7 +469,7 @@ def flags_of_run(path: str) -> dict:
 
 
 MUST_AGREE = ("model_type", "image_size", "encoder_adapter", "seed", "batch_size", "mask_num", "iter_point", "point_list",
-              "balance")
+              "keep_clicks", "augment", "balance")
 
 
 def save(args: argparse.Namespace, model: Sam, optimizer, scaler, progress: Progress) -> None:

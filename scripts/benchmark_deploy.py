@@ -10,7 +10,6 @@ Exports what it needs into --folder, where the next run finds it; int8 is calibr
 
 import argparse
 import sys
-import unittest.mock
 from pathlib import Path
 
 import torch
@@ -24,8 +23,7 @@ from deploy.quantizing import quantize  # noqa: E402
 from deploy.runtimes import OnnxRuntimeSession, RuntimeSam, open_runtime  # noqa: E402
 from loading import add_model_flags, load_model  # noqa: E402
 from segment_anything import Prompts, Sam  # noqa: E402
-from segment_anything.modeling import Adapter  # noqa: E402
-from timing import compare  # noqa: E402
+from timing import by_convolutions, compare  # noqa: E402
 
 CONTENDERS = {      # name: backend, file, precision
     "ONNX Runtime float32": ("onnxruntime", "encoder.onnx", "float32"),
@@ -66,12 +64,6 @@ def export(model: Sam, args: argparse.Namespace) -> None:
             save(trace_decoder(DecoderGraph(model), 17), path)
 
 
-def by_convolution(model: Sam, images: torch.Tensor) -> torch.Tensor:
-    """`encode` with the convolutions of the adapters as such."""
-    with unittest.mock.patch.object(Adapter, "_spatial_products", lambda self, x: self.spatial(x)):
-        return model.encode(images)
-
-
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
@@ -85,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = model.encode(images)
     print(f"one image of {size} px, {args.threads} threads, median of {args.rounds}")
-    compare({"PyTorch eager float32, convolutions": lambda: by_convolution(model, images),
+    compare({"PyTorch eager float32, convolutions": by_convolutions(lambda: model.encode(images)),
              **{name: lambda one=one: one.encode(images) for name, one in models.items()}}, args.rounds)
     for name, one in runtimes.items():
         print(f"{name:44} largest difference of the embedding {(one.encode(images) - expected).abs().max():.1e}")

@@ -1,10 +1,13 @@
-"""Contenders timed side by side, for scripts/benchmark.py."""
+"""Contenders timed side by side, for scripts/benchmark.py; and what ours is compared with."""
 
 import statistics
 import time
+import unittest.mock
 from collections.abc import Callable
 
 import torch
+
+from segment_anything.modeling import Adapter
 
 
 def compare(contenders: dict[str, Callable[[], object]], rounds: int, device: torch.device | None = None) -> dict[str, float]:
@@ -26,3 +29,11 @@ def compare(contenders: dict[str, Callable[[], object]], rounds: int, device: to
     for name, value in medians.items():
         print(f"{name:44} {value:10.1f} ms   x {value / baseline:.2f}")
     return medians
+
+
+def by_convolutions(work: Callable[[], object]) -> Callable[[], object]:
+    """The same work, where a CPU computes adapters by the convolutions that they are defined by, as other devices do."""
+    def plain() -> object:
+        with unittest.mock.patch.object(Adapter, "_spatial_products", lambda self, x: self.spatial(x)):
+            return work()
+    return plain
