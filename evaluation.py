@@ -15,7 +15,7 @@ from torch import Tensor
 from DataLoader import Batch
 from metrics import METRICS
 from modes import Mode
-from prompts import boxes_of, central_clicks, clicks_on, corrective_clicks, jitter_boxes, one_shot_clicks
+from prompts import boxes_of, central_clicks, clicks_on, corrective_clicks, jitter_boxes, join_clicks, one_shot_clicks
 from segment_anything import Prediction, Prompts, Sam, best_of
 from utils import amp_dtype, seed_of
 
@@ -160,8 +160,7 @@ def answer(model: Sam, embeddings: Tensor, masks: Tensor, names: list[str], mode
         while clicks_of(prompts) < mode.clicks:
             last = steps[sequence][-1].prediction.logits
             more = annotator.correct(mode, clicks_of(prompts), masks, model.upscale(last) > 0, names)
-            points, labels = (more if prompts.points is None else
-                              (torch.cat([prompts.points, more[0]], dim=1), torch.cat([prompts.labels, more[1]], dim=1)))
+            points, labels = join_clicks(None if prompts.points is None else (prompts.points, prompts.labels), more)
             prompts = Prompts(points, labels, prompts.boxes, last.float().sigmoid())
             steps[sequence].append(Step(best_of(model.predict(embeddings, prompts, multimask)), prompts))
     return steps

@@ -13,11 +13,8 @@ from torch import Tensor
 
 from losses import objective
 from metrics import dice
-from prompts import boxes_of, clicks_on, corrective_clicks, shift_boxes
+from prompts import Clicks, boxes_of, clicks_on, corrective_clicks, join_clicks, shift_boxes
 from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of
-
-
-Clicks = tuple[Tensor, Tensor]              # points (N, P, 2), labels (N, P)
 
 
 class Round(NamedTuple):
@@ -90,9 +87,7 @@ def correction_prompts(last: Round, masks: Tensor, clicks: int, uniform: Uniform
     probabilities = last.chosen.logits.float().sigmoid()
     if not clicks:
         return Prompts(masks=probabilities)
-    points, labels = corrective_clicks(masks, last.masks, uniform(masks.shape[0], clicks))
-    if earlier is not None:
-        points, labels = torch.cat([earlier[0], points], dim=1), torch.cat([earlier[1], labels], dim=1)
+    points, labels = join_clicks(earlier, corrective_clicks(masks, last.masks, uniform(masks.shape[0], clicks)))
     return Prompts(points=points, labels=labels, masks=probabilities)
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND
 
+Clicks = tuple[Tensor, Tensor]      # points (N, P, 2), labels (N, P)
+
 
 def boxes_of(masks: Tensor) -> Tensor:
     """The tight box around each mask, all its pieces included. -> (N, 4) float32; zeros where a mask is empty."""
@@ -69,6 +71,11 @@ def clicks_on(masks: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Foreground clicks. uniform: (N, P) -> points (N, P, 2), labels (N, P) int64."""
     points, found = pick_pixels(masks, uniform)
     return points, torch.where(found, FOREGROUND, ABSENT).unsqueeze(1).expand(uniform.shape).contiguous()
+
+
+def join_clicks(earlier: Clicks | None, more: Clicks) -> Clicks:
+    """Both, the earlier ones first."""
+    return more if earlier is None else tuple(torch.cat(parts, dim=1) for parts in zip(earlier, more))
 
 
 def corrective_clicks(masks: Tensor, predicted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

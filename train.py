@@ -91,8 +91,8 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     group = parser.add_argument_group("interaction")
     group.add_argument("--iter_point", type=int, default=8, help="corrections that follow the first prompt")
     group.add_argument("--point_list", type=int, nargs="+", default=[1, 3, 5, 9], help="clicks of a correction, drawn from these")
-    add_flag(group, "--keep_clicks", False, "corrections keep the clicks before them, as in test.py; by default they replace them, "
-                                            "the paper's recipe")
+    add_flag(group, "--keep_clicks", False, "corrections keep the clicks before them, as in test.py (but not a box); by default they "
+                                            "replace them, the paper's recipe")
     group.add_argument("--box_shift", type=int, default=5, metavar="PIXELS",
                        help="boxes are moved by up to so much, and at most half their short side; 5 suits 256 px")
     add_flag(group, "--multimask", True, "corrections follow the best of outputs 1 to 3; False: output 0. All four are trained")
@@ -163,6 +163,8 @@ def run(args: argparse.Namespace) -> None:
     progress = Progress(steps_an_epoch=math.ceil(len(dataset) / args.batch_size))
     if args.resume:
         progress.load(resume(args, model, optimizer, scaler), args)
+    else:       # --overwrite: the weights of another run would stand there until this one is judged
+        (models_folder(args) / "best.pth").unlink(missing_ok=True)
 
     logs = str(Path(args.work_dir) / "logs" / args.run_name)
     with SummaryWriter(logs, purge_step=progress.step + 1 if args.resume else None) as board:
@@ -180,7 +182,9 @@ def run(args: argparse.Namespace) -> None:
                 raise
             progress.end_epoch(measured)
             save(args, model, optimizer, scaler, progress)
-    if progress.best_name:
+    if not progress.best_name:
+        print(f"no epoch was validated; the weights are in {models_folder(args) / 'last.pth'}")
+    else:
         print(f"best {progress.best_name} {progress.best:.4f} in epoch {progress.best_epoch}: {models_folder(args) / 'best.pth'}")
 
 
@@ -448,9 +452,10 @@ def resume(args: argparse.Namespace, model: Sam, optimizer, scaler) -> dict:
     if "progress" not in saved:
         raise CheckpointError(f"{args.resume}: holds weights but no state of a run; name a last.pth of this project, or give "
                               "the weights to --sam_checkpoint")
-    changed = [name for name, value in saved["flags"].items() if name in MUST_AGREE and getattr(args, name) != value]
+    flags = vars(parse_args([])) | saved["flags"]       # a flag that is newer than the file was at its default
+    changed = [name for name in MUST_AGREE if getattr(args, name) != flags[name]]
     if changed:
-        raise UsageError(f"{args.resume}: its run had " + ", ".join(f"--{n} {saved['flags'][n]}" for n in changed) +
+        raise UsageError(f"{args.resume}: its run had " + ", ".join(f"--{name} {flags[name]}" for name in changed) +
                          "; resume with the same, or start a new run from its weights with --sam_checkpoint")
     print(load_checkpoint(model, args.resume))
     scales = [group["lr_scale"] for group in optimizer.param_groups]
@@ -468,8 +473,8 @@ def flags_of_run(path: str) -> dict:
     return {name: value for name, value in flags.items() if name not in ("resume", "overwrite", "work_dir", "run_name", "device")}
 
 
-MUST_AGREE = ("model_type", "image_size", "encoder_adapter", "seed", "batch_size", "mask_num", "iter_point", "point_list",
-              "keep_clicks", "augment", "balance")
+MUST_AGREE = ("model_type", "image_size", "encoder_adapter", "seed", "batch_size", "mask_num", "augment", "balance", "iter_point",
+              "point_list", "keep_clicks", "box_shift", "multimask")
 
 
 def save(args: argparse.Namespace, model: Sam, optimizer, scaler, progress: Progress) -> None:

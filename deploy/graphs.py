@@ -87,7 +87,8 @@ class AttentionGraph(nn.Module):
 class AdapterGraph(nn.Module):
     """`Adapter` with its convolutions as products of gathered neighbourhoods and a weight matrix. (B, H, W, C).
 
-    The transposed convolution (4 x 4, stride 2) is four 2 x 2 convolutions, one for each parity of output row and column.
+    The transposed convolution (4 x 4, stride 2) is four 2 x 2 convolutions, one for each parity of output row and column. (The
+    products of `Adapter` itself end in a `fold`, which opset 17 has not, and whose sums int8 would round.)
     """
 
     def __init__(self, adapter: Adapter) -> None:

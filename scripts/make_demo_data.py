@@ -4,15 +4,15 @@
 
 Cuts axial, coronal and sagittal slices from the ICBM 152 T1 template (the
 average of 152 healthy heads, 1 mm voxels, skull already removed) and makes
-masks of the brain, of the white matter (of each hemisphere, but in sagittal
-slices) and of the cerebellum from it and from its grey- and white-matter
-probability maps. The volumes are the copies inside the nilearn package, so
+masks of white matter (of each hemisphere in axial and coronal slices) and, in
+coronal and sagittal slices, of the cerebellum and the whole brain, from it and
+from its grey- and white-matter probability maps. The volumes are the copies inside the nilearn package, so
 nothing is downloaded; nilearn is needed only for this script.
 
 Written under --output:
 
     images/mni152_axial_094.png              8-bit grey slice; 094 = voxel index
-    masks/mni152_axial_094_brain_000.png     0/255, one object a file
+    masks/mni152_coronal_058_brain_000.png   0/255, one object a file
     image2label_{train,val,test}.json        {image path: [mask paths]}
     label2image_test.json                    {mask path: image path}
     metadata.csv                             a line a mask: class, axis, slice ...
@@ -56,7 +56,8 @@ SPLITS = ("train", "val", "test")
 # A voxel is brain where T1 exceeds this share of its maximum. nilearn's
 # load_mni152_brain_mask has the same default.
 BRAIN_T1_THRESHOLD = 0.2
-# A voxel is white matter (tissue) where its smoothed (plain) probability exceeds this.
+# A voxel is white matter where its smoothed probability exceeds this, and tissue
+# where that of grey and white matter together does.
 TISSUE_THRESHOLD = 0.5
 # Gaussian smoothing in the slice before a threshold, in pixels; rounds off
 # single-pixel steps and bridges that nobody would draw by hand.
@@ -301,7 +302,9 @@ def make_slice(volumes: Volumes, plane: Plane, index: int
         classes = {"white_matter": white_matter}
     else:
         classes = {"left_white_matter": white_matter & (x_mm < 0), "right_white_matter": white_matter & (x_mm > 0)}
-    if plane.name != "axial":  # axial slices do not cut along the tentorium gap
+    # Axial slices do not cut along the tentorium gap; and they have no brain, so that
+    # in a third of the slices a click on white matter has one meaning.
+    if plane.name != "axial":
         classes["cerebellum"] = cerebellum(grey + white, y_mm, z_mm)
         classes["brain"] = smooth_threshold(image > BRAIN_T1_THRESHOLD * volumes.t1.max())
 

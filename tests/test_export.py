@@ -64,6 +64,16 @@ def test_adapter_is_the_models(height, width):
     assert_near(AdapterGraph(adapter)(x), adapter(x))
 
 
+@pytest.mark.parametrize("opset", [14, 17])
+def test_other_exporters_can_take_the_encoder_as_it_is(model, opset, tmp_path):
+    """A tracer sees the convolutions of the adapters, not the products that a CPU computes, which have no form in ONNX."""
+    image = torch.randn(1, 3, model.image_size, model.image_size)
+    torch.onnx.export(model.image_encoder, (image,), str(tmp_path / "plain.onnx"), dynamo=False, opset_version=opset, input_names=["x"])
+    got, = OnnxRuntimeSession(tmp_path / "plain.onnx")({"x": image.numpy()}).values()
+    with torch.inference_mode():
+        assert_near(torch.from_numpy(got), model.image_encoder(image))
+
+
 def test_the_model_keeps_its_own_layers(model):
     EncoderGraph(model)
     assert isinstance(model.image_encoder.blocks[0].attn, Attention) and isinstance(model.image_encoder.blocks[0].Adapter, Adapter)

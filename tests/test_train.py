@@ -227,6 +227,8 @@ def test_corrections_replace_the_clicks_before_them_or_keep_them(keep: bool, mon
         started = second.labels[:, 0] == 1
         assert started.sum() == 4 and (second.labels[~started, 0] == -1).all()
         assert {*map(tuple, second.points[started, 0].tolist())} == {*map(tuple, first.points[:, 0].tolist())}
+        x, y = second.points[:, 0].long().unbind(1)
+        assert objects(0).masks[torch.arange(8), 0, y, x][started].all()        # each on its own object
 
 
 # ---------------------------------------------------------------- resuming
@@ -317,6 +319,9 @@ def test_killed_while_writing_a_checkpoint(data: Path, work: Path, tmp_path: Pat
     (["--encoder_adapter", "False"], "--encoder_adapter True"),
     (["--seed", 5], "--seed 0"),
     (["--point_list", 1], "--point_list"),
+    (["--keep_clicks"], "--keep_clicks False"),
+    (["--augment"], "--augment False"),
+    (["--box_shift", 1], "--box_shift 5"),
     (["--model_type", "vit_t"], "mini"),
 ])
 def test_resuming_another_run_is_refused(flags: list, said: str, data: Path, work: Path) -> None:
@@ -632,13 +637,25 @@ def test_tensorboard_goes_on_where_a_resumed_run_does(validated: Path, work: Pat
 
 
 def test_validation_every_other_epoch_and_after_the_last(validated: Path, work: Path, monkeypatch) -> None:
-    scores = iter([0.5, 0.7, 0.6])
+    scores = iter([0.7, 0.5, 0.6])
     monkeypatch.setattr(train, "validate", lambda *_: {"bbox": next(scores)})
     fit(validated, work, "--epochs", 5, "--validate_every", 2)
     assert [*pictures(board_of(work), "panel/bbox")] == [6, 12, 15]
     assert next(scores, None) is None and saved(work)["progress"]["epoch"] == 5
     best = saved(work, "best.pth")
-    assert (best["epoch"], best["validation_dice"]) == (4, 0.7)         # epochs 1 and 3 were not judged by their training loss
+    assert (best["epoch"], best["validation_dice"]) == (2, 0.7)         # and no epoch between was judged by its training loss
+
+
+def test_weights_of_another_run_do_not_stand_for_one_that_was_not_validated(validated: Path, work: Path, monkeypatch, capsys) -> None:
+    best = work / "models" / RUN / "best.pth"
+    fit(validated, work, "--epochs", 1)
+    assert best.exists()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(train, "save", patch)
+        fit(validated, work, "--epochs", 3, "--validate_every", 3, "--overwrite")
+    assert saved(work)["progress"]["epoch"] == 1 and not best.exists()
+    fit(validated, work, "--resume", "--epochs", 1)
+    assert "no epoch was validated" in capsys.readouterr().out and not best.exists()
 
 
 def test_a_short_epoch_is_logged(data: Path, work: Path) -> None:

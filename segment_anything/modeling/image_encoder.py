@@ -10,7 +10,7 @@ from .common import LayerNorm2d, MLPBlock
 PATCH_SIZE = 16
 EMBEDDING_CHANNELS = 256
 WINDOW_SIZE = 14
-PIXELS_A_CHANNEL = 2        # up to so many, adapters on a CPU are faster as matrix products (ViT-B, one image: in 0.4 of the time)
+PIXELS_A_CHANNEL = 2        # up to so many, adapters on a CPU are faster as matrix products (docs/performance.md, "The encoder")
 
 
 class Adapter(nn.Module):
@@ -38,8 +38,10 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gated = (x * self.channel(x.mean(dim=(1, 2), keepdim=True))).permute(0, 3, 1, 2)
-        few_pixels = x.device.type == "cpu" and gated[:, 0].numel() <= PIXELS_A_CHANNEL * x.shape[-1]
-        spatial = self._spatial_products(gated) if few_pixels else self.spatial(gated)
+        few_pixels = gated[:, 0].numel() <= PIXELS_A_CHANNEL * x.shape[-1]
+        # a traced graph has to hold the convolutions: exporters to ONNX do not know `fold`
+        products = x.device.type == "cpu" and not torch.jit.is_tracing() and few_pixels
+        spatial = self._spatial_products(gated) if products else self.spatial(gated)
         return self.norm(x + spatial.permute(0, 2, 3, 1))
 
     def _spatial_products(self, x: Tensor) -> Tensor:
