@@ -6,8 +6,9 @@ Cuts axial, coronal and sagittal slices from the ICBM 152 T1 template (the
 average of 152 healthy heads, 1 mm voxels, skull already removed) and makes
 masks of white matter (of each hemisphere in axial and coronal slices) and, in
 coronal and sagittal slices, of the cerebellum and the whole brain, from it and
-from its grey- and white-matter probability maps. The volumes are the copies inside the nilearn package, so
-nothing is downloaded; nilearn is needed only for this script.
+from its grey- and white-matter probability maps. The volumes are the copies
+inside the nilearn package, so nothing is downloaded; nilearn is needed only
+for this script (`pip install nilearn`).
 
 Written under --output:
 
