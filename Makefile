@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(RUN) scripts/demo.py
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 tests --ignore tests/test_notebook.py
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 --ignore tests/test_notebook.py
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/test_notebook.py    # by itself: twice it took down a worker that others had used
 
 $(VENV)/bin/python:

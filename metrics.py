@@ -1,44 +1,5 @@
-"""Dice and IoU, one value an object.
+"""Dice and IoU, one value an object: they live in sam_med2d/evaluation/metrics.py."""
 
-Masks are (..., H, W); the metric is taken over the last two dimensions and the others are kept. Predictions
-come either as logits (a pixel is foreground where its logit is above 0, that is where its probability is above
-0.5) or as booleans; callers say which, nothing is guessed from the values.
+from sam_med2d.evaluation.metrics import METRICS, binarise, dice, iou
 
-Empty masks: where truth and prediction are both empty, Dice and IoU are 1; where only one is empty, they are 0.
-"""
-
-import torch
-from torch import Tensor
-
-
-def binarise(predicted: Tensor, *, from_logits: bool) -> Tensor:
-    """-> bool, the same shape."""
-    if from_logits:
-        return predicted > 0
-    if predicted.dtype != torch.bool:
-        raise TypeError(f"expected a bool mask, got {predicted.dtype}: threshold it, or say from_logits=True")
-    return predicted
-
-
-def dice(predicted: Tensor, truth: Tensor, *, from_logits: bool) -> Tensor:
-    """2 |P and T| / (|P| + |T|). predicted, truth: (..., H, W), truth 0/1 or bool -> (...) float32."""
-    overlap, predicted_area, true_area = _areas(predicted, truth, from_logits)
-    return _ratio(2 * overlap, predicted_area + true_area)
-
-
-def iou(predicted: Tensor, truth: Tensor, *, from_logits: bool) -> Tensor:
-    """|P and T| / |P or T|. predicted, truth: (..., H, W), truth 0/1 or bool -> (...) float32."""
-    overlap, predicted_area, true_area = _areas(predicted, truth, from_logits)
-    return _ratio(overlap, predicted_area + true_area - overlap)
-
-
-def _areas(predicted: Tensor, truth: Tensor, from_logits: bool) -> tuple[Tensor, Tensor, Tensor]:
-    predicted, truth = binarise(predicted, from_logits=from_logits), truth.bool()
-    return tuple(mask.sum(dim=(-2, -1)) for mask in (predicted & truth, predicted, truth))
-
-
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    return torch.where(whole > 0, part / whole.clamp(min=1), 1.0)
-
-
-METRICS = {"dice": dice, "iou": iou}
+__all__ = ["METRICS", "binarise", "dice", "iou"]

@@ -29,22 +29,30 @@ import torch
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-import drawing
-import gallery
-import report
-import tables
-from DataLoader import Batch, DataError, Index, TestingDataset, test_loader
-from evaluation import CLICK_STRATEGIES, Scored, SimulatedAnnotator, evaluate
-from metrics import METRICS
-from modes import DEFAULT_MODES, Mode, parse_mode
-from prompt_files import FrozenPrompts, record_prompts, write_prompts
-from provenance import provenance
-from rows import SCORED, Describer, Part, Row, clicks_until, merged, write_rows
+from sam_med2d import drawing
+from sam_med2d.data.datasets import Batch, DataError, Index, TestingDataset, test_loader
+from sam_med2d.evaluation import gallery, report
+from sam_med2d.evaluation import summary as tables
+from sam_med2d.evaluation.evaluate import CLICK_STRATEGIES, Scored, SimulatedAnnotator, evaluate
+from sam_med2d.evaluation.metrics import METRICS
+from sam_med2d.evaluation.rows import SCORED, Describer, Part, Row, clicks_until, merged, write_rows
+from sam_med2d.evaluation.surface import surface_metrics
+from sam_med2d.prompts.files import FrozenPrompts, record_prompts, write_prompts
+from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, parse_mode
+from sam_med2d.provenance import provenance
+from sam_med2d.utils import (
+    Processes,
+    UsageError,
+    add_flag,
+    best_device,
+    check_numbers,
+    finish,
+    join_processes,
+    seed_everything,
+)
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import CheckpointError, load_checkpoint
 from segment_anything.files import replacing
-from surface import surface_metrics
-from utils import Processes, UsageError, add_flag, best_device, check_numbers, finish, join_processes, seed_everything
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
 SURFACE_METRICS = ("nsd", "hd95")

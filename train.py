@@ -23,19 +23,44 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-import drawing
-from balance import KINDS as BALANCE_KINDS
-from DataLoader import (Batch, DataError, Index, TestingDataset, TrainingDataset, collate, scoring_sample, test_loader,
-                        train_loader)
-from evaluation import Means, SimulatedAnnotator, evaluate
-from interactive import (Round, correction_prompts, judge, plan_of_corrections, predict_start, starting_prompts,
-                         uniform_from)
-from metrics import METRICS
-from modes import DEFAULT_MODES, parse_mode
+from sam_med2d import drawing
+from sam_med2d.data.balance import KINDS as BALANCE_KINDS
+from sam_med2d.data.datasets import (
+    Batch,
+    DataError,
+    Index,
+    TestingDataset,
+    TrainingDataset,
+    collate,
+    scoring_sample,
+    test_loader,
+    train_loader,
+)
+from sam_med2d.evaluation.evaluate import Means, SimulatedAnnotator, evaluate
+from sam_med2d.evaluation.metrics import METRICS
+from sam_med2d.prompts.modes import DEFAULT_MODES, parse_mode
+from sam_med2d.training.rounds import (
+    Round,
+    correction_prompts,
+    judge,
+    plan_of_corrections,
+    predict_start,
+    starting_prompts,
+    uniform_from,
+)
+from sam_med2d.utils import (
+    UsageError,
+    add_flag,
+    amp_dtype,
+    best_device,
+    check_numbers,
+    finish,
+    seed_everything,
+    seed_of,
+)
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import CheckpointError, load_checkpoint, read_checkpoint
 from segment_anything.files import replacing
-from utils import UsageError, add_flag, amp_dtype, best_device, check_numbers, finish, seed_everything, seed_of
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam_vit_b.pth"
 PANEL_IMAGES = 4        # images drawn for TensorBoard after each epoch

@@ -20,14 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from timing import by_convolutions, compare  # noqa: E402
+
 import train  # noqa: E402
-from DataLoader import TestingDataset, TrainingDataset, collate  # noqa: E402
-from evaluation import evaluate  # noqa: E402
-from modes import DEFAULT_MODES, parse_mode  # noqa: E402
+from sam_med2d.data.datasets import TestingDataset, TrainingDataset, collate  # noqa: E402
+from sam_med2d.evaluation.evaluate import evaluate  # noqa: E402
+from sam_med2d.prompts.modes import DEFAULT_MODES, parse_mode  # noqa: E402
+from sam_med2d.utils import best_device  # noqa: E402
 from segment_anything import sam_model_registry  # noqa: E402
 from segment_anything.modeling.image_encoder import Attention  # noqa: E402
-from timing import by_convolutions, compare  # noqa: E402
-from utils import best_device  # noqa: E402
 
 MODEL_AREAS = ("encoder", "test", "train")      # those of this file
 OTHER_AREAS = ("data", "deploy")                # each a module benchmark_{area}.py

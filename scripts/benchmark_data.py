@@ -24,13 +24,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # so that it runs from any folder
 
 import cv2  # noqa: E402
+from timing import compare  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
-from cache import open_cache  # noqa: E402
-from DataLoader import TrainingDataset, shrunk  # noqa: E402
-from index import Index, index_columns, read_index  # noqa: E402
-from reading import read_image, read_mask  # noqa: E402
-from timing import compare  # noqa: E402
+from sam_med2d.data.cache import open_cache  # noqa: E402
+from sam_med2d.data.datasets import TrainingDataset, shrunk  # noqa: E402
+from sam_med2d.data.index import Index, index_columns, read_index  # noqa: E402
+from sam_med2d.data.reading import read_image, read_mask  # noqa: E402
 
 PARTS = ("reading", "scale", "files")
 

@@ -16,14 +16,22 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from deploy.commands import images_of  # noqa: E402
-from deploy.exporting import dice_table, encoder_inputs, placed, save, trace_decoder, trace_encoder  # noqa: E402
-from deploy.graphs import DecoderGraph, EncoderGraph  # noqa: E402
-from deploy.quantizing import quantize  # noqa: E402
-from deploy.runtimes import OnnxRuntimeSession, RuntimeSam, open_runtime  # noqa: E402
-from loading import add_model_flags, load_model  # noqa: E402
-from segment_anything import Prompts, Sam  # noqa: E402
 from timing import by_convolutions, compare  # noqa: E402
+
+from sam_med2d.export.command import images_of  # noqa: E402
+from sam_med2d.export.graphs import DecoderGraph, EncoderGraph  # noqa: E402
+from sam_med2d.export.onnx_files import (  # noqa: E402
+    dice_table,
+    encoder_inputs,
+    placed,
+    save,
+    trace_decoder,
+    trace_encoder,
+)
+from sam_med2d.export.quantize import quantize  # noqa: E402
+from sam_med2d.inference.backends import OnnxRuntimeSession, RuntimeSam, open_runtime  # noqa: E402
+from sam_med2d.inference.models import add_model_flags, load_model  # noqa: E402
+from segment_anything import Prompts, Sam  # noqa: E402
 
 CONTENDERS = {      # name: backend, file, precision
     "ONNX Runtime float32": ("onnxruntime", "encoder.onnx", "float32"),

@@ -1,62 +1,10 @@
-"""Turn any checkpoint of SAM or SAM-Med2D into a `.safetensors` file of weights alone.
+"""`sam-med2d convert-checkpoint`, run from a clone."""
 
-    python scripts/convert_checkpoint.py sam-med2d_b.pth
-    python scripts/convert_checkpoint.py workdir/last.pth --output small.safetensors --half
-
-The optimizer and everything else that is no weight is dropped: the published SAM-Med2D file, 2.4 GB, becomes
-1.1 GB, or half of that with --half. Nothing that the file contains is executed. The result is read wherever a
-checkpoint is expected.
-"""
-
-import argparse
 import sys
 from pathlib import Path
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # so that it runs from any folder
-
-from segment_anything.checkpoint import CheckpointError, describe, read_weights, save_weights  # noqa: E402
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="the file to convert")
-    parser.add_argument("--output", type=Path, help="the file to write; default: the same name with .safetensors")
-    parser.add_argument("--half", action="store_true", help="store float16: half the size, values to 3 digits")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
-    return parser.parse_args()
-
-
-def convert(source: Path, output: Path, half: bool) -> None:
-    """Write `output`, and print what both files are. Raises CheckpointError."""
-    weights = read_weights(source)
-    architecture = describe(weights)
-    if not architecture.image_size:
-        raise CheckpointError(f"{source}: has no SAM image encoder in it; give a checkpoint of SAM or SAM-Med2D")
-    print(f"{source}: {architecture}, {megabytes(source)}")
-    save_weights(weights, output, torch.float16 if half else None, {"architecture": str(architecture)})
-    print(f"{output}: {'float16' if half else 'types as they were'}, {megabytes(output)}")
-
-
-def megabytes(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:.1f} MB"
-
-
-def main() -> None:
-    args = parse_args()
-    output = args.output or args.checkpoint.with_suffix(".safetensors")
-    if output.suffix != ".safetensors":
-        sys.exit(f"{output}: the output is a safetensors file; end its name in .safetensors")
-    if output.exists() and not args.overwrite:
-        sys.exit(f"{output}: exists; choose another --output, or replace it with --overwrite")
-    if not output.parent.is_dir():
-        sys.exit(f"{output}: there is no folder {output.parent}; create it first")
-    try:
-        convert(args.checkpoint, output, args.half)
-    except CheckpointError as error:
-        sys.exit(str(error))
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from sam_med2d.commands.convert_checkpoint import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -1,86 +1,10 @@
-"""Export the image encoder to ONNX, and compare the file with the eager model.
+"""`sam-med2d export-encoder`, run from a clone."""
 
-    python scripts/export_onnx_encoder_model.py --sam_checkpoint pretrain_model/sam-med2d_b.pth \\
-        --output sam-med2d_b.encoder.onnx --model-type vit_b --image_size 256 --encoder_adapter True
-    python scripts/export_onnx_encoder_model.py --sam_checkpoint pretrain_model/vit_t_phantoms.safetensors \\
-        --output workdir/vit_t.encoder.onnx --quantize                  # seconds, with the weights that ship
-
-input_image -> image_embeddings (B, 256, S/16, S/16). input_image is (1, 3, S, S): stretched to S x S with nearest neighbour, BGR,
-normalised with the mean 123.675 116.28 103.53 and the deviation 58.395 57.12 57.375. With --use-preprocess it is (H, W, 3):
-a BGR image of any size with values 0..255, float32. With --dynamic-batch it is (B, 3, S, S).
-"""
-
-import argparse
-import copy
 import sys
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-
-try:
-    import onnx, onnxruntime  # noqa: E401, F401
-except ImportError as missing:
-    raise SystemExit(f"error: {missing.name} is not installed: pip install -r requirements-deploy.txt") from missing
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # so that it runs from any folder
-
-from deploy.commands import add_export_flags, load_for_export, write  # noqa: E402
-from deploy.exporting import encoder_difference, encoder_inputs, trace_encoder  # noqa: E402
-from deploy.graphs import EncoderGraph  # noqa: E402
-from deploy.runtimes import RuntimeEncoder, Session  # noqa: E402
-from reading import DataError  # noqa: E402
-from segment_anything import Sam  # noqa: E402
-from segment_anything.checkpoint import CheckpointError  # noqa: E402
-from utils import UsageError, finish  # noqa: E402
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_export_flags(parser)
-    parser.add_argument("--use-preprocess", action="store_true", help="stretching and normalisation inside the graph")
-    parser.add_argument("--dynamic-batch", action="store_true",
-                        help="any number of images at once; a fixed 1 is what clients of SAM-Med2D expect, and faster")
-    args = parser.parse_args(argv)
-    if args.use_preprocess and args.dynamic_batch:
-        parser.error("--use-preprocess takes one image, whose size is its own: leave out --dynamic-batch")
-    if args.use_preprocess and (args.quantize or args.quantize_out):
-        parser.error("int8 is for the encoder without --use-preprocess: export it in a run of its own")
-    return args
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (CheckpointError, DataError, UsageError) as error:
-        finish(error)
-
-
-def run(args: argparse.Namespace) -> None:
-    model = load_for_export(args)
-    graph = EncoderGraph(model, preprocess=args.use_preprocess, batch=None if args.dynamic_batch else 1)
-
-    def differences(session: Session, images: list[np.ndarray]) -> float:
-        largest = encoder_difference(model, session, images)
-        print(f"  image_embeddings       {largest:.1e}")
-        return largest
-
-    def served(model: Sam, session: Session) -> Sam:
-        other = copy.copy(model)
-        other.encode = partial(encode_whole, session) if args.use_preprocess else RuntimeEncoder(session).encode
-        return other
-
-    write(args, model, trace_encoder(graph, args.opset), differences,
-          lambda session, images: [encoder_inputs(model, session, image) for image in images], served,
-          part="encoder", preprocess=args.use_preprocess)
-
-
-def encode_whole(session: Session, images: torch.Tensor) -> torch.Tensor:
-    """`Sam.encode` through a graph that takes one image of any size."""
-    outputs = [session({"input_image": image.permute(1, 2, 0).float().numpy()})["image_embeddings"] for image in images]
-    return torch.from_numpy(np.concatenate(outputs))
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from sam_med2d.commands.export_encoder import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

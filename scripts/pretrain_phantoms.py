@@ -23,13 +23,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import interactive
-from interactive import Round, correction_prompts, judge, predict_start, starting_prompts, uniform_from
 from phantoms import phantom
-from prompts import clicks_on
+
+from sam_med2d.prompts.clicks import clicks_on
+from sam_med2d.training import rounds as interactive
+from sam_med2d.training.rounds import Round, correction_prompts, judge, predict_start, starting_prompts, uniform_from
+from sam_med2d.utils import add_flag, amp_dtype, best_device, seed_everything
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import load_checkpoint, save_weights
-from utils import add_flag, amp_dtype, best_device, seed_everything
 
 WARM_UP = 200               # steps
 CLICK_COUNTS = (0, 1, 2, 4)  # of a correction, beside the first click; 0 is the mask alone

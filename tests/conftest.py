@@ -1,12 +1,10 @@
 """What all tests share."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # the scripts and modules at the top are not an installed package
 
 
 @pytest.fixture(scope="session")

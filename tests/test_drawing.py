@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from DataLoader import Batch, Index
-from drawing import BOX, CAPTION_HEIGHT, CLICK, PREDICTION, TRUTH, grid, tile, tiles_of
-from evaluation import Scored, to_original_frame
-from modes import parse_mode
+from sam_med2d.data.datasets import Batch, Index
+from sam_med2d.drawing import BOX, CAPTION_HEIGHT, CLICK, PREDICTION, TRUTH, grid, tile, tiles_of
+from sam_med2d.evaluation.evaluate import Scored, to_original_frame
+from sam_med2d.prompts.modes import parse_mode
 from segment_anything import Prompts
 
 SIDE = 256

@@ -9,7 +9,7 @@ import pytest
 
 from segment_anything import sam_model_registry
 from segment_anything.checkpoint import save_weights
-from test_model import randomise
+from tests.segment_anything.test_model import randomise
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "predictor_example.ipynb"

@@ -21,13 +21,23 @@ import pytest
 import torch
 
 import test as scoring
-from prompt_files import write_prompts
-from rows import COLUMNS, Part, class_beyond, merged, write_rows
+from sam_med2d.evaluation.rows import COLUMNS, Part, class_beyond, merged, write_rows
+from sam_med2d.evaluation.surface import surface_metrics
+from sam_med2d.prompts.files import write_prompts
 from segment_anything import sam_model_registry
 from segment_anything.checkpoint import save_weights
 from segment_anything.modeling import ImageEncoder
-from surface import surface_metrics
-from test_train import ROOT, SIZE, SPOILED, fails, make_data, small_and_repeatable, work, write, write_index  # noqa: F401
+from tests.training.test_train import (  # noqa: F401
+    ROOT,
+    SIZE,
+    SPOILED,
+    fails,
+    make_data,
+    small_and_repeatable,
+    work,
+    write,
+    write_index,
+)
 
 DEFAULT = ["bbox", "1pt", "3pts", "5pts"]
 ALL_MODES = [*DEFAULT, "5shot", "bbox+2pts", "bbox_jitter4", "mask"]

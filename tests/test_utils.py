@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import add_flag, amp_dtype, best_device, boolean, finish, seed_everything, seed_of
+from sam_med2d.utils import add_flag, amp_dtype, best_device, boolean, finish, seed_everything, seed_of
 from segment_anything.files import replacing
 
 

@@ -1,0 +1,1 @@
+"""SAM-Med2D: data, prompts, training, evaluation, use and export of the model in `segment_anything`."""

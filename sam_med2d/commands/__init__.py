@@ -1,0 +1,1 @@
+"""What `sam-med2d NAME` and `scripts/NAME.py` run."""

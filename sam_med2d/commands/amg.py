@@ -1,0 +1,128 @@
+"""Everything mode: all masks of an image, or of a folder of images, without prompts.
+
+    python scripts/amg.py --input scan.png --output workdir/everything
+    python scripts/amg.py --input images/ --output workdir/everything --convert-to-rle
+    python scripts/amg.py --input data_demo/images/mni152_axial_094.png --output workdir/everything \\
+        --checkpoint pretrain_model/vit_t_phantoms.safetensors --image_size 192 \\
+        --pred-iou-thresh 0.2 --stability-score-thresh 0.1                              # works as it stands
+
+Options and files are those of SAM's script. For each image a folder with 0.png, 1.png ... (0/255, the most certain first)
+and metadata.csv; with --convert-to-rle one JSON file instead, a list of masks as COCO run lengths. Beside them
+{image}_overlay.png. Images are only read. Thresholds that suit your weights are found in docs/use.md.
+"""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from sam_med2d.data.reading import DataError, read_image
+from sam_med2d.image_files import check_output, find_images, overlay, without_endings, write_picture
+from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
+from sam_med2d.utils import UsageError, add_flag, finish
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.checkpoint import CheckpointError
+from segment_anything.files import replacing
+
+COLUMNS = ("id", "area", "bbox_x0", "bbox_y0", "bbox_w", "bbox_h", "point_input_x", "point_input_y", "predicted_iou",
+           "stability_score", "crop_box_x0", "crop_box_y0", "crop_box_w", "crop_box_h")
+# Options of the generator that are flags here, and what they mean.
+OPTIONS = {
+    "points_per_side": (int, "clicks along each side of the grid"),
+    "points_per_batch": (int, "clicks decoded at a time"),
+    "pred_iou_thresh": (float, "least predicted IoU"),
+    "stability_score_thresh": (float, "least stability"),
+    "stability_score_offset": (float, "of the logits' threshold, up and down, for the stability"),
+    "mask_nms_thresh": (float, "of two masks with a higher IoU one is dropped"),
+    "box_nms_thresh": (float, "of two masks whose boxes have a higher IoU one is dropped; 1 is off"),
+    "crop_n_layers": (int, "layers of crops, for small objects"),
+    "crop_nms_thresh": (float, "as --mask-nms-thresh, between crops"),
+    "crop_overlap_ratio": (float, "of the crops of the first layer, as a share of the short side"),
+    "crop_n_points_downscale_factor": (int, "divides --points-per-side once for each layer"),
+    "min_mask_region_area": (int, "holes and islands of fewer pixels are removed"),
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", required=True, type=Path, help="an image, or a folder of them, searched deep")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write")
+    parser.add_argument("--convert-to-rle", "--convert_to_rle", action="store_true",
+                        help="one JSON file an image, with COCO run lengths")
+    add_flag(parser, "--save_overlays", True, "a picture of all masks")
+    add_model_flags(parser)
+    add_backend_flags(parser)
+    group = parser.add_argument_group("masks; what is not given is as in SamAutomaticMaskGenerator")
+    for name, (kind, text) in OPTIONS.items():
+        group.add_argument(f"--{name.replace('_', '-')}", f"--{name}", type=kind, help=text)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (DataError, CheckpointError, UsageError) as error:
+        finish(error)
+
+
+def run(args: argparse.Namespace) -> None:
+    folder, images = find_images(args.input)
+    check_output(args.output, args.input)
+    options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    model = load_segmenter(args)
+    try:
+        mode = "coco_rle" if args.convert_to_rle else "binary_mask"
+        generator = SamAutomaticMaskGenerator(model, output_mode=mode, **options)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    count, bare = 0, without_endings(images)
+    for name in tqdm(images, unit="image", dynamic_ncols=True):
+        image = read_image(str(folder / name))
+        masks = generator.generate(image, "BGR")
+        stem = args.output / bare[name]
+        if args.convert_to_rle:
+            with replacing(stem.with_name(f"{stem.name}.json")) as path:
+                path.write_text(json.dumps(masks), encoding="utf-8")
+        else:
+            write_folder(stem, masks)
+        if args.save_overlays:
+            write_picture(stem.with_name(f"{stem.name}_overlay.png"), picture_of(image, masks))
+        count += len(masks)
+    print(f"{count} masks in {len(images)} images: {args.output}")
+
+
+def write_folder(folder: Path, masks: list[dict[str, Any]]) -> None:
+    if (folder / "metadata.csv").exists():      # an earlier run may have found more
+        for left in folder.glob("[0-9]*.png"):
+            left.unlink()
+    for number, mask in enumerate(masks):
+        write_picture(folder / f"{number}.png", mask["segmentation"].astype(np.uint8) * 255)
+    with replacing(folder / "metadata.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for number, mask in enumerate(masks):
+            writer.writerow([number, mask["area"], *mask["bbox"], *mask["point_coords"][0], mask["predicted_iou"],
+                             mask["stability_score"], *mask["crop_box"]])
+
+
+def picture_of(image: np.ndarray, masks: list[dict[str, Any]]) -> np.ndarray:
+    """The largest at the bottom, so that none hides another."""
+    ordered = sorted(masks, key=lambda mask: -mask["area"])
+    return overlay(image, [pixels_of(mask["segmentation"]) for mask in ordered])
+
+
+def pixels_of(segmentation: np.ndarray | dict[str, Any]) -> np.ndarray:
+    """-> (H, W) bool."""
+    if isinstance(segmentation, np.ndarray):
+        return segmentation
+    return coco_mask.decode(segmentation).astype(bool)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Export the prompt encoder and mask decoder to ONNX, and compare the file with the eager model.
+
+    python scripts/export_onnx_model.py --checkpoint pretrain_model/sam-med2d_b.pth --output sam-med2d_b.decoder.onnx \\
+        --model-type vit_b --return-single-mask
+    python scripts/export_onnx_model.py --checkpoint pretrain_model/vit_t_phantoms.safetensors \\
+        --output workdir/vit_t.decoder.onnx                             # seconds, with the weights that ship
+
+Inputs and outputs, for any number of objects and points (deploy/graphs.py has the details):
+
+    image_embeddings point_coords point_labels mask_input has_mask_input orig_im_size -> masks iou_predictions low_res_masks
+
+Coordinates are in the S x S frame; mask_input holds probabilities; masks and low_res_masks are logits.
+"""
+
+import argparse
+import copy
+
+import numpy as np
+
+try:
+    import onnx  # noqa: E401, F401
+    import onnxruntime
+except ImportError as missing:
+    raise SystemExit(f"error: {missing.name} is not installed: pip install -r requirements-deploy.txt") from missing
+from sam_med2d.data.reading import DataError
+from sam_med2d.export.command import add_export_flags, load_for_export, write
+from sam_med2d.export.graphs import DecoderGraph
+from sam_med2d.export.onnx_files import PROMPT_KINDS, decoder_differences, prompts_of, trace_decoder
+from sam_med2d.inference.backends import RuntimeDecoder, Session, decoder_inputs
+from sam_med2d.utils import UsageError, finish
+from segment_anything import Sam, SamPredictor
+from segment_anything.checkpoint import CheckpointError
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_export_flags(parser)
+    group = parser.add_argument_group("outputs")
+    group.add_argument("--return-single-mask", action="store_true",
+                       help="the best of outputs 1 to 3 by predicted IoU; without it all four, SAM's single mask first")
+    group.add_argument("--use-stability-score", action="store_true", help="in place of the predicted IoU")
+    group.add_argument("--return-extra-metrics", action="store_true",
+                       help="masks iou_predictions stability_scores areas low_res_masks, the two more from the masks at full size")
+    group.add_argument("--resize-logest-img-size", "--resize-longest-img-size", dest="longest_side", action="store_true",
+                       help="for clients that scale the longest side to S and pad at the right and the bottom; without it, images "
+                            "are stretched to S x S")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (CheckpointError, DataError, UsageError) as error:
+        finish(error)
+
+
+def run(args: argparse.Namespace) -> None:
+    model = load_for_export(args)
+    graph = DecoderGraph(model, single_mask=args.return_single_mask, stability_score=args.use_stability_score,
+                         extra_metrics=args.return_extra_metrics, longest_side=args.longest_side)
+
+    def differences(session: Session, images: list[np.ndarray]) -> float:
+        found = decoder_differences(model, graph, session, images)
+        print(f"  1 and 8 objects        {'  '.join(next(iter(found.values())))}")
+        for kind, by_output in found.items():
+            print(f"  {kind:22} " + "  ".join(f"{value:<{len(name)}.1e}" for name, value in by_output.items()))
+        return max(value for by_output in found.values() for value in by_output.values())
+
+    def feeds(session: Session, images: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
+        predictor, made = SamPredictor(model), []
+        for number, image in enumerate(images):
+            predictor.set_image(image, "BGR")
+            made += [decoder_inputs(predictor.get_image_embedding(), prompts_of(kind, 2, model.image_size, number), (8, 8))
+                     for kind in PROMPT_KINDS if kind != "mask"]        # one without points would calibrate an empty tensor
+        return made
+
+    def served(model: Sam, session: Session) -> Sam:
+        other = copy.copy(model)
+        other.predict = RuntimeDecoder(session).predict
+        return other
+
+    write(args, model, trace_decoder(graph, args.opset), differences, feeds, served, part="decoder",
+          single_mask=args.return_single_mask)
+
+
+if __name__ == "__main__":
+    main()

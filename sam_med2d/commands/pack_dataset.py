@@ -1,0 +1,95 @@
+"""Fill the packed cache of a split ahead of training: every image and every mask, decoded and resized, in a few large files.
+
+    python scripts/pack_dataset.py --cache /fast/disk --data_path data_demo
+    python train.py --cache /fast/disk --data_path data_demo
+
+train.py fills the cache by itself, with what its first epochs draw. Packed ahead, the first epoch is fast too, and every
+file has been opened once. A second run packs only what is missing and what has changed since. Files that cannot be
+read are left out, named, and make the exit status 1.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from sam_med2d.data.cache import PackedCache, open_cache
+from sam_med2d.data.datasets import shrunk, start_worker
+from sam_med2d.data.index import Index, read_index
+from sam_med2d.data.reading import DataError
+from sam_med2d.utils import UsageError, check_numbers, finish
+
+BAD_SHOWN = 10      # bad files that are named; the rest are counted
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", required=True, metavar="DIR", help="as in train.py; each index and image size has a folder in it")
+    parser.add_argument("--data_path", default="data_demo")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--image_size", type=int, default=256)
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args(argv)
+    check_numbers(parser, args, positive=("image_size",), not_negative=("num_workers",))
+    return args
+
+
+class Packing(Dataset):
+    """Item i is image i being packed with all its masks -> what is wrong with it, nothing if all is well."""
+
+    def __init__(self, index: Index, cache: PackedCache) -> None:
+        self.index = index
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> list[str]:
+        wrong = []
+        try:
+            shrunk(self.index, i, [], self.cache.image_size, self.cache, changed=True)
+        except DataError as error:      # without the image its masks cannot be judged
+            return [str(error)]
+        for k in range(len(self.index[i][1])):
+            try:
+                shrunk(self.index, i, [k], self.cache.image_size, self.cache, changed=True)
+            except DataError as error:
+                wrong.append(str(error))
+        return wrong
+
+
+def run(args: argparse.Namespace) -> int:
+    """-> how many files could not be packed. Raises DataError, UsageError."""
+    index = read_index(args.data_path, args.split)
+    cache = open_cache(args.cache, index, args.image_size)
+    if cache is None:
+        raise UsageError(f"--cache {args.cache}: nothing can be packed there; name a folder that can be written")
+    wrong: list[str] = []
+    loader = DataLoader(Packing(index, cache), batch_size=None, num_workers=args.num_workers, worker_init_fn=start_worker)
+    for found in tqdm(loader, desc=f"packing {args.split}", unit="image", dynamic_ncols=True):
+        wrong += found
+        if cache.full:
+            raise UsageError(f"the disk of {cache.folder} is full; make room and run this again, or train with what is packed")
+    for line in wrong[:BAD_SHOWN]:
+        print(f"left out: {line}", file=sys.stderr)
+    if len(wrong) > BAD_SHOWN:
+        print(f"... and {len(wrong) - BAD_SHOWN} more; python scripts/check_index.py {args.data_path} lists them all", file=sys.stderr)
+    taken = sum(file.stat().st_blocks * 512 for file in Path(cache.folder).iterdir())
+    print(f"{len(index)} images and {index.mask_count} masks at {args.image_size} px: {taken / 1e6:.1f} MB in {cache.folder}")
+    return len(wrong)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        if run(args):
+            raise SystemExit(1)
+    except (DataError, UsageError) as error:
+        finish(error)
+
+
+if __name__ == "__main__":
+    main()

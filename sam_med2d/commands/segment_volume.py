@@ -1,0 +1,401 @@
+"""Segment a whole scan from prompts on one or a few slices.
+
+    python scripts/segment_volume.py --input ct.nii.gz --box 210 180 40 300 260 41
+    python scripts/segment_volume.py --input ct.nrrd --point 250 220 40 --background 300 220 40 --axis z --window liver
+    python scripts/segment_volume.py --input dicom_folder/ --prompts prompts.json --output labels.nii.gz --fuse
+
+The input is NIfTI, NRRD, MHA/MHD, or a folder with the files of one DICOM series. Prompts are voxels of the volume as it is
+stored, x y z from 0, as viewers show them (ITK-SNAP counts from 1). A box is x0 y0 z0 x1 y1 z1, x1 y1 z1 one past the last
+voxel: one voxel thick it is drawn on one slice; thicker, it is a rough box around the object, which is then looked for from
+its middle slice on, and not beyond it. A prompts file holds several objects, each with a label of its own:
+
+    {"objects": [{"label": 1, "name": "liver", "boxes": [[210, 180, 40, 300, 260, 41]]},
+                 {"label": 2, "name": "kidney", "axis": "y", "points": [[120, 99, 30], [99, 99, 30]],
+                  "point_labels": [1, 0]}]}
+
+From each slice the mask goes on to its neighbours, in both directions, until the predicted IoU falls below --least_iou or
+the area jumps. Slices are cut along --axis: z (axial), y (coronal), x (sagittal), of the patient, however the volume is
+stored.
+
+Written: the labels, with the volume's own geometry; beside them a .csv (voxels, millilitres, slices, why each end is where it
+is) and a .png to look at. The volume is only read. Needs: pip install -r requirements-data.txt
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+try:
+    import SimpleITK as sitk
+except ImportError as missing:
+    raise SystemExit("error: SimpleITK is not installed: pip install -r requirements-data.txt") from missing
+from tqdm import tqdm
+
+from sam_med2d import drawing
+from sam_med2d.convert.volumes import AXES, canonical, read_scan, upright, write_labels
+from sam_med2d.data.reading import DataError
+from sam_med2d.image_files import check_output, overlay, write_picture
+from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
+from sam_med2d.utils import UsageError, add_flag, finish
+from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
+from sam_med2d.volumes.propagation import CARRIED, Propagated, Rule, Slices, fuse, propagate, refine_along
+from segment_anything import BACKGROUND, FOREGROUND, ObjectPrompt, PromptError, SamPredictor
+from segment_anything.checkpoint import CheckpointError
+from segment_anything.files import replacing
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+SHOWN = 12          # slices in the picture
+
+
+class Object3d(NamedTuple):
+    """points: (P, 3) voxels xyz of the stored volume, labels: (P,); boxes: n of (6,) x0 y0 z0 x1 y1 z1; axis: x, y or z."""
+
+    label: int
+    name: str
+    axis: str
+    points: np.ndarray
+    labels: np.ndarray
+    boxes: list[np.ndarray]
+
+
+class Result(NamedTuple):
+    """probability: (Z, Y, X) float16, of the volume turned to the patient."""
+
+    wanted: Object3d
+    probability: np.ndarray
+    propagated: Propagated
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", required=True, type=Path, help="a volume, or a folder with the files of one DICOM series")
+    parser.add_argument("--output", type=Path,
+                        help=f"a label volume ({' '.join(ENDINGS)}); default: workdir/volumes/{{name}}_labels.nii.gz")
+    parser.add_argument("--frame", type=int, help="of a 4D volume, from 0")
+    group = parser.add_argument_group("prompts: a file, or flags, which are one object")
+    group.add_argument("--prompts", type=Path, metavar="FILE", help="JSON, see above")
+    group.add_argument("--box", type=float, nargs=6, action="append", metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"))
+    group.add_argument("--point", type=float, nargs=3, action="append", metavar=("X", "Y", "Z"), help="a click on the object")
+    group.add_argument("--background", type=float, nargs=3, action="append", metavar=("X", "Y", "Z"),
+                       help="a click off the object")
+    group.add_argument("--axis", choices=[*AXES], default="z", help="that slices are perpendicular to; default: %(default)s")
+    group = parser.add_argument_group("intensities, which should be as those of the training data")
+    group.add_argument("--window", nargs="+", metavar="WORD",
+                       help=f"centre and width, such as 40 400, or one of {', '.join(WINDOWS)}; default: minimum to maximum")
+    group.add_argument("--scale", choices=["slice", "volume"], default="slice",
+                       help="whose minimum and maximum; default: %(default)s")
+    group = parser.add_argument_group("from slice to slice")
+    rule = Rule()
+    group.add_argument("--carry", nargs="+", choices=CARRIED, default=[*rule.carry],
+                       help=f"what the last mask says to the next slice; default: {' '.join(rule.carry)}")
+    group.add_argument("--margin", type=float, default=rule.margin,
+                       help="share of its sides by which a box is widened; default: %(default)s")
+    group.add_argument("--least_iou", type=float, default=rule.least_iou,
+                       help="predicted, below which the object has ended; default: %(default)s")
+    group.add_argument("--least_area", type=int, default=rule.least_area, help="in pixels; default: %(default)s")
+    group.add_argument("--shrink", type=float, default=rule.shrink,
+                       help="least area as a share of the last slice's; default: %(default)s")
+    group.add_argument("--grow", type=float, default=rule.grow,
+                       help="largest area as a share of the last slice's; default: %(default)s")
+    add_flag(group, "--fuse", False, "look again along the other two axes, and take the mean of the three")
+    add_model_flags(parser)
+    add_backend_flags(parser)
+    args = parser.parse_args(argv)
+    if bool(args.prompts) == bool(args.box or args.point):
+        parser.error("say what to segment: either --prompts FILE, or --box and --point")
+    if not 0 <= args.shrink < 1 < args.grow:
+        parser.error("--shrink must be between 0 and 1, and --grow above 1")
+    args.output = args.output or Path("workdir/volumes") / f"{stem_of(args.input)}_labels.nii.gz"
+    if not args.output.name.endswith(ENDINGS):
+        parser.error(f"--output {args.output}: its name must end in {', '.join(ENDINGS)}")
+    return args
+
+
+def stem_of(path: Path) -> str:
+    """ct.nii.gz -> ct"""
+    name = path.resolve().name
+    return next((name.removesuffix(ending) for ending in (*ENDINGS, ".nhdr", ".dcm") if name.endswith(ending)), name)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (DataError, CheckpointError, UsageError) as error:
+        finish(error)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.input.is_dir():
+        check_output(args.output, args.input)
+    stored = read_scan(files_of(args.input), args.frame)
+    if args.output.exists() and args.input.is_file() and args.output.samefile(args.input):
+        raise UsageError(f"--output {args.output}: is the volume itself; choose another name")
+    objects = objects_of_file(args.prompts, args.axis) if args.prompts else [object_of_flags(args)]
+    for one in objects:
+        check_inside(one, stored.GetSize(), str(args.prompts or args.input))
+    scan = canonical(stored)
+    array = sitk.GetArrayFromImage(scan)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{args.input}: has voxels that are no finite numbers; replace them")
+    rule = Rule(tuple(args.carry), args.margin, args.least_iou, args.least_area, args.shrink, args.grow)
+    intensity = Intensity(parse_window(args.window) if args.window else None, args.scale == "volume")
+    predictor = SamPredictor(load_segmenter(args))
+    along = {axis: Slices(predictor, array, 2 - AXES.index(axis), intensity) for axis in AXES}
+
+    results = []
+    with tqdm(unit="slice", dynamic_ncols=True) as bar:
+        for one in objects:
+            bar.set_description(one.name)
+            try:
+                results.append(segment(one, along, stored, scan, rule, args.fuse, bar.update))
+            except PromptError as error:
+                raise DataError(f"{args.prompts or args.input}: {one.name}: {error}") from error
+    labels = label_volume(results, array.shape)
+    write_labels(args.output, labels, scan, stored)
+    base = args.output.with_name(stem_of(args.output))
+    rows = [row_of(result, labels, stored, scan) for result in results]
+    with replacing(base.with_name(f"{base.name}.csv")) as path, open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        print(f"{row['name']}: {row['voxels']} voxels, {row['millilitres']} ml, slices {row['first_slice']} to "
+              f"{row['last_slice']} along {row['axis']} ({row['first_end']}; {row['last_end']}), "
+              f"predicted IoU {row['mean_predicted_iou']}")
+    write_picture(base.with_name(f"{base.name}.png"), picture(results, along, labels))
+    print(f"labels: {args.output}")
+
+
+def files_of(source: Path) -> str | list[str]:
+    """A volume, or the files of a DICOM folder. Raises DataError."""
+    if source.is_dir():
+        files = sorted(str(path) for path in source.iterdir() if path.is_file())
+        if not files:
+            raise DataError(f"{source}: holds no files; give a volume, or the folder of one DICOM series")
+        return files
+    if not source.exists():
+        raise DataError(f"{source}: does not exist; give a volume, or the folder of one DICOM series")
+    return str(source)
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def object_of_flags(args: argparse.Namespace) -> Object3d:
+    clicks = [*(args.point or []), *(args.background or [])]
+    labels = [FOREGROUND] * len(args.point or []) + [BACKGROUND] * len(args.background or [])
+    boxes = [np.array(box) for box in args.box or []]
+    return Object3d(1, "object", args.axis, np.array(clicks, float).reshape(-1, 3), np.array(labels, int), boxes)
+
+
+def objects_of_file(path: Path, axis: str) -> list[Object3d]:
+    """axis: of objects that name none. Raises DataError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); correct it") from error
+    entries = content.get("objects") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f'{path}: must hold {{"objects": [...]}}, with at least one; see scripts/segment_volume.py --help')
+    objects = [_from_entry(entry, number, axis, f"{path}: object {number}") for number, entry in enumerate(entries, start=1)]
+    labels = [one.label for one in objects]
+    if len({*labels}) < len(labels):
+        raise DataError(f"{path}: two objects have the same label; give each its own")
+    return objects
+
+
+def _from_entry(entry: object, number: int, axis: str, where: str) -> Object3d:
+    known = {"label", "name", "axis", "points", "point_labels", "boxes"}
+    if not isinstance(entry, dict) or entry.keys() - known:
+        raise DataError(f"{where} must hold {', '.join(sorted(known))} and nothing else")
+    label, axis = entry.get("label", number), entry.get("axis", axis)
+    if type(label) is not int or not 1 <= label <= 65535:
+        raise DataError(f"{where}: label must be a whole number from 1 to 65535")
+    if axis not in [*AXES]:
+        raise DataError(f"{where}: axis must be x, y or z")
+    points = _numbers(entry.get("points", []), 3, f"{where}: points")
+    boxes = _numbers(entry.get("boxes", []), 6, f"{where}: boxes")
+    labels = entry.get("point_labels", [FOREGROUND] * len(points))
+    if not isinstance(labels, list) or len(labels) != len(points) or any(one not in (0, 1) for one in labels):
+        raise DataError(f"{where}: point_labels must be 1 (on the object) or 0 (off it), one for each point")
+    if not len(points) and not len(boxes):
+        raise DataError(f"{where} has neither points nor boxes; add one")
+    return Object3d(label, str(entry.get("name", f"object {number}")), axis, points, np.array(labels, int), [*boxes])
+
+
+def _numbers(values: object, width: int, where: str) -> np.ndarray:
+    try:
+        return np.array(values, float).reshape(-1, width)
+    except (TypeError, ValueError):
+        raise DataError(f"{where} must be a list of rows of {width} numbers") from None
+
+
+def check_inside(one: Object3d, size: Sequence[int], where: str) -> None:
+    """size: of the stored volume, xyz. Raises DataError."""
+    extent = f"the volume of {' x '.join(map(str, size))} voxels"
+    for point in one.points:
+        if not ((point >= 0) & (point < size)).all():
+            raise DataError(f"{where}: point {_text(point)} of {one.name} lies outside {extent}")
+    for box in one.boxes:
+        if not (box[:3] < box[3:]).all():
+            raise DataError(f"{where}: box {_text(box)} of {one.name} is empty; give x0 y0 z0 x1 y1 z1, the last three one past "
+                            "the last voxel")
+        if not ((box[:3] >= 0) & (box[3:] <= size)).all():
+            raise DataError(f"{where}: box {_text(box)} of {one.name} reaches outside {extent}")
+
+
+def _text(values: np.ndarray) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def seeds_of(one: Object3d, stored: sitk.Image, scan: sitk.Image, sliced: Slices,
+             ) -> tuple[dict[int, ObjectPrompt], tuple[int, int] | None]:
+    """-> what is said of the object on each slice, in pixels as `upright`; and of a rough box the first slice and one past
+    the last.
+
+    Raises PromptError: boxes that contradict each other.
+    """
+    axis = 2 - sliced.axis                                      # of xyz
+    points = turned(one.points, stored, scan)
+    boxes = []
+    for box in one.boxes:
+        corners = turned(box.reshape(2, 3) - 0.5, stored, scan) + 0.5       # edges of voxels, not their centres
+        boxes.append(np.concatenate([corners.min(axis=0), corners.max(axis=0)]))
+    clicks: dict[int, list[tuple[np.ndarray, int]]] = {}
+    for point, label in zip(points, one.labels):
+        clicks.setdefault(int(np.rint(point[axis])), []).append((point, int(label)))
+    on_slices: dict[int, np.ndarray] = {}
+    rough = [box for box in boxes if box[3 + axis] - box[axis] > 1.5]
+    if len(rough) > 1:
+        raise PromptError("has more than one box that is thicker than a slice; give one rough box, or boxes on single slices")
+    for box in boxes:
+        number = int((box[axis] + box[3 + axis]) // 2)
+        if rough and box is rough[0] and (clicks or len(boxes) > 1):
+            continue                                            # other prompts say where to start; it only bounds
+        if number in on_slices:
+            raise PromptError(f"has two boxes on slice {number}; give one")
+        on_slices[number] = box
+    bounds = (int(np.floor(rough[0][axis] + 0.5)), int(np.ceil(rough[0][3 + axis] - 0.5))) if rough else None
+    seeds = {}
+    for number in sorted(clicks.keys() | on_slices.keys()):
+        here = clicks.get(number, [])
+        box = on_slices.get(number)
+        seeds[number] = ObjectPrompt(
+            np.array([in_slice(point, sliced) for point, _ in here], np.float32) if here else None,
+            np.array([label for _, label in here]) if here else None,
+            None if box is None else box_in_slice(box, sliced),
+        )
+    outside = [number for number in seeds if bounds and not bounds[0] <= number < bounds[1]]
+    if outside:
+        raise PromptError(f"is prompted on slice {outside[0]}, outside its rough box")
+    without = [number for number, prompt in seeds.items() if prompt.box is None and not (prompt.labels == FOREGROUND).any()]
+    if without:
+        raise PromptError(f"has only background clicks on slice {without[0]}; add one on the object, or a box")
+    return seeds, bounds
+
+
+def turned(points: np.ndarray, here: sitk.Image, there: sitk.Image) -> np.ndarray:
+    """(P, 3) voxels xyz of one volume -> of the other, which differs in how its axes run."""
+    places = [here.TransformContinuousIndexToPhysicalPoint(point.tolist()) for point in points]
+    return np.array([there.TransformPhysicalPointToContinuousIndex(place) for place in places]).reshape(-1, 3)
+
+
+def in_slice(point: np.ndarray, sliced: Slices) -> tuple[float, float]:
+    """xyz -> xy of the pixel in the slice as it is looked at."""
+    x, y = (value for axis, value in enumerate(point) if axis != 2 - sliced.axis)
+    return x, y if sliced.axis == 0 else sliced.size[0] - 1 - y
+
+
+def box_in_slice(box: np.ndarray, sliced: Slices) -> np.ndarray:
+    """x0 y0 z0 x1 y1 z1 -> x0 y0 x1 y1 in the slice as it is looked at, clipped to it."""
+    in_plane = [axis for axis in range(3) if axis != 2 - sliced.axis]
+    (x0, y0), (x1, y1) = box[:3][in_plane], box[3:][in_plane]
+    height, width = sliced.size
+    if sliced.axis != 0:
+        y0, y1 = height - y1, height - y0
+    return np.array([max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)], np.float32)
+
+
+# ---------------------------------------------------------------- objects
+
+
+def segment(one: Object3d, along: dict[str, Slices], stored: sitk.Image, scan: sitk.Image, rule: Rule, fused: bool,
+            progress: Callable[[], object]) -> Result:
+    """Raises PromptError."""
+    sliced = along[one.axis]
+    seeds, bounds = seeds_of(one, stored, scan, sliced)
+    propagated = propagate(sliced, seeds, rule, bounds, progress)
+    volume = sliced.assemble(propagated.slices)
+    if fused:
+        volumes, covered = [volume], [_covered(sliced, propagated.slices)]
+        for other in along.values():
+            if other is not sliced:
+                again = refine_along(other, volume > 0.5, rule, progress)
+                volumes.append(other.assemble(again))
+                covered.append(_covered(other, again))
+        volume = fuse(volumes, covered)
+    return Result(one, volume, propagated)
+
+
+def _covered(sliced: Slices, slices: dict) -> np.ndarray:
+    """Where an axis has looked: bool, broadcastable to the volume."""
+    seen = np.zeros(len(sliced), bool)
+    seen[list(slices)] = True
+    return seen.reshape([-1 if axis == sliced.axis else 1 for axis in range(3)])
+
+
+def label_volume(results: list[Result], shape: tuple[int, ...]) -> np.ndarray:
+    """(Z, Y, X) uint8, or uint16 for labels above 255. Where objects overlap, the more probable one."""
+    labels = np.zeros(shape, np.uint8 if max(result.wanted.label for result in results) < 256 else np.uint16)
+    highest = np.full(shape, 0.5, np.float16)
+    for result in results:
+        here = result.probability > highest
+        labels[here] = result.wanted.label
+        np.maximum(highest, result.probability, out=highest)
+    return labels
+
+
+def row_of(result: Result, labels: np.ndarray, stored: sitk.Image, scan: sitk.Image) -> dict[str, object]:
+    """What the table says of an object. Slices are numbered as in the stored volume."""
+    voxels = int((labels == result.wanted.label).sum())
+    slices, axis = result.propagated.slices, AXES.index(result.wanted.axis)
+    places = np.zeros((2, 3))
+    places[:, axis] = min(slices), max(slices)
+    before, after = turned(places, scan, stored)
+    numbers = np.rint([before, after])[:, np.abs(after - before).argmax()].astype(int).tolist()
+    (first, first_end), (last, last_end) = sorted(zip(numbers, result.propagated.ends), key=lambda end: end[0])
+    return {
+        "label": result.wanted.label, "name": result.wanted.name, "voxels": voxels,
+        "millilitres": round(voxels * float(np.prod(scan.GetSpacing())) / 1000, 3), "axis": result.wanted.axis,
+        "first_slice": first, "last_slice": last, "first_end": first_end, "last_end": last_end,
+        "mean_predicted_iou": round(float(np.mean([one.iou for one in slices.values()])), 3),
+    }
+
+
+def picture(results: list[Result], along: dict[str, Slices], labels: np.ndarray) -> np.ndarray:
+    """Slices spread over all objects, along the axis of the first, with every object drawn in."""
+    sliced = along[results[0].wanted.axis]
+    present = np.flatnonzero((labels > 0).any(axis=tuple(i for i in range(3) if i != sliced.axis)))
+    if len(present):
+        numbers = present[np.linspace(0, len(present) - 1, min(SHOWN, len(present))).round().astype(int)]
+    else:
+        numbers = [len(sliced) // 2]
+    tiles = []
+    for number in numbers:
+        cut = upright(np.take(labels, number, sliced.axis), sliced.axis)
+        image = np.repeat(sliced.image(number)[..., None], 3, axis=2)
+        masks = [cut == result.wanted.label for result in results]
+        tiles.append(overlay(image, masks, names=[result.wanted.name for result in results]))
+    return drawing.grid(tiles, columns=4)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From any source to the layout that train.py reads."""

@@ -1,0 +1,141 @@
+"""Names of the values of label maps."""
+
+import csv
+import json
+import os
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from sam_med2d.data.reading import DataError
+from sam_med2d.utils import UsageError
+
+BACKGROUND = 0
+SHOWN = 8       # values that an error lists
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the values of a label map mean.
+
+    names: ((class, (value, ...)), ...); a class of several values is their union. None: every value is a class of its own.
+    ignored: values that are no object, beside BACKGROUND.
+    unknown: "error" or "ignore", for values that are in neither.
+    instances: the class of all values, each of which is one object of it; empty: values are classes.
+    colours: the values are colours, 0xRRGGBB.
+    """
+
+    names: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    ignored: tuple[int, ...] = ()
+    unknown: str = "error"
+    instances: str = ""
+    colours: bool = False
+
+    def present(self, values: np.ndarray, path: str) -> list[tuple[str, tuple[int, ...]]]:
+        """Values of one label map -> [(class, its values), ...]. Raises DataError for values that are unknown."""
+        values = [int(v) for v in values if v != BACKGROUND and v not in self.ignored]
+        if self.instances:
+            return [(self.instances, (v,)) for v in values]
+        if self.names is None:
+            return [(f"label_{v:03d}", (v,)) for v in values]
+        known = {v for _, of_class in self.names for v in of_class}
+        strange = [v for v in values if v not in known]
+        if strange and self.unknown == "error":
+            raise DataError(f"{path}: has values that no class is named for: {self.show(strange)}; add them to --classes, "
+                            "or give --ignore_values or --unknown_values ignore")
+        return [(name, of_class) for name, of_class in self.names if set(of_class) & set(values)]
+
+    def show(self, values: list[int]) -> str:
+        shown = ", ".join(f"#{v:06x}" if self.colours else str(v) for v in values[:SHOWN])
+        return shown + (f" and {len(values) - SHOWN} more" if len(values) > SHOWN else "")
+
+
+def parse_classes(words: list[str]) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], bool]:
+    """Of --classes: name=value words, or one file -> (names for Classes, whether the values are colours).
+
+    Values are numbers, or colours as #rrggbb or [r, g, b]. Files: JSON of {name: value}, {value: name} or {name: [value,
+    ...]}, also under the key "labels" (a dataset.json); CSV with a line a class: name,value or name,r,g,b.
+    Background is not a class: named or not, value 0 (black) is left out.
+    Raises UsageError.
+    """
+    if len(words) == 1 and "=" not in words[0]:
+        pairs = _read_table(words[0])
+    else:
+        pairs = [tuple(word.rsplit("=", 1)) for word in words]
+        if any(len(pair) != 2 for pair in pairs):
+            raise UsageError(f"--classes {' '.join(words)}: give name=value words, or one file of JSON or CSV")
+    names: dict[str, tuple[int, ...]] = {}
+    kinds = set()
+    for name, value in pairs:
+        values, colour = _parse_values(name, value)
+        kinds.add(colour)
+        if name.lower() in ("background", "clear label") or values == (BACKGROUND,):
+            continue
+        if name in names:
+            raise UsageError(f"--classes: '{name}' is named twice; give each class once")
+        names[name] = values
+    if len(kinds) > 1:
+        raise UsageError("--classes: some values are colours and some are numbers; give one kind")
+    if not names:
+        raise UsageError("--classes: names no class but background")
+    return tuple(names.items()), kinds == {True}
+
+
+def _parse_values(name: str, value: object) -> tuple[tuple[int, ...], bool]:
+    """-> the values of one class, and whether they are colours."""
+    try:
+        if isinstance(value, str) and value.startswith("#"):
+            if not re.fullmatch("#[0-9a-fA-F]{6}", value):
+                raise ValueError
+            return (int(value[1:], 16),), True
+        if isinstance(value, list) and value and isinstance(value[0], str) and value[0].startswith("#"):
+            return tuple(_parse_values(name, v)[0][0] for v in value), True
+        if isinstance(value, dict) and "rgb" in value:
+            red, green, blue = map(int, value["rgb"])
+            return (red << 16 | green << 8 | blue,), True
+        values = tuple(int(v) for v in (value if isinstance(value, list) else [value]))
+    except (TypeError, ValueError):
+        raise UsageError(f"--classes: '{name}' has the value {value!r}; give a number, or a colour such as #ff8000") from None
+    if not values or min(values) < 0:
+        raise UsageError(f"--classes: '{name}' has the value {value!r}; values are 0 or more")
+    return values, False
+
+
+def _read_table(path: str) -> list[tuple[str, object]]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--classes {path}: cannot be read ({error}); give name=value words, or a file of JSON or "
+                         "CSV") from error
+    if os.path.splitext(path)[1].lower() == ".json":
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise UsageError(f"--classes {path}: not valid JSON ({error})") from error
+        table = content.get("labels", content) if isinstance(content, dict) else None
+        if not isinstance(table, dict):
+            raise UsageError(f"--classes {path}: must hold {{name: value}}")
+        if all(isinstance(name, str) and re.fullmatch(r"\d+", value) for value, name in table.items()):
+            return [(name, int(value)) for value, name in table.items()]
+        return list(table.items())
+    pairs = []
+    for line in csv.reader(text.splitlines()):
+        cells = [cell.strip() for cell in line]
+        if not any(cells) or cells[0].startswith("#") or (cells[1:] and not re.match(r"[#\d]", cells[1])):     # a heading
+            continue
+        if len(cells) == 4:
+            pairs.append((cells[0], {"rgb": cells[1:]}))
+        elif len(cells) == 2:
+            pairs.append((cells[0], cells[1]))
+        else:
+            raise UsageError(f"--classes {path}: '{','.join(line)}' must be name,value or name,r,g,b")
+    return pairs
+
+
+def values_in(labels: np.ndarray) -> np.ndarray:
+    """Distinct values of an array, ascending. Faster than np.unique where the type is small."""
+    if labels.dtype in (np.uint8, np.uint16):
+        return np.flatnonzero(np.bincount(labels.ravel()))
+    return np.unique(labels)

@@ -1,0 +1,1 @@
+"""From a JSON index to batches."""

@@ -1,0 +1,1 @@
+"""From scores to rows, tables, curves and the report."""

@@ -1,0 +1,1 @@
+"""ONNX graphs and files, and their comparison with PyTorch."""

@@ -1,0 +1,118 @@
+"""What the two export scripts share: their flags, and the end of every export, a comparison with the eager model."""
+
+import argparse
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from sam_med2d.data.index import find_index, read_index
+from sam_med2d.data.reading import DataError, read_image
+from sam_med2d.export.graphs import approximate_gelu
+from sam_med2d.export.onnx_files import HALF, PARITY, agreement, describe, dice_table, halve, placed, save
+from sam_med2d.export.quantize import quantize
+from sam_med2d.image_files import find_images
+from sam_med2d.inference.backends import OnnxRuntimeSession, Session
+from sam_med2d.inference.models import add_model_flags, load_model
+from sam_med2d.utils import UsageError
+from segment_anything import Sam
+
+COMPARED = 3        # images, in the comparison with the eager model
+
+Differences = Callable[[Session, list[np.ndarray]], float]                          # prints, and gives the largest
+Feeds = Callable[[Session, list[np.ndarray]], list[dict[str, np.ndarray]]]          # the graph's inputs for some images
+Served = Callable[[Sam, Session], Sam]                                              # the model with this part replaced
+
+
+def add_export_flags(parser: argparse.ArgumentParser) -> None:
+    add_model_flags(parser)
+    parser.set_defaults(device="cpu")
+    group = parser.add_argument_group("file")
+    group.add_argument("--output", required=True, type=Path, metavar="FILE.onnx")
+    group.add_argument("--opset", type=int, default=17, help="14 to 20; default: %(default)s")
+    group.add_argument("--precision", choices=["float32", *HALF], default="float32",
+                       help="of the stored weights; a file half as large that computes in float32 (or as the runtime is told)")
+    group.add_argument("--gelu-approximate", action="store_true", help="tanh in place of erf in GELU")
+    group = parser.add_argument_group("int8")
+    group.add_argument("--quantize", action="store_true", help="write a static int8 file as well, as {output}.int8.onnx")
+    group.add_argument("--quantize-out", type=Path, metavar="FILE.onnx", help="the same, with a name of your own")
+    group.add_argument("--calibration_path", type=Path, metavar="FOLDER",
+                       help="images that ranges are taken from: a data folder (its train split), or any; default: --data_path")
+    group.add_argument("--calibration_images", type=int, default=32, help="at most; default: %(default)s")
+    group = parser.add_argument_group("comparison with the eager model")
+    group.add_argument("--data_path", type=Path, default=Path(__file__).parents[2] / "data_demo", metavar="FOLDER",
+                       help="its images are compared on, and its test split gives the Dice of int8; default: data_demo")
+
+
+def load_for_export(args: argparse.Namespace) -> Sam:
+    """The model, with the GELU that was asked for. Raises CheckpointError, UsageError."""
+    if args.calibration_images < 1:
+        raise UsageError("--calibration_images must be at least 1")
+    model = load_model(args).eval().requires_grad_(False)
+    if args.gelu_approximate:
+        approximate_gelu(model)
+    return model
+
+
+def images_of(folder: Path, split: str, count: int) -> list[np.ndarray]:
+    """Up to `count` images, spread evenly over a data folder's split, or over a plain folder. BGR. Raises DataError."""
+    try:
+        find_index(str(folder), split)
+    except DataError:
+        root, names = find_images(folder)
+        paths = [str(root / name) for name in names]
+    else:
+        index = read_index(folder, split)
+        paths = [index.path(index[i][0]) for i in range(len(index))]
+    chosen = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)
+    return [read_image(paths[i]) for i in chosen]
+
+
+def write(args: argparse.Namespace, model: Sam, proto: onnx.ModelProto, differences: Differences, feeds: Feeds,
+          served: Served, **facts: object) -> None:
+    """Write the file, and the int8 one beside it, each after its comparison. Raises UsageError where float32 is not equal."""
+    images = images_of(args.data_path, "test", COMPARED)
+    facts = {"image_size": model.image_size, "channels": "BGR", "source": Path(args.sam_checkpoint).name, **facts}
+    with placed(args.output) as path:
+        describe(proto, **facts, precision=args.precision)
+        stored = proto
+        if args.precision != "float32":
+            stored = copy.deepcopy(proto)       # int8 is made from float32
+            halve(stored, args.precision)
+        save(stored, path)
+        session = OnnxRuntimeSession(path)
+        print(f"compared with the eager model on {len(images)} images of {args.data_path}:")
+        largest = differences(session, images)
+        if args.precision == "float32" and not largest <= PARITY:
+            raise UsageError(f"{args.output}: not written, because it differs from the eager model by {largest:.1e}; "
+                             f"float32 may differ by {PARITY:.0e}")
+        if args.precision != "float32":
+            print(f"mean Dice between the masks of {args.precision} and float32: {agreement(model, served(model, session), images):.4f}")
+    print(f"{args.output}: {args.precision}, {_megabytes(args.output)}, largest difference {largest:.1e}")
+    if args.quantize or args.quantize_out:
+        _write_int8(args, model, proto, feeds, served, images, facts)
+
+
+def _write_int8(args: argparse.Namespace, model: Sam, proto: onnx.ModelProto, feeds: Feeds, served: Served,
+                images: list[np.ndarray], facts: dict[str, object]) -> None:
+    output = args.quantize_out or args.output.with_suffix(".int8.onnx")
+    calibration = images_of(args.calibration_path or args.data_path, "train", args.calibration_images)
+    print(f"int8: calibrating on {len(calibration)} images of {args.calibration_path or args.data_path}")
+    quantized = quantize(proto, iter(feeds(OnnxRuntimeSession(args.output), calibration)))
+    describe(quantized, **facts, precision="int8")
+    with placed(output) as path:
+        save(quantized, path)
+        int8 = served(model, OnnxRuntimeSession(path))
+        print(f"mean Dice between the masks of int8 and float32: {agreement(model, int8, images):.4f}")
+        try:
+            dice_table({"float32, eager": model, "int8, ONNX Runtime": int8}, args.data_path, model.image_size)
+        except DataError as error:
+            print(f"no Dice against true masks: {error}")
+    print(f"{output}: int8, {_megabytes(output)}")
+
+
+def _megabytes(path: Path) -> str:
+    data = path.with_name(f"{path.name}.data")
+    return f"{(path.stat().st_size + (data.stat().st_size if data.exists() else 0)) / 1e6:.1f} MB"

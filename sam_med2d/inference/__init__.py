@@ -1,0 +1,1 @@
+"""Open a model or an exported file, and annotate with it."""

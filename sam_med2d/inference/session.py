@@ -1,0 +1,255 @@
+"""What one person does in the app, without the app: an image, its objects, clicks and boxes, undo, and files to take away.
+
+    session = AnnotationSession({"adapters": model})
+    session.open("scan.nii.gz")
+    session.click(80, 90, foreground=True)
+    session.undo()
+    session.save(Path("out"))
+
+Coordinates are pixels of the picture, x before y; boxes are x0 y0 x1 y1, x1 and y1 one past the last.
+"""
+
+import base64
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam_med2d.coco import Annotations
+from sam_med2d.data.reading import DataError, read_image
+from sam_med2d.image_files import OPACITY, colour_of, write_picture
+from segment_anything import SamPredictor
+from segment_anything.files import replacing
+from segment_anything.images import ImageError, to_bgr
+from segment_anything.predictor import Segmenter
+
+VOLUMES = (".nii", ".nii.gz", ".dcm", ".nrrd", ".mha", ".mhd")
+MOST_PIXELS = 2**29         # of an upload with all its slices
+MOST_OBJECTS = 255          # a label map of 8 bits
+
+
+class Scan(NamedTuple):
+    """slices: (Z, H, W), of any numbers, or (Z, H, W, 3) RGB.
+
+    turned, stored: of a volume, SimpleITK images: turned to the patient, as the slices are, and as the file has it.
+    """
+
+    name: str
+    slices: np.ndarray
+    turned: object | None = None
+    stored: object | None = None
+
+    def picture(self, number: int) -> np.ndarray:
+        """(H, W, 3) uint8 BGR. More than 8 bits are scaled from the slice's own minimum and maximum."""
+        return to_bgr(self.slices[number], "RGB")
+
+
+def read_upload(path: str | Path) -> Scan:
+    """A picture, or a volume whose axial slices become the pictures. Raises DataError."""
+    path = Path(path)
+    name = path.name.lower()
+    if not name.endswith(VOLUMES) and not _is_dicom(path):
+        return Scan(path.name, read_image(str(path))[None, ..., ::-1])
+    try:
+        import SimpleITK
+
+        from sam_med2d.convert.volumes import canonical, read_scan
+    except ImportError as error:
+        raise DataError(f"{path.name}: volumes and DICOM need more packages: pip install -r requirements-data.txt") from error
+    stored = read_scan(str(path))
+    if np.prod(stored.GetSize()) > MOST_PIXELS:
+        raise DataError(f"{path.name}: has more than {MOST_PIXELS // 10**6} million voxels; crop it first")
+    turned = canonical(stored)
+    return Scan(path.name, SimpleITK.GetArrayViewFromImage(turned), turned, stored)
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+@dataclass
+class Action:
+    """One click or box on an object, all prompts of that object on that slice so far, and what came of them."""
+
+    object: int
+    slice: int
+    points: list[tuple[float, float]]
+    labels: list[int]
+    box: tuple[float, ...] | None
+    mask: np.ndarray            # (H, W) bool
+    iou: float                  # predicted
+    low_res: np.ndarray         # (S/4, S/4) logits, fed back with the next click
+
+
+@dataclass
+class AnnotationSession:
+    """models: by name; the first is used until `use` chooses another. Every slice is encoded once for each."""
+
+    models: dict[str, Segmenter]
+    scan: Scan | None = None
+    slice: int = 0
+    objects: list[str] = field(default_factory=lambda: ["object 1"])        # names
+    current: int = 0
+    model: str = ""
+    actions: list[Action] = field(default_factory=list)
+    embeddings: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    saved_in: object | None = None      # a TemporaryDirectory that lives as long as the session
+
+    def __post_init__(self) -> None:
+        self.model = self.model or next(iter(self.models))
+
+    # ---------------------------------------------------------------- what is shown
+
+    def open(self, path: str | Path) -> None:
+        """Raises DataError, with the session as it was."""
+        scan = read_upload(path)
+        try:
+            scan.picture(len(scan.slices) // 2)
+        except ImageError as error:
+            raise DataError(f"{scan.name}: {error}") from error
+        self.scan, self.slice = scan, len(scan.slices) // 2
+        self.objects, self.current, self.actions, self.embeddings = ["object 1"], 0, [], {}
+
+    def add_object(self, name: str = "") -> None:
+        """Raises DataError where there are too many."""
+        if len(self.objects) == MOST_OBJECTS:
+            raise DataError(f"{MOST_OBJECTS} objects are the most that a label map holds")
+        self.objects.append(name.strip() or f"object {len(self.objects) + 1}")
+        self.current = len(self.objects) - 1
+
+    def rename(self, name: str) -> None:
+        self.objects[self.current] = name.strip() or self.objects[self.current]
+
+    def last(self, number: int, on_slice: int | None = None) -> Action | None:
+        """What holds for an object on a slice; by default on the one that is shown."""
+        wanted = self.slice if on_slice is None else on_slice
+        found = [action for action in self.actions if (action.object, action.slice) == (number, wanted)]
+        return found[-1] if found else None
+
+    def shown(self) -> dict[int, Action]:
+        """{object: what holds for it on the slice that is shown}."""
+        found = {number: self.last(number) for number in range(len(self.objects))}
+        return {number: action for number, action in found.items() if action is not None}
+
+    # ---------------------------------------------------------------- what people do
+
+    def click(self, x: float, y: float, foreground: bool) -> Action:
+        """Added to the earlier prompts of the object on this slice; their mask is fed back. Raises PromptError, DataError."""
+        before = self.last(self.current)
+        points, labels = ([*before.points], [*before.labels]) if before else ([], [])
+        return self._predict([*points, (x, y)], [*labels, int(foreground)], before.box if before else None,
+                             before.low_res if before else None)
+
+    def draw_box(self, x0: float, y0: float, x1: float, y1: float) -> Action:
+        """Starts the object on this slice anew. Raises PromptError, DataError."""
+        return self._predict([], [], (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), None)
+
+    def undo(self) -> None:
+        """Take back the last click or box, whichever object it was for; its object and slice are shown."""
+        if self.actions:
+            action = self.actions.pop()
+            self.current, self.slice = action.object, action.slice
+
+    def reset(self) -> None:
+        """Forget all objects, on all slices."""
+        self.objects, self.current, self.actions = ["object 1"], 0, []
+
+    def predictor(self) -> SamPredictor:
+        """Of the slice that is shown, which is encoded where it was not yet. Raises DataError."""
+        if self.scan is None:
+            raise DataError("open an image first")
+        predictor, key = SamPredictor(self.models[self.model]), (self.model, self.slice)
+        if key in self.embeddings:
+            predictor.set_embedding(self.embeddings[key], self.scan.slices.shape[1:3])
+        else:
+            try:
+                predictor.set_image(self.scan.picture(self.slice), "BGR")
+            except ImageError as error:
+                raise DataError(f"{self.scan.name}, slice {self.slice}: {error}") from error
+            self.embeddings[key] = predictor.get_image_embedding()
+        return predictor
+
+    def _predict(self, points: list[tuple[float, float]], labels: list[int], box: tuple[float, ...] | None,
+                 low_res: np.ndarray | None) -> Action:
+        with torch.inference_mode():
+            masks, iou, logits = self.predictor().predict(points or None, labels or None, box, low_res)
+        best = int(iou.argmax())
+        action = Action(self.current, self.slice, points, labels, box, masks[best], float(iou[best]), logits[best])
+        self.actions.append(action)
+        return action
+
+    # ---------------------------------------------------------------- pictures and files
+
+    def html(self) -> str:
+        """The slice with masks, and prompts as vectors above it: one element that fits its column."""
+        if self.scan is None:
+            return "<div class='empty'>Open an image, or choose an example.</div>"
+        picture = self.scan.picture(self.slice).copy()
+        height, width = picture.shape[:2]
+        marks, unit = [], max(height, width) / 256      # sizes of marks follow the picture's
+        for number, action in self.shown().items():
+            b, g, r = colour_of(number)
+            tinted = (1 - OPACITY) * picture[action.mask] + OPACITY * np.array((b, g, r))
+            picture[action.mask] = np.round(tinted).astype(np.uint8)
+            outlines, _ = cv2.findContours(action.mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(picture, outlines, -1, (b, g, r), 1)
+            if action.box:
+                x0, y0, x1, y1 = action.box
+                marks.append(f"<rect x='{x0:g}' y='{y0:g}' width='{x1 - x0:g}' height='{y1 - y0:g}' fill='none' "
+                             f"stroke='rgb({r},{g},{b})' stroke-width='{unit:.2f}'/>")
+            marks += [f"<circle cx='{x + 0.5:g}' cy='{y + 0.5:g}' r='{2 * unit:.2f}' fill='{'#2ee62e' if label else '#ff3030'}' "
+                      f"stroke='rgb({r},{g},{b})' stroke-width='{0.7 * unit:.2f}'/>" for (x, y), label in zip(action.points, action.labels)]
+        data = base64.b64encode(cv2.imencode(".png", picture)[1].tobytes()).decode()
+        return (f"<div class='picture' data-width='{width}' data-height='{height}' style='aspect-ratio: {width} / {height}'>"
+                f"<img draggable='false' src='data:image/png;base64,{data}'>"
+                f"<svg viewBox='0 0 {width} {height}'>{''.join(marks)}<rect class='band'/></svg></div>")
+
+    def label_map(self, number: int) -> np.ndarray:
+        """(H, W) uint8 of one slice: 1 for the first object, and so on; the later ones lie above."""
+        labels = np.zeros(self.scan.slices.shape[1:3], np.uint8)
+        for place in range(len(self.objects)):
+            action = self.last(place, number)
+            if action is not None:
+                labels[action.mask] = place + 1
+        return labels
+
+    def save(self, folder: Path) -> list[Path]:
+        """Label maps as PNG (a file a slice with objects), as one NIfTI volume, and COCO. Raises DataError: nothing to save."""
+        slices = sorted({action.slice for action in self.actions})
+        if self.scan is None or not slices:
+            raise DataError("nothing to save yet: click on the image, or draw a box")
+        stem = Path(self.scan.name).name.removesuffix(".gz").rsplit(".", 1)[0]
+        many = len(self.scan.slices) > 1
+        annotations, written = Annotations(), []
+        for number in slices:
+            written.append(folder / (f"{stem}_{number:04d}_labels.png" if many else f"{stem}_labels.png"))
+            write_picture(written[-1], self.label_map(number))
+            file_name = f"{self.scan.name}#{number}" if many else self.scan.name
+            image = annotations.add_image(file_name, self.scan.slices.shape[1:3])
+            for place, name in enumerate(self.objects):
+                action = self.last(place, number)
+                if action is not None and action.mask.any():
+                    annotations.add_object(image, name, action.mask, action.iou)
+        written.append(folder / f"{stem}_coco.json")
+        with replacing(written[-1]) as temporary:
+            temporary.write_text(json.dumps(annotations.document, indent=1), encoding="utf-8")
+        written += self._save_volume(slices, folder / f"{stem}_labels.nii.gz")
+        return written
+
+    def _save_volume(self, slices: list[int], path: Path) -> list[Path]:
+        """The label volume on the grid of the file that was opened. -> [path], or nothing where SimpleITK is not installed."""
+        try:
+            from sam_med2d.convert.volumes import write_labels
+        except ImportError:
+            return []
+        labels = np.zeros(self.scan.slices.shape[:3], np.uint8)
+        for number in slices:
+            labels[number] = self.label_map(number)
+        write_labels(path, labels, self.scan.turned, self.scan.stored)
+        return [path]

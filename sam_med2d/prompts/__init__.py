@@ -1,0 +1,1 @@
+"""Clicks, boxes, modes by name, and who draws them."""

@@ -1,0 +1,66 @@
+"""The three terms of the loss, one value an object and output; where they are weighed and averaged is `objective`."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam_med2d.evaluation.metrics import iou
+from segment_anything import Prediction
+
+WEIGHTS = {"focal": 20.0, "dice": 1.0, "iou": 1.0}      # SAM paper, appendix A, "Losses"; SAM-Med2D paper, 3.3
+
+# Of the three guesses the best one learns from an object, and the others a little: a guess that is never the
+# best would otherwise never learn (relaxed winner-takes-all, Rupprecht et al. 2017, eq. 11).
+SHARE_OF_OTHERS = 0.1
+
+
+def focal(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
+    """Mean over pixels (Lin et al. 2017, eq. 5). logits, target: (N, K, H, W) float -> (N, K)."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    missing = 1 - torch.exp(-cross_entropy)                                 # 1 - p of the true class
+    weight = (2 * alpha - 1) * target + (1 - alpha)                         # alpha on the object, 1 - alpha off it
+    return (weight * missing**gamma * cross_entropy).mean(dim=(2, 3))
+
+
+def dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+    """1 - soft Dice (Milletari et al. 2016, eq. 2, with plain sums below). (N, K, H, W) float -> (N, K)."""
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum(dim=(2, 3))
+    size = probability.sum(dim=(2, 3)) + target.sum(dim=(2, 3))
+    return 1 - (2 * overlap + smooth) / (size + smooth)
+
+
+def iou_error(predicted_iou: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+    """Squared error of the predicted IoU. predicted_iou: (N, K); logits, target: (N, K, H, W) -> (N, K)."""
+    return (predicted_iou.float() - iou(logits.detach(), target, from_logits=True)) ** 2
+
+
+def objective(prediction: Prediction, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """What training lowers, averaged over objects.
+
+    prediction: all four outputs of N objects; logits: (N, 4, S, S), the same enlarged to the masks' size;
+    masks: (N, 1, S, S) bool. -> scalars: "loss" and its unweighted terms "focal", "dice", "iou".
+
+    Output 0 learns from every object; of outputs 1..3 the best one, see SHARE_OF_OTHERS. Every predicted IoU
+    learns, since it is what chooses between them.
+    """
+    logits = logits.float()
+    target = masks.float().expand_as(logits)
+    focal_terms, dice_terms = focal(logits, target), dice(logits, target)
+    cost = (WEIGHTS["focal"] * focal_terms + WEIGHTS["dice"] * dice_terms).detach()
+    share = output_shares(cost)
+    terms = {
+        "focal": (share * focal_terms).sum(dim=1).mean(),
+        "dice": (share * dice_terms).sum(dim=1).mean(),
+        "iou": iou_error(prediction.iou, logits, target).mean(),
+    }
+    return {"loss": sum(WEIGHTS[name] * term for name, term in terms.items()), **terms}
+
+
+def output_shares(cost: Tensor) -> Tensor:
+    """How much each output learns from an object. cost: (N, 4) -> (N, 4): half to output 0, half to the guesses."""
+    guesses = cost.shape[1] - 1
+    share = torch.full_like(cost, SHARE_OF_OTHERS / (guesses - 1))
+    share.scatter_(1, 1 + cost[:, 1:].argmin(dim=1, keepdim=True), 1 - SHARE_OF_OTHERS)
+    share[:, 0] = 1.0
+    return share / 2

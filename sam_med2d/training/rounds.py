@@ -1,0 +1,115 @@
+"""Rounds of simulated interaction: what one training batch does with its objects (SAM-Med2D paper, section 3.3).
+
+Round 0 starts from a box or a click, with the encoder in the graph; in the rounds that follow the annotator
+corrects the last prediction. Masks are (N, 1, S, S) bool, one row an object.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sam_med2d.evaluation.metrics import dice
+from sam_med2d.prompts.clicks import Clicks, boxes_of, clicks_on, corrective_clicks, join_clicks, shift_boxes
+from sam_med2d.training.losses import objective
+from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of
+
+
+class Round(NamedTuple):
+    """What came of one round.
+
+    kind: "start", "clicks" or "mask"; losses: the scalars of `losses.objective`; chosen: the output that goes on
+    to the next round, logits (N, 1, S/4, S/4); masks: (N, 1, S, S) bool, the same at full size; dice: (N,).
+    """
+
+    kind: str
+    losses: dict[str, Tensor]
+    chosen: Prediction
+    masks: Tensor
+    dice: Tensor
+
+
+class StartingPrompts(NamedTuple):
+    """Half of the objects start from a box, the others from one foreground click."""
+
+    box_rows: Tensor
+    boxes: Prompts
+    click_rows: Tensor
+    clicks: Prompts
+
+    def clicks_of_all(self) -> Clicks:
+        """Of every object, in order: absent ones where it started from a box."""
+        rows, device = len(self.box_rows) + len(self.click_rows), self.click_rows.device
+        points, labels = torch.zeros(rows, 1, 2, device=device), torch.full((rows, 1), ABSENT, device=device)
+        points[self.click_rows], labels[self.click_rows] = self.clicks.points, self.clicks.labels
+        return points, labels
+
+
+Uniform = Callable[[int, int], Tensor]      # (rows, columns) -> numbers in [0, 1) on the device
+
+
+def uniform_from(generator: torch.Generator) -> Uniform:
+    return lambda rows, columns: torch.rand(rows, columns, generator=generator, device=generator.device)
+
+
+def starting_prompts(masks: Tensor, uniform: Uniform, odd_from_box: bool, box_shift: int = 5) -> StartingPrompts:
+    """Both kinds in every batch: the paper tosses a coin a batch, which is the same on average but noisier.
+
+    box_shift: boxes are moved by up to so many pixels, see `shift_boxes`.
+    odd_from_box: what an odd object starts from; toss a coin, or an object alone would always start from the same.
+    """
+    rows = masks.shape[0]
+    from_box = (rows + odd_from_box) // 2
+    box_rows, click_rows = uniform(rows, 1).squeeze(1).argsort().split([from_box, rows - from_box])
+    boxes = shift_boxes(boxes_of(masks[box_rows]), uniform(len(box_rows), 2), masks.shape[-1], box_shift)
+    points, labels = clicks_on(masks[click_rows], uniform(len(click_rows), 1))
+    return StartingPrompts(box_rows, Prompts(boxes=boxes), click_rows, Prompts(points=points, labels=labels))
+
+
+def predict_start(model: Sam, embeddings: Tensor, start: StartingPrompts) -> Prediction:
+    """All four outputs of every object. embeddings: (N, C, h, w)."""
+    rows = torch.cat([start.box_rows, start.click_rows])
+    parts = [
+        model.predict(embeddings[own], prompts, multimask_output=None)
+        for own, prompts in ((start.box_rows, start.boxes), (start.click_rows, start.clicks)) if len(own)
+    ]
+    order = rows.argsort()
+    return Prediction(*(torch.cat(values)[order] for values in zip(*parts)))
+
+
+def correction_prompts(last: Round, masks: Tensor, clicks: int, uniform: Uniform, earlier: Clicks | None = None) -> Prompts:
+    """The last mask as probabilities, with `clicks` clicks on what is wrong with it (0: the mask alone).
+
+    earlier: clicks that are kept before them.
+    """
+    probabilities = last.chosen.logits.float().sigmoid()
+    if not clicks:
+        return Prompts(masks=probabilities)
+    points, labels = join_clicks(earlier, corrective_clicks(masks, last.masks, uniform(masks.shape[0], clicks)))
+    return Prompts(points=points, labels=labels, masks=probabilities)
+
+
+def judge(model: Sam, kind: str, prediction: Prediction, masks: Tensor, multimask: bool) -> Round:
+    """Score a prediction (all four outputs) and choose the output that the next round corrects."""
+    logits = model.upscale(prediction.logits)
+    losses = objective(prediction, logits, masks)
+    with torch.no_grad():
+        outputs = MULTIPLE if multimask else SINGLE
+        low_resolution = Prediction(prediction.logits[:, outputs], prediction.iou[:, outputs])
+        best = best_of(Prediction(logits[:, outputs], low_resolution.iou)).logits > 0
+        return Round(kind, losses, best_of(low_resolution), best, dice(best, masks, from_logits=False).squeeze(1))
+
+
+def plan_of_corrections(rounds: int, click_counts: list[int], draw: random.Random) -> Iterator[int]:
+    """How many clicks each correction has; 0 (the mask alone) in the last and in one of rounds 1 .. rounds - 2.
+
+    Plans shorter than the paper's 8 keep most of their rounds for clicks: below 5 only the last has the mask alone, below 3
+    none.
+    """
+    alone = {rounds - 1} if rounds > 2 else set()
+    if rounds > 4:
+        alone.add(draw.randrange(1, rounds - 1))
+    for i in range(rounds):
+        yield 0 if i in alone else draw.choice(click_counts)

@@ -1,0 +1,1 @@
+"""Scans in and out, and objects carried through them."""

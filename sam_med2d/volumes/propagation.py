@@ -1,0 +1,217 @@
+"""A volume from prompts on a few of its slices: from slice to slice in both directions, until the object ends.
+
+    sliced = Slices(predictor, array, axis=0, intensity=Intensity())
+    found = propagate(sliced, {94: ObjectPrompt(box=np.array([20, 20, 150, 180]))}, Rule())
+    volume = sliced.assemble(found.slices)                  # probabilities, as large as the array
+
+Arrays are (Z, Y, X), turned to the patient as `indexing.volumes.canonical` leaves them; slices are (h, w) as people look at
+them (`upright`), and so are the pixels of prompts: x before y, boxes half-open. Axis 0 has axial slices, 1 coronal, 2
+sagittal.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from sam_med2d.convert.volumes import upright
+from sam_med2d.volumes.intensity import Intensity, to_8_bits
+from segment_anything import ObjectPrompt, SamPredictor
+
+KEPT_BYTES = 1 << 29        # of embeddings: those of 2000 slices at 256 px, of 128 at 1024 px
+CARRIED = ("box", "mask", "point")
+AGREEMENT = 0.7             # IoU with what is known, below which another axis speaks of something else
+
+
+class Rule(NamedTuple):
+    """How an object goes on to the next slice, and where it ends.
+
+    carry: what the last slice's mask becomes: its "box", its logits ("mask"), its innermost pixel ("point")
+    margin: by which the box is widened on each side, as a share of its own side, so that the object can grow
+    least_iou: the predicted IoU below which the slice no longer belongs to it
+    least_area: in pixels
+    shrink, grow: the least and the largest area, as a share of the last slice's
+    """
+
+    carry: tuple[str, ...] = ("point", "mask")
+    margin: float = 0.03
+    least_iou: float = 0.5
+    least_area: int = 20
+    shrink: float = 0.5
+    grow: float = 1.6
+
+
+class Slice(NamedTuple):
+    """One object in one slice. probability: (h, w) float16; low_res: (S/4, S/4) logits; iou: predicted."""
+
+    probability: np.ndarray
+    low_res: np.ndarray
+    iou: float
+
+    @property
+    def mask(self) -> np.ndarray:
+        return self.probability > 0.5
+
+
+class Propagated(NamedTuple):
+    """slices: number -> Slice; ends: why its first and its last slice are where they are."""
+
+    slices: dict[int, Slice]
+    ends: tuple[str, str]
+
+
+class Slices:
+    """The slices of a volume along one axis, each encoded once as long as memory allows."""
+
+    def __init__(self, predictor: SamPredictor, array: np.ndarray, axis: int, intensity: Intensity) -> None:
+        """array: (Z, Y, X) numbers, finite; intensity: how they become 8 bits."""
+        self.predictor = predictor
+        self.array = array
+        self.axis = axis
+        self.intensity = intensity
+        whole = intensity.by_volume or intensity.window is not None
+        self._range = intensity.range_of(array) if whole else None
+        self._kept: OrderedDict[int, Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self.array.shape[self.axis]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a slice."""
+        return tuple(n for i, n in enumerate(self.array.shape) if i != self.axis)
+
+    def image(self, number: int) -> np.ndarray:
+        """(h, w) uint8."""
+        values = np.take(self.array, number, self.axis)
+        return upright(to_8_bits(values, *(self._range or self.intensity.range_of(values))), self.axis)
+
+    def predict(self, number: int, prompt: ObjectPrompt, like: np.ndarray | None = None) -> Slice:
+        """The best of the three answers: by the predicted IoU, times the IoU with `like`, (h, w) bool, where that is given.
+
+        A box around a part is often answered with the whole as well: without `like`, an object would jump to what it lies in.
+        """
+        self._show(number)
+        found = self.predictor.predict_objects([prompt], return_logits=True)
+        scores = found.iou[0]
+        if like is not None:
+            scores = scores.clip(0) * overlap(found.masks[0] > 0, like)
+        best = int(scores.argmax())
+        probability = 1 / (1 + np.exp(-found.masks[0, best].clip(-30, 30)))
+        return Slice(probability.astype(np.float16), found.low_res[0, best], float(found.iou[0, best]))
+
+    def _show(self, number: int) -> None:
+        """Give slice `number` to the predictor."""
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            self.predictor.set_embedding(self._kept[number], self.size)
+            return
+        self.predictor.set_image(self.image(number))
+        embedding = self.predictor.get_image_embedding()
+        self._kept[number] = embedding
+        while len(self._kept) > 1 and len(self._kept) * embedding.numel() * embedding.element_size() > KEPT_BYTES:
+            self._kept.popitem(last=False)
+
+    def assemble(self, slices: dict[int, Slice]) -> np.ndarray:
+        """Slices -> (Z, Y, X) float16 probabilities, 0 where there is no slice."""
+        volume = np.zeros(self.array.shape, np.float16)
+        along = np.moveaxis(volume, self.axis, 0)       # a view
+        for number, one in slices.items():
+            along[number] = upright(one.probability, self.axis)     # turning twice turns back
+        return volume
+
+
+def propagate(sliced: Slices, seeds: dict[int, ObjectPrompt], rule: Rule, bounds: tuple[int, int] | None = None,
+              progress: Callable[[], object] = lambda: None) -> Propagated:
+    """One object. seeds: slice -> what is said of the object there; at least one.
+
+    bounds: first slice and one past the last that it may reach. Between two seeds, each reaches half-way.
+    progress: called after every slice. Raises PromptError: a prompt that is no prompt, or outside the slice.
+    """
+    first, end = bounds or (0, len(sliced))
+    found = {number: sliced.predict(number, prompt) for number, prompt in sorted(seeds.items())}
+    for _ in found:
+        progress()
+    places = sorted(found)
+    ends = ["", ""]
+    for place, before, after in zip(places, [None, *places], [*places[1:], None]):
+        low = first if before is None else (before + place) // 2 + 1
+        high = end if after is None else (place + after) // 2 + 1
+        for side, numbers, neighbour in ((0, range(place - 1, low - 1, -1), before), (1, range(place + 1, high), after)):
+            why = _walk(sliced, found, place, numbers, rule, progress)
+            if neighbour is None:
+                limit = "end of the volume" if (first, end)[side] == (0, len(sliced))[side] else "end of the box"
+                ends[side] = why or limit
+    return Propagated(found, tuple(ends))
+
+
+def _walk(sliced: Slices, found: dict[int, Slice], place: int, numbers: range, rule: Rule,
+          progress: Callable[[], object]) -> str:
+    """Go on from the slice at `place` over `numbers`, adding to `found`. -> why it ended early, or nothing."""
+    last = found[place]
+    if not last.mask.any():
+        return "nothing found where it was prompted"
+    for number in numbers:
+        here = sliced.predict(number, carried(last, rule), like=last.mask)
+        progress()
+        area, before = int(here.mask.sum()), int(last.mask.sum())
+        if here.iou < rule.least_iou:
+            return f"the next has a predicted IoU of {here.iou:.2f}"
+        if area < max(rule.least_area, rule.shrink * before):
+            return f"the next falls from {before} to {area} pixels"
+        if area > rule.grow * before:
+            return f"the next rises from {before} to {area} pixels"
+        found[number] = last = here
+    return ""
+
+
+def carried(last: Slice, rule: Rule) -> ObjectPrompt:
+    """What the last slice says to the next. last: with a mask that is not empty."""
+    mask = last.mask.astype(np.uint8)
+    points = labels = box = None
+    if "box" in rule.carry:
+        x, y, width, height = cv2.boundingRect(mask)
+        wider, higher = rule.margin * width, rule.margin * height
+        right, bottom = min(mask.shape[1], x + width + wider), min(mask.shape[0], y + height + higher)
+        box = np.array([max(0, x - wider), max(0, y - higher), right, bottom], np.float32)
+    if "point" in rule.carry:
+        depth = cv2.distanceTransform(cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5)[1:-1, 1:-1]
+        y, x = np.unravel_index(depth.argmax(), depth.shape)
+        points, labels = np.array([[x, y]], np.float32), np.array([1])
+    return ObjectPrompt(points, labels, box, last.low_res if "mask" in rule.carry else None)
+
+
+def overlap(masks: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """IoU. masks: (..., h, w) bool; other: (h, w) bool -> (...)."""
+    return (masks & other).sum(axis=(-2, -1)) / np.maximum((masks | other).sum(axis=(-2, -1)), 1)
+
+
+def refine_along(sliced: Slices, mask: np.ndarray, rule: Rule,
+                 progress: Callable[[], object] = lambda: None) -> dict[int, Slice]:
+    """Look at an object again along another axis, slice by slice, prompted with the box of what is known of it there.
+
+    mask: (Z, Y, X) bool. Slices where too little is known, or where the answer does not agree with it, are left out.
+    """
+    found = {}
+    for number in np.flatnonzero(mask.any(axis=tuple(i for i in range(3) if i != sliced.axis))).tolist():
+        known = upright(np.take(mask, number, sliced.axis), sliced.axis)
+        if known.sum() >= rule.least_area:
+            whole = Slice(known.astype(np.float16), None, 1.0)
+            again = sliced.predict(number, carried(whole, rule._replace(carry=("box",))), like=known)
+            if overlap(again.mask, known) >= AGREEMENT:
+                found[number] = again
+        progress()
+    return found
+
+
+def fuse(volumes: list[np.ndarray], covered: list[np.ndarray]) -> np.ndarray:
+    """Mean probability of the axes that looked at a voxel. volumes: (Z, Y, X) float16; covered: broadcastable bool."""
+    total = np.zeros(volumes[0].shape, np.float32)
+    count = np.zeros(volumes[0].shape, np.uint8)
+    for volume, where in zip(volumes, covered):
+        total += volume * where
+        count += where
+    return (total / np.maximum(count, 1)).astype(np.float16)

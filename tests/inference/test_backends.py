@@ -1,0 +1,139 @@
+"""Exported files in ONNX Runtime and OpenVINO, behind the interface of the model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+for module in ("onnx", "onnxruntime"):
+    pytest.importorskip(module, reason=f"{module} is not installed: pip install -r requirements-deploy.txt")
+
+from sam_med2d.export.graphs import DecoderGraph, EncoderGraph
+from sam_med2d.export.onnx_files import PROMPT_KINDS, prompts_of, save, trace_decoder, trace_encoder
+from sam_med2d.inference.backends import BACKENDS, open_runtime, open_session
+from sam_med2d.utils import UsageError
+from segment_anything import Sam, SamPredictor, best_of
+from segment_anything.modeling import ImageEncoder, MaskDecoder, PromptEncoder
+from tests.segment_anything.test_model import assert_near, randomise
+
+
+def small(image_size: int = 96, adapters: bool = True) -> Sam:
+    """Two blocks, one with windows (cut by the edge of the map beyond 224 px), one global."""
+    encoder = ImageEncoder(image_size, 32, 2, 2, (1,), adapters)
+    return randomise(Sam(encoder, PromptEncoder(256, image_size, image_size // 16), MaskDecoder(256))).eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> Sam:
+    return small()
+
+
+@pytest.fixture(scope="module")
+def files(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    save(trace_encoder(EncoderGraph(model), 17), folder / "encoder.onnx")
+    save(trace_encoder(EncoderGraph(model, batch=None), 17), folder / "encoder_any.onnx")
+    save(trace_encoder(EncoderGraph(model, preprocess=True), 17), folder / "encoder_geometry.onnx")
+    save(trace_decoder(DecoderGraph(model), 17), folder / "decoder.onnx")
+    save(trace_decoder(DecoderGraph(model, single_mask=True), 17), folder / "decoder_best.onnx")
+    return folder
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request) -> str:
+    if request.param == "openvino":
+        pytest.importorskip("openvino", reason="openvino is not installed: pip install -r requirements-deploy.txt")
+    return request.param
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("encoder", ["encoder", "encoder_any"])
+def test_several_images_are_encoded_as_by_the_model(model, files, backend, encoder):
+    runtime = open_runtime(backend, files / f"{encoder}.onnx", files / "decoder.onnx", threads=1)
+    images = torch.randint(0, 256, (3, 3, 96, 96), dtype=torch.uint8)
+    content = torch.tensor([[0, 0, 96, 96], [10, 20, 60, 50], [0, 1, 96, 94]])
+    assert_near(runtime.encode(images, content), model.encode(images, content))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rows", [1, 8])
+def test_every_kind_of_prompt_and_output(model, files, backend, rows):
+    runtime = open_runtime(backend, files / "encoder.onnx", files / "decoder.onnx", threads=1)
+    embeddings = torch.randn(1, 256, 6, 6).expand(rows, -1, -1, -1)
+    for kind in PROMPT_KINDS:
+        prompts = prompts_of(kind, rows, 96)
+        for multimask in (True, False, None):
+            for got, want in zip(runtime.predict(embeddings, prompts, multimask), model.predict(embeddings, prompts, multimask)):
+                assert got.shape == want.shape
+                assert_near(got, want)
+
+
+@torch.inference_mode()
+def test_the_file_of_the_best_mask_gives_the_best_and_nothing_else(model, files, backend):
+    runtime = open_runtime(backend, files / "encoder.onnx", files / "decoder_best.onnx", threads=1)
+    embeddings, prompts = torch.randn(4, 256, 6, 6), prompts_of("points", 4, 96)
+    for got, want in zip(best_of(runtime.predict(embeddings, prompts, True)), best_of(model.predict(embeddings, prompts, True))):
+        assert_near(got, want)
+    with pytest.raises(UsageError, match="return-single-mask"):
+        runtime.predict(embeddings, prompts, False)
+
+
+def test_the_predictor_works_on_it_unchanged(model, files, backend):
+    image = np.random.default_rng(0).integers(0, 256, (70, 130, 3), dtype=np.uint8)
+    found = []
+    for one in (model, open_runtime(backend, files / "encoder.onnx", files / "decoder.onnx", threads=1)):
+        predictor = SamPredictor(one)
+        predictor.set_image(image)
+        first = predictor.predict([[30, 40]], [1], return_logits=True)
+        found.append((*first, *predictor.predict(box=[[5, 5, 60, 60], [20, 10, 120, 69]], return_logits=True),
+                      *predictor.predict([[30, 40], [90, 20]], [1, 0], mask_input=first.low_res[0], return_logits=True)))
+    for got, want in zip(*found):
+        assert got.shape == want.shape and np.abs(got - want).max() < 1e-4
+
+
+@torch.inference_mode()
+def test_clients_get_the_eager_answer_with_and_without_an_absent_point_of_their_own(model, files, backend):
+    """SAM's clients append (0, 0) with label -1 to points without a box, SAM-Med2D's do not."""
+    session = open_session(backend, files / "decoder.onnx", 1)
+    embeddings, prompts = torch.randn(1, 256, 6, 6), prompts_of("points", 1, 96)
+    want = model.predict(embeddings, prompts, None)
+    feeds = {"image_embeddings": embeddings.numpy(), "mask_input": np.zeros((1, 1, 24, 24), np.float32),
+             "has_mask_input": np.zeros(1, np.float32), "orig_im_size": np.array([50, 40], np.float32)}
+    points, labels = prompts.points.numpy(), prompts.labels.float().numpy()
+    for appended in (0, 1):
+        found = session(feeds | {"point_coords": np.pad(points, ((0, 0), (0, appended), (0, 0))),
+                                 "point_labels": np.pad(labels, ((0, 0), (0, appended)), constant_values=-1)})
+        assert np.abs(found["low_res_masks"] - want.logits.numpy()).max() < 1e-4
+        assert found["masks"].shape == (1, 4, 50, 40)
+
+
+def test_openvino_in_bfloat16_is_near(model, files):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install -r requirements-deploy.txt")
+    runtime = open_runtime("openvino", files / "encoder.onnx", files / "decoder.onnx", threads=1, precision="bfloat16")
+    images = torch.randint(0, 256, (1, 3, 96, 96), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert (runtime.encode(images) - model.encode(images)).abs().max() < 0.2
+
+
+def test_files_that_do_not_fit_end_in_a_message(files, backend, tmp_path):
+    with pytest.raises(UsageError, match="not found"):
+        open_runtime(backend, files / "missing.onnx", files / "decoder.onnx")
+    with pytest.raises(UsageError, match="no encoder"):
+        open_runtime(backend, files / "decoder.onnx", files / "decoder.onnx")
+    with pytest.raises(UsageError, match="inputs of a decoder"):
+        open_runtime(backend, files / "encoder.onnx", files / "encoder.onnx")
+    with pytest.raises(UsageError, match="use-preprocess"):
+        open_runtime(backend, files / "encoder_geometry.onnx", files / "decoder.onnx")
+    other = small(64)
+    save(trace_decoder(DecoderGraph(other), 17), tmp_path / "other.onnx")
+    with pytest.raises(UsageError, match="64 px"):
+        open_runtime(backend, files / "encoder.onnx", tmp_path / "other.onnx")
+    (tmp_path / "damaged.onnx").write_bytes(b"not a graph")
+    with pytest.raises(UsageError, match="cannot be opened"):
+        open_runtime(backend, tmp_path / "damaged.onnx", files / "decoder.onnx")
+
+
+def test_onnxruntime_has_no_other_precision(files):
+    with pytest.raises(UsageError, match="openvino"):
+        open_session("onnxruntime", files / "encoder.onnx", precision="bfloat16")

@@ -1,0 +1,754 @@
+"""train.py: what moves and what stays, resuming, what stops a run, what a run leaves behind."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from sam_med2d import drawing
+from sam_med2d.data.datasets import Batch
+from sam_med2d.training import rounds as interactive
+from segment_anything import Sam, sam_model_registry
+from segment_anything.build_sam import build_sam
+from segment_anything.checkpoint import save_weights
+from segment_anything.sizes import SIZES, Size
+
+ROOT = Path(__file__).parents[2]
+SIZE = 64
+MINI = Size(channels=32, depth=4, heads=2, global_blocks=(1, 3))     # nearly all decoder: files of 17 MB
+RUN = "sam-med2d"                                                    # the default --run_name
+FLAGS = ["--model_type", "mini", "--image_size", str(SIZE), "--sam_checkpoint", "none", "--num_workers", "0",
+         "--mask_num", "2", "--iter_point", "2", "--prompt_modes", "bbox", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_and_repeatable() -> Iterator[None]:
+    """A mini model in the registry, and one thread: the number of threads may change the last bits of a sum."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "mini", MINI)
+        patch.setitem(sam_model_registry, "mini", partial(build_sam, model_type="mini"))
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Path]:
+    """A --work_dir. Removed afterwards: pytest keeps its temporary folders, and checkpoints are large."""
+    yield tmp_path / "work"
+    shutil.rmtree(tmp_path / "work", ignore_errors=True)
+
+
+def write(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", array)[1].tobytes())
+
+
+def make_data(folder: Path, splits: tuple[str, ...] = ("train",), images: int = 6) -> Path:
+    """Discs and squares on noise, two or three objects an image; images in turn padded, stretched and of size S."""
+    draw = np.random.default_rng(0)
+    groups = {}
+    for i in range(images):
+        height, width = [(50, 40), (90, 70), (SIZE, SIZE)][i % 3]
+        picture = draw.integers(0, 90, (height, width, 3), dtype=np.uint8)
+        names = [f"masks/{i}_{k}.png" for k in range(2 + i % 2)]
+        for name in names:
+            mask = np.zeros((height, width), np.uint8)
+            x, y, r = draw.integers(12, 28), draw.integers(12, 38), draw.integers(6, 12)
+            cv2.circle(mask, (int(x), int(y)), int(r), 255, -1) if draw.random() < 0.5 else mask[y - r:y + r, x - r:x + r].fill(255)
+            picture[mask > 0] += 120
+            write(folder / name, mask)
+        write(folder / f"images/{i}.png", picture)
+        groups[f"images/{i}.png"] = names
+    for split in splits:
+        write_index(folder, groups, split)
+    return folder
+
+
+def write_index(folder: Path, groups: dict[str, list[str]], split: str) -> None:
+    """image2label for training and validation, label2image for testing, as the original has them."""
+    if split == "test":
+        entries = {mask: image for image, masks in groups.items() for mask in masks}
+        (folder / "label2image_test.json").write_text(json.dumps(entries))
+    else:
+        (folder / f"image2label_{split}.json").write_text(json.dumps(groups))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images: three batches of two an epoch. No validation."""
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a val split."""
+    return make_data(tmp_path_factory.mktemp("validated"), ("train", "val"))
+
+
+def fit(data: Path, work: Path, *flags: object) -> None:
+    train.main([*FLAGS, "--data_path", str(data), "--work_dir", str(work), *map(str, flags)])
+
+
+def saved(work: Path, name: str = "last.pth") -> dict:
+    return torch.load(work / "models" / RUN / name, weights_only=True)
+
+
+def differences(a: object, b: object, where: str = "") -> list[str]:
+    """The places where two checkpoints differ, bitwise. Flags may differ."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return [place for key in a if key != "flags" for place in differences(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [place for i in range(len(a)) for place in differences(a[i], b[i], f"{where}/{i}")]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+    return [] if same else [where]
+
+
+def fails(call: Callable[[], object]) -> str:
+    """The message with which a script ends, which must be one line for people."""
+    with pytest.raises(SystemExit) as end:
+        call()
+    message = str(end.value.code)
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+# ---------------------------------------------------------------- one batch
+
+
+def objects(seed: int = 0) -> Batch:
+    """Two images with four objects each."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.zeros(8, 1, SIZE, SIZE, dtype=torch.bool)
+    for i in range(8):
+        y, x = torch.randint(2, 30, (2,), generator=generator).tolist()
+        masks[i, 0, y:y + 12 + i, x:x + 20] = True
+    return Batch(
+        images=torch.randint(0, 256, (2, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8),
+        content=torch.tensor([[0, 0, SIZE, SIZE]] * 2), masks=masks, image_index=torch.tensor([0] * 4 + [1] * 4),
+        image_names=["a", "b"], mask_names=[str(i) for i in range(8)], original_sizes=[(SIZE, SIZE)] * 2,
+        original_masks=None, skipped=[],
+    )
+
+
+class Trainer:
+    """A fresh vit_t with its optimizer, and the tensors it started from."""
+
+    def __init__(self, *flags: str, adapter_gain: float | None = None) -> None:
+        torch.manual_seed(0)
+        self.args = train.parse_args(["--model_type", "vit_t", "--image_size", str(SIZE), "--iter_point", "3", *flags])
+        self.model: Sam = train.sam_model_registry["vit_t"](image_size=SIZE, encoder_adapter=self.args.encoder_adapter)
+        self.model.train()
+        for adapter in self.model.image_encoder.adapters() if adapter_gain else []:
+            torch.nn.init.constant_(adapter.norm.weight, adapter_gain)
+        self.optimizer = torch.optim.Adam(self.model.train_for("adapters"), lr=1e-4)
+        self.start = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.steps = 0
+
+    def batch(self, batch: Batch | None = None) -> dict[str, torch.Tensor]:
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        scalars = train.train_batch(self.model, batch or objects(self.steps), self.optimizer, scaler, self.args, self.steps)
+        self.steps += 1
+        return scalars
+
+    def moved(self) -> set[str]:
+        return {name for name, tensor in self.model.state_dict().items() if not torch.equal(tensor, self.start[name])}
+
+    def meant(self) -> set[str]:
+        """By name: adapters, prompt encoder and mask decoder, but for the fixed matrix of the positions."""
+        return {name for name in self.start if (".Adapter." in name or not name.startswith("image_encoder."))
+                and not name.endswith("gaussian_matrix")}
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+@pytest.mark.parametrize("multimask", [True, False])
+def test_one_batch_moves_all_that_is_trained_and_nothing_else(adapter: bool, multimask: bool) -> None:
+    """Adapters start at 0.1 here: a no-op one has gradients for its last norm alone, see the next test."""
+    trainer = Trainer("--encoder_adapter", str(adapter), "--multimask", str(multimask), adapter_gain=0.1)
+    trainer.batch()
+    assert any(".Adapter." in name for name in trainer.meant()) == adapter
+    assert trainer.moved() == trainer.meant()
+    decoder = "mask_decoder."
+    for table in ("mask_tokens.weight", "iou_prediction_head.layers.2.weight", "iou_prediction_head.layers.2.bias"):
+        change = (trainer.model.state_dict()[decoder + table] - trainer.start[decoder + table]).abs()
+        assert (change.reshape(4, -1).amax(dim=1) > 0).all(), table         # each of the four outputs
+
+
+def test_no_op_adapters_move_whole_from_the_second_batch() -> None:
+    trainer = Trainer()
+    trainer.batch()
+    inner = {name for name in trainer.meant() if ".Adapter." in name and ".Adapter.norm." not in name}
+    assert len(inner) == 4 * SIZES["vit_t"].depth
+    assert trainer.moved() == trainer.meant() - inner       # behind a zero weight nothing has a gradient
+    trainer.batch()
+    assert trainer.moved() == trainer.meant()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_objects_start_from_boxes_and_from_clicks(count: int) -> None:
+    """Whatever the number of objects in a batch, over several batches both kinds of start come up."""
+    batch = objects()
+    batch.masks, batch.image_index, batch.mask_names = batch.masks[:count], batch.image_index[:count], batch.mask_names[:count]
+    trainer = Trainer("--iter_point", "0")
+    seen = set().union(*(trainer.batch(batch) for _ in range(8 if count == 1 else 1)))
+    assert {"dice/start_box", "dice/start_click"} <= seen
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_corrections_replace_the_clicks_before_them_or_keep_them(keep: bool, monkeypatch) -> None:
+    """Two clicks a correction; the clicks that are kept stay where they were, with an absent one for a start from a box."""
+    trainer = Trainer("--iter_point", "3", "--point_list", "2", "--keep_clicks", str(keep))
+    asked = []
+    original = trainer.model.predict
+    monkeypatch.setattr(trainer.model, "predict", lambda e, prompts, **kind: (asked.append(prompts), original(e, prompts, **kind))[1])
+    trainer.batch()
+    boxes, first, second, third, alone = asked
+    assert boxes.boxes is not None and first.labels.tolist() == [[1]] * 4
+    assert [p.points.shape[1] for p in (second, third)] == ([3, 5] if keep else [2, 2])
+    assert alone.points is None and alone.masks is not None
+    if keep:
+        assert torch.equal(third.points[:, :3], second.points) and torch.equal(third.labels[:, :3], second.labels)
+        started = second.labels[:, 0] == 1
+        assert started.sum() == 4 and (second.labels[~started, 0] == -1).all()
+        assert {*map(tuple, second.points[started, 0].tolist())} == {*map(tuple, first.points[:, 0].tolist())}
+        x, y = second.points[:, 0].long().unbind(1)
+        assert objects(0).masks[torch.arange(8), 0, y, x][started].all()        # each on its own object
+
+
+# ---------------------------------------------------------------- resuming
+
+
+class Killed(BaseException):
+    """Nothing in the script catches it."""
+
+
+def kill_after(owner: object, name: str, patch: pytest.MonkeyPatch, calls: int = 1) -> None:
+    """End the run when owner.name has returned for the given time."""
+    original, left = getattr(owner, name), [calls]
+
+    def stop(*arguments, **keywords):
+        result = original(*arguments, **keywords)
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+        return result
+
+    patch.setattr(owner, name, stop)
+
+
+MOMENTS = {     # what returns last before the end, how often; the flags; the epoch and step of the checkpoint then
+    "after an epoch": ("save", 1, (), (1, 3)),
+    "after an epoch, before validation": ("validate", 1, ("--save_every", 3), (0, 3)),
+    "within the second epoch": ("save_last", 3, ("--save_every", 2), (1, 4)),
+    "between best.pth and last.pth": ("write_checkpoint", 2, ("--save_every", 2), (0, 2)),
+}
+
+
+WHOLE_RUN = ["--epochs", 2, "--lr_scheduler", "cosine", "--warmup", 2, "--augment"]
+
+
+@pytest.fixture(scope="module")
+def whole(validated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The --work_dir of a run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit(validated, folder, *WHOLE_RUN)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_resumed_is_uninterrupted(moment: str, validated: Path, whole: Path, work: Path, monkeypatch) -> None:
+    function, calls, extra, place = MOMENTS[moment]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(train, function, patch, calls)
+        fit(validated, work, *WHOLE_RUN, *extra)
+    progress = saved(work)["progress"]
+    assert (progress["epoch"], progress["step"]) == place
+    fit(validated, work, *WHOLE_RUN, *extra, "--resume")
+    last = saved(whole)
+    assert len(last["optimizer"]["state"]) > 100 and last["progress"]["step"] == 6
+    assert differences(last, saved(work)) == []
+    assert differences(saved(whole, "best.pth"), saved(work, "best.pth")) == []
+
+
+def test_killed_while_writing_a_checkpoint(data: Path, work: Path, tmp_path: Path) -> None:
+    """A process of its own, ended by SIGKILL while its second checkpoint is being written."""
+    flags = ["vit_t" if word == "mini" else word for word in FLAGS]
+    flags += ["--data_path", str(data), "--epochs", "2", "--lr_scheduler", "cosine", "--augment"]
+    train.main([*flags, "--work_dir", str(work / "whole"), "--save_every", "0"])
+
+    models = work / "parts" / "models" / RUN
+    flags += ["--work_dir", str(work / "parts"), "--save_every", "1"]
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *flags], cwd=tmp_path,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not ((models / "last.pth").exists() and any(models.glob(".last.pth.*"))):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert saved(work / "parts")["progress"]["step"] in (1, 2)       # of three: within the first epoch
+
+    train.main([*flags, "--resume"])
+    assert differences(saved(work / "whole"), saved(work / "parts")) == []
+    assert {path.name for path in models.iterdir()} == {"last.pth", "best.pth"}      # no half-written files are left
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--batch_size", 3], "--batch_size"),
+    (["--image_size", 96], "--image_size 64"),
+    (["--encoder_adapter", "False"], "--encoder_adapter True"),
+    (["--seed", 5], "--seed 0"),
+    (["--point_list", 1], "--point_list"),
+    (["--keep_clicks"], "--keep_clicks False"),
+    (["--augment"], "--augment False"),
+    (["--box_shift", 1], "--box_shift 5"),
+    (["--model_type", "vit_t"], "mini"),
+])
+def test_resuming_another_run_is_refused(flags: list, said: str, data: Path, work: Path) -> None:
+    fit(data, work, "--epochs", 1)
+    before = saved(work)
+    message = fails(lambda: fit(data, work, "--epochs", 2, "--resume", *flags))
+    assert "last.pth" in message and said in message
+    assert differences(before, saved(work)) == []
+
+
+def test_resuming_what_is_no_run(data: Path, work: Path) -> None:
+    assert "last.pth" in fails(lambda: fit(data, work, "--resume"))
+    fit(data, work, "--epochs", 1)
+    best = work / "models" / RUN / "best.pth"
+    message = fails(lambda: fit(data, work, "--resume", best))
+    assert str(best) in message and "--sam_checkpoint" in message
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers: int, data: Path, work: Path) -> None:
+    for count in (0, workers):
+        fit(data, work / str(count), "--epochs", 1, "--augment", "--num_workers", count)
+    assert differences(saved(work / "0"), saved(work / str(workers))) == []
+
+
+def test_the_comparison_sees_one_bit(data: Path, work: Path) -> None:
+    """What the tests above rest on; and another seed is another run."""
+    for seed in (0, 1):
+        fit(data, work / str(seed), "--epochs", 1, "--seed", seed)
+    a, b = saved(work / "0"), saved(work / "0")
+    assert differences(a, b) == [] and differences(a, saved(work / "1")) != []
+    state = b["optimizer"]["state"][3]["exp_avg"]
+    state.view(torch.int32).flatten()[0] ^= 1
+    assert differences(a, b) == ["/optimizer/state/3/exp_avg"]
+
+
+# ---------------------------------------------------------------- what stops a run
+
+
+def nan_loss(patch: pytest.MonkeyPatch) -> None:
+    original = interactive.objective
+    patch.setattr(interactive, "objective", lambda *a: original(*a) | {"dice": torch.tensor(math.nan)})
+
+
+def nan_weight(patch: pytest.MonkeyPatch) -> None:
+    original = train.train_batch
+
+    def poisoned(model, *rest):
+        with torch.no_grad():
+            model.mask_decoder.iou_token.weight[0, 0] = math.nan
+        return original(model, *rest)
+
+    patch.setattr(train, "train_batch", poisoned)
+
+
+def nan_last_step(patch: pytest.MonkeyPatch) -> None:
+    """The loss of every round is finite, but the last optimizer step of the epoch breaks the weights."""
+    original = train.train_batch
+
+    def poisoned(model, *rest):
+        scalars = original(model, *rest)
+        with torch.no_grad():
+            model.mask_decoder.iou_token.weight[0, 0] = math.nan
+        return scalars
+
+    patch.setattr(train, "train_batch", poisoned)
+
+
+@pytest.mark.parametrize("poison, terms", [(nan_loss, "dice nan"), (nan_weight, "focal nan"), (nan_last_step, "not finite")])
+def test_what_is_not_finite_stops_the_run_and_spares_the_checkpoint(
+        poison: Callable, terms: str, data: Path, work: Path, monkeypatch) -> None:
+    fit(data, work, "--epochs", 1)
+    files = {path: path.read_bytes() for path in (work / "models" / RUN).iterdir()}
+    poison(monkeypatch)
+    message = fails(lambda: fit(data, work, "--epochs", 2, "--resume", "--save_every", 1, "--batch_size", 2))
+    assert "not finite" in message and terms in message and str(work) in message
+    assert {path: path.read_bytes() for path in (work / "models" / RUN).iterdir()} == files
+    assert all(torch.isfinite(tensor).all() for tensor in saved(work)["model"].values())
+
+
+def no_index(folder: Path) -> str:
+    (folder / "image2label_train.json").unlink()
+    return "image2label_train.json"
+
+
+def missing_mask(folder: Path) -> str:
+    (folder / "masks/1_0.png").unlink()
+    return "masks/1_0.png"
+
+
+def truncated_image(folder: Path) -> str:
+    path = folder / "images/1.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    return "images/1.png"
+
+
+def other_size(folder: Path) -> str:
+    write(folder / "masks/1_0.png", np.full((20, 20), 255, np.uint8))
+    write(folder / "masks/1_1.png", np.full((20, 20), 255, np.uint8))
+    write(folder / "masks/1_2.png", np.full((20, 20), 255, np.uint8))
+    return "images/1.png"
+
+
+def three_values(folder: Path) -> str:
+    for k in range(3):
+        write(folder / f"masks/1_{k}.png", np.resize(np.array([0, 1, 2], np.uint8), (90, 70)))
+    return "masks/1_"
+
+
+def damaged_index(folder: Path) -> str:
+    (folder / "image2label_train.json").write_text('{"images/0.png": [')
+    return "image2label_train.json"
+
+
+SPOILED = [no_index, damaged_index, missing_mask, truncated_image, other_size, three_values]
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_bad_data_ends_in_one_line_naming_the_file(spoil: Callable, tmp_path: Path, work: Path) -> None:
+    folder = make_data(tmp_path / "data")
+    named = spoil(folder)
+    assert named in fails(lambda: fit(folder, work, "--epochs", 1))
+    assert not (work / "models").exists()
+
+
+def test_an_error_in_a_worker_is_one_line_too(tmp_path: Path) -> None:
+    """In a process of its own: with the exception still referenced, torch waits five seconds for each worker."""
+    named = truncated_image(make_data(tmp_path / "data"))
+    flags = ["vit_t" if word == "mini" else word for word in FLAGS]
+    done = subprocess.run([sys.executable, ROOT / "train.py", *flags, "--data_path", "data", "--num_workers", "2"],
+                          cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.fullmatch(f"error: .*{named}: truncated.*", done.stderr.splitlines()[-1])
+
+
+def test_missing_default_checkpoint_says_where_weights_come_from(data: Path, work: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = fails(lambda: fit(data, work, "--sam_checkpoint", train.DEFAULT_CHECKPOINT))
+    for said in (train.DEFAULT_CHECKPOINT, "sam_vit_b_01ec64.pth", "--sam_checkpoint none"):
+        assert said in message
+
+
+def test_weights_of_another_size(data: Path, work: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mini.safetensors"
+    save_weights(sam_model_registry["mini"](image_size=SIZE).state_dict(), path)
+    message = fails(lambda: fit(data, work, "--sam_checkpoint", path, "--model_type", "vit_t"))
+    assert str(path) in message and "--model_type mini" in message
+    assert "nowhere.pth" in fails(lambda: fit(data, work, "--sam_checkpoint", "nowhere.pth"))
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_ends_in_one_line(name: str, data: Path, work: Path) -> None:
+    assert name in fails(lambda: fit(data, work, "--device", name))
+
+
+@pytest.mark.parametrize("flags", [
+    ["--image_size", "100"],            # not a multiple of 32
+    ["--iter_point", "-1"], ["--point_list", "3", "0"], ["--lr", "nan"], ["--lr", "0"], ["--batch_size", "0"],
+    ["--prompt_modes", "7clicks"],
+])
+def test_impossible_settings_are_refused_by_name(flags: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        train.parse_args(flags)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and (flags[0] in said or flags[1] in said)
+
+
+# ---------------------------------------------------------------- empty masks
+
+
+def test_empty_masks_are_skipped_and_counted(tmp_path: Path, work: Path, capsys) -> None:
+    """One beside others, and one alone in its image, which leaves a batch of that image without any object."""
+    folder = make_data(tmp_path / "data", images=2)
+    for name, size in (("masks/1_0.png", (90, 70)), ("masks/alone.png", (50, 40))):
+        write(folder / name, np.zeros(size, np.uint8))
+    groups = json.loads((folder / "image2label_train.json").read_text()) | {"images/alone.png": ["masks/alone.png"]}
+    write(folder / "images/alone.png", np.zeros((50, 40, 3), np.uint8))
+    write_index(folder, groups, "train")
+    fit(folder, work, "--epochs", 2, "--batch_size", 1, "--mask_num", 8)
+    assert capsys.readouterr().out.count("skipped 2 empty mask(s), such as masks/1_0.png\n") == 2
+    progress = saved(work)["progress"]
+    assert progress["step"] == 6 and math.isfinite(progress["best"]) and progress["best"] > 0
+
+
+def test_nothing_but_empty_masks_is_an_error(tmp_path: Path, work: Path) -> None:
+    folder = make_data(tmp_path / "data", images=2)
+    for path in (folder / "masks").iterdir():
+        write(path, np.zeros(cv2.imread(str(path)).shape[:2], np.uint8))
+    assert "empty" in fails(lambda: fit(folder, work, "--epochs", 1))
+
+
+# ---------------------------------------------------------------- flags
+
+
+DEFAULTS = dict(    # those of the original
+    work_dir="workdir", run_name="sam-med2d", epochs=15, batch_size=2, image_size=256, mask_num=5, data_path="data_demo",
+    metrics=["iou", "dice"], lr=1e-4, resume=None, model_type="vit_b", sam_checkpoint="pretrain_model/sam_vit_b.pth",
+    iter_point=8, lr_scheduler=None, point_list=[1, 3, 5, 9], multimask=True, encoder_adapter=True, use_amp=False,
+)
+
+
+def test_flags_and_defaults_of_the_original() -> None:
+    args = vars(train.parse_args([]))
+    assert {name: args[name] for name in DEFAULTS} == DEFAULTS
+    assert "device" in args
+    spelled = {name: value for name, value in DEFAULTS.items() if value is not None} | {"device": "cpu"}
+    command = [word for name, value in spelled.items()
+               for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))]
+    again = vars(train.parse_args(command))
+    assert {name: again[name] for name in DEFAULTS} == DEFAULTS and again["device"] == "cpu"
+
+
+@pytest.mark.parametrize("name, default", [("use_amp", False), ("augment", False), ("multimask", True), ("encoder_adapter", True)])
+def test_booleans(name: str, default: bool) -> None:
+    assert getattr(train.parse_args([]), name) is default
+    for words, value in (([], True), (["True"], True), (["False"], False), (["false"], False), (["0"], False)):
+        assert getattr(train.parse_args([f"--{name}", *words]), name) is value
+    with pytest.raises(SystemExit):
+        train.parse_args([f"--{name}", "maybe"])
+
+
+def test_lists_and_resume() -> None:
+    args = train.parse_args(["--point_list", "1", "3", "--milestones", "2", "--metrics", "dice", "--run_name", "r", "--resume"])
+    assert (args.point_list, args.milestones, args.metrics) == ([1, 3], [2], ["dice"])
+    assert Path(args.resume) == Path("workdir/models/r/last.pth")
+    assert train.parse_args(["--resume", "other.pth"]).resume == "other.pth"
+
+
+@pytest.mark.parametrize("flags", [["--epochs", "0"], ["--point_list", "0"], ["--prompt_modes", "circle"],
+                                   ["--lr_scheduler", "sometimes"], ["--model_type", "vit_x"]])
+def test_senseless_flags_are_refused(flags: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.parse_args(flags)
+
+
+@pytest.mark.parametrize("flags, factors", [
+    ([], [1] * 6),
+    (["--lr_scheduler", "multistep", "--milestones", "1", "2"], [1, 1, 0.5, 0.5, 0.25, 0.25]),
+    (["--lr_scheduler", "cosine"], [(1 + math.cos(math.pi * k / 6)) / 2 for k in range(6)]),
+    (["--warmup", "4"], [0.25, 0.5, 0.75, 1, 1, 1]),
+])
+def test_learning_rate_over_three_epochs_of_two_batches(flags: list[str], factors: list[float]) -> None:
+    args = train.parse_args(["--epochs", "3", *flags])
+    assert [train.lr_factor(args, step, 2) for step in range(6)] == pytest.approx(factors)
+
+
+# ---------------------------------------------------------------- what a run leaves behind
+
+
+def board_of(work: Path) -> EventAccumulator:
+    return EventAccumulator(str(work / "logs" / RUN), {"images": 0, "scalars": 0}).Reload()
+
+
+def points(board: EventAccumulator, tag: str) -> dict[int, float]:
+    """{step: value}; a step that comes up twice is an error."""
+    events = board.Scalars(tag)
+    assert len({event.step for event in events}) == len(events), tag
+    return {event.step: event.value for event in events}
+
+
+def pictures(board: EventAccumulator, tag: str) -> dict[int, np.ndarray]:
+    """{step: BGR}."""
+    decode = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return {event.step: decode(event.encoded_image_string) for event in board.Images(tag)}
+
+
+def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
+    return bool((picture == np.array(colour)).all(axis=-1).any())
+
+
+def test_tensorboard_and_the_best_epoch(validated: Path, work: Path) -> None:
+    fit(validated, work, "--epochs", 2, "--log_every", 1, "--lr_scheduler", "cosine", "--prompt_modes", "bbox", "1pt",
+        "--iter_point", 3)
+    board = board_of(work)
+    every_batch = {*(f"loss/{term}" for term in ("loss", "focal", "dice", "iou")), "dice/start_box", "dice/start_click",
+                   "dice/round_1", "dice/round_2", "dice/round_3", "dice/correction_clicks", "dice/correction_mask", "lr", "images_per_second"}
+    every_epoch = {f"val_{metric}/{mode}" for metric in ("dice", "iou") for mode in ("bbox", "1pt")}
+    assert set(board.Tags()["scalars"]) == every_batch | every_epoch
+    assert all([*points(board, tag)] == [1, 2, 3, 4, 5, 6] for tag in every_batch)
+    assert all([*points(board, tag)] == [3, 6] for tag in every_epoch)
+
+    loss, focal, dice, iou = (np.array([*points(board, f"loss/{term}").values()]) for term in ("loss", "focal", "dice", "iou"))
+    assert loss == pytest.approx(20 * focal + dice + iou, rel=1e-4)
+    assert [*points(board, "lr").values()] == pytest.approx([1e-4 * (1 + math.cos(math.pi * k / 6)) / 2 for k in range(6)])
+    assert all(0 <= value <= 1 for tag in every_epoch for value in points(board, tag).values())
+
+    best = saved(work, "best.pth")
+    means = {step: (points(board, "val_dice/bbox")[step] + points(board, "val_dice/1pt")[step]) / 2 for step in (3, 6)}
+    assert best["validation_dice"] == pytest.approx(max(means.values()), rel=1e-5)
+    assert best["epoch"] == max(means, key=means.get) / 3
+    assert set(best) == {"model", "flags", "epoch", "validation_dice"}
+
+    assert set(board.Tags()["images"]) == {"panel/bbox", "panel/3pts"}
+    for tag in ("panel/bbox", "panel/3pts"):
+        shown = pictures(board, tag)
+        assert [*shown] == [3, 6]
+        for picture in shown.values():
+            assert picture.std() > 20 and has_colour(picture, drawing.TRUTH)
+            assert has_colour(picture, drawing.BOX) == (tag == "panel/bbox")
+
+
+def test_tensorboard_goes_on_where_a_resumed_run_does(validated: Path, work: Path, monkeypatch) -> None:
+    """No point is lost and none is there twice, though the first run logged a batch after its last checkpoint."""
+    flags = ["--epochs", 3, "--log_every", 1]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(train, "train_batch", patch, 5)
+        fit(validated, work, *flags)
+    fit(validated, work, *flags, "--resume")
+    board = board_of(work)
+    assert [*points(board, "loss/loss")] == [*range(1, 10)]
+    assert [*points(board, "val_dice/bbox")] == [3, 6, 9]
+    assert [*pictures(board, "panel/bbox")] == [3, 6, 9]
+
+
+def test_validation_every_other_epoch_and_after_the_last(validated: Path, work: Path, monkeypatch) -> None:
+    scores = iter([0.7, 0.5, 0.6])
+    monkeypatch.setattr(train, "validate", lambda *_: {"bbox": next(scores)})
+    fit(validated, work, "--epochs", 5, "--validate_every", 2)
+    assert [*pictures(board_of(work), "panel/bbox")] == [6, 12, 15]
+    assert next(scores, None) is None and saved(work)["progress"]["epoch"] == 5
+    best = saved(work, "best.pth")
+    assert (best["epoch"], best["validation_dice"]) == (2, 0.7)         # and no epoch between was judged by its training loss
+
+
+def test_weights_of_another_run_do_not_stand_for_one_that_was_not_validated(validated: Path, work: Path, monkeypatch, capsys) -> None:
+    best = work / "models" / RUN / "best.pth"
+    fit(validated, work, "--epochs", 1)
+    assert best.exists()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(train, "save", patch)
+        fit(validated, work, "--epochs", 3, "--validate_every", 3, "--overwrite")
+    assert saved(work)["progress"]["epoch"] == 1 and not best.exists()
+    fit(validated, work, "--resume", "--epochs", 1)
+    assert "no epoch was validated" in capsys.readouterr().out and not best.exists()
+
+
+def test_a_short_epoch_is_logged(data: Path, work: Path) -> None:
+    """Three batches an epoch, with the default of ten between two points."""
+    fit(data, work, "--epochs", 1)
+    assert [*points(board_of(work), "loss/loss")] == [3]
+
+
+def test_best_is_the_lowest_training_loss_without_validation(data: Path, work: Path) -> None:
+    fit(data, work, "--epochs", 2, "--log_every", 1, "--lr", 1e-3)
+    board = board_of(work)
+    assert not any(tag.startswith("val_") for tag in board.Tags()["scalars"])
+    losses = np.array([*points(board, "loss/loss").values()]).reshape(2, 3).mean(axis=1)
+    best = saved(work, "best.pth")
+    assert best["training_loss"] == pytest.approx(losses.min(), rel=1e-5) and best["epoch"] == 1 + losses.argmin()
+
+
+def test_best_is_kept_when_later_epochs_are_worse(validated: Path, work: Path, monkeypatch) -> None:
+    scores = iter([0.5, 0.7, 0.6])
+    monkeypatch.setattr(train, "validate", lambda *_: {"bbox": next(scores)})
+    kept = []
+    original = train.save
+    monkeypatch.setattr(train, "save", lambda *a: (original(*a), kept.append(saved(work)["model"])))
+    fit(validated, work, "--epochs", 3, "--lr", 1e-3)
+    best = saved(work, "best.pth")
+    assert (best["epoch"], best["validation_dice"]) == (2, 0.7)
+    assert differences(best["model"], kept[1]) == [] and differences(best["model"], kept[2]) != []
+
+
+def test_mixed_precision_trains_to_finite_full_precision_weights(data: Path, work: Path) -> None:
+    for amp in (True, False):
+        fit(data, work / str(amp), "--epochs", 1, "--use_amp", amp)
+    mixed, full = saved(work / "True"), saved(work / "False")
+    assert {tensor.dtype for tensor in mixed["model"].values()} == {torch.float32}
+    assert all(torch.isfinite(tensor).all() for tensor in mixed["model"].values())
+    assert mixed["progress"]["best"] != full["progress"]["best"]
+    assert mixed["progress"]["best"] == pytest.approx(full["progress"]["best"], rel=0.05)
+
+
+def test_training_learns(data: Path, work: Path) -> None:
+    """The loss of a few objects falls, and the weights that a run leaves are those that the next one can start from."""
+    fit(data, work, "--epochs", 4, "--lr", 1e-3, "--log_every", 1)
+    losses = np.array([*points(board_of(work), "loss/loss").values()])
+    assert losses[-3:].mean() < 0.9 * losses[:3].mean()
+    fit(data, work / "next", "--epochs", 1, "--sam_checkpoint", work / "models" / RUN / "best.pth", "--log_every", 1)
+    assert points(board_of(work / "next"), "loss/loss")[1] < 0.95 * losses[:3].mean()
+
+
+# ---------------------------------------------------------------- one run after another
+
+
+def test_a_run_does_not_overwrite_another_unasked(data: Path, work: Path) -> None:
+    fit(data, work, "--epochs", 1)
+    before = saved(work)
+    assert "--resume" in (message := fails(lambda: fit(data, work, "--epochs", 1))) and "--overwrite" in message
+    assert not differences(before, saved(work))
+    fit(data, work, "--epochs", 1, "--seed", 5, "--overwrite")
+    assert differences(before, saved(work))
+
+
+@pytest.mark.parametrize("first, then, scales", [
+    ([], [], [1, 1, 1]), (["--adapter_lr", 5e-4], [], [5, 5, 1]), (["--adapter_lr", 5e-4, "--adapter_norm_lr", 1e-2], [], [100, 5, 1]),
+    (["--adapter_norm_lr", 1e-2], ["--adapter_lr", 3e-4], [100, 3, 1]), ([], ["--adapter_norm_lr", 4e-4], [4, 1, 1]),
+])
+def test_rates_of_adapters_count_also_in_a_resumed_run(first: list, then: list, scales: list[int], data: Path, work: Path) -> None:
+    """Groups: last norms of adapters, the rest of adapters, the decoder side."""
+    fit(data, work, "--epochs", 1, "--lr", 1e-4, *first)
+    fit(data, work, "--epochs", 2, "--resume", *then)
+    groups = saved(work)["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == pytest.approx([1e-4 * scale for scale in scales])
+    adapters = sum(name.endswith("Adapter.norm.weight") for name in saved(work)["model"])
+    assert [len(group["params"]) for group in groups[:2]] == [2 * adapters, 4 * adapters]
+
+
+def test_a_resumed_run_keeps_its_flags(data: Path, work: Path) -> None:
+    fit(data, work, "--epochs", 1, "--lr", 3e-3, "--lr_scheduler", "multistep", "--milestones", 1)
+    train.main(["--resume", "--work_dir", str(work), "--run_name", RUN, "--epochs", "2"])
+    flags = saved(work)["flags"]
+    assert (flags["lr"], flags["lr_scheduler"], flags["milestones"], flags["epochs"]) == (3e-3, "multistep", [1], 2)
+    assert saved(work)["progress"]["epoch"] == 2 and saved(work)["optimizer"]["param_groups"][0]["lr"] == 1.5e-3
+
+
+def test_an_epoch_outlives_a_broken_validation_image(data: Path, tmp_path: Path, work: Path) -> None:
+    folder = make_data(tmp_path / "data", ("train", "val"), images=2)
+    groups = json.loads((folder / "image2label_val.json").read_text())
+    name, masks = groups.popitem()
+    image = folder / "images/of_val.png"
+    whole = (folder / name).read_bytes()
+    write_index(folder, {"images/of_val.png": masks}, "val")
+    image.write_bytes(whole[:-20])
+    assert image.name in fails(lambda: fit(folder, work, "--epochs", 1, "--sam_checkpoint", "none"))
+    image.write_bytes(whole)
+    step = saved(work)["progress"]["step"]
+    assert step and saved(work)["progress"]["epoch"] == 0
+    fit(folder, work, "--epochs", 1, "--resume")
+    assert saved(work)["progress"] | {"epoch": 1, "step": step} == saved(work)["progress"]
