@@ -56,7 +56,7 @@ from segment_anything.files import replacing
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
 SURFACE_METRICS = ("nsd", "hd95")
-WAITING = 8                 # images a worker, whose surface metrics are being computed while the model goes on
+WAITING = 8  # images a worker, whose surface metrics are being computed while the model goes on
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -73,12 +73,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", default="data_demo", help="folder with label2image_test.json")
     group.add_argument("--image_size", type=int, default=256)
-    group.add_argument("--batch_size", type=int, default=1, help="images a step; on a CPU they go through the model one by one")
-    group.add_argument("--num_workers", type=int, default=min(4, (os.cpu_count() or 1) - 1),
-                       help="processes that read, and threads that compute surface metrics")
-    group.add_argument("--metadata", help="table of case, modality, class ... a mask; default: metadata.csv of the data, if there")
-    group.add_argument("--class_names", help="names of SA-Med2D-20M's class numbers; default: SAMed2D_v1_class_mapping_id.json "
-                                             "of the data, if there")
+    group.add_argument(
+        "--batch_size", type=int, default=1, help="images a step; on a CPU they go through the model one by one"
+    )
+    group.add_argument(
+        "--num_workers",
+        type=int,
+        default=min(4, (os.cpu_count() or 1) - 1),
+        help="processes that read, and threads that compute surface metrics",
+    )
+    group.add_argument(
+        "--metadata", help="table of case, modality, class ... a mask; default: metadata.csv of the data, if there"
+    )
+    group.add_argument(
+        "--class_names",
+        help="names of SA-Med2D-20M's class numbers; default: SAMed2D_v1_class_mapping_id.json of the data, if there",
+    )
 
     group = parser.add_argument_group("model")
     group.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
@@ -88,19 +98,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_flag(group, "--use_amp", False, "mixed precision")
 
     group = parser.add_argument_group("prompts and scores")
-    group.add_argument("--prompt_modes", nargs="+", metavar="MODE",
-                       help="bbox, bbox_jitter5, iterative clicks 1pt 3pts ..., bbox+2pts, clicks at once 3shot ..., mask; "
-                            f"default: {' '.join(DEFAULT_MODES)}")
-    group.add_argument("--box_jitter", nargs="+", type=int, default=[], metavar="PIXELS",
-                       help="also score boxes whose sides are moved by up to so many pixels of the frame, a mode each")
-    group.add_argument("--click_strategy", choices=CLICK_STRATEGIES, default="random",
-                       help="iterative clicks: a random wrong pixel, or the centre of the largest error")
+    group.add_argument(
+        "--prompt_modes",
+        nargs="+",
+        metavar="MODE",
+        help="bbox, bbox_jitter5, iterative clicks 1pt 3pts ..., bbox+2pts, clicks at once 3shot ..., mask; "
+        f"default: {' '.join(DEFAULT_MODES)}",
+    )
+    group.add_argument(
+        "--box_jitter",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="PIXELS",
+        help="also score boxes whose sides are moved by up to so many pixels of the frame, a mode each",
+    )
+    group.add_argument(
+        "--click_strategy",
+        choices=CLICK_STRATEGIES,
+        default="random",
+        help="iterative clicks: a random wrong pixel, or the centre of the largest error",
+    )
     add_flag(group, "--boxes_prompt", None, "ask for the one mode bbox; False: for one mode of clicks")
     group.add_argument("--iter_point", type=int, help="ask for one mode of so many iterative clicks")
     group.add_argument("--point_num", type=int, help="ask for one mode of so many clicks at once")
     group.add_argument("--prompt_path", help="prompts file of an earlier run, ours or the original's")
-    group.add_argument("--metrics", nargs="+", default=[*METRICS, *SURFACE_METRICS], choices=[*METRICS, *SURFACE_METRICS])
-    group.add_argument("--nsd_tolerance", type=float, default=2.0, metavar="PIXELS", help="of the normalised surface Dice")
+    group.add_argument(
+        "--metrics", nargs="+", default=[*METRICS, *SURFACE_METRICS], choices=[*METRICS, *SURFACE_METRICS]
+    )
+    group.add_argument(
+        "--nsd_tolerance", type=float, default=2.0, metavar="PIXELS", help="of the normalised surface Dice"
+    )
     args = parser.parse_args(argv)
     try:
         args.modes = modes_asked_for(args)
@@ -171,9 +199,11 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
 
     folder = Path(args.work_dir) / args.run_name
     folder.mkdir(parents=True, exist_ok=True)
-    own = range(processes.rank, len(dataset), processes.count)      # a share of the images
+    own = range(processes.rank, len(dataset), processes.count)  # a share of the images
     loader = test_loader(Subset(dataset, own), args.batch_size, args.num_workers)
-    scores = evaluate(model, loader, args.modes, device=device, annotator=annotator, multimask=args.multimask, use_amp=args.use_amp)
+    scores = evaluate(
+        model, loader, args.modes, device=device, annotator=annotator, multimask=args.multimask, use_amp=args.use_amp
+    )
     seconds = record(args, folder, processes.rank, dataset, own, scores, describer, annotator.strategy)
     processes.wait()
     if processes.rank == 0:
@@ -181,8 +211,16 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
     return folder
 
 
-def record(args: argparse.Namespace, folder: Path, rank: int, dataset: TestingDataset, own: range,
-           scores: Iterable[tuple[Batch, list[Scored]]], describer: Describer, strategy: str) -> float:
+def record(
+    args: argparse.Namespace,
+    folder: Path,
+    rank: int,
+    dataset: TestingDataset,
+    own: range,
+    scores: Iterable[tuple[Batch, list[Scored]]],
+    describer: Describer,
+    strategy: str,
+) -> float:
     """Write this process's part of the rows, prompts and predictions, image by image. -> seconds, without drawing.
 
     own: the numbers of its images, in the order of `scores`.
@@ -221,8 +259,10 @@ def record(args: argparse.Namespace, folder: Path, rank: int, dataset: TestingDa
 
 def build_model(args: argparse.Namespace, say: Callable) -> Sam:
     if args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
-        raise CheckpointError(f"{DEFAULT_CHECKPOINT}: not found. Download it (sam-med2d_b.pth, from the SAM-Med2D repository), "
-                              "or name your own weights with --sam_checkpoint")
+        raise CheckpointError(
+            f"{DEFAULT_CHECKPOINT}: not found. Download it (sam-med2d_b.pth, from the SAM-Med2D repository), "
+            "or name your own weights with --sam_checkpoint"
+        )
     model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
     say(load_checkpoint(model, args.sam_checkpoint))
     return model
@@ -231,11 +271,13 @@ def build_model(args: argparse.Namespace, say: Callable) -> Sam:
 # ---------------------------------------------------------------- rows
 
 
-Distances = list[tuple[float | None, float | None]]     # of each object: normalised surface Dice, Hausdorff distance
+Distances = list[tuple[float | None, float | None]]  # of each object: normalised surface Dice, Hausdorff distance
 
 
-def with_distances(scores: Iterable[tuple[Batch, list[Scored]]], args: argparse.Namespace,
-                   ) -> Iterator[tuple[Batch, int, list[Scored], list[Distances]]]:
+def with_distances(
+    scores: Iterable[tuple[Batch, list[Scored]]],
+    args: argparse.Namespace,
+) -> Iterator[tuple[Batch, int, list[Scored], list[Distances]]]:
     """Image by image, in order: its batch and place there, its scores mode by mode, and their surface metrics.
 
     These are computed by threads while the model goes on; only so many images wait for theirs.
@@ -269,13 +311,24 @@ def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str
     """The rows of one image's objects in one mode. strategy: of iterative clicks."""
     mode = scored.mode
     areas = zip(scored.truth.sum(dim=(1, 2)).tolist(), scored.masks.sum(dim=(1, 2)).tolist())
-    return [{
-        "image": image, "mask": mask, **described[mask], **mode_columns(mode, strategy),
-        "true_area": true_area, "image_area": scored.truth[0].numel(), "predicted_area": predicted_area,
-        **{name: values[i] for name, values in scored.values.items()}, "nsd": nsd, "hd95": hd95,
-        "predicted_iou": scored.predicted_iou[i],
-        **({} if scored.dice_by_click is None else clicks_until(scored.dice_by_click[i].tolist())), "status": SCORED,
-    } for i, (mask, (true_area, predicted_area), (nsd, hd95)) in enumerate(zip(scored.names, areas, distances))]
+    return [
+        {
+            "image": image,
+            "mask": mask,
+            **described[mask],
+            **mode_columns(mode, strategy),
+            "true_area": true_area,
+            "image_area": scored.truth[0].numel(),
+            "predicted_area": predicted_area,
+            **{name: values[i] for name, values in scored.values.items()},
+            "nsd": nsd,
+            "hd95": hd95,
+            "predicted_iou": scored.predicted_iou[i],
+            **({} if scored.dice_by_click is None else clicks_until(scored.dice_by_click[i].tolist())),
+            "status": SCORED,
+        }
+        for i, (mask, (true_area, predicted_area), (nsd, hd95)) in enumerate(zip(scored.names, areas, distances))
+    ]
 
 
 def unscored_row(image: str, mask: str, described: dict[str, Row], mode: Mode) -> Row:
@@ -285,20 +338,37 @@ def unscored_row(image: str, mask: str, described: dict[str, Row], mode: Mode) -
 
 def mode_columns(mode: Mode, strategy: str) -> Row:
     corrected = mode.start == "click" or (mode.start == "box" and mode.clicks)
-    return {"mode": mode.name, "strategy": strategy if corrected else None, "clicks": mode.clicks, "box": int(mode.start == "box")}
+    return {
+        "mode": mode.name,
+        "strategy": strategy if corrected else None,
+        "clicks": mode.clicks,
+        "box": int(mode.start == "box"),
+    }
 
 
 # ---------------------------------------------------------------- what is made from the rows
 
 
-def summarise(args: argparse.Namespace, folder: Path, index: Index, device: torch.device, processes: int, strategy: str,
-              speed: float) -> None:
+def summarise(
+    args: argparse.Namespace,
+    folder: Path,
+    index: Index,
+    device: torch.device,
+    processes: int,
+    strategy: str,
+    speed: float,
+) -> None:
     """Merge the parts of all processes; print and write tables, provenance and report."""
     write_rows(folder / f"rows.{args.rows_format}", (row for _, rows, _ in merged(folder, processes) for row in rows))
-    (folder / f"rows.{'csv' if args.rows_format == 'parquet' else 'parquet'}").unlink(missing_ok=True)     # of an earlier run
+    (folder / f"rows.{'csv' if args.rows_format == 'parquet' else 'parquet'}").unlink(
+        missing_ok=True
+    )  # of an earlier run
     with replacing(folder / "prompts.json") as path, open(path, "w", encoding="utf-8") as file:
-        write_prompts(file, {"image_size": args.image_size, "click_strategy": strategy},
-                      (item for _, _, prompts in merged(folder, processes) for item in prompts.items()))
+        write_prompts(
+            file,
+            {"image_size": args.image_size, "click_strategy": strategy},
+            (item for _, _, prompts in merged(folder, processes) for item in prompts.items()),
+        )
 
     rows = tables.read_rows(folder)
     unscored = tables.unscored(rows)
@@ -308,10 +378,21 @@ def summarise(args: argparse.Namespace, folder: Path, index: Index, device: torc
     found = tables.all_tables(rows, seed=args.seed)
     results = {
         **{metric: mean_by_mode(found["overall"], metric) for metric in args.metrics},
-        "objects": objects, "images": len(index), "unscored": len(unscored), "images_per_second": speed,
-        "seed": args.seed, "model_type": args.model_type, "processes": processes,
-        **provenance(device, {"weights": args.sam_checkpoint, "data": index.source,
-                              **({"prompts": args.prompt_path} if args.prompt_path else {})}),
+        "objects": objects,
+        "images": len(index),
+        "unscored": len(unscored),
+        "images_per_second": speed,
+        "seed": args.seed,
+        "model_type": args.model_type,
+        "processes": processes,
+        **provenance(
+            device,
+            {
+                "weights": args.sam_checkpoint,
+                "data": index.source,
+                **({"prompts": args.prompt_path} if args.prompt_path else {}),
+            },
+        ),
         "flags": {name: value for name, value in vars(args).items() if name != "modes"},
         "tables": {name: tables.to_records(table) for name, table in found.items()},
     }
@@ -320,15 +401,24 @@ def summarise(args: argparse.Namespace, folder: Path, index: Index, device: torc
     for name in ("overall", "noc", "dataset"):
         if name in found and len(found[name]):
             print(f"\n{tables.format_table(found[name])}")
-    print(f"\n{objects} objects in {len(index)} images, {speed:.1f} images/s"
-          + (f"; {len(unscored)} empty mask(s) skipped, such as {unscored['mask'].iloc[0]}" if len(unscored) else ""))
+    print(
+        f"\n{objects} objects in {len(index)} images, {speed:.1f} images/s"
+        + (f"; {len(unscored)} empty mask(s) skipped, such as {unscored['mask'].iloc[0]}" if len(unscored) else "")
+    )
     if args.report:
         choices = report.choose_gallery(rows, [mode.name for mode in shown_in_gallery(args.modes)])
-        tiles = [report.GalleryItem(choice.class_name, choice.rank, choice.mode, f"{Path(choice.mask).stem}  Dice {choice.dice:.3f}",
-                                    gallery.draw(folder, processes, index, choice.image, choice.mask, choice.mode))
-                 for choice in tqdm(choices, desc="report", unit="object", leave=False, dynamic_ncols=True)]
+        tiles = [
+            report.GalleryItem(
+                choice.class_name,
+                choice.rank,
+                choice.mode,
+                f"{Path(choice.mask).stem}  Dice {choice.dice:.3f}",
+                gallery.draw(folder, processes, index, choice.image, choice.mask, choice.mode),
+            )
+            for choice in tqdm(choices, desc="report", unit="object", leave=False, dynamic_ncols=True)
+        ]
         report.write_report(folder, rows, results, tiles, found)
-    for part in folder.glob("part_*"):      # also of an earlier run that was ended
+    for part in folder.glob("part_*"):  # also of an earlier run that was ended
         part.unlink()
     print(f"rows, prompts, results{' and report' * args.report}: {folder}")
 
@@ -351,13 +441,22 @@ def file_keys(paths: Iterable[str]) -> Callable[[str], str]:
     return lambda path: path if os.path.basename(path) in shared else os.path.basename(path)
 
 
-def save_predictions(folder: Path, batch: Batch, scored: Scored, dataset: TestingDataset, key_of: Callable[[str], str],
-                     picture_of: Callable[[str], str]) -> None:
+def save_predictions(
+    folder: Path,
+    batch: Batch,
+    scored: Scored,
+    dataset: TestingDataset,
+    key_of: Callable[[str], str],
+    picture_of: Callable[[str], str],
+) -> None:
     """Masks as 0/255 PNG at the original size, and one overlay an image: a tile an object, prompts drawn."""
     for name, mask in zip(scored.names, scored.masks):
         write_image(folder / "masks" / scored.mode.name, key_of(name), mask.numpy().astype(np.uint8) * 255)
-    write_image(folder / "overlays" / scored.mode.name, picture_of(batch.image_names[scored.image]),
-                drawing.grid(drawing.tiles_of(batch, scored, dataset.index)))
+    write_image(
+        folder / "overlays" / scored.mode.name,
+        picture_of(batch.image_names[scored.image]),
+        drawing.grid(drawing.tiles_of(batch, scored, dataset.index)),
+    )
 
 
 def write_image(folder: Path, name: str, image: np.ndarray) -> None:

@@ -52,8 +52,15 @@ class Annotations:
             self._categories[name] = len(self._categories) + 1
             self.document["categories"].append({"id": self._categories[name], "name": name})
         x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-        self.document["annotations"].append({
-            "id": len(self.document["annotations"]) + 1, "image_id": image, "category_id": self._categories[name],
-            "segmentation": segmentation_of(mask), "area": int(mask.sum()), "bbox": [x, y, width, height], "iscrowd": 0,
-            **({} if score is None else {"score": round(float(score), 4)}),
-        })
+        self.document["annotations"].append(
+            {
+                "id": len(self.document["annotations"]) + 1,
+                "image_id": image,
+                "category_id": self._categories[name],
+                "segmentation": segmentation_of(mask),
+                "area": int(mask.sum()),
+                "bbox": [x, y, width, height],
+                "iscrowd": 0,
+                **({} if score is None else {"score": round(float(score), 4)}),
+            }
+        )

@@ -13,10 +13,10 @@ from sam_med2d.data.datasets import Batch, Index, read_image
 from sam_med2d.evaluation.evaluate import Scored, to_original_frame
 from segment_anything import ABSENT, FOREGROUND, Prompts
 
-PREDICTION = (0, 140, 255)      # orange, filled
-TRUTH = (80, 220, 80)           # green, outline
-BOX = (255, 200, 0)             # cyan
-CLICK = {True: (80, 255, 80), False: (60, 60, 255)}     # foreground green, background red
+PREDICTION = (0, 140, 255)  # orange, filled
+TRUTH = (80, 220, 80)  # green, outline
+BOX = (255, 200, 0)  # cyan
+CLICK = {True: (80, 255, 80), False: (60, 60, 255)}  # foreground green, background red
 CAPTION_HEIGHT = 18
 
 
@@ -30,8 +30,9 @@ def tiles_of(batch: Batch, scored: Scored, index: Index) -> list[np.ndarray]:
     ]
 
 
-def tile(image: np.ndarray, predicted: Tensor, truth: Tensor, prompts: Prompts, row: int, caption: str,
-         side: int = 256) -> np.ndarray:
+def tile(
+    image: np.ndarray, predicted: Tensor, truth: Tensor, prompts: Prompts, row: int, caption: str, side: int = 256
+) -> np.ndarray:
     """One object. predicted, truth: (H, W) bool; prompts: in pixels of `image`, of which `row` is drawn.
 
     -> (side + caption, side, 3), the picture enlarged or shrunk to fit and centred.
@@ -51,7 +52,7 @@ def tile(image: np.ndarray, predicted: Tensor, truth: Tensor, prompts: Prompts, 
 
     framed = np.zeros((side + CAPTION_HEIGHT, side, 3), np.uint8)
     top, left = CAPTION_HEIGHT + (side - size[1]) // 2, (side - size[0]) // 2
-    framed[top:top + size[1], left:left + size[0]] = picture
+    framed[top : top + size[1], left : left + size[0]] = picture
     cv2.putText(framed, _short(caption, side), (3, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255, 255, 255), 1, cv2.LINE_AA)
     return framed
 
@@ -71,7 +72,7 @@ def _draw_prompts(picture: np.ndarray, prompts: Prompts, row: int, scale: float)
 def _short(caption: str, side: int) -> str:
     """What fits, the end being what tells objects of one image apart."""
     letters = side // 7
-    return caption if len(caption) <= letters else "..." + caption[3 - letters:]
+    return caption if len(caption) <= letters else "..." + caption[3 - letters :]
 
 
 def grid(tiles: list[np.ndarray], columns: int = 6) -> np.ndarray:
@@ -79,4 +80,4 @@ def grid(tiles: list[np.ndarray], columns: int = 6) -> np.ndarray:
     columns = min(columns, len(tiles))
     empty = np.zeros_like(tiles[0])
     tiles = tiles + [empty] * (-len(tiles) % columns)
-    return np.vstack([np.hstack(tiles[i:i + columns]) for i in range(0, len(tiles), columns)])
+    return np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])

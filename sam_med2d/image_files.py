@@ -17,10 +17,20 @@ from segment_anything.files import replacing
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 # Of the same lightness and far apart in hue, so that no object stands out; in BGR.
-COLOURS = ((0, 140, 255), (230, 160, 60), (100, 200, 60), (200, 100, 220), (60, 200, 230), (120, 90, 250), (190, 190, 70),
-           (150, 210, 150), (70, 110, 200), (240, 130, 160))
+COLOURS = (
+    (0, 140, 255),
+    (230, 160, 60),
+    (100, 200, 60),
+    (200, 100, 220),
+    (60, 200, 230),
+    (120, 90, 250),
+    (190, 190, 70),
+    (150, 210, 150),
+    (70, 110, 200),
+    (240, 130, 160),
+)
 OPACITY = 0.4
-SMALLEST_SIDE = 512     # of the longer side in pixels: smaller pictures are enlarged, so that lines and names can be read
+SMALLEST_SIDE = 512  # of the longer side in pixels: smaller pictures are enlarged, so that lines and names can be read
 
 
 def find_images(source: Path) -> tuple[Path, list[str]]:
@@ -32,8 +42,10 @@ def find_images(source: Path) -> tuple[Path, list[str]]:
     paths = (path for path in source.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     names = sorted(path.relative_to(source).as_posix() for path in paths)
     if not names:
-        raise DataError(f"{source}: holds no image ({', '.join(ENDINGS)}); volumes and DICOM series are for "
-                        "scripts/segment_volume.py")
+        raise DataError(
+            f"{source}: holds no image ({', '.join(ENDINGS)}); volumes and DICOM series are for "
+            "scripts/segment_volume.py"
+        )
     return source, names
 
 
@@ -47,7 +59,9 @@ def check_output(output: Path, source: Path) -> None:
 def without_endings(names: Sequence[str]) -> dict[str, str]:
     """a/b.png -> a/b, as the base of what is written for it; where two names would become one, they keep their endings."""
     bare = Counter(Path(name).with_suffix("") for name in names)
-    return {name: name if bare[Path(name).with_suffix("")] > 1 else Path(name).with_suffix("").as_posix() for name in names}
+    return {
+        name: name if bare[Path(name).with_suffix("")] > 1 else Path(name).with_suffix("").as_posix() for name in names
+    }
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
@@ -60,8 +74,9 @@ def colour_of(number: int) -> tuple[int, int, int]:
     return COLOURS[number % len(COLOURS)]
 
 
-def overlay(image: np.ndarray, masks: Sequence[np.ndarray], prompts: Sequence[ObjectPrompt] = (),
-            names: Sequence[str] = ()) -> np.ndarray:
+def overlay(
+    image: np.ndarray, masks: Sequence[np.ndarray], prompts: Sequence[ObjectPrompt] = (), names: Sequence[str] = ()
+) -> np.ndarray:
     """masks: n of (H, W) bool; prompts: n, or none, in pixels of the image; names: n, or none, drawn above their objects.
 
     -> (H * k, W * k, 3), with a whole number k.
@@ -92,7 +107,7 @@ def _draw_prompt(picture: np.ndarray, prompt: ObjectPrompt, k: int, colour: tupl
         for (x, y), label in zip(prompt.points, prompt.labels):
             if label != ABSENT:
                 centre = round((float(x) + 0.5) * k), round((float(y) + 0.5) * k)
-                kind = cv2.MARKER_CROSS if label == FOREGROUND else cv2.MARKER_TILTED_CROSS     # + adds, x takes away
+                kind = cv2.MARKER_CROSS if label == FOREGROUND else cv2.MARKER_TILTED_CROSS  # + adds, x takes away
                 cv2.drawMarker(picture, centre, (0, 0, 0), kind, 13, 4)
                 cv2.drawMarker(picture, centre, (255, 255, 255) if label == FOREGROUND else (60, 60, 255), kind, 11, 2)
 

@@ -17,8 +17,11 @@ def provenance(device: torch.device, files: dict[str, str | os.PathLike]) -> dic
     return {
         **{f"{name}_hash": file_hash(path) for name, path in files.items()},
         "commit": commit(),
-        "device": str(device), "device_name": device_name(device), "threads": torch.get_num_threads(),
-        "python": platform.python_version(), "system": platform.platform(),
+        "device": str(device),
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
         "versions": {name: version(name) for name in PACKAGES},
     }
 
@@ -29,7 +32,7 @@ def file_hash(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _in_pieces(file)
 
 
-def _in_pieces(file) -> str:        # Python 3.10
+def _in_pieces(file) -> str:  # Python 3.10
     digest = hashlib.sha256()
     while piece := file.read(2**20):
         digest.update(piece)
@@ -38,8 +41,11 @@ def _in_pieces(file) -> str:        # Python 3.10
 
 def commit() -> str | None:
     """The commit of this code, "+changes" added where files differ from it; None where it is no git checkout."""
+
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -54,4 +60,6 @@ def device_name(device: torch.device) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -30,8 +30,9 @@ def add_flag(group: argparse._ActionsContainer, name: str, default: bool | None,
     group.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
 
 
-def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace, positive: tuple[str, ...],
-                  not_negative: tuple[str, ...]) -> None:
+def check_numbers(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, positive: tuple[str, ...], not_negative: tuple[str, ...]
+) -> None:
     """End with the parser's message where a flag has a number that makes no sense."""
     for least, names in ((1, positive), (0, not_negative)):
         for name in names:
@@ -56,8 +57,9 @@ class Processes(NamedTuple):
 
 def join_processes() -> Processes:
     """Find the others that torchrun started, if it did."""
-    rank, count, local_rank = (int(os.environ.get(name, default)) for name, default in
-                               (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, count, local_rank = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
     if count > 1 and not torch.distributed.is_initialized():
         # gloo: what is shared are signals and files, no tensors of a GPU. A day: processes wait for the slowest
         torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=1))

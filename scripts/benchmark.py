@@ -30,8 +30,8 @@ from sam_med2d.utils import best_device  # noqa: E402
 from segment_anything import sam_model_registry  # noqa: E402
 from segment_anything.modeling.image_encoder import Attention  # noqa: E402
 
-MODEL_AREAS = ("encoder", "test", "train")      # those of this file
-OTHER_AREAS = ("data", "deploy")                # each a module benchmark_{area}.py
+MODEL_AREAS = ("encoder", "test", "train")  # those of this file
+OTHER_AREAS = ("data", "deploy")  # each a module benchmark_{area}.py
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
         own.add_argument("--rounds", type=int, default=7)
         own.add_argument("--device")
     for area in OTHER_AREAS:
-        if area in sys.argv[1:2]:       # its libraries are extras
+        if area in sys.argv[1:2]:  # its libraries are extras
             importlib.import_module(f"benchmark_{area}").add_arguments(areas.add_parser(area))
         else:
             areas.add_parser(area, add_help=False)
@@ -63,8 +63,9 @@ def padded_attention(self: Attention, x: Tensor) -> Tensor:
     rows, columns = x.shape[1] // window, x.shape[2] // window
     x = x.view(batch, rows, window, columns, window, channels).transpose(2, 3).reshape(-1, window, window, channels)
     q, k, v = self.qkv(x).view(len(x), window, window, 3, self.heads, -1).permute(3, 0, 4, 1, 2, 5)
-    attended = F.scaled_dot_product_attention(q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3),
-                                              attn_mask=self.position_bias(q, window, window))
+    attended = F.scaled_dot_product_attention(
+        q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), attn_mask=self.position_bias(q, window, window)
+    )
     x = self.proj(attended.transpose(1, 2).reshape(len(x), window, window, channels))
     x = x.view(batch, rows, columns, window, window, channels).transpose(2, 3)
     return x.reshape(batch, rows * window, columns * window, channels)[:, :height, :width]
@@ -75,7 +76,7 @@ def encoder(args: argparse.Namespace, device: torch.device) -> None:
     model = sam_model_registry[args.model_type](image_size=args.image_size).to(device)
     images = torch.randint(0, 256, (args.batch_size, 3, args.image_size, args.image_size), device=device)
     attention = [block.attn for block in model.image_encoder.blocks]
-    for adapter in model.image_encoder.adapters():      # a fresh one adds nothing, which would hide a difference
+    for adapter in model.image_encoder.adapters():  # a fresh one adds nothing, which would hide a difference
         torch.nn.init.ones_(adapter.norm.weight)
 
     def padded() -> Tensor:
@@ -88,7 +89,10 @@ def encoder(args: argparse.Namespace, device: torch.device) -> None:
                 del layer.forward
 
     expected = model.encode(images)
-    contenders = {"padded tokens computed": padded, "adapters as convolutions": by_convolutions(lambda: model.encode(images))}
+    contenders = {
+        "padded tokens computed": padded,
+        "adapters as convolutions": by_convolutions(lambda: model.encode(images)),
+    }
     for name, other in contenders.items():
         print(f"{name}: largest difference of the embeddings {(other() - expected).abs().max():.1e}")
     compare({"as it is": lambda: model.encode(images), **contenders}, args.rounds, device)
@@ -99,7 +103,7 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     model = sam_model_registry[args.model_type](image_size=args.image_size).to(device)
     dataset = TestingDataset(args.data_path, args.image_size, "test")
     items = [dataset[i] for i in range(len(dataset))]
-    batches = [collate(items[i:i + args.batch_size]) for i in range(0, len(items), args.batch_size)]
+    batches = [collate(items[i : i + args.batch_size]) for i in range(0, len(items), args.batch_size)]
     print(f"{len(items)} images, {sum(len(b.mask_names) for b in batches)} objects")
 
     @torch.inference_mode()
@@ -110,13 +114,17 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     def score(modes: tuple[str, ...]) -> Callable[[], object]:
         return lambda: list(evaluate(model, batches, [parse_mode(m) for m in modes], device=device))
 
-    compare({"encoder passes alone": encode, "bbox": score(("bbox",)), " ".join(DEFAULT_MODES): score(DEFAULT_MODES)},
-            args.rounds, device)
+    compare(
+        {"encoder passes alone": encode, "bbox": score(("bbox",)), " ".join(DEFAULT_MODES): score(DEFAULT_MODES)},
+        args.rounds,
+        device,
+    )
 
 
 def train_step(args: argparse.Namespace, device: torch.device) -> None:
-    flags = train.parse_args(["--model_type", args.model_type, "--image_size", str(args.image_size),
-                              "--sam_checkpoint", "none"])
+    flags = train.parse_args(
+        ["--model_type", args.model_type, "--image_size", str(args.image_size), "--sam_checkpoint", "none"]
+    )
     dataset = TrainingDataset(args.data_path, args.image_size, "train", flags.mask_num)
     batch = collate([dataset[0, i % len(dataset)] for i in range(args.batch_size)]).to(device)
 
@@ -129,9 +137,16 @@ def train_step(args: argparse.Namespace, device: torch.device) -> None:
         return lambda: train.train_batch(model, batch, optimizer, scaler, own, 0)
 
     print(f"one batch of {args.batch_size} image(s), {len(batch.mask_names)} objects, {flags.iter_point + 1} rounds")
-    compare({"adapters, float32": prepared(True, False), "adapters as convolutions, float32": by_convolutions(prepared(True, False)),
-             "decoder side alone (FT-SAM), float32": prepared(False, False), "adapters, mixed precision": prepared(True, True)},
-            args.rounds, device)
+    compare(
+        {
+            "adapters, float32": prepared(True, False),
+            "adapters as convolutions, float32": by_convolutions(prepared(True, False)),
+            "decoder side alone (FT-SAM), float32": prepared(False, False),
+            "adapters, mixed precision": prepared(True, True),
+        },
+        args.rounds,
+        device,
+    )
 
 
 def main() -> None:
@@ -140,8 +155,10 @@ def main() -> None:
         importlib.import_module(f"benchmark_{args.area}").run(args)
         return
     device = best_device(args.device)
-    print(f"{args.area}: {args.model_type}, {args.image_size} px, batch {args.batch_size}, {device}, torch {torch.__version__}, "
-          f"{torch.get_num_threads()} threads, median of {args.rounds}")
+    print(
+        f"{args.area}: {args.model_type}, {args.image_size} px, batch {args.batch_size}, {device}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, median of {args.rounds}"
+    )
     {"encoder": encoder, "test": test, "train": train_step}[args.area](args, device)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # so that it runs from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 import cv2  # noqa: E402
 from timing import compare  # noqa: E402
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def reading(args: argparse.Namespace) -> None:
-    cv2.setNumThreads(0)        # as in a worker
+    cv2.setNumThreads(0)  # as in a worker
     index = read_index(args.data_path, "train")
     images = [index.path(image) for image, _ in index]
     pairs = [(index.path(image), [index.path(mask) for mask in masks]) for image, masks in index]
@@ -118,7 +118,10 @@ def scale(args: argparse.Namespace) -> None:
         small = os.path.join(folder, "image2label_small.json")
         write_large_index(small, 1000, 4000)
         for name, path in (("of 1000 images", small), ("of all", source)):
-            print(f"{args.workers} workers read an index {name}:".ljust(42), in_a_process(_read_with_workers, path, args.workers))
+            print(
+                f"{args.workers} workers read an index {name}:".ljust(42),
+                in_a_process(_read_with_workers, path, args.workers),
+            )
 
 
 def write_large_index(path: str, images: int, masks: int) -> None:
@@ -158,10 +161,16 @@ def _read_with_workers(source: str, workers: int) -> str:
     """What they add to the memory in use, after 40,000 images drawn from everywhere."""
     index = Index("/", source, index_columns(source))
     before = memory_of(os.getpid())
-    warnings.filterwarnings("ignore", "This DataLoader will create")       # more workers than cores
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
     order = [i * 7919 % len(index) for i in range(40_000)]
-    loader = DataLoader(_Names(index), batch_size=50, sampler=order, num_workers=workers, persistent_workers=True,
-                        multiprocessing_context="fork")      # as Linux does in train.py
+    loader = DataLoader(
+        _Names(index),
+        batch_size=50,
+        sampler=order,
+        num_workers=workers,
+        persistent_workers=True,
+        multiprocessing_context="fork",
+    )  # as Linux does in train.py
     batches = iter(loader)
     read = sum(len(next(batches)) for _ in range(len(loader)))
     after = [memory_of(process) for process in (os.getpid(), *(worker.pid for worker in batches._workers))]
@@ -216,7 +225,7 @@ def files(args: argparse.Namespace) -> None:
             for name in names:
                 open(os.path.join(folder, name), "w").close()
         Path(folder, "image2label_train.json").write_text(json.dumps(groups))
-        time.sleep(3)       # what has just changed may change again unseen, and is not believed
+        time.sleep(3)  # what has just changed may change again unseen, and is not believed
         for turn in ("the first time", "again"):
             started = time.perf_counter()
             index = read_index(folder, "train")

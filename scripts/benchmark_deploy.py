@@ -33,7 +33,7 @@ from sam_med2d.inference.backends import OnnxRuntimeSession, RuntimeSam, open_ru
 from sam_med2d.inference.models import add_model_flags, load_model  # noqa: E402
 from segment_anything import Prompts, Sam  # noqa: E402
 
-CONTENDERS = {      # name: backend, file, precision
+CONTENDERS = {  # name: backend, file, precision
     "ONNX Runtime float32": ("onnxruntime", "encoder.onnx", "float32"),
     "ONNX Runtime int8": ("onnxruntime", "encoder.int8.onnx", "float32"),
     "OpenVINO float32": ("openvino", "encoder.onnx", "float32"),
@@ -47,10 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(device="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--folder", type=Path, default=Path("workdir/benchmark_deploy"), help="of the exported files; default: %(default)s")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("workdir/benchmark_deploy"),
+        help="of the exported files; default: %(default)s",
+    )
     parser.add_argument("--data_path", type=Path, default=Path("data_demo"))
     parser.add_argument("--calibration_images", type=int, default=16)
-    parser.add_argument("--only", nargs="+", choices=[*CONTENDERS], default=[*CONTENDERS], help="each takes some GB with ViT-B")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*CONTENDERS], default=[*CONTENDERS], help="each takes some GB with ViT-B"
+    )
 
 
 def export(model: Sam, args: argparse.Namespace) -> None:
@@ -78,22 +85,37 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(args).eval()
     export(model, args)
     runtimes: dict[str, RuntimeSam] = {
-        name: open_runtime(backend, args.folder / file, args.folder / "decoder.onnx", threads=args.threads, precision=precision)
-        for name, (backend, file, precision) in CONTENDERS.items() if name in args.only}
+        name: open_runtime(
+            backend, args.folder / file, args.folder / "decoder.onnx", threads=args.threads, precision=precision
+        )
+        for name, (backend, file, precision) in CONTENDERS.items()
+        if name in args.only
+    }
     models: dict[str, Sam] = {"PyTorch eager float32": model, **runtimes}
     size = model.image_size
     images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = model.encode(images)
     print(f"one image of {size} px, {args.threads} threads, median of {args.rounds}")
-    compare({"PyTorch eager float32, convolutions": by_convolutions(lambda: model.encode(images)),
-             **{name: lambda one=one: one.encode(images) for name, one in models.items()}}, args.rounds)
+    compare(
+        {
+            "PyTorch eager float32, convolutions": by_convolutions(lambda: model.encode(images)),
+            **{name: lambda one=one: one.encode(images) for name, one in models.items()},
+        },
+        args.rounds,
+    )
     for name, one in runtimes.items():
         print(f"{name:44} largest difference of the embedding {(one.encode(images) - expected).abs().max():.1e}")
 
     click = Prompts(points=torch.tensor([[[size / 2, size / 3]]]), labels=torch.tensor([[1]]))
     print("one click on an encoded image")
-    compare({name: lambda one=one: one.predict(expected, click, True) for name, one in models.items()
-             if name in ("PyTorch eager float32", "ONNX Runtime float32", "OpenVINO float32")}, 5 * args.rounds)
+    compare(
+        {
+            name: lambda one=one: one.predict(expected, click, True)
+            for name, one in models.items()
+            if name in ("PyTorch eager float32", "ONNX Runtime float32", "OpenVINO float32")
+        },
+        5 * args.rounds,
+    )
     dice_table(models, args.data_path, size)
 
 

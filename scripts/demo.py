@@ -23,9 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = "pretrain_model/vit_t_phantoms.safetensors"
 MODES = ("bbox", "1pt", "3pts", "5pts")
 SMALL = "--model_type vit_t --image_size 192 --num_workers 0"
-TRAINING = ("--batch_size 2 --mask_num 4 --lr 3e-4 --adapter_lr 1e-3 --adapter_norm_lr 2e-2 --lr_scheduler cosine --warmup 10 "
-            "--iter_point 1 --keep_clicks --box_shift 4")
-LABEL_WIDTH = 110       # pixels
+TRAINING = (
+    "--batch_size 2 --mask_num 4 --lr 3e-4 --adapter_lr 1e-3 --adapter_norm_lr 2e-2 --lr_scheduler cosine --warmup 10 "
+    "--iter_point 1 --keep_clicks --box_shift 4"
+)
+LABEL_WIDTH = 110  # pixels
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,24 +47,39 @@ def main() -> None:
     }
     # validated once, so that best.pth is the last epoch: the rate ends at zero, and the few val slices would choose by chance
     epochs = f"--epochs {args.epochs} --validate_every {args.epochs}"
-    train_side_by_side({trained: f"train.py {SMALL} {flags} --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} --overwrite "
-                                 f"--work_dir {args.work_dir} --run_name {trained}"
-                        for flags, trained in runs.values() if trained}, ROOT / args.work_dir)
+    train_side_by_side(
+        {
+            trained: f"train.py {SMALL} {flags} --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} --overwrite "
+            f"--work_dir {args.work_dir} --run_name {trained}"
+            for flags, trained in runs.values()
+            if trained
+        },
+        ROOT / args.work_dir,
+    )
     for flags, trained in runs.values():
         if trained:
             flags += f" --sam_checkpoint {args.work_dir}/models/{trained}/best.pth"
         run(f"test.py {SMALL} {flags} --work_dir {args.work_dir} --run_name {trained or 'sam'} --save_pred")
     folders = {name: ROOT / args.work_dir / (trained or "sam") for name, (_, trained) in runs.items()}
-    table = run(f"scripts/compare_runs.py {' '.join(str(Path(args.work_dir) / folder.name) for folder in folders.values())} "
-                f"--names {' '.join(folders)} --differences False", read=True)
+    table = run(
+        f"scripts/compare_runs.py {' '.join(str(Path(args.work_dir) / folder.name) for folder in folders.values())} "
+        f"--names {' '.join(folders)} --differences False",
+        read=True,
+    )
     pictures = [compare(folders, mode, ROOT / args.work_dir / f"compare_{mode}.png") for mode in MODES]
     minutes = (time.monotonic() - started) / 60
     report = ROOT / args.work_dir / "report.md"
-    report.write_text(f"# Demo\n\nHeld-out slices, {minutes:.1f} minutes. Tables of each model: "
-                      + ", ".join(f"[{name}]({folder.name}/report.html)" for name, folder in folders.items())
-                      + f"\n\n{table}\n" + "\n".join(f"![{p.stem}]({p.name})" for p in pictures) + "\n")
-    print(f"\n{table}\n{minutes:.1f} minutes. Report: {report}; pictures: {args.work_dir}/compare_*.png; "
-          f"curves: {Path(sys.executable).parent}/tensorboard --logdir {args.work_dir}/logs")
+    report.write_text(
+        f"# Demo\n\nHeld-out slices, {minutes:.1f} minutes. Tables of each model: "
+        + ", ".join(f"[{name}]({folder.name}/report.html)" for name, folder in folders.items())
+        + f"\n\n{table}\n"
+        + "\n".join(f"![{p.stem}]({p.name})" for p in pictures)
+        + "\n"
+    )
+    print(
+        f"\n{table}\n{minutes:.1f} minutes. Report: {report}; pictures: {args.work_dir}/compare_*.png; "
+        f"curves: {Path(sys.executable).parent}/tensorboard --logdir {args.work_dir}/logs"
+    )
 
 
 def train_side_by_side(commands: dict[str, str], folder: Path) -> None:
@@ -77,8 +94,18 @@ def train_side_by_side(commands: dict[str, str], folder: Path) -> None:
         print(f"\n$ OMP_NUM_THREADS={threads} python {command}", flush=True)
         with open(folder / f"{name}.log", "w") as log:
             shown = name == [*commands][-1]
-            running.append((name, subprocess.Popen([sys.executable, *shlex.split(command)], cwd=ROOT, stdout=None if shown else log,
-                                                   stderr=None if shown else log, env={**os.environ, "OMP_NUM_THREADS": threads})))
+            running.append(
+                (
+                    name,
+                    subprocess.Popen(
+                        [sys.executable, *shlex.split(command)],
+                        cwd=ROOT,
+                        stdout=None if shown else log,
+                        stderr=None if shown else log,
+                        env={**os.environ, "OMP_NUM_THREADS": threads},
+                    ),
+                )
+            )
     failed = [name for name, process in running if process.wait()]
     if failed:
         raise SystemExit(f"error: training {' and '.join(failed)} failed; its output is above or in {folder}/*.log")
@@ -87,8 +114,13 @@ def train_side_by_side(commands: dict[str, str], folder: Path) -> None:
 def run(command: str, read: bool = False) -> str | None:
     """read: -> what it printed, in place of showing it."""
     print(f"\n$ python {command}", flush=True)
-    done = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, check=True, text=True,
-                          stdout=subprocess.PIPE if read else None)
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)],
+        cwd=ROOT,
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE if read else None,
+    )
     return done.stdout
 
 

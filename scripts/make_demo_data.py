@@ -42,7 +42,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))     # so that it runs from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 from sam_med2d.data.metadata import COLUMNS, METADATA  # noqa: E402
 
@@ -50,8 +50,21 @@ from sam_med2d.data.metadata import COLUMNS, METADATA  # noqa: E402
 SPLIT_GAP_MM = 5.0
 
 # Dealt out to the slices of each plane in order, and repeated. About 54/15/31 %.
-SPLIT_PATTERN = ("train", "test", "train", "val", "train", "test", "train",
-                 "test", "train", "val", "train", "test", "train")
+SPLIT_PATTERN = (
+    "train",
+    "test",
+    "train",
+    "val",
+    "train",
+    "test",
+    "train",
+    "test",
+    "train",
+    "val",
+    "train",
+    "test",
+    "train",
+)
 SPLITS = ("train", "val", "test")
 
 # A voxel is brain where T1 exceeds this share of its maximum. nilearn's
@@ -211,8 +224,7 @@ def ellipse(size: int) -> np.ndarray:
 
 def fill_small_holes(mask: np.ndarray) -> np.ndarray:
     """Fill background pieces of fewer than MAX_FILLED_HOLE pixels."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        np.uint8(~mask), connectivity=4)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(np.uint8(~mask), connectivity=4)
     small = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] < MAX_FILLED_HOLE]
     return mask | np.isin(labels, small)
 
@@ -266,8 +278,7 @@ def cerebellum(tissue: np.ndarray, y_mm: np.ndarray, z_mm: np.ndarray) -> np.nda
     kept = np.zeros(tissue.shape, np.uint8)
     for i in range(1, count):
         piece = labels == i
-        if (y_mm[piece].mean() < CEREBELLUM_MAX_Y_MM
-                and z_mm[piece].mean() < CEREBELLUM_MAX_Z_MM):
+        if y_mm[piece].mean() < CEREBELLUM_MAX_Y_MM and z_mm[piece].mean() < CEREBELLUM_MAX_Z_MM:
             kept[piece] = 1
     grown = cv2.dilate(kept, ellipse(5)) & np.uint8(tissue > TISSUE_THRESHOLD)
     return cv2.morphologyEx(grown, cv2.MORPH_CLOSE, ellipse(7)) > 0
@@ -284,8 +295,7 @@ def pixel_coordinates(volumes: Volumes, plane: Plane, index: int) -> list[np.nda
     return grids
 
 
-def make_slice(volumes: Volumes, plane: Plane, index: int
-               ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def make_slice(volumes: Volumes, plane: Plane, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """One image and its objects.
 
     Returns:
@@ -349,8 +359,7 @@ def contact_tile(image: np.ndarray, masks: dict[str, np.ndarray], title: str) ->
         large = cv2.resize(np.uint8(mask), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
         contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, contours, -1, colour, 1)
-        cv2.putText(tile, name, (4 + 133 * (i % 3), 402 + 14 * (i // 3)),
-                    cv2.FONT_HERSHEY_SIMPLEX, 0.36, colour, 1)
+        cv2.putText(tile, name, (4 + 133 * (i % 3), 402 + 14 * (i // 3)), cv2.FONT_HERSHEY_SIMPLEX, 0.36, colour, 1)
     height, width = picture.shape[:2]
     tile[:height, :width] = picture
     cv2.putText(tile, title, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1)
@@ -360,17 +369,21 @@ def contact_tile(image: np.ndarray, masks: dict[str, np.ndarray], title: str) ->
 def write_contact_sheet(path: Path, tiles: list[np.ndarray], columns: int = 6) -> None:
     blanks = [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     tiles = tiles + blanks
-    rows = [np.hstack(tiles[i:i + columns]) for i in range(0, len(tiles), columns)]
+    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     write_png(path, np.vstack(rows))
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Make the demonstration data set from the ICBM 152 template in nilearn.")
-    parser.add_argument("--output", type=Path, default=Path("data_demo"),
-                        help="folder to write (default: %(default)s)")
-    parser.add_argument("--contact_sheet", type=Path, default=None,
-                        help="also write one PNG that shows every image with its mask outlines")
+        description="Make the demonstration data set from the ICBM 152 template in nilearn."
+    )
+    parser.add_argument("--output", type=Path, default=Path("data_demo"), help="folder to write (default: %(default)s)")
+    parser.add_argument(
+        "--contact_sheet",
+        type=Path,
+        default=None,
+        help="also write one PNG that shows every image with its mask outlines",
+    )
     return parser.parse_args()
 
 
@@ -402,8 +415,10 @@ def main() -> None:
 
     for split, index in image_to_masks.items():
         write_json(output / f"image2label_{split}.json", index)
-    write_json(output / "label2image_test.json",
-               {mask: image for image, masks in image_to_masks["test"].items() for mask in masks})
+    write_json(
+        output / "label2image_test.json",
+        {mask: image for image, masks in image_to_masks["test"].items() for mask in masks},
+    )
     with open(output / METADATA, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(metadata)
     (output / "LICENSE").write_text(LICENSE_TEXT, encoding="utf-8")

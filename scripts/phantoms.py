@@ -86,9 +86,7 @@ def filled(points: np.ndarray, size: int) -> np.ndarray:
     return mask.view(bool)
 
 
-def noise_blob(
-    rng: np.random.Generator, size: int, centre: tuple[float, float], radius: float
-) -> np.ndarray:
+def noise_blob(rng: np.random.Generator, size: int, centre: tuple[float, float], radius: float) -> np.ndarray:
     """Lobed blob: smooth noise minus a radial ramp, thresholded. Returns (size, size) bool.
 
     centre in unit coordinates (x, y); radius, the mean one, likewise.
@@ -108,9 +106,7 @@ def depth(mask: np.ndarray) -> np.ndarray:
     return cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1] / np.float32(mask.shape[0])
 
 
-def folded_depth(
-    rng: np.random.Generator, inside: np.ndarray, wavelength: float, reach: float
-) -> np.ndarray:
+def folded_depth(rng: np.random.Generator, inside: np.ndarray, wavelength: float, reach: float) -> np.ndarray:
     """Distance to a surface that has folds (sulci) running inwards from it.
 
     inside: (size, size) float32 depth below the smooth surface, unit coordinates. The zero lines of a
@@ -303,9 +299,7 @@ def draw_head(scene: Scene) -> None:
             size_v, tall = rng.uniform(0.1, 0.2) * width, rng.uniform(0.8, 2.0)
         for k, host in enumerate(hosts):
             sign = (-1.0, 1.0)[k]
-            shape = star(
-                rng, (0.5 + sign * shift, 0.5 + lift), (size_v, size_v * tall), sign * tilt, rough
-            )
+            shape = star(rng, (0.5 + sign * shift, 0.5 + lift), (size_v, size_v * tall), sign * tilt, rough)
             value = vent_grey if structure == "ventricles" else (grey if layered else None)
             if pair:
                 value = scene.grey[pair[0]]
@@ -536,15 +530,15 @@ def candidate_objects(scene: Scene, labels: np.ndarray) -> list[tuple[np.ndarray
 def main_piece(mask: np.ndarray) -> float:
     """Share of a mask's area that lies in its largest connected piece. mask: (size, size) bool."""
     count, _, stats, _ = cv2.connectedComponentsWithStats(
-        mask.view(np.uint8), connectivity=8, ltype=cv2.CV_16U  # twice as fast as 32 bits
+        mask.view(np.uint8),
+        connectivity=8,
+        ltype=cv2.CV_16U,  # twice as fast as 32 bits
     )
     areas = stats[1:count, cv2.CC_STAT_AREA]
     return float(areas.max() / areas.sum()) if len(areas) else 0.0
 
 
-def draw_once(
-    rng: np.random.Generator, size: int, objects: int
-) -> tuple[np.ndarray, list[np.ndarray]]:
+def draw_once(rng: np.random.Generator, size: int, objects: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """One scene: image (size, size) uint8 and up to `objects` masks (size, size) bool."""
     black = rng.random() < 0.7
     scene = Scene(rng, size, rng.uniform(0.0, 0.03) if black else rng.uniform(0.05, 0.8))
@@ -564,9 +558,7 @@ def draw_once(
     return image, masks
 
 
-def phantom(
-    rng: np.random.Generator, size: int = 128, objects: int = 4
-) -> tuple[np.ndarray, np.ndarray]:
+def phantom(rng: np.random.Generator, size: int = 128, objects: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """One phantom image and masks of some of its objects.
 
     Returns image (size, size, 3) uint8 of three equal channels, and masks (objects, size, size) bool.

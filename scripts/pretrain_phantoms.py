@@ -32,9 +32,9 @@ from sam_med2d.utils import add_flag, amp_dtype, best_device, seed_everything
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import load_checkpoint, save_weights
 
-WARM_UP = 200               # steps
+WARM_UP = 200  # steps
 CLICK_COUNTS = (0, 1, 2, 4)  # of a correction, beside the first click; 0 is the mask alone
-HELD_OUT_SEED = 10**6       # phantoms of the evaluation; the run would draw this seed after a million batches
+HELD_OUT_SEED = 10**6  # phantoms of the evaluation; the run would draw this seed after a million batches
 
 
 def parse_args() -> argparse.Namespace:
@@ -73,19 +73,28 @@ class Phantoms(IterableDataset):
     def batch(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng(seed)
         images, masks = zip(*(phantom(rng, self.size, self.objects) for _ in range(self.batch_size)))
-        return (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
-                torch.from_numpy(np.concatenate(masks)).unsqueeze(1))
+        return (
+            torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+            torch.from_numpy(np.concatenate(masks)).unsqueeze(1),
+        )
 
 
-def two_rounds(model: Sam, images: torch.Tensor, masks: torch.Tensor, clicks: int, joined: bool,
-               uniform) -> tuple[Round, Round]:
+def two_rounds(
+    model: Sam, images: torch.Tensor, masks: torch.Tensor, clicks: int, joined: bool, uniform
+) -> tuple[Round, Round]:
     """A start (half boxes, half clicks) and one correction, both with the encoder in the graph.
 
     joined: the corrective clicks join a first click somewhere on the object, as at test time, instead of standing
     alone, as in fine-tuning.
     """
     embeddings = model.encode(images).repeat_interleave(len(masks) // len(images), dim=0)
-    start = judge(model, "start", predict_start(model, embeddings, starting_prompts(masks, uniform, odd_from_box=True)), masks, True)
+    start = judge(
+        model,
+        "start",
+        predict_start(model, embeddings, starting_prompts(masks, uniform, odd_from_box=True)),
+        masks,
+        True,
+    )
     first = clicks_on(masks, uniform(len(masks), 1)) if clicks and joined else None
     prompts = correction_prompts(start, masks, clicks, uniform, first)
     correction = judge(model, "clicks", model.predict(embeddings, prompts, multimask_output=None), masks, True)
@@ -115,7 +124,7 @@ def main() -> None:
     args = parse_args()
     seed_everything(args.seed)
     device = best_device(args.device)
-    cv2.setNumThreads(1)        # the pictures are too small to share out
+    cv2.setNumThreads(1)  # the pictures are too small to share out
     if args.compile:
         interactive.objective = torch.compile(interactive.objective)
     model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=False).to(device).train()
@@ -143,8 +152,9 @@ def main() -> None:
             factor = min((step + 1) / WARM_UP, 0.5 * (1 + math.cos(math.pi * progress)))
             optimizer.param_groups[0]["lr"] = args.lr * factor
             with torch.autocast(device.type, dtype, enabled=args.use_amp and dtype == torch.bfloat16):
-                rounds = two_rounds(model, images.to(device), masks.to(device), draw.choice(CLICK_COUNTS),
-                                    draw.random() < 0.5, uniform)
+                rounds = two_rounds(
+                    model, images.to(device), masks.to(device), draw.choice(CLICK_COUNTS), draw.random() < 0.5, uniform
+                )
             loss = sum(r.losses["loss"] for r in rounds)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -154,8 +164,12 @@ def main() -> None:
         if progress >= 1 or (step + 1) % args.evaluate_every == 0:
             if not math.isfinite(recent[-1]):
                 raise SystemExit(f"the loss is {recent[-1]} at step {step}: lower --lr")
-            line = {"step": step + 1, "minutes": round((time.monotonic() - started) / 60, 1),
-                    "loss": round(float(np.mean(recent)), 4), **evaluate(model, held_out, device)}
+            line = {
+                "step": step + 1,
+                "minutes": round((time.monotonic() - started) / 60, 1),
+                "loss": round(float(np.mean(recent)), 4),
+                **evaluate(model, held_out, device),
+            }
             recent = recent[-1:]
             print(json.dumps(line), file=log, flush=True)
             bar.set_postfix({name: line[name] for name in ("loss", "box", "click", "corrected")})

@@ -23,7 +23,7 @@ from .modeling import FOREGROUND, Prompts
 from .predictor import SamPredictor, Segmenter
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
-CROP_EDGE = 0.02        # of a crop's side: a mask that ends so near to the crop's edge was probably cut by it
+CROP_EDGE = 0.02  # of a crop's side: a mask that ends so near to the crop's edge was probably cut by it
 
 
 class Found(NamedTuple):
@@ -42,12 +42,24 @@ class Found(NamedTuple):
 
 
 class SamAutomaticMaskGenerator:
-    def __init__(self, model: Segmenter, points_per_side: int | None = 16, points_per_batch: int = 64,
-                 pred_iou_thresh: float = 0.4, stability_score_thresh: float = 0.8, stability_score_offset: float = 0.1, mask_nms_thresh: float = 0.7,
-                 box_nms_thresh: float = 1.0, crop_n_layers: int = 0, crop_nms_thresh: float = 0.7,
-                 crop_overlap_ratio: float = 512 / 1500, crop_n_points_downscale_factor: int = 1,
-                 point_grids: list[np.ndarray] | None = None, min_mask_region_area: int = 0,
-                 output_mode: str = "binary_mask") -> None:
+    def __init__(
+        self,
+        model: Segmenter,
+        points_per_side: int | None = 16,
+        points_per_batch: int = 64,
+        pred_iou_thresh: float = 0.4,
+        stability_score_thresh: float = 0.8,
+        stability_score_offset: float = 0.1,
+        mask_nms_thresh: float = 0.7,
+        box_nms_thresh: float = 1.0,
+        crop_n_layers: int = 0,
+        crop_nms_thresh: float = 0.7,
+        crop_overlap_ratio: float = 512 / 1500,
+        crop_n_points_downscale_factor: int = 1,
+        point_grids: list[np.ndarray] | None = None,
+        min_mask_region_area: int = 0,
+        output_mode: str = "binary_mask",
+    ) -> None:
         """
         points_per_side: of the grid, so its square is the number of clicks; or give point_grids, for each crop layer
             (P, 2) xy between 0 and 1
@@ -74,8 +86,10 @@ class SamAutomaticMaskGenerator:
             sides = (points_per_side // crop_n_points_downscale_factor**layer for layer in range(crop_n_layers + 1))
             point_grids = [point_grid(max(1, side)) for side in sides]
         elif len(point_grids) != crop_n_layers + 1:
-            raise ValueError(f"point_grids holds {len(point_grids)} grids; with {crop_n_layers} crop layers it needs "
-                             f"{crop_n_layers + 1}")
+            raise ValueError(
+                f"point_grids holds {len(point_grids)} grids; with {crop_n_layers} crop layers it needs "
+                f"{crop_n_layers + 1}"
+            )
         if points_per_batch < 1 or crop_n_layers < 0 or min_mask_region_area < 0:
             raise ValueError("points_per_batch must be at least 1, crop_n_layers and min_mask_region_area at least 0")
         self.predictor = SamPredictor(model)
@@ -98,7 +112,7 @@ class SamAutomaticMaskGenerator:
         segmentation: (H, W) bool, or a run-length encoding; bbox: [x, y, width, height]; area: pixels;
         predicted_iou, stability_score; point_coords: [[x, y]], the click; crop_box: [x, y, width, height] of the crop.
         """
-        picture = to_bgr(image, image_format)       # once: crops of a 16-bit image share its range
+        picture = to_bgr(image, image_format)  # once: crops of a 16-bit image share its range
         found = _together([self._of_crop(picture, box, layer) for layer, box in self._crops(picture.shape[:2])])
         if self.crop_n_layers:
             smallest_first = -found.crops[:, 2] * found.crops[:, 3]
@@ -108,9 +122,15 @@ class SamAutomaticMaskGenerator:
         found = found.rows(np.argsort(-found.iou, kind="stable"))
         areas, boxes = _areas(found.rles), coco_mask.toBbox(found.rles).reshape(-1, 4)
         return [
-            {"segmentation": self._written(rle), "area": int(areas[i]), "bbox": boxes[i].tolist(),
-             "predicted_iou": float(found.iou[i]), "point_coords": [found.points[i].tolist()],
-             "stability_score": float(found.stability[i]), "crop_box": found.crops[i].tolist()}
+            {
+                "segmentation": self._written(rle),
+                "area": int(areas[i]),
+                "bbox": boxes[i].tolist(),
+                "predicted_iou": float(found.iou[i]),
+                "point_coords": [found.points[i].tolist()],
+                "stability_score": float(found.stability[i]),
+                "crop_box": found.crops[i].tolist(),
+            }
             for i, rle in enumerate(found.rles)
         ]
 
@@ -133,10 +153,12 @@ class SamAutomaticMaskGenerator:
     def _of_crop(self, picture: np.ndarray, crop: tuple[int, int, int, int], layer: int) -> Found:
         """Click all over one crop of the picture (H, W, 3) BGR. -> its distinct masks."""
         left, top, width, height = crop
-        self.predictor.set_image(picture[top:top + height, left:left + width], "BGR")
+        self.predictor.set_image(picture[top : top + height, left : left + width], "BGR")
         points = self.point_grids[layer] * (width, height)
-        parts = [self._of_points(points[start:start + self.points_per_batch], crop, picture.shape[:2])
-                 for start in range(0, len(points), self.points_per_batch)]
+        parts = [
+            self._of_points(points[start : start + self.points_per_batch], crop, picture.shape[:2])
+            for start in range(0, len(points), self.points_per_batch)
+        ]
         self.predictor.reset_image()
         found = _together(parts)
         return found.rows(_distinct(found, found.iou, self.mask_nms_thresh, self.box_nms_thresh))
@@ -149,16 +171,25 @@ class SamAutomaticMaskGenerator:
         guesses = low_res.shape[1]
         low_res, iou = low_res.flatten(0, 1).unsqueeze(1), iou.flatten()
         kept = iou >= self.pred_iou_thresh
-        logits = self.predictor.upscale(low_res[kept]).squeeze(1) if kept.any() else low_res.new_zeros(0, crop[3], crop[2])
+        logits = (
+            self.predictor.upscale(low_res[kept]).squeeze(1) if kept.any() else low_res.new_zeros(0, crop[3], crop[2])
+        )
         stability = stability_score(logits, self.stability_score_offset)
         masks = logits > self.predictor.mask_threshold
-        good = (stability >= self.stability_score_thresh) & masks.any(dim=2).any(dim=1) & ~_touches_crop(masks, crop, size)
+        good = (
+            (stability >= self.stability_score_thresh) & masks.any(dim=2).any(dim=1) & ~_touches_crop(masks, crop, size)
+        )
         whole = np.zeros((*size, int(good.sum())), np.uint8, order="F")
         left, top, width, height = crop
-        whole[top:top + height, left:left + width] = masks[good].permute(1, 2, 0).cpu().numpy()
+        whole[top : top + height, left : left + width] = masks[good].permute(1, 2, 0).cpu().numpy()
         clicked = np.repeat(points + (left, top), guesses, axis=0)[kept.cpu().numpy()][good.cpu().numpy()]
-        return Found(coco_mask.encode(whole), iou[kept][good].float().cpu().numpy(), stability[good].float().cpu().numpy(),
-                     clicked, np.tile(np.array(crop, float), (len(clicked), 1)))
+        return Found(
+            coco_mask.encode(whole),
+            iou[kept][good].float().cpu().numpy(),
+            stability[good].float().cpu().numpy(),
+            clicked,
+            np.tile(np.array(crop, float), (len(clicked), 1)),
+        )
 
     def _without_small_regions(self, found: Found) -> Found:
         """Fill small holes and drop small islands. Of masks that have become alike, one that needed no change stays."""
@@ -178,7 +209,7 @@ class SamAutomaticMaskGenerator:
             return coco_mask.decode(rle).astype(bool)
         if self.output_mode == "uncompressed_rle":
             return {"size": list(rle["size"]), "counts": run_lengths(coco_mask.decode(rle))}
-        return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}     # text, so that it fits into JSON
+        return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}  # text, so that it fits into JSON
 
 
 def point_grid(points_per_side: int) -> np.ndarray:
@@ -219,8 +250,10 @@ def _touches_crop(masks: Tensor, crop: tuple[int, int, int, int], size: tuple[in
     cut = torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
     near_x, near_y = max(1, round(CROP_EDGE * width)), max(1, round(CROP_EDGE * height))
     for inner, strip in (
-        (left > 0, masks[:, :, :near_x]), (left + width < size[1], masks[:, :, -near_x:]),
-        (top > 0, masks[:, :near_y]), (top + height < size[0], masks[:, -near_y:]),
+        (left > 0, masks[:, :, :near_x]),
+        (left + width < size[1], masks[:, :, -near_x:]),
+        (top > 0, masks[:, :near_y]),
+        (top + height < size[0], masks[:, -near_y:]),
     ):
         if inner:
             cut |= strip.flatten(1).any(dim=1)
@@ -238,12 +271,12 @@ def _distinct(found: Found, order: np.ndarray, mask_overlap: float, box_overlap:
         if not alone[i]:
             continue
         kept.append(i)
-        rest = i + 1 + np.flatnonzero(alone[i + 1:])
+        rest = i + 1 + np.flatnonzero(alone[i + 1 :])
         if len(rest):
             overlap = coco_mask.iou([rles[i]], [rles[j] for j in rest], [0] * len(rest))[0]
             alone[rest[overlap > mask_overlap]] = False
             if box_overlap < 1:
-                alone[rest[coco_mask.iou(boxes[i:i + 1], boxes[rest], [0] * len(rest))[0] > box_overlap]] = False
+                alone[rest[coco_mask.iou(boxes[i : i + 1], boxes[rest], [0] * len(rest))[0] > box_overlap]] = False
     return ranking[kept]
 
 
@@ -253,4 +286,6 @@ def _areas(rles: list[dict[str, Any]]) -> np.ndarray:
 
 
 def _together(parts: list[Found]) -> Found:
-    return Found([rle for part in parts for rle in part.rles], *(np.concatenate(values) for values in list(zip(*parts))[1:]))
+    return Found(
+        [rle for part in parts for rle in part.rles], *(np.concatenate(values) for values in list(zip(*parts))[1:])
+    )

@@ -11,8 +11,14 @@ from .modeling.image_encoder import EMBEDDING_CHANNELS, PATCH_SIZE
 from .sizes import SIZES
 
 
-def build_sam(args: Namespace | None = None, *, model_type: str = "vit_b", image_size: int = 256,
-              encoder_adapter: bool = True, checkpoint: str | None = None) -> Sam:
+def build_sam(
+    args: Namespace | None = None,
+    *,
+    model_type: str = "vit_b",
+    image_size: int = 256,
+    encoder_adapter: bool = True,
+    checkpoint: str | None = None,
+) -> Sam:
     """A model with random weights, or those of `checkpoint` (any file that `load_checkpoint` reads).
 
     args: alternatively one Namespace with `image_size`, `encoder_adapter` and `sam_checkpoint`, as the scripts

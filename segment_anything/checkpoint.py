@@ -27,10 +27,10 @@ from .sizes import SIZES
 POSITIONS = "image_encoder.pos_embed"
 BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
 ADAPTER = re.compile(BLOCK.pattern + r"Adapter\.")
-CONSTANTS = {"pixel_mean", "pixel_std"}     # in some files; in the model they are fixed
+CONSTANTS = {"pixel_mean", "pixel_std"}  # in some files; in the model they are fixed
 # never rounded: these 256 numbers are multiplied by coordinates, and cost as much accuracy as all others together
 FULL_PRECISION = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-LISTED = 10                                 # names shown in an error message
+LISTED = 10  # names shown in an error message
 
 
 class CheckpointError(ValueError):
@@ -40,11 +40,11 @@ class CheckpointError(ValueError):
 class Architecture(NamedTuple):
     """What a state dict was built as. str: "vit_b, 1024 px, no adapters"."""
 
-    model_type: str | None      # the name in the registry, None for a size that is not there
+    model_type: str | None  # the name in the registry, None for a size that is not there
     channels: int
     depth: int
-    image_size: int             # pixels
-    adapters: tuple[int, ...]   # the blocks that have one
+    image_size: int  # pixels
+    adapters: tuple[int, ...]  # the blocks that have one
 
     def __str__(self) -> str:
         size = self.model_type or f"an unknown size ({self.channels} channels, {self.depth} blocks)"
@@ -58,12 +58,12 @@ class LoadReport:
     """What `load_checkpoint` did. The lists hold parameter names."""
 
     path: Path
-    source: Architecture                                # of the file
-    image_size: int                                     # of the model, pixels
-    read: int                                           # tensors copied into the model
-    resized: list[str] = field(default_factory=list)    # of those, the ones fitted to another image size
-    new: list[str] = field(default_factory=list)        # in the model alone: as they were built
-    left_out: list[str] = field(default_factory=list)   # in the file alone
+    source: Architecture  # of the file
+    image_size: int  # of the model, pixels
+    read: int  # tensors copied into the model
+    resized: list[str] = field(default_factory=list)  # of those, the ones fitted to another image size
+    new: list[str] = field(default_factory=list)  # in the model alone: as they were built
+    left_out: list[str] = field(default_factory=list)  # in the file alone
 
     def __str__(self) -> str:
         lines = [f"weights: {self.path} ({self.source})", f"  read {self.read} tensors"]
@@ -105,7 +105,7 @@ def load_checkpoint(model: Sam, path: str | Path) -> LoadReport:
 
     fitted = {name: _resize(offered[name], wanted[name].shape) for name in resized}
     for name, tensor in wanted.items():
-        tensor.copy_(fitted.get(name, offered[name]))       # casts to the model's dtype and device
+        tensor.copy_(fitted.get(name, offered[name]))  # casts to the model's dtype and device
     return LoadReport(path, source, target.image_size, len(wanted), resized, new, left_out)
 
 
@@ -113,7 +113,7 @@ def describe(weights: dict[str, Tensor]) -> Architecture:
     """Infer from names and shapes what a state dict was built as. Without an image encoder: size 0."""
     positions = weights.get(POSITIONS)
     image_size, channels = 0, 0
-    if positions is not None and positions.dim() == 4:      # (1, h, w, C)
+    if positions is not None and positions.dim() == 4:  # (1, h, w, C)
         image_size, channels = positions.shape[1] * PATCH_SIZE, positions.shape[3]
     depth = len(_blocks_of(weights))
     names = {(size.channels, size.depth): name for name, size in SIZES.items()}
@@ -140,13 +140,17 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         content = content["model"]
     if not _is_state_dict(content):
         raise CheckpointError(f"{path}: holds no weights; expected {{name: tensor}}, bare or under the key 'model'")
-    if all(name.startswith("module.") for name in content):     # written by DistributedDataParallel
+    if all(name.startswith("module.") for name in content):  # written by DistributedDataParallel
         content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     return {name: tensor.detach() for name, tensor in content.items()}
 
 
-def save_weights(state_dict: dict[str, Tensor], path: str | Path, dtype: torch.dtype | None = None,
-                 metadata: dict[str, str] | None = None) -> None:
+def save_weights(
+    state_dict: dict[str, Tensor],
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Write a `.safetensors` file of weights alone. Whoever reads `path` sees the old file or the whole new one.
 
     dtype: of the floating point tensors in the file, but for `FULL_PRECISION`; None keeps each one's own.
@@ -154,7 +158,7 @@ def save_weights(state_dict: dict[str, Tensor], path: str | Path, dtype: torch.d
     tensors = {name: _stored(name, tensor, dtype) for name, tensor in state_dict.items()}
     with replacing(path) as temporary:
         temporary.touch()
-        usual_mode = temporary.stat().st_mode       # save_file makes files that only their owner can read
+        usual_mode = temporary.stat().st_mode  # save_file makes files that only their owner can read
         save_file(tensors, temporary, {"format": "pt", **(metadata or {})})
         temporary.chmod(usual_mode)
 
@@ -183,7 +187,7 @@ def _read_header(path: Path) -> bytes:
         raise CheckpointError(f"{path}: cannot be opened ({error.strerror}); check the path") from error
     if not header:
         raise CheckpointError(f"{path}: the file is empty; download or copy it again")
-    if header.lower().startswith((b"<!doctype", b"<html", b"<?xml")):     # "<" alone can begin a safetensors file
+    if header.lower().startswith((b"<!doctype", b"<html", b"<?xml")):  # "<" alone can begin a safetensors file
         raise CheckpointError(f"{path}: is a web page, not weights; download the file it links to")
     if header.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: is a Git LFS pointer, not weights; run `git lfs pull` where it came from")
@@ -226,7 +230,7 @@ def _read_pickle(path: Path, is_zip: bool) -> object:
         with torch.serialization.safe_globals(STAND_INS):
             # mmap: an optimizer's moments, half of such a file or more, are then never read from the disk
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:      # damaged bytes end in any exception the unpickler happens to run into
+    except Exception as error:  # damaged bytes end in any exception the unpickler happens to run into
         found = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if found:
             raise CheckpointError(
@@ -237,8 +241,10 @@ def _read_pickle(path: Path, is_zip: bool) -> object:
 
 
 def _is_state_dict(content: object) -> bool:
-    return isinstance(content, dict) and bool(content) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items())
     )
 
 
@@ -249,7 +255,9 @@ def _size_dependent(model: Sam) -> set[str]:
     """The parameters whose length depends on the image size: absolute positions, and relative ones of global blocks."""
     return {POSITIONS} | {
         f"image_encoder.blocks.{index}.attn.rel_pos_{axis}"
-        for index, block in enumerate(model.image_encoder.blocks) if not block.attn.window for axis in "hw"
+        for index, block in enumerate(model.image_encoder.blocks)
+        if not block.attn.window
+        for axis in "hw"
     }
 
 
@@ -266,7 +274,7 @@ def _resize(positions: Tensor, shape: torch.Size) -> Tensor:
     label, not a signal; averaging neighbours when shrinking would give labels that the blocks never saw.
     Relative positions are interpolated as SAM's own code does it when the map and the table differ.
     """
-    positions = positions.float()       # half precision would round the result
+    positions = positions.float()  # half precision would round the result
     if len(shape) == 4:
         resized = F.interpolate(
             positions.permute(0, 3, 1, 2), size=shape[1:3], mode="bicubic", align_corners=False, antialias=False
@@ -300,8 +308,11 @@ def _check_names(path: Path, wanted: dict[str, Tensor], offered: dict[str, Tenso
 
 def _check_tensors(path: Path, wanted: dict[str, Tensor], offered: dict[str, Tensor], misshapen: set[str]) -> None:
     """misshapen: the names whose shapes differ and cannot be resized."""
-    shapes = [f"{name} {tuple(offered[name].shape)} instead of {tuple(wanted[name].shape)}" for name in wanted
-              if name in misshapen]
+    shapes = [
+        f"{name} {tuple(offered[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in misshapen
+    ]
     if shapes:
         raise CheckpointError(f"{path}: other shapes than the model's: {_listed(shapes)}; get an unmodified checkpoint")
     types = [f"{name} {offered[name].dtype}" for name in wanted if not offered[name].is_floating_point()]
@@ -313,7 +324,7 @@ def _check_tensors(path: Path, wanted: dict[str, Tensor], offered: dict[str, Ten
 
 
 def _listed(names: list[str]) -> str:
-    """"2 names: a, b", the first few of many."""
+    """ "2 names: a, b", the first few of many."""
     more = ", ..." if len(names) > LISTED else ""
     return f"{len(names)} name{'s' * (len(names) != 1)}: {', '.join(names[:LISTED])}{more}"
 

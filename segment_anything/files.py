@@ -15,7 +15,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")     # beside it: os.replace needs one file system
+    temporary = path.with_name(f".{path.name}.tmp")  # beside it: os.replace needs one file system
     try:
         yield temporary
         with temporary.open("rb") as file:

@@ -26,8 +26,8 @@ from torch import Tensor
 from .images import to_bgr
 from .modeling import ABSENT, BACKGROUND, FOREGROUND, Prediction, Prompts
 
-PIXELS_AT_ONCE = 2**26      # of full-size logits that are held at a time, 256 MB
-CONFIDENT = 8.0             # the logit of a pixel that a person marked: probability 0.9997
+PIXELS_AT_ONCE = 2**26  # of full-size logits that are held at a time, 256 MB
+CONFIDENT = 8.0  # the logit of a pixel that a person marked: probability 0.9997
 
 
 class PromptError(ValueError):
@@ -93,7 +93,9 @@ class StretchToSquare:
 
     def apply_coords_torch(self, coords: Tensor, original_size: tuple[int, int]) -> Tensor:
         height, width = original_size
-        return coords.float() * coords.new_tensor([self.image_size / width, self.image_size / height], dtype=torch.float32)
+        return coords.float() * coords.new_tensor(
+            [self.image_size / width, self.image_size / height], dtype=torch.float32
+        )
 
     def apply_boxes_torch(self, boxes: Tensor, original_size: tuple[int, int]) -> Tensor:
         return self.apply_coords_torch(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
@@ -102,7 +104,7 @@ class StretchToSquare:
 class SamPredictor:
     """Holds one image's embedding and answers prompts on it."""
 
-    mask_threshold = 0.0        # of the logits
+    mask_threshold = 0.0  # of the logits
 
     def __init__(self, model: Segmenter) -> None:
         self.model = model
@@ -118,7 +120,7 @@ class SamPredictor:
         """(S, S): the frame that the model sees."""
         return self.model.image_size, self.model.image_size
 
-    input_size = new_size       # SAM's name for it
+    input_size = new_size  # SAM's name for it
 
     # ---------------------------------------------------------------- the image
 
@@ -156,8 +158,9 @@ class SamPredictor:
         embedding = torch.as_tensor(embedding).to(self.device)
         side = self.model.image_size // 16
         if embedding.dim() != 4 or embedding.shape[0] != 1 or tuple(embedding.shape[2:]) != (side, side):
-            raise ValueError(f"embedding of shape {tuple(embedding.shape)}; one image of this model has "
-                             f"(1, 256, {side}, {side})")
+            raise ValueError(
+                f"embedding of shape {tuple(embedding.shape)}; one image of this model has (1, 256, {side}, {side})"
+            )
         self.features = embedding
         self.original_size = tuple(int(side) for side in original_size)
 
@@ -167,25 +170,29 @@ class SamPredictor:
 
     # ---------------------------------------------------------------- coordinates of the original -> of the frame
 
-    def apply_coords(self, coords: np.ndarray, original_size: tuple[int, int] | None = None,
-                     new_size: tuple[int, int] | None = None) -> np.ndarray:
+    def apply_coords(
+        self, coords: np.ndarray, original_size: tuple[int, int] | None = None, new_size: tuple[int, int] | None = None
+    ) -> np.ndarray:
         """coords: (..., 2) -> the same shape, for `predict_torch`. original_size: by default that of the image set.
 
         new_size: accepted from callers of the original; it must be the model's frame. So in the three that follow.
         """
         return self.transform.apply_coords(coords, self._sizes(original_size, new_size))
 
-    def apply_boxes(self, boxes: np.ndarray, original_size: tuple[int, int] | None = None,
-                    new_size: tuple[int, int] | None = None) -> np.ndarray:
+    def apply_boxes(
+        self, boxes: np.ndarray, original_size: tuple[int, int] | None = None, new_size: tuple[int, int] | None = None
+    ) -> np.ndarray:
         """boxes: (N, 4) -> (N, 4)."""
         return self.transform.apply_boxes(boxes, self._sizes(original_size, new_size))
 
-    def apply_coords_torch(self, coords: Tensor, original_size: tuple[int, int] | None = None,
-                           new_size: tuple[int, int] | None = None) -> Tensor:
+    def apply_coords_torch(
+        self, coords: Tensor, original_size: tuple[int, int] | None = None, new_size: tuple[int, int] | None = None
+    ) -> Tensor:
         return self.transform.apply_coords_torch(coords, self._sizes(original_size, new_size))
 
-    def apply_boxes_torch(self, boxes: Tensor, original_size: tuple[int, int] | None = None,
-                          new_size: tuple[int, int] | None = None) -> Tensor:
+    def apply_boxes_torch(
+        self, boxes: Tensor, original_size: tuple[int, int] | None = None, new_size: tuple[int, int] | None = None
+    ) -> Tensor:
         return self.transform.apply_boxes_torch(boxes, self._sizes(original_size, new_size))
 
     def _sizes(self, original_size: tuple[int, int] | None, new_size: tuple[int, int] | None) -> tuple[int, int]:
@@ -197,9 +204,15 @@ class SamPredictor:
 
     # ---------------------------------------------------------------- prompts -> masks
 
-    def predict(self, point_coords: Sequence | np.ndarray | None = None, point_labels: Sequence | np.ndarray | None = None,
-                box: Sequence | np.ndarray | None = None, mask_input: np.ndarray | None = None,
-                multimask_output: bool = True, return_logits: bool = False) -> Masks:
+    def predict(
+        self,
+        point_coords: Sequence | np.ndarray | None = None,
+        point_labels: Sequence | np.ndarray | None = None,
+        box: Sequence | np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> Masks:
         """One object, as in SAM, or many at once.
 
         point_coords, point_labels: (P, 2) and (P,); for many objects (N, P, 2) and (N, P), or lists of N arrays, each
@@ -218,8 +231,9 @@ class SamPredictor:
         found = self.predict_objects(objects, multimask_output, return_logits)
         return found if many else Masks(*(part[0] for part in found))
 
-    def predict_objects(self, objects: Sequence[ObjectPrompt], multimask_output: bool = True,
-                        return_logits: bool = False) -> Masks:
+    def predict_objects(
+        self, objects: Sequence[ObjectPrompt], multimask_output: bool = True, return_logits: bool = False
+    ) -> Masks:
         """N objects, each with prompts of its own kind and number. Raises PromptError, RuntimeError."""
         self._require_image()
         for number, prompt in enumerate(objects):
@@ -230,12 +244,19 @@ class SamPredictor:
         order: list[int] = []
         for group in _alike(objects):
             for start in range(0, len(group), step):
-                rows = group[start:start + step]
+                rows = group[start : start + step]
                 prompts = self._stack([objects[row] for row in rows])
-                found = self.predict_torch(prompts.points, prompts.labels, prompts.boxes, prompts.masks, multimask_output,
-                                           return_logits)
-                parts.append(Masks(*(part.float().cpu().numpy() if part.dtype != torch.bool else part.cpu().numpy()
-                                     for part in found)))
+                found = self.predict_torch(
+                    prompts.points, prompts.labels, prompts.boxes, prompts.masks, multimask_output, return_logits
+                )
+                parts.append(
+                    Masks(
+                        *(
+                            part.float().cpu().numpy() if part.dtype != torch.bool else part.cpu().numpy()
+                            for part in found
+                        )
+                    )
+                )
                 order += rows
         if not parts:
             raise PromptError("no object to predict: give points, a box or a mask")
@@ -243,16 +264,24 @@ class SamPredictor:
         return Masks(*(np.concatenate(values)[back] for values in zip(*parts)))
 
     @torch.no_grad()
-    def predict_torch(self, point_coords: Tensor | None, point_labels: Tensor | None, boxes: Tensor | None = None,
-                      mask_input: Tensor | None = None, multimask_output: bool = True, return_logits: bool = False,
-                      ) -> tuple[Tensor, Tensor, Tensor]:
+    def predict_torch(
+        self,
+        point_coords: Tensor | None,
+        point_labels: Tensor | None,
+        boxes: Tensor | None = None,
+        mask_input: Tensor | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """N objects at once, with coordinates of the S x S frame (see `apply_coords_torch`), on the model's device.
 
         point_coords: (N, P, 2), point_labels: (N, P); boxes: (N, 4); mask_input: (N, 1, S/4, S/4) logits.
         -> masks (N, K, H, W) bool or logits, iou (N, K), low_res (N, K, S/4, S/4). Raises PromptError, RuntimeError.
         """
         self._require_image()
-        prompts = Prompts(point_coords, point_labels, boxes, None if mask_input is None else self._probabilities(mask_input))
+        prompts = Prompts(
+            point_coords, point_labels, boxes, None if mask_input is None else self._probabilities(mask_input)
+        )
         _check_shapes(prompts, self.model.image_size // 4)
         low_res, iou = self.decode(prompts, multimask_output)
         logits = self.upscale(low_res)
@@ -273,8 +302,10 @@ class SamPredictor:
     def _probabilities(self, mask_input: Tensor) -> Tensor:
         """What the caller hands in -> what the model reads."""
         if mask_input.numel() and mask_input.min() >= 0 and mask_input.max() <= 1:
-            raise PromptError("mask_input holds values of 0 to 1 only; give the logits that predict returned as low_res, or "
-                              "logits_of(mask) for a mask of your own")
+            raise PromptError(
+                "mask_input holds values of 0 to 1 only; give the logits that predict returned as low_res, or "
+                "logits_of(mask) for a mask of your own"
+            )
         return mask_input.float().sigmoid()
 
     def logits_of(self, mask: np.ndarray) -> np.ndarray:
@@ -293,26 +324,31 @@ class SamPredictor:
         where = f"the image of {width} x {height} pixels"
         if prompt.points is not None:
             given = prompt.points[prompt.labels != ABSENT]
-            outside = ~((given >= 0) & (given <= (width, height))).all(axis=1)      # not a number is outside as well
+            outside = ~((given >= 0) & (given <= (width, height))).all(axis=1)  # not a number is outside as well
             if outside.any():
                 x, y = given[outside][0]
                 raise PromptError(f"{name}point ({x:g}, {y:g}) lies outside {where}; x comes before y")
         if prompt.box is not None:
             x0, y0, x1, y1 = prompt.box
             if not (x0 < x1 and y0 < y1):
-                raise PromptError(f"{name}box {_numbers(prompt.box)} has no area; give x0 y0 x1 y1 with x0 < x1 and y0 < y1")
+                raise PromptError(
+                    f"{name}box {_numbers(prompt.box)} has no area; give x0 y0 x1 y1 with x0 < x1 and y0 < y1"
+                )
             if not (0 <= x0 and x1 <= width and 0 <= y0 and y1 <= height):
                 raise PromptError(f"{name}box {_numbers(prompt.box)} reaches outside {where}; clip it to the image")
 
     def _stack(self, objects: list[ObjectPrompt]) -> Prompts:
         """Objects with prompts of one kind and number -> rows in the S x S frame, on the device; masks as they came."""
+
         def rows(values: list[np.ndarray | None]) -> Tensor | None:
             return None if values[0] is None else torch.from_numpy(np.stack(values)).to(self.device)
 
         points, labels, boxes, masks = (rows(list(values)) for values in zip(*objects))
         return Prompts(
-            None if points is None else self.apply_coords_torch(points), labels,
-            None if boxes is None else self.apply_boxes_torch(boxes), None if masks is None else masks[:, None],
+            None if points is None else self.apply_coords_torch(points),
+            labels,
+            None if boxes is None else self.apply_boxes_torch(boxes),
+            None if masks is None else masks[:, None],
         )
 
 
@@ -322,8 +358,10 @@ class SamPredictor:
 def _objects_of(point_coords, point_labels, box, mask_input) -> tuple[list[ObjectPrompt], bool]:
     """The arguments of `predict` -> its objects, and whether they come as many. Raises PromptError."""
     if (point_coords is None) != (point_labels is None):
-        raise PromptError("point_coords and point_labels come together: a label (1 foreground, 0 background) for each point")
-    counts: dict[str, int | None] = {}      # None: of a single object
+        raise PromptError(
+            "point_coords and point_labels come together: a label (1 foreground, 0 background) for each point"
+        )
+    counts: dict[str, int | None] = {}  # None: of a single object
     points = labels = boxes = masks = None
     if point_coords is not None:
         many = _depth(point_coords) == 3
@@ -350,8 +388,12 @@ def _objects_of(point_coords, point_labels, box, mask_input) -> tuple[list[Objec
     rows = next(len(rows) for rows in (points, boxes, masks) if rows is not None)
     clicked = [points is not None and len(points[i]) > 0 for i in range(rows)]
     return [
-        ObjectPrompt(points[i] if clicked[i] else None, labels[i] if clicked[i] else None,
-                     None if boxes is None else boxes[i], None if masks is None else masks[i])
+        ObjectPrompt(
+            points[i] if clicked[i] else None,
+            labels[i] if clicked[i] else None,
+            None if boxes is None else boxes[i],
+            None if masks is None else masks[i],
+        )
         for i in range(rows)
     ], many
 
@@ -421,7 +463,8 @@ def _check_shapes(prompts: Prompts, side: int) -> None:
             ("point_labels", labels, "(N, P)", lambda v: v.dim() == 2 and v.shape == points.shape[:2]),
             ("boxes", boxes, "(N, 4)", lambda v: v.dim() == 2 and v.shape[1] == 4),
             ("mask_input", masks, f"(N, 1, {side}, {side})", lambda v: v.dim() == 4 and v.shape[1:] == (1, side, side)),
-        ) if value is not None and not right(value)
+        )
+        if value is not None and not right(value)
     ]
     if wrong:
         raise PromptError("; ".join(wrong))

@@ -31,5 +31,7 @@ class SammedPredictor(SamPredictor):
 
     def _probabilities(self, mask_input: Tensor) -> Tensor:
         if mask_input.numel() and not (mask_input.min() >= 0 and mask_input.max() <= 1):
-            raise PromptError("mask_input holds values outside 0 to 1; apply the sigmoid to the logits that predict returned")
+            raise PromptError(
+                "mask_input holds values outside 0 to 1; apply the sigmoid to the logits that predict returned"
+            )
         return mask_input.float()

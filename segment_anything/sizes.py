@@ -13,7 +13,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "vit_t": Size(192, 12, 3, (2, 5, 8, 11)),       # ours: for demos and tests
+    "vit_t": Size(192, 12, 3, (2, 5, 8, 11)),  # ours: for demos and tests
     "vit_b": Size(768, 12, 12, (2, 5, 8, 11)),
     "vit_l": Size(1024, 24, 16, (5, 11, 17, 23)),
     "vit_h": Size(1280, 32, 16, (7, 15, 23, 31)),

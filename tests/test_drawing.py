@@ -23,7 +23,9 @@ def nothing(height: int, width: int) -> torch.Tensor:
     return torch.zeros(height, width, dtype=torch.bool)
 
 
-def draw(height: int, width: int, prompts: Prompts = NO_PROMPTS, row: int = 0, predicted=None, truth=None) -> np.ndarray:
+def draw(
+    height: int, width: int, prompts: Prompts = NO_PROMPTS, row: int = 0, predicted=None, truth=None
+) -> np.ndarray:
     """The tile of a black picture without its caption: (SIDE, SIDE, 3)."""
     predicted, truth = (nothing(height, width) if mask is None else mask for mask in (predicted, truth))
     return tile(black(height, width), predicted, truth, prompts, row, "", SIDE)[CAPTION_HEIGHT:]
@@ -41,12 +43,16 @@ def outline(x0: int, y0: int, x1: int, y1: int) -> set[tuple[int, int]]:
 
 # ---------------------------------------------------------------- tiles
 
+
 @pytest.mark.parametrize("height, width", [(1, 1), (2, 1), (1, 5000), (5000, 1), (3, 700), (50, 80), (900, 700)])
 @pytest.mark.parametrize("side", [SIDE, 100])
 def test_a_tile_has_its_size_whatever_the_picture(height, width, side):
     everything = ~nothing(height, width)
-    prompts = Prompts(torch.tensor([[[0.0, 0.0], [width - 1.0, height - 1.0]]]), torch.tensor([[1, 0]]),
-                      torch.tensor([[0.0, 0.0, width, height]]))
+    prompts = Prompts(
+        torch.tensor([[[0.0, 0.0], [width - 1.0, height - 1.0]]]),
+        torch.tensor([[1, 0]]),
+        torch.tensor([[0.0, 0.0, width, height]]),
+    )
     drawn = tile(black(height, width), everything, everything, prompts, 0, "a long caption " * 20, side)
     assert drawn.shape == (side + CAPTION_HEIGHT, side, 3) and drawn.dtype == np.uint8
     assert drawn[CAPTION_HEIGHT:].any() and drawn[:CAPTION_HEIGHT].any()
@@ -74,13 +80,16 @@ def test_a_picture_shows_through_and_is_not_changed():
     kept = image.copy()
     drawn = tile(image, ~nothing(64, 64), ~nothing(64, 64), Prompts(boxes=torch.tensor([[0.0, 0, 64, 64]])), 0, "x", 64)
     assert np.array_equal(image, kept)
-    assert len(np.unique(drawn[CAPTION_HEIGHT + 5:-5, 5:-5].reshape(-1, 3), axis=0)) > 1000
+    assert len(np.unique(drawn[CAPTION_HEIGHT + 5 : -5, 5:-5].reshape(-1, 3), axis=0)) > 1000
 
 
 # ---------------------------------------------------------------- prompts
 
-@pytest.mark.parametrize("height, width, top, left, scale", [(64, 64, 0, 0, 4), (32, 64, 64, 0, 4), (64, 16, 0, 96, 4),
-                                                             (512, 512, 0, 0, 0.5)])
+
+@pytest.mark.parametrize(
+    "height, width, top, left, scale",
+    [(64, 64, 0, 0, 4), (32, 64, 64, 0, 4), (64, 16, 0, 96, 4), (512, 512, 0, 0, 0.5)],
+)
 def test_a_box_is_drawn_on_the_pixels_it_holds(height, width, top, left, scale):
     box = [2, 10, 14, 30]
     x0, y0, x1, y1 = (int(v * scale) for v in box)
@@ -103,13 +112,16 @@ def test_absent_points_and_other_objects_are_not_drawn():
     labels = torch.tensor([[1, -1, 0], [0, 1, -1], [-1, -1, -1]])
     boxes = torch.tensor([[4.0, 4, 9, 9], [20, 20, 40, 60], [0, 0, 64, 64]])
     for row, present in ((0, [0, 2]), (1, [0, 1])):
-        alone = draw(64, 64, Prompts(points[row:row + 1, present], labels[row:row + 1, present], boxes[row:row + 1]))
+        alone = draw(
+            64, 64, Prompts(points[row : row + 1, present], labels[row : row + 1, present], boxes[row : row + 1])
+        )
         assert np.array_equal(draw(64, 64, Prompts(points, labels, boxes), row=row), alone)
         assert places(alone, CLICK[True]) and places(alone, CLICK[False])
     assert not draw(64, 64, Prompts(points, labels), row=2).any()
 
 
 # ---------------------------------------------------------------- grids
+
 
 @pytest.mark.parametrize("count, columns", [(1, 6), (3, 6), (6, 6), (7, 6), (5, 2), (4, 1)])
 def test_a_grid_is_filled_row_by_row(count, columns):
@@ -118,8 +130,10 @@ def test_a_grid_is_filled_row_by_row(count, columns):
     across = min(columns, count)
     down = -(-count // across)
     assert drawn.shape == (5 * down, 4 * across, 3)
-    cells = [drawn[5 * y:5 * y + 5, 4 * x:4 * x + 4] for y in range(down) for x in range(across)]
-    assert [np.unique(cell).tolist() for cell in cells] == [[1 + i] for i in range(count)] + [[0]] * (down * across - count)
+    cells = [drawn[5 * y : 5 * y + 5, 4 * x : 4 * x + 4] for y in range(down) for x in range(across)]
+    assert [np.unique(cell).tolist() for cell in cells] == [[1 + i] for i in range(count)] + [[0]] * (
+        down * across - count
+    )
     assert len(tiles) == count
 
 
@@ -130,9 +144,15 @@ def test_the_tiles_of_an_image_are_drawn_on_the_original(tmp_path):
     names = ["a/one.png", "a/two.png"]
     index = Index(str(tmp_path), "index", {"image.png": names})
     batch = Batch(
-        images=torch.zeros(1, 3, 64, 64, dtype=torch.uint8), content=torch.tensor([[0, 0, 64, 64]]),
-        masks=torch.zeros(2, 1, 64, 64, dtype=torch.bool), image_index=torch.tensor([0, 0]), image_names=["image.png"],
-        mask_names=names, original_sizes=[(32, 128)], original_masks=[torch.zeros(2, 32, 128, dtype=torch.bool)], skipped=[],
+        images=torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+        content=torch.tensor([[0, 0, 64, 64]]),
+        masks=torch.zeros(2, 1, 64, 64, dtype=torch.bool),
+        image_index=torch.tensor([0, 0]),
+        image_names=["image.png"],
+        mask_names=names,
+        original_sizes=[(32, 128)],
+        original_masks=[torch.zeros(2, 32, 128, dtype=torch.bool)],
+        skipped=[],
     )
     masks = torch.rand(2, 32, 128, generator=torch.Generator().manual_seed(0)) < 0.5
     prompts = Prompts(boxes=torch.tensor([[4.0, 8, 20, 40], [0, 0, 64, 64]]))

@@ -34,7 +34,9 @@ def pictures_of(notebook: nbformat.NotebookNode) -> int:
 
 
 def printed(notebook: nbformat.NotebookNode) -> str:
-    return "".join(output.text for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "stream")
+    return "".join(
+        output.text for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "stream"
+    )
 
 
 def test_its_pictures_are_kept() -> None:

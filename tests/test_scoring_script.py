@@ -41,7 +41,7 @@ from tests.training.test_train import (  # noqa: F401
 
 DEFAULT = ["bbox", "1pt", "3pts", "5pts"]
 ALL_MODES = [*DEFAULT, "5shot", "bbox+2pts", "bbox_jitter4", "mask"]
-OBJECTS = 15        # in the six images of `data`
+OBJECTS = 15  # in the six images of `data`
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def weights(small_and_repeatable, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
-Row = SimpleNamespace       # what a line of rows.csv says, numbers as numbers, None where it is empty
+Row = SimpleNamespace  # what a line of rows.csv says, numbers as numbers, None where it is empty
 
 
 def read_lines(folder: Path) -> list[Row]:
@@ -66,50 +66,92 @@ def read_lines(folder: Path) -> list[Row]:
         lines = list(csv.DictReader(file))
     assert not lines or [*lines[0]] == [*COLUMNS]
     kind = {"string": str, "int32": int, "int64": int, "double": float}
-    return [Row(**{name: kind[str(COLUMNS[name])](text) if text else None for name, text in line.items()}) for line in lines]
+    return [
+        Row(**{name: kind[str(COLUMNS[name])](text) if text else None for name, text in line.items()}) for line in lines
+    ]
 
 
 @pytest.fixture
 def score(data: Path, weights: Path, work: Path) -> Callable[..., list[Row]]:  # noqa: F811
     """Run test.py here, without a report; later flags win."""
+
     def run(*flags: object) -> list[Row]:
-        return read_lines(scoring.main([
-            "--model_type", "mini", "--image_size", str(SIZE), "--sam_checkpoint", str(weights), "--data_path", str(data),
-            "--work_dir", str(work), "--device", "cpu", "--num_workers", "0", "--report", "False", *map(str, flags)]))
+        return read_lines(
+            scoring.main(
+                [
+                    "--model_type",
+                    "mini",
+                    "--image_size",
+                    str(SIZE),
+                    "--sam_checkpoint",
+                    str(weights),
+                    "--data_path",
+                    str(data),
+                    "--work_dir",
+                    str(work),
+                    "--device",
+                    "cpu",
+                    "--num_workers",
+                    "0",
+                    "--report",
+                    "False",
+                    *map(str, flags),
+                ]
+            )
+        )
+
     return run
 
 
 # ---------------------------------------------------------------- flags
 
 
-@pytest.mark.parametrize("flags, modes", [
-    ("", DEFAULT),
-    ("--boxes_prompt", ["bbox"]),
-    ("--boxes_prompt True", ["bbox"]),
-    ("--boxes_prompt True --iter_point 1 --point_num 1", ["bbox"]),         # the original's defaults, written out
-    ("--boxes_prompt False", ["1pt"]),
-    ("--boxes_prompt False --iter_point 5", ["5pts"]),
-    ("--iter_point 5", ["5pts"]),
-    ("--iter_point 5 --point_num 1", ["5pts"]),
-    ("--boxes_prompt False --point_num 3", ["3shot"]),
-    ("--point_num 3", ["3shot"]),
-    ("--iter_point 1 --point_num 1", ["1pt"]),
-    ("--prompt_modes 5shot bbox 2pts bbox", ["5shot", "bbox", "2pts"]),
-    ("--prompt_modes mask bbox+2pt 3pt", ["mask", "bbox+2pts", "3pts"]),
-    ("--box_jitter 2 5", [*DEFAULT, "bbox_jitter2", "bbox_jitter5"]),
-    ("--boxes_prompt True --box_jitter 5", ["bbox", "bbox_jitter5"]),
-    ("--prompt_modes bbox_jitter5 --box_jitter 5 5", ["bbox_jitter5"]),
-])
+@pytest.mark.parametrize(
+    "flags, modes",
+    [
+        ("", DEFAULT),
+        ("--boxes_prompt", ["bbox"]),
+        ("--boxes_prompt True", ["bbox"]),
+        ("--boxes_prompt True --iter_point 1 --point_num 1", ["bbox"]),  # the original's defaults, written out
+        ("--boxes_prompt False", ["1pt"]),
+        ("--boxes_prompt False --iter_point 5", ["5pts"]),
+        ("--iter_point 5", ["5pts"]),
+        ("--iter_point 5 --point_num 1", ["5pts"]),
+        ("--boxes_prompt False --point_num 3", ["3shot"]),
+        ("--point_num 3", ["3shot"]),
+        ("--iter_point 1 --point_num 1", ["1pt"]),
+        ("--prompt_modes 5shot bbox 2pts bbox", ["5shot", "bbox", "2pts"]),
+        ("--prompt_modes mask bbox+2pt 3pt", ["mask", "bbox+2pts", "3pts"]),
+        ("--box_jitter 2 5", [*DEFAULT, "bbox_jitter2", "bbox_jitter5"]),
+        ("--boxes_prompt True --box_jitter 5", ["bbox", "bbox_jitter5"]),
+        ("--prompt_modes bbox_jitter5 --box_jitter 5 5", ["bbox_jitter5"]),
+    ],
+)
 def test_modes_asked_for(flags: str, modes: list[str]) -> None:
     assert [mode.name for mode in scoring.parse_args(flags.split()).modes] == modes
 
 
-@pytest.mark.parametrize("flags", [
-    "--boxes_prompt True --iter_point 5", "--boxes_prompt --point_num 3", "--iter_point 5 --point_num 3", "--iter_point 0",
-    "--point_num -1", "--prompt_modes bbox --boxes_prompt False", "--prompt_modes bbox --iter_point 1", "--prompt_modes circle",
-    "--prompt_modes", "--batch_size 0", "--box_jitter 0", "--box_jitter -2", "--nsd_tolerance -1", "--nsd_tolerance nan",
-    "--click_strategy best", "--metrics accuracy",
-])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--boxes_prompt True --iter_point 5",
+        "--boxes_prompt --point_num 3",
+        "--iter_point 5 --point_num 3",
+        "--iter_point 0",
+        "--point_num -1",
+        "--prompt_modes bbox --boxes_prompt False",
+        "--prompt_modes bbox --iter_point 1",
+        "--prompt_modes circle",
+        "--prompt_modes",
+        "--batch_size 0",
+        "--box_jitter 0",
+        "--box_jitter -2",
+        "--nsd_tolerance -1",
+        "--nsd_tolerance nan",
+        "--click_strategy best",
+        "--metrics accuracy",
+    ],
+)
 def test_contradictions_are_refused(flags: str, capsys) -> None:
     with pytest.raises(SystemExit) as end:
         scoring.parse_args(flags.split())
@@ -118,13 +160,32 @@ def test_contradictions_are_refused(flags: str, capsys) -> None:
 
 def test_flags_and_defaults_of_the_original() -> None:
     args = vars(scoring.parse_args([]))
-    defaults = dict(work_dir="workdir", run_name="sammed", batch_size=1, image_size=256, data_path="data_demo", model_type="vit_b",
-                    sam_checkpoint="pretrain_model/sam-med2d_b.pth", multimask=True, encoder_adapter=True, prompt_path=None,
-                    save_pred=False)
+    defaults = dict(
+        work_dir="workdir",
+        run_name="sammed",
+        batch_size=1,
+        image_size=256,
+        data_path="data_demo",
+        model_type="vit_b",
+        sam_checkpoint="pretrain_model/sam-med2d_b.pth",
+        multimask=True,
+        encoder_adapter=True,
+        prompt_path=None,
+        save_pred=False,
+    )
     assert {name: args[name] for name in defaults} == defaults
-    assert {"device", "boxes_prompt", "point_num", "iter_point"} <= args.keys() and {*args["metrics"]} == {"iou", "dice", "nsd", "hd95"}
+    assert {"device", "boxes_prompt", "point_num", "iter_point"} <= args.keys() and {*args["metrics"]} == {
+        "iou",
+        "dice",
+        "nsd",
+        "hd95",
+    }
     for name in ("multimask", "encoder_adapter", "save_pred", "boxes_prompt", "use_amp", "report"):
-        assert [getattr(scoring.parse_args([f"--{name}", *words]), name) for words in ([], ["True"], ["False"])] == [True, True, False]
+        assert [getattr(scoring.parse_args([f"--{name}", *words]), name) for words in ([], ["True"], ["False"])] == [
+            True,
+            True,
+            False,
+        ]
 
 
 # ---------------------------------------------------------------- what comes out
@@ -142,7 +203,7 @@ def test_every_image_is_encoded_once(batch_size: int, score, monkeypatch) -> Non
 def test_batches_and_workers_change_nothing(score, work: Path) -> None:  # noqa: F811
     """Not one byte."""
     rows = score("--prompt_modes", *ALL_MODES)
-    assert len({row.dice for row in rows}) > OBJECTS         # no mere zeros and ones
+    assert len({row.dice for row in rows}) > OBJECTS  # no mere zeros and ones
     first = (work / "sammed/rows.csv").read_bytes(), (work / "sammed/prompts.json").read_bytes()
     for flags in (["--batch_size", 4], ["--num_workers", 2], ["--batch_size", 3, "--num_workers", 1], []):
         score("--prompt_modes", *ALL_MODES, *flags, "--run_name", "again")
@@ -152,13 +213,46 @@ def test_batches_and_workers_change_nothing(score, work: Path) -> None:  # noqa:
 def test_two_processes_change_nothing(data: Path, tmp_path: Path) -> None:
     """Real ones, started by torchrun; seven images, so that their shares differ."""
     folder = make_data(tmp_path / "data", ("test",), images=7)
-    write(folder / "masks/0_0.png", np.zeros((50, 40), np.uint8))        # an empty mask, in the share of process 0
+    write(folder / "masks/0_0.png", np.zeros((50, 40), np.uint8))  # an empty mask, in the share of process 0
     save_weights(sam_model_registry["vit_t"](image_size=SIZE).state_dict(), tmp_path / "t.safetensors")
-    flags = ["--model_type", "vit_t", "--image_size", SIZE, "--sam_checkpoint", tmp_path / "t.safetensors", "--data_path", folder,
-             "--device", "cpu", "--num_workers", 0, "--prompt_modes", "bbox", "3pts", "--work_dir", tmp_path / "work"]
+    flags = [
+        "--model_type",
+        "vit_t",
+        "--image_size",
+        SIZE,
+        "--sam_checkpoint",
+        tmp_path / "t.safetensors",
+        "--data_path",
+        folder,
+        "--device",
+        "cpu",
+        "--num_workers",
+        0,
+        "--prompt_modes",
+        "bbox",
+        "3pts",
+        "--work_dir",
+        tmp_path / "work",
+    ]
     run_script("test.py", tmp_path, *flags, "--run_name", "one")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / "test.py",
-                           *map(str, flags), "--run_name", "two"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            ROOT / "test.py",
+            *map(str, flags),
+            "--run_name",
+            "two",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = tmp_path / "work/one", tmp_path / "work/two"
     for name in ("rows.csv", "prompts.json"):
@@ -184,7 +278,7 @@ def test_saved_masks_are_those_that_were_scored(score, data: Path, work: Path) -
         assert np.float32(row.iou) == np.float32(overlap) / np.float32(sum(sizes) - overlap)
     overlays = {path.relative_to(folder / "overlays") for path in (folder / "overlays").rglob("*.png")}
     assert overlays == {Path(mode) / f"{i}.png" for mode in ALL_MODES for i in range(6)}
-    for overlay in overlays:        # a row of tiles, one an object
+    for overlay in overlays:  # a row of tiles, one an object
         count = sum(row.image == f"images/{overlay.name}" for row in rows) // len(ALL_MODES)
         picture = cv2.imread(str(folder / "overlays" / overlay))
         assert picture.shape[1] == 256 * count and picture.std() > 20
@@ -197,7 +291,9 @@ def prompts_written(work: Path) -> dict:
     return content
 
 
-def test_files_of_one_name_in_two_folders_do_not_overwrite_each_other(score, data: Path, tmp_path: Path, work: Path) -> None:  # noqa: F811
+def test_files_of_one_name_in_two_folders_do_not_overwrite_each_other(
+    score, data: Path, tmp_path: Path, work: Path
+) -> None:  # noqa: F811
     folder, groups = tmp_path / "twins", {}
     for case, number in (("a", 0), ("b", 2)):
         for kind, name in (("images", f"{number}.png"), ("masks", f"{number}_0.png")):
@@ -219,9 +315,15 @@ def test_table_rows_and_results_agree(score, work: Path, capsys) -> None:  # noq
     assert results["flags"]["prompt_modes"] == ALL_MODES and results["images_per_second"] > 0
     for mode in ALL_MODES:
         own = [row for row in rows if row.mode == mode]
-        means = {metric: sum(getattr(row, metric) for row in own) / OBJECTS for metric in ("dice", "iou", "nsd", "hd95")}
+        means = {
+            metric: sum(getattr(row, metric) for row in own) / OBJECTS for metric in ("dice", "iou", "nsd", "hd95")
+        }
         assert {metric: results[metric][mode] for metric in means} == pytest.approx(means, rel=1e-9)
-        assert re.search(rf"^{re.escape(mode)} +{OBJECTS} +{100 * means['dice']:.2f} .* {100 * means['iou']:.2f} ", printed, re.MULTILINE)
+        assert re.search(
+            rf"^{re.escape(mode)} +{OBJECTS} +{100 * means['dice']:.2f} .* {100 * means['iou']:.2f} ",
+            printed,
+            re.MULTILINE,
+        )
     assert [*results["dice"]] == ALL_MODES
     assert {row["metric"] for row in results["tables"]["overall"]} == {"dice", "iou", "nsd", "hd95"}
 
@@ -263,14 +365,18 @@ def test_rows_as_parquet_say_the_same(score, work: Path) -> None:  # noqa: F811
     rows = score("--prompt_modes", "bbox", "3pts")
     folder = scoring.main([*flags_of_run(work / "sammed"), "--rows_format", "parquet"])
     assert [Row(**row) for row in pyarrow.parquet.read_table(folder / "rows.parquet").to_pylist()] == rows
-    assert not (folder / "rows.csv").exists()       # of the earlier run
+    assert not (folder / "rows.csv").exists()  # of the earlier run
 
 
 def flags_of_run(folder: Path) -> list[str]:
     """The command line that repeats a run."""
     flags = json.loads((folder / "results.json").read_text())["flags"]
-    return [str(word) for name, value in flags.items() if value is not None and value != []
-            for word in (f"--{name}", *(value if isinstance(value, list) else [value]))]
+    return [
+        str(word)
+        for name, value in flags.items()
+        if value is not None and value != []
+        for word in (f"--{name}", *(value if isinstance(value, list) else [value]))
+    ]
 
 
 # ---------------------------------------------------------------- names
@@ -281,7 +387,10 @@ def test_names_come_from_the_metadata_table(score, data: Path, tmp_path: Path) -
     shutil.copytree(data, folder)
     groups = json.loads((folder / "label2image_test.json").read_text())
     header = "mask,image,dataset,modality,case,axis,slice,class,instance,spacing\n"
-    lines = [f"{mask},{image},set,mr,case {image[7]},z,{number},spot {number % 3},0,\n" for number, (mask, image) in enumerate(groups.items())]
+    lines = [
+        f"{mask},{image},set,mr,case {image[7]},z,{number},spot {number % 3},0,\n"
+        for number, (mask, image) in enumerate(groups.items())
+    ]
     (folder / "metadata.csv").write_text(header + "".join(lines))
     for rows in (score("--data_path", folder), score("--metadata", folder / "metadata.csv")):
         number = {mask: i for i, mask in enumerate(groups)}
@@ -315,7 +424,12 @@ def test_names_come_from_sa_med2d_file_names(score, data: Path, tmp_path: Path) 
     folder = renamed_as_in_sa_med2d(data, tmp_path / "data")
     for row in score("--data_path", folder, "--prompt_modes", "bbox"):
         case = int(row.case.removeprefix("case_"))
-        assert (row.dataset, row.modality, row.axis, row.slice) == ("Brain" if case % 2 else "Heart", "mr", "z", case * 10)
+        assert (row.dataset, row.modality, row.axis, row.slice) == (
+            "Brain" if case % 2 else "Heart",
+            "mr",
+            "z",
+            case * 10,
+        )
         assert getattr(row, "class") == row.mask[-12:-8]
     names = {dataset: {f"{dataset} part {i}": i for i in range(1, 6)} for dataset in ("Brain", "Heart")}
     (folder / "SAMed2D_v1_class_mapping_id.json").write_text(json.dumps(names))
@@ -323,31 +437,50 @@ def test_names_come_from_sa_med2d_file_names(score, data: Path, tmp_path: Path) 
         assert getattr(row, "class") == f"{row.dataset} part {int(row.mask[-12:-8])}"
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"Brain": names["Brain"]}))
-    assert str(other) in (message := fails(lambda: score("--data_path", folder, "--class_names", other))) and "Heart" in message
+    assert (
+        str(other) in (message := fails(lambda: score("--data_path", folder, "--class_names", other)))
+        and "Heart" in message
+    )
 
 
-@pytest.mark.parametrize("image, mask, expected", [
-    ("ct_7.png", "ct_7_left_kidney_000.png", "left_kidney"), ("a/ct_7.png", "b/ct_7_liver.png", "liver"),
-    ("ct_7.png", "ct_7-spleen_1.png", "spleen"), ("ct_7.png", "ct_8_liver.png", None), ("ct_7.png", "ct_7.png", None),
-    ("0.png", "0_1.png", None), ("x.png", "x_3_000.png", "3"),
-])
+@pytest.mark.parametrize(
+    "image, mask, expected",
+    [
+        ("ct_7.png", "ct_7_left_kidney_000.png", "left_kidney"),
+        ("a/ct_7.png", "b/ct_7_liver.png", "liver"),
+        ("ct_7.png", "ct_7-spleen_1.png", "spleen"),
+        ("ct_7.png", "ct_8_liver.png", None),
+        ("ct_7.png", "ct_7.png", None),
+        ("0.png", "0_1.png", None),
+        ("x.png", "x_3_000.png", "3"),
+    ],
+)
 def test_a_class_is_what_a_mask_name_has_beyond_its_image(image: str, mask: str, expected: str | None) -> None:
     assert class_beyond(image, mask) == expected
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     """A hundred times as many images, handed through parts, rows and prompts, take no more memory at once."""
+
     def peak(images: int) -> int:
         tracemalloc.start()
         parts = [Part(tmp_path, rank) for rank in range(2)]
         for number in range(images):
-            row = {"image": f"{number}.png", "mask": f"{number}_0.png", "mode": "bbox", "dice": number / images, "status": "ok"}
+            row = {
+                "image": f"{number}.png",
+                "mask": f"{number}_0.png",
+                "mode": "bbox",
+                "dice": number / images,
+                "status": "ok",
+            }
             parts[number % 2].add(number, [row] * 4, {f"{number}_0.png": {"boxes": [[1, 2, 3, 4]]}})
         for part in parts:
             part.close()
         write_rows(tmp_path / "rows.csv", (row for _, rows, _ in merged(tmp_path, 2) for row in rows))
         with open(tmp_path / "prompts.json", "w") as file:
-            write_prompts(file, {"image_size": 64}, (item for _, _, prompts in merged(tmp_path, 2) for item in prompts.items()))
+            write_prompts(
+                file, {"image_size": 64}, (item for _, _, prompts in merged(tmp_path, 2) for item in prompts.items())
+            )
         return tracemalloc.get_traced_memory()[1], tracemalloc.stop()
 
     assert peak(5000)[0] < 1.5 * peak(50)[0] + 2**17
@@ -362,7 +495,9 @@ def test_empty_masks_are_skipped_and_counted(score, tmp_path: Path, work: Path, 
     rows = score("--data_path", folder, "--save_pred")
     assert {row.mask for row in rows if row.status == "ok"} == {"masks/1_0.png", "masks/1_1.png"}
     left_out = [row for row in rows if row.status != "ok"]
-    assert {row.mask for row in left_out} == {"masks/0_0.png", "masks/0_1.png", "masks/1_2.png"} and len(left_out) == 3 * len(DEFAULT)
+    assert {row.mask for row in left_out} == {"masks/0_0.png", "masks/0_1.png", "masks/1_2.png"} and len(
+        left_out
+    ) == 3 * len(DEFAULT)
     assert all(row.status == "empty truth" and row.dice is None and row.image for row in left_out)
     assert "2 objects in 2 images" in (said := capsys.readouterr().out) and "3 empty mask(s) skipped" in said
     assert json.loads((work / "sammed/results.json").read_text())["unscored"] == 3
@@ -375,7 +510,13 @@ def test_flags_reach_the_model(score) -> None:
     """Each of them changes what comes out, and a repeated run does not."""
     first = score()
     assert score() == first
-    for flags in (["--seed", 1], ["--multimask", "False"], ["--use_amp"], ["--image_size", 96], ["--click_strategy", "center"]):
+    for flags in (
+        ["--seed", 1],
+        ["--multimask", "False"],
+        ["--use_amp"],
+        ["--image_size", 96],
+        ["--click_strategy", "center"],
+    ):
         assert [row.dice for row in score(*flags)] != [row.dice for row in first], flags
 
 
@@ -397,10 +538,18 @@ def test_a_prompt_file_of_the_original_is_followed(score, tmp_path: Path, work: 
     ours = prompts_written(work)
     for mode, points in (("5shot", lambda p: p["others"]["5shot"]), ("5pts", lambda p: p)):
         path = tmp_path / f"{mode}.json"
-        path.write_text(json.dumps({
-            os.path.basename(name): {"boxes": prompts["boxes"], "point_coords": points(prompts)["point_coords"],
-                                     "point_labels": points(prompts)["point_labels"]} for name, prompts in ours.items()
-        }))
+        path.write_text(
+            json.dumps(
+                {
+                    os.path.basename(name): {
+                        "boxes": prompts["boxes"],
+                        "point_coords": points(prompts)["point_coords"],
+                        "point_labels": points(prompts)["point_labels"],
+                    }
+                    for name, prompts in ours.items()
+                }
+            )
+        )
         rows = score("--prompt_modes", "bbox", mode, "--prompt_path", path, "--seed", 9)
         assert rows == [row for row in first if row.mode in ("bbox", mode)]
 
@@ -408,7 +557,9 @@ def test_a_prompt_file_of_the_original_is_followed(score, tmp_path: Path, work: 
     for prompts in shifted.values():
         prompts["boxes"] = [[0, 0, 9, 9]]
     path.write_text(json.dumps(shifted))
-    assert [r.dice for r in score("--boxes_prompt", "--prompt_path", path)] != [r.dice for r in first if r.mode == "bbox"]
+    assert [r.dice for r in score("--boxes_prompt", "--prompt_path", path)] != [
+        r.dice for r in first if r.mode == "bbox"
+    ]
 
 
 def test_a_prompt_file_of_another_image_size_is_refused(score, tmp_path: Path, work: Path) -> None:  # noqa: F811
@@ -425,19 +576,25 @@ def test_a_skipped_mask_needs_no_prompts_the_second_time(score, data: Path, tmp_
     empty = next(iter(name))
     write(folder / empty, 0 * cv2.imread(str(folder / empty), cv2.IMREAD_GRAYSCALE))
     first = score("--data_path", folder)
-    assert sum(row.status == "ok" for row in first) == 4 * (OBJECTS - 1) and prompts_written(work)[os.path.basename(empty)] == {}
+    assert (
+        sum(row.status == "ok" for row in first) == 4 * (OBJECTS - 1)
+        and prompts_written(work)[os.path.basename(empty)] == {}
+    )
     shutil.copy(work / "sammed/prompts.json", tmp_path / "p.json")
     assert score("--data_path", folder, "--prompt_path", tmp_path / "p.json", "--seed", 5) == first
 
 
-@pytest.mark.parametrize("content, said", [
-    (None, "cannot be read"),
-    ("{", "not valid JSON"),
-    ("[]", "must hold"),
-    ("without the last", "5_2.png"),
-    ("three clicks", "clicks"),
-    ("words", "0_0.png"),
-])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (None, "cannot be read"),
+        ("{", "not valid JSON"),
+        ("[]", "must hold"),
+        ("without the last", "5_2.png"),
+        ("three clicks", "clicks"),
+        ("words", "0_0.png"),
+    ],
+)
 def test_bad_prompt_files_end_in_one_line(content: str | None, said: str, score, tmp_path: Path, work: Path) -> None:  # noqa: F811
     path = tmp_path / "p.json"
     if content in ("without the last", "three clicks", "words"):
@@ -470,7 +627,7 @@ def test_a_lacking_object_is_found_before_the_model_runs(score, tmp_path: Path, 
 
 @pytest.mark.parametrize("spoil", SPOILED)
 def test_bad_data_ends_in_one_line_naming_the_file(spoil: Callable, score, tmp_path: Path) -> None:
-    folder = make_data(tmp_path / "data")                       # spoils the train index, which becomes the test index
+    folder = make_data(tmp_path / "data")  # spoils the train index, which becomes the test index
     named = spoil(folder).replace("_train", "_test")
     if (train_index := folder / "image2label_train.json").exists():
         train_index.rename(folder / "image2label_test.json")
@@ -493,7 +650,9 @@ def test_bad_weights_end_in_one_line(score, data: Path, weights: Path, tmp_path:
 
 def run_script(name: str, folder: Path, *flags: object) -> str:
     """A script of the repository as a process of its own, started in `folder`. -> what it printed."""
-    done = subprocess.run([sys.executable, ROOT / name, *map(str, flags)], cwd=folder, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        [sys.executable, ROOT / name, *map(str, flags)], cwd=folder, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -502,12 +661,32 @@ def test_from_another_working_directory(tmp_path: Path) -> None:
     """Relative paths, and the work folder does not exist yet."""
     make_data(tmp_path / "mine", ("test",), images=2)
     save_weights(sam_model_registry["vit_t"](image_size=SIZE).state_dict(), tmp_path / "t.safetensors", torch.float16)
-    printed = run_script("test.py", tmp_path, "--model_type", "vit_t", "--image_size", SIZE, "--sam_checkpoint", "t.safetensors",
-                         "--data_path", "mine", "--save_pred", "--prompt_modes", "bbox", "3pts")
+    printed = run_script(
+        "test.py",
+        tmp_path,
+        "--model_type",
+        "vit_t",
+        "--image_size",
+        SIZE,
+        "--sam_checkpoint",
+        "t.safetensors",
+        "--data_path",
+        "mine",
+        "--save_pred",
+        "--prompt_modes",
+        "bbox",
+        "3pts",
+    )
     assert "5 objects in 2 images" in printed
     (tmp_path / "t.safetensors").unlink()
     assert {path.name for path in (tmp_path / "workdir/sammed").iterdir()} == {
-        "rows.csv", "results.json", "prompts.json", "masks", "overlays", "report.html"}
+        "rows.csv",
+        "results.json",
+        "prompts.json",
+        "masks",
+        "overlays",
+        "report.html",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -533,15 +712,33 @@ def demo(request, shared: Path, tmp_path: Path) -> tuple[Path, str]:
     return (folder, "data_demo") if request.param == "inside" else (tmp_path, str(folder / "data_demo"))
 
 
-SETTINGS = {"inside": ("meta", 256, 512), "outside": ("sam-med2d", 512, 256)}      # the layout, pixels for train and test
-GIGABYTES = 2**20       # in units of ru_maxrss
+SETTINGS = {"inside": ("meta", 256, 512), "outside": ("sam-med2d", 512, 256)}  # the layout, pixels for train and test
+GIGABYTES = 2**20  # in units of ru_maxrss
 
 
 def test_training_on_the_originals_data_and_weights(demo, published, work: Path, request) -> None:  # noqa: F811
     folder, data_path = demo
     layout, size, _ = SETTINGS[request.node.callspec.params["demo"]]
-    printed = run_script("train.py", folder, "--epochs", 1, "--data_path", data_path, "--sam_checkpoint", published[layout],
-                         "--image_size", size, "--work_dir", work, "--mask_num", 1, "--iter_point", 1, "--num_workers", 0)
+    printed = run_script(
+        "train.py",
+        folder,
+        "--epochs",
+        1,
+        "--data_path",
+        data_path,
+        "--sam_checkpoint",
+        published[layout],
+        "--image_size",
+        size,
+        "--work_dir",
+        work,
+        "--mask_num",
+        1,
+        "--iter_point",
+        1,
+        "--num_workers",
+        0,
+    )
     assert ("newly started: adapters of 12 blocks" in printed) == (layout == "meta")
     assert f"resized to {size} px: pos_embed, rel_pos of 4 blocks" in printed
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 8 * GIGABYTES
@@ -558,8 +755,23 @@ def test_training_on_the_originals_data_and_weights(demo, published, work: Path,
 def test_scoring_the_originals_data_and_weights(demo, published, work: Path, request) -> None:  # noqa: F811
     folder, data_path = demo
     layout, _, size = SETTINGS[request.node.callspec.params["demo"]]
-    printed = run_script("test.py", folder, "--data_path", data_path, "--sam_checkpoint", published[layout], "--image_size", size,
-                         "--work_dir", work, "--encoder_adapter", layout != "meta", "--prompt_modes", "bbox", "3pts")
+    printed = run_script(
+        "test.py",
+        folder,
+        "--data_path",
+        data_path,
+        "--sam_checkpoint",
+        published[layout],
+        "--image_size",
+        size,
+        "--work_dir",
+        work,
+        "--encoder_adapter",
+        layout != "meta",
+        "--prompt_modes",
+        "bbox",
+        "3pts",
+    )
     assert "11 objects in 2 images" in printed
     results = json.loads((work / "sammed/results.json").read_text())
     assert all(0 < results["dice"][mode] < 1 for mode in ("bbox", "3pts"))

@@ -11,12 +11,17 @@ from sam_med2d.utils import add_flag, amp_dtype, best_device, boolean, finish, s
 from segment_anything.files import replacing
 
 
-@pytest.mark.parametrize("words, value", [
-    ([], "default"), (["--flag"], True),
-    *((["--flag", word], True) for word in ("True", "true", "TRUE", "1", "yes")),
-    *((["--flag", word], False) for word in ("False", "false", "FALSE", "0", "no")),
-    (["--flag=False"], False), (["--flag", "--other", "3"], True),
-])
+@pytest.mark.parametrize(
+    "words, value",
+    [
+        ([], "default"),
+        (["--flag"], True),
+        *((["--flag", word], True) for word in ("True", "true", "TRUE", "1", "yes")),
+        *((["--flag", word], False) for word in ("False", "false", "FALSE", "0", "no")),
+        (["--flag=False"], False),
+        (["--flag", "--other", "3"], True),
+    ],
+)
 @pytest.mark.parametrize("default", [True, False, None])
 def test_a_flag_means_what_it_says(words, value, default):
     parser = argparse.ArgumentParser()
@@ -38,12 +43,13 @@ def test_anything_else_is_refused(word, capsys):
 
 # ---------------------------------------------------------------- files
 
+
 def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path):
-    path = tmp_path / "new" / "file.txt"       # the folder is made
+    path = tmp_path / "new" / "file.txt"  # the folder is made
     for text in ("first", "second"):
         with replacing(path) as temporary:
             temporary.write_text(text)
-            assert temporary.parent == path.parent      # else the last step is a copy, not one step
+            assert temporary.parent == path.parent  # else the last step is a copy, not one step
             assert not path.exists() if text == "first" else path.read_text() == "first"
         assert path.read_text() == text
     assert list(path.parent.iterdir()) == [path]
@@ -71,9 +77,17 @@ def test_writing_nothing_is_no_new_file(tmp_path):
 
 # ---------------------------------------------------------------- devices
 
-@pytest.mark.parametrize("name", [
-    "nonsense", "", "cuda:99", "cuda:-1", "hpu",
-])
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nonsense",
+        "",
+        "cuda:99",
+        "cuda:-1",
+        "hpu",
+    ],
+)
 def test_a_device_that_is_not_there_is_named(name):
     with pytest.raises(ValueError, match=f"^--device {name} cannot be used") as caught:
         best_device(name)
@@ -89,6 +103,7 @@ def test_a_device_is_chosen_or_taken_as_given():
 
 
 # ---------------------------------------------------------------- seeds
+
 
 def test_a_seed_of_a_name_never_changes():
     """Published scores depend on these values: another one is another test."""
@@ -114,4 +129,4 @@ def test_seeding_repeats_all_three_sources(seed):
 def test_a_script_ends_with_one_line():
     with pytest.raises(SystemExit) as ended:
         finish(ValueError("file.json: not there"))
-    assert ended.value.code == "error: file.json: not there"       # a text: printed to stderr, exit status 1
+    assert ended.value.code == "error: file.json: not there"  # a text: printed to stderr, exit status 1

@@ -17,22 +17,30 @@ import numpy as np
 import onnxruntime
 
 DEMO_IMAGE = Path(__file__).resolve().parents[2] / "data_demo/images/mni152_axial_094.png"
-DEMO_POINT, DEMO_BACKGROUND, DEMO_BOX = (110.0, 60.0), (40.0, 60.0), (80.0, 9.0, 150.0, 181.0)      # around the left hemisphere
-PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)        # met in this order by the channels of a BGR image
+DEMO_POINT, DEMO_BACKGROUND, DEMO_BOX = (
+    (110.0, 60.0),
+    (40.0, 60.0),
+    (80.0, 9.0, 150.0, 181.0),
+)  # around the left hemisphere
+PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # met in this order by the channels of a BGR image
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
 MASK, CLICK_ON, CLICK_OFF, BOX = (0, 140, 255), (80, 255, 80), (60, 60, 255), (255, 200, 0)
 
 
 def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
     if not path.is_file():
-        raise SystemExit(f"error: {path}: not found; make it with scripts/export_onnx_encoder_model.py or scripts/export_onnx_model.py")
+        raise SystemExit(
+            f"error: {path}: not found; make it with scripts/export_onnx_encoder_model.py or scripts/export_onnx_model.py"
+        )
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
     if provider not in onnxruntime.get_available_providers():
         raise SystemExit("error: this onnxruntime cannot use CUDA; install onnxruntime-gpu, or leave out --device cuda")
     try:
         return onnxruntime.InferenceSession(str(path), providers=[provider])
-    except Exception as error:      # onnxruntime raises a kind of its own for each thing that is wrong with a file
-        raise SystemExit(f"error: {path}: not an ONNX model that can be run ({str(error).splitlines()[0]}); export it again")
+    except Exception as error:  # onnxruntime raises a kind of its own for each thing that is wrong with a file
+        raise SystemExit(
+            f"error: {path}: not an ONNX model that can be run ({str(error).splitlines()[0]}); export it again"
+        )
 
 
 class SamEncoder:
@@ -43,11 +51,15 @@ class SamEncoder:
         self.session = open_session(path, device)
         inputs = self.session.get_inputs()
         if [one.name for one in inputs] != ["input_image"]:
-            raise SystemExit(f"error: {path}: is no encoder; --encoder_model takes what scripts/export_onnx_encoder_model.py wrote")
+            raise SystemExit(
+                f"error: {path}: is no encoder; --encoder_model takes what scripts/export_onnx_encoder_model.py wrote"
+            )
         self.geometry_inside = len(inputs[0].shape) == 3
         side = inputs[0].shape[-1]
         if not self.geometry_inside and side != input_size:
-            raise SystemExit(f"error: {path}: is for images of {side} px, the decoder for {input_size}; export both with one --image_size")
+            raise SystemExit(
+                f"error: {path}: is for images of {side} px, the decoder for {input_size}; export both with one --image_size"
+            )
         self.input_size = input_size
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -66,11 +78,20 @@ class SamDecoder:
         self.session = open_session(path, device)
         shapes = {one.name: one.shape for one in self.session.get_inputs()}
         if "mask_input" not in shapes:
-            raise SystemExit(f"error: {path}: is no decoder; --decoder_model takes what scripts/export_onnx_model.py wrote")
+            raise SystemExit(
+                f"error: {path}: is no decoder; --decoder_model takes what scripts/export_onnx_model.py wrote"
+            )
         self.input_size = 4 * shapes["mask_input"][-1]
 
-    def __call__(self, embedding: np.ndarray, size: tuple[int, int], points: list = (), labels: list = (),
-                 box: tuple | None = None, mask_input: np.ndarray | None = None) -> tuple[np.ndarray, float, np.ndarray]:
+    def __call__(
+        self,
+        embedding: np.ndarray,
+        size: tuple[int, int],
+        points: list = (),
+        labels: list = (),
+        box: tuple | None = None,
+        mask_input: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, float, np.ndarray]:
         """points: (x, y) each; labels: 1 on the object, 0 off it; box: x0 y0 x1 y1; size: (height, width) of the image.
 
         mask_input: (1, 1, S/4, S/4) probabilities, the sigmoid of the logits that an earlier call returned.
@@ -81,22 +102,30 @@ class SamDecoder:
         coordinates *= np.array([self.input_size / size[1], self.input_size / size[0]], np.float32)
         kinds = np.array([[*labels, *([2, 3] if corners else [])]], np.float32)
         side = self.input_size // 4
-        found = self.session.run(["masks", "iou_predictions", "low_res_masks"], {
-            "image_embeddings": embedding, "point_coords": coordinates, "point_labels": kinds,
-            "mask_input": np.zeros((1, 1, side, side), np.float32) if mask_input is None else mask_input,
-            "has_mask_input": np.array([mask_input is not None], np.float32), "orig_im_size": np.array(size, np.float32),
-        })
+        found = self.session.run(
+            ["masks", "iou_predictions", "low_res_masks"],
+            {
+                "image_embeddings": embedding,
+                "point_coords": coordinates,
+                "point_labels": kinds,
+                "mask_input": np.zeros((1, 1, side, side), np.float32) if mask_input is None else mask_input,
+                "has_mask_input": np.array([mask_input is not None], np.float32),
+                "orig_im_size": np.array(size, np.float32),
+            },
+        )
         masks, scores, logits = found
-        first = 1 if scores.shape[1] == 4 else 0        # of four outputs the first is for prompts that leave no doubt
+        first = 1 if scores.shape[1] == 4 else 0  # of four outputs the first is for prompts that leave no doubt
         best = first + int(scores[0, first:].argmax())
-        return masks[0, best] > 0, float(scores[0, best]), logits[:, best:best + 1]
+        return masks[0, best] > 0, float(scores[0, best]), logits[:, best : best + 1]
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 0.5 * (np.tanh(0.5 * logits) + 1)        # overflows nowhere
+    return 0.5 * (np.tanh(0.5 * logits) + 1)  # overflows nowhere
 
 
-def picture_of(image: np.ndarray, mask: np.ndarray, points: list = (), labels: list = (), box: tuple | None = None) -> np.ndarray:
+def picture_of(
+    image: np.ndarray, mask: np.ndarray, points: list = (), labels: list = (), box: tuple | None = None
+) -> np.ndarray:
     """The image with the mask and the prompts drawn in, enlarged where it is small."""
     scale = max(1, round(512 / max(image.shape[:2])))
     picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
@@ -117,11 +146,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--encoder_model", type=Path, required=True)
     parser.add_argument("--decoder_model", type=Path, required=True)
     parser.add_argument("--img_path", type=Path, help="default: an image of the demo")
-    parser.add_argument("--input_size", type=int, help="a check: the image size that the files must have been exported with")
+    parser.add_argument(
+        "--input_size", type=int, help="a check: the image size that the files must have been exported with"
+    )
     parser.add_argument("--work_dir", type=Path, default=Path("workdir"), help="default: %(default)s")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--point", type=float, nargs=2, metavar=("X", "Y"), help="on the object")
-    parser.add_argument("--background", type=float, nargs=2, metavar=("X", "Y"), help="off the object, to refine the click")
+    parser.add_argument(
+        "--background", type=float, nargs=2, metavar=("X", "Y"), help="off the object, to refine the click"
+    )
     parser.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"))
     args = parser.parse_args()
     if args.img_path is None:
@@ -139,7 +172,9 @@ def main() -> None:
     args = parse_args()
     decoder = SamDecoder(args.decoder_model, args.device)
     if args.input_size not in (None, decoder.input_size):
-        raise SystemExit(f"error: {args.decoder_model}: is for images of {decoder.input_size} px, not {args.input_size}")
+        raise SystemExit(
+            f"error: {args.decoder_model}: is for images of {decoder.input_size} px, not {args.input_size}"
+        )
     encoder = SamEncoder(args.encoder_model, args.device, decoder.input_size)
     image = cv2.imdecode(np.fromfile(args.img_path, np.uint8), cv2.IMREAD_COLOR) if args.img_path.is_file() else None
     if image is None:

@@ -15,7 +15,7 @@ import os
 import tempfile
 from pathlib import Path
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"        # before Gradio is imported: no telemetry
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: no telemetry
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 try:
@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL_MODEL = str(ROOT / "pretrain_model/vit_t_phantoms.safetensors")
 EXAMPLES = ROOT / "data_demo/images"
 WITH, WITHOUT = "with adapters", "without adapters"
-DRAG = 4        # CSS pixels; a shorter drag is a click
+DRAG = 4  # CSS pixels; a shorter drag is a click
 
 SCRIPT = """
 let start = null;
@@ -96,7 +96,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1")
     group.add_argument("--port", type=int, default=7860)
-    group.add_argument("--share", action="store_true", help="a public address at gradio.live: what you open leaves this machine")
+    group.add_argument(
+        "--share", action="store_true", help="a public address at gradio.live: what you open leaves this machine"
+    )
     group.add_argument("--max_upload", type=int, default=500, metavar="MB", help="default: %(default)s")
     args = parser.parse_args(argv)
     exported = [args.encoder_model, args.decoder_model]
@@ -113,8 +115,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def models_of(args: argparse.Namespace) -> dict[str, Segmenter]:
     """By name, the one to start with first. Raises CheckpointError, UsageError."""
     if args.backend != "pytorch":
-        return {args.backend: open_runtime(args.backend, args.encoder_model, args.decoder_model, threads=args.threads,
-                                           precision=args.precision)}
+        return {
+            args.backend: open_runtime(
+                args.backend, args.encoder_model, args.decoder_model, threads=args.threads, precision=args.precision
+            )
+        }
     if args.threads:
         torch.set_num_threads(args.threads)
     model = load_model(args).eval()
@@ -142,37 +147,49 @@ def _alias(module: torch.nn.Module) -> torch.nn.Module:
 def build(models: dict[str, Segmenter]) -> gr.Blocks:
     examples = sorted(path.name for path in EXAMPLES.glob("*.png"))
     with gr.Blocks(title="SAM-Med2D", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        state = gr.State(None)          # an AnnotationSession for each browser tab
+        state = gr.State(None)  # an AnnotationSession for each browser tab
         with gr.Row():
             with gr.Column(scale=1, min_width=220):
-                upload = gr.File(label="Image, DICOM or volume", file_types=[*ENDINGS, *VOLUMES, ".gz"], elem_id="upload",
-                                 height=160)
+                upload = gr.File(
+                    label="Image, DICOM or volume", file_types=[*ENDINGS, *VOLUMES, ".gz"], elem_id="upload", height=160
+                )
                 example = gr.Dropdown(examples, value=None, label="Examples", elem_id="example", interactive=True)
                 slider = gr.Slider(0, 1, 0, step=1, label="Slice", visible=False, elem_id="slice")
-                adapters = gr.Checkbox(WITH in models, label="Adapters", interactive=len(models) > 1, elem_id="adapters")
+                adapters = gr.Checkbox(
+                    WITH in models, label="Adapters", interactive=len(models) > 1, elem_id="adapters"
+                )
                 gr.Markdown("Left click: on the object. Right click: off it. Drag: a box.")
             with gr.Column(scale=3, min_width=420):
                 canvas = gr.HTML(AnnotationSession(models).html(), js_on_load=SCRIPT, elem_id="canvas")
             with gr.Column(scale=1, min_width=280):
                 listing = gr.HTML("", elem_id="objects")
-                current = gr.Dropdown(["object 1"], value="object 1", type="index", label="Object", elem_id="current",
-                                      interactive=True)
+                current = gr.Dropdown(
+                    ["object 1"], value="object 1", type="index", label="Object", elem_id="current", interactive=True
+                )
                 name = gr.Textbox(label="Name", elem_id="name", max_lines=1)
                 with gr.Row():
                     add = gr.Button("New object", elem_id="add", size="sm")
                     undo = gr.Button("Undo", elem_id="undo", size="sm")
                     reset = gr.Button("Reset", elem_id="reset", size="sm")
                 save = gr.Button("Make files", variant="primary", elem_id="save")
-                files = gr.File(label="Label map (PNG, NIfTI), COCO", file_count="multiple", interactive=False, elem_id="files")
+                files = gr.File(
+                    label="Label map (PNG, NIfTI), COCO", file_count="multiple", interactive=False, elem_id="files"
+                )
         view = [state, canvas, listing, current, name]
 
         def shown(session: AnnotationSession) -> list:
             names = [f"{number + 1}: {name}" for number, name in enumerate(session.objects)]
-            return [session, session.html(), table_of(session), gr.update(choices=names, value=names[session.current]),
-                    session.objects[session.current]]
+            return [
+                session,
+                session.html(),
+                table_of(session),
+                gr.update(choices=names, value=names[session.current]),
+                session.objects[session.current],
+            ]
 
         def acting(action):
             """Wrap what changes a session: bad input becomes a message, and the page shows the session again."""
+
             def handle(session: AnnotationSession | None, *values):
                 session = session or AnnotationSession(models)
                 try:
@@ -180,6 +197,7 @@ def build(models: dict[str, Segmenter]) -> gr.Blocks:
                 except (DataError, PromptError) as error:
                     raise gr.Error(str(error), print_exception=False) from error
                 return shown(session)
+
             return handle
 
         def pointed(session: AnnotationSession | None, event: gr.EventData):
@@ -197,11 +215,11 @@ def build(models: dict[str, Segmenter]) -> gr.Blocks:
 
         def opened(session: AnnotationSession | None, path: str | None, uploaded: bool):
             session = session or AnnotationSession(models)
-            if path is None:        # the upload was taken away again: what is open stays
+            if path is None:  # the upload was taken away again: what is open stays
                 return [*shown(session), gr.update()]
             try:
                 session.open(path)
-                session.predictor()     # encoded now, so that the first click is as quick as the others
+                session.predictor()  # encoded now, so that the first click is as quick as the others
             except DataError as error:
                 message = str(error).replace(f"{Path(path).parent}{os.sep}", "")
                 raise gr.Error(message, print_exception=False) from error
@@ -228,10 +246,10 @@ def build(models: dict[str, Segmenter]) -> gr.Blocks:
 
         def saved(session: AnnotationSession | None) -> list[str]:
             session = session or AnnotationSession(models)
-            folder = tempfile.TemporaryDirectory()      # Gradio takes copies, which it deletes after an hour
+            folder = tempfile.TemporaryDirectory()  # Gradio takes copies, which it deletes after an hour
             try:
                 written = session.save(Path(folder.name))
-                session.saved_in = folder               # gone with the session, or with the next files
+                session.saved_in = folder  # gone with the session, or with the next files
                 return [str(path) for path in written]
             except DataError as error:
                 raise gr.Error(str(error), print_exception=False) from error
@@ -241,8 +259,9 @@ def build(models: dict[str, Segmenter]) -> gr.Blocks:
 
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         upload.upload(lambda session, path: opened(session, path, True), [state, upload], [*view, slider], **quiet)
-        example.input(lambda session, one: opened(session, str(EXAMPLES / one), False), [state, example], [*view, slider],
-                      **quiet)
+        example.input(
+            lambda session, one: opened(session, str(EXAMPLES / one), False), [state, example], [*view, slider], **quiet
+        )
         canvas.click(pointed, [state], view, **quiet)
         slider.input(acting(turned), [state, slider], view, **quiet)
         adapters.input(acting(switched), [state, adapters], view, **quiet)
@@ -262,19 +281,31 @@ def table_of(session: AnnotationSession) -> str:
         b, g, r = colour_of(number)
         action = session.last(number)
         told = f"IoU {action.iou:.2f}</td><td>{int(action.mask.sum())} px" if action else "</td><td>"
-        rows.append(f"<tr class='{'current' if number == session.current else ''}'><td><span class='swatch' "
-                    f"style='background: rgb({r},{g},{b})'></span>{html.escape(name)}</td><td>{told}</td></tr>")
+        rows.append(
+            f"<tr class='{'current' if number == session.current else ''}'><td><span class='swatch' "
+            f"style='background: rgb({r},{g},{b})'></span>{html.escape(name)}</td><td>{told}</td></tr>"
+        )
     return f"<table class='objects'>{''.join(rows)}</table>"
 
 
 def launch(args: argparse.Namespace, **options):
     """-> what Gradio's launch returns. Raises CheckpointError, UsageError."""
     page = build(models_of(args))
-    page.queue(default_concurrency_limit=1)     # one model: people take turns
+    page.queue(default_concurrency_limit=1)  # one model: people take turns
     # system fonts, because the theme's own are fetched from Google
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    return page.launch(server_name=args.host, server_port=args.port, share=args.share, max_file_size=f"{args.max_upload}mb",
-                       theme=theme, css=STYLE, footer_links=[], show_error=False, ssr_mode=False, **options)
+    return page.launch(
+        server_name=args.host,
+        server_port=args.port,
+        share=args.share,
+        max_file_size=f"{args.max_upload}mb",
+        theme=theme,
+        css=STYLE,
+        footer_links=[],
+        show_error=False,
+        ssr_mode=False,
+        **options,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

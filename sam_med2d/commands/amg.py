@@ -29,8 +29,22 @@ from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.checkpoint import CheckpointError
 from segment_anything.files import replacing
 
-COLUMNS = ("id", "area", "bbox_x0", "bbox_y0", "bbox_w", "bbox_h", "point_input_x", "point_input_y", "predicted_iou",
-           "stability_score", "crop_box_x0", "crop_box_y0", "crop_box_w", "crop_box_h")
+COLUMNS = (
+    "id",
+    "area",
+    "bbox_x0",
+    "bbox_y0",
+    "bbox_w",
+    "bbox_h",
+    "point_input_x",
+    "point_input_y",
+    "predicted_iou",
+    "stability_score",
+    "crop_box_x0",
+    "crop_box_y0",
+    "crop_box_w",
+    "crop_box_h",
+)
 # Options of the generator that are flags here, and what they mean.
 OPTIONS = {
     "points_per_side": (int, "clicks along each side of the grid"),
@@ -52,8 +66,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, type=Path, help="an image, or a folder of them, searched deep")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
-    parser.add_argument("--convert-to-rle", "--convert_to_rle", action="store_true",
-                        help="one JSON file an image, with COCO run lengths")
+    parser.add_argument(
+        "--convert-to-rle",
+        "--convert_to_rle",
+        action="store_true",
+        help="one JSON file an image, with COCO run lengths",
+    )
     add_flag(parser, "--save_overlays", True, "a picture of all masks")
     add_model_flags(parser)
     add_backend_flags(parser)
@@ -98,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def write_folder(folder: Path, masks: list[dict[str, Any]]) -> None:
-    if (folder / "metadata.csv").exists():      # an earlier run may have found more
+    if (folder / "metadata.csv").exists():  # an earlier run may have found more
         for left in folder.glob("[0-9]*.png"):
             left.unlink()
     for number, mask in enumerate(masks):
@@ -107,8 +125,17 @@ def write_folder(folder: Path, masks: list[dict[str, Any]]) -> None:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for number, mask in enumerate(masks):
-            writer.writerow([number, mask["area"], *mask["bbox"], *mask["point_coords"][0], mask["predicted_iou"],
-                             mask["stability_score"], *mask["crop_box"]])
+            writer.writerow(
+                [
+                    number,
+                    mask["area"],
+                    *mask["bbox"],
+                    *mask["point_coords"][0],
+                    mask["predicted_iou"],
+                    mask["stability_score"],
+                    *mask["crop_box"],
+                ]
+            )
 
 
 def picture_of(image: np.ndarray, masks: list[dict[str, Any]]) -> np.ndarray:

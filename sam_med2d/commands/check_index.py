@@ -46,17 +46,21 @@ from sam_med2d.utils import UsageError, finish
 from segment_anything.files import replacing
 
 KINDS = ("missing", "unreadable", "size", "values", "metadata", "disagree", "empty", "duplicate", "listed", "case")
-AREAS = (0, 0.001, 0.01, 0.1, 0.5, 1)       # bounds of the classes of area, as shares of the image
+AREAS = (0, 0.001, 0.01, 0.1, 0.5, 1)  # bounds of the classes of area, as shares of the image
 LABELS_SHOWN = 40
-TILE = 256                                  # side of a picture of the contact sheet
+TILE = 256  # side of a picture of the contact sheet
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_path", nargs="?", default="data_demo")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all that have an index in the folder")
-    parser.add_argument("--allow", nargs="+", default=[], choices=KINDS, metavar="KIND", help="say it, but exit with 0 all the same")
-    parser.add_argument("--fix", type=Path, metavar="DIR", help="write the indexes and metadata.csv there, without what is wrong")
+    parser.add_argument(
+        "--allow", nargs="+", default=[], choices=KINDS, metavar="KIND", help="say it, but exit with 0 all the same"
+    )
+    parser.add_argument(
+        "--fix", type=Path, metavar="DIR", help="write the indexes and metadata.csv there, without what is wrong"
+    )
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw random images with their masks")
     parser.add_argument("--sheet_images", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0, help="of the images that are drawn")
@@ -69,8 +73,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 class Problem(NamedTuple):
-    kind: str       # of KINDS
-    line: str       # names the file
+    kind: str  # of KINDS
+    line: str  # names the file
 
 
 # ---------------------------------------------------------------- files, each image with its masks
@@ -80,12 +84,12 @@ class Found(NamedTuple):
     """What a worker saw of one image."""
 
     number: int
-    pixels: int                                 # hash of the image's pixels; 0: it cannot be read
-    areas: list[float]                          # of each mask, as a share of the image; NaN: it cannot be read
-    problems: list[tuple[Problem, int]]         # with the number of the mask, -1 for the image
+    pixels: int  # hash of the image's pixels; 0: it cannot be read
+    areas: list[float]  # of each mask, as a share of the image; NaN: it cannot be read
+    problems: list[tuple[Problem, int]]  # with the number of the mask, -1 for the image
 
 
-_index: Index       # that the worker processes look at
+_index: Index  # that the worker processes look at
 
 
 def _use(index: Index) -> None:
@@ -118,7 +122,9 @@ def _look(number: int) -> Found:
         if not mask.any():
             problems.append((Problem("empty", f"{mask_path}: has no object"), k))
         elif first != k and mask_names[first] != mask_names[k]:
-            problems.append((Problem("duplicate", f"{mask_path}: has the pixels of {_index.path(mask_names[first])}"), k))
+            problems.append(
+                (Problem("duplicate", f"{mask_path}: has the pixels of {_index.path(mask_names[first])}"), k)
+            )
     return Found(number, xxh3_64_intdigest(image.tobytes(), seed=image.shape[1]) or 1, areas, problems)
 
 
@@ -164,10 +170,12 @@ class Split:
 
     def open_files(self, workers: int) -> None:
         with closing(looked_at(self.index, workers)) as results:
-            for found in tqdm(results, total=len(self.index), desc=f"checking {self.name}", unit="image", dynamic_ncols=True):
+            for found in tqdm(
+                results, total=len(self.index), desc=f"checking {self.name}", unit="image", dynamic_ncols=True
+            ):
                 start = self.first_masks[found.number]
                 self.pixels[found.number] = found.pixels
-                self.areas[start:start + len(found.areas)] = found.areas
+                self.areas[start : start + len(found.areas)] = found.areas
                 for problem, mask in found.problems:
                     self.problems.append(problem)
                     if mask < 0:
@@ -177,8 +185,9 @@ class Split:
 
     def find_listed_again(self) -> None:
         """Masks in the list of two images, or twice in one."""
-        hashes = np.concatenate([np.fromiter(map(xxh3_64_intdigest, masks.to_pylist()), np.uint64)
-                                 for _, masks in self.mask_batches()])
+        hashes = np.concatenate(
+            [np.fromiter(map(xxh3_64_intdigest, masks.to_pylist()), np.uint64) for _, masks in self.mask_batches()]
+        )
         order = np.argsort(hashes, kind="stable")
         for number in np.sort(order[1:][hashes[order[1:]] == hashes[order[:-1]]]).tolist():
             image = int(np.searchsorted(self.first_masks, number, side="right")) - 1
@@ -197,17 +206,20 @@ class Split:
                 return
             for start, masks in self.mask_batches():
                 for k in np.flatnonzero(metadata.find(masks) < 0).tolist():
-                    self.problems.append(Problem("metadata", f"{table}: has no row for {os.fsdecode(masks[k].as_py())}"))
+                    self.problems.append(
+                        Problem("metadata", f"{table}: has no row for {os.fsdecode(masks[k].as_py())}")
+                    )
             if any(problem.kind == "metadata" for problem in self.problems):
                 return
         for kind in ("class", "modality", "case"):
             try:
                 self.labels[kind] = labels_of(self.index, folder, kind)
             except DataError:
-                pass        # not known: the summary goes without
+                pass  # not known: the summary goes without
 
     def compare_with(self, other: str) -> None:
         """other: the second index of this split, of the other kind."""
+
         def pairs(index: Index) -> np.ndarray:
             hashes = (xxh3_64_intdigest(os.fsencode(f"{mask}\n{image}")) for image, masks in index for mask in masks)
             return np.fromiter(hashes, np.uint64)
@@ -218,8 +230,13 @@ class Split:
             self.problems.append(Problem("disagree", str(error)))
             return
         if len(different):
-            self.problems.append(Problem("disagree", f"{self.source} and {os.path.basename(other)}: {len(different)} mask(s) "
-                                                     "are listed by one alone, or under another image"))
+            self.problems.append(
+                Problem(
+                    "disagree",
+                    f"{self.source} and {os.path.basename(other)}: {len(different)} mask(s) "
+                    "are listed by one alone, or under another image",
+                )
+            )
 
 
 def read_splits(folder: str, names: list[str] | None) -> list[Split]:
@@ -284,7 +301,9 @@ def find_shared_cases(splits: list[Split]) -> None:
         names, codes = split.labels["case"]
         shared = [code for code, name in enumerate(names) if name and name in seen]
         for code in shared:
-            split.problems.append(Problem("case", f"case {names[code]}: is in {seen[names[code]].name} and in {split.name}"))
+            split.problems.append(
+                Problem("case", f"case {names[code]}: is in {seen[names[code]].name} and in {split.name}")
+            )
         split.bad_images |= np.isin(codes[split.first_masks[:-1]], shared)
         seen |= {name: split for name in names if name not in seen}
 
@@ -364,8 +383,10 @@ def write_clean(splits: list[Split], folder: str, output: Path) -> None:
             by_mask = os.path.basename(source).startswith("label2image")
             entries = ((mask, image) for image, masks in clean() for mask in masks) if by_mask else clean()
             _write_json(output / os.path.basename(source), entries)
-        print(f"{output}: {split.name} of {kept[0]} images and {kept[1]} masks ({len(split.index) - kept[0]} and "
-              f"{split.index.mask_count - kept[1]} left out)")
+        print(
+            f"{output}: {split.name} of {kept[0]} images and {kept[1]} masks ({len(split.index) - kept[0]} and "
+            f"{split.index.mask_count - kept[1]} left out)"
+        )
     table = os.path.join(folder, METADATA)
     if os.path.isfile(table):
         try:
@@ -393,15 +414,18 @@ def _write_json(path: Path, entries: Iterable[tuple[str, object]]) -> None:
 def _write_metadata(splits: list[Split], table: str, path: Path) -> None:
     """The rows of masks that are kept. Raises DataError."""
     metadata = read_metadata(table)
-    keep = np.zeros(len(metadata), np.uint8)        # 1 + the number of the split
+    keep = np.zeros(len(metadata), np.uint8)  # 1 + the number of the split
     for number, split in enumerate(splits, start=1):
         kept = ~split.bad_masks & ~np.repeat(split.bad_images, np.diff(split.first_masks))
         for start, masks in split.mask_batches():
-            rows = metadata.find(masks)[kept[start:start + len(masks)]]
+            rows = metadata.find(masks)[kept[start : start + len(masks)]]
             keep[rows[rows >= 0]] = number
     renaming = [_renaming(split.index.root, path.parent) for split in splits]
-    with open(table, newline="", encoding="utf-8-sig") as source, replacing(path) as temporary, \
-            open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        open(table, newline="", encoding="utf-8-sig") as source,
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         reader = csv.DictReader(source)
         writer = csv.DictWriter(file, reader.fieldnames, lineterminator="\n")
         writer.writeheader()
@@ -435,7 +459,7 @@ def _tile(split: Split, i: int) -> np.ndarray:
     scale = TILE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    readable = ~np.isnan(split.areas[split.first_masks[i]:split.first_masks[i + 1]])
+    readable = ~np.isnan(split.areas[split.first_masks[i] : split.first_masks[i + 1]])
     for k in np.flatnonzero(readable).tolist():
         mask = read_mask(split.index.path(mask_names[k]), (height, width), path)
         mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
@@ -446,9 +470,9 @@ def _tile(split: Split, i: int) -> np.ndarray:
         cv2.drawContours(picture, outlines, -1, colour.tolist(), 1)
     tile = np.zeros((TILE + drawing.CAPTION_HEIGHT, TILE, 3), np.uint8)
     top, left = drawing.CAPTION_HEIGHT + (TILE - size[1]) // 2, (TILE - size[0]) // 2
-    tile[top:top + size[1], left:left + size[0]] = picture
+    tile[top : top + size[1], left : left + size[0]] = picture
     caption = f"{split.name}: {Path(image_name).stem}"
-    caption = caption if len(caption) <= TILE // 7 else f"{caption[:TILE // 7 - 3]}..."
+    caption = caption if len(caption) <= TILE // 7 else f"{caption[: TILE // 7 - 3]}..."
     cv2.putText(tile, caption, (3, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255, 255, 255), 1, cv2.LINE_AA)
     return tile
 
@@ -481,8 +505,17 @@ def run(args: argparse.Namespace) -> bool:
     if args.fix:
         write_clean(splits, folder, args.fix)
     counts = Counter(problem.kind for problem in problems)
-    print("problems: " + (", ".join(f"{counts[kind]} {kind}" + (" (allowed)" if kind in args.allow else "")
-                                    for kind in KINDS if counts[kind]) or "none"))
+    print(
+        "problems: "
+        + (
+            ", ".join(
+                f"{counts[kind]} {kind}" + (" (allowed)" if kind in args.allow else "")
+                for kind in KINDS
+                if counts[kind]
+            )
+            or "none"
+        )
+    )
     return not set(counts) - set(args.allow)
 
 

@@ -35,7 +35,7 @@ class Run(NamedTuple):
     name: str
     folder: Path
     rows: pd.DataFrame
-    results: dict           # of results.json; {} where there is none
+    results: dict  # of results.json; {} where there is none
 
     def know(self, field: str) -> object:
         """A field of results.json, wherever it stands there; None where it does not."""
@@ -48,14 +48,18 @@ class Run(NamedTuple):
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="folders of finished runs")
-    parser.add_argument("--reference", help="the run, by folder or name, that others are compared with; default: the first")
+    parser.add_argument(
+        "--reference", help="the run, by folder or name, that others are compared with; default: the first"
+    )
     parser.add_argument("--names", nargs="+", help="one for each run; default: the names of the folders")
     parser.add_argument("--metric", default="dice", choices=COMPARED)
     parser.add_argument("--modes", nargs="+", help="default: all that the runs share")
     parser.add_argument("--by", choices=[*tables.GROUPS], help="a row a group, in place of a row a model")
     parser.add_argument("--format", default="markdown", choices=["markdown", "latex", "csv", "text"])
     add_flag(parser, "--differences", True, "False prints the means alone")
-    add_flag(parser, "--allow_differences", False, "warn, in place of refusing, where runs differ in data, seed or prompts")
+    add_flag(
+        parser, "--allow_differences", False, "warn, in place of refusing, where runs differ in data, seed or prompts"
+    )
     parser.add_argument("--resamples", type=int, default=tables.RESAMPLES, help="of the bootstrap")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     args = parser.parse_args(argv)
@@ -87,22 +91,46 @@ def compare(args: argparse.Namespace) -> str:
         warn(difference)
     sizes = {run.name: run.know("image_size") for run in runs}
     if len(set(sizes.values())) > 1:
-        warn("prompts were drawn in frames of different sizes, so clicks are not the same pixels: "
-             + ", ".join(f"{name} {size}" for name, size in sizes.items()))
+        warn(
+            "prompts were drawn in frames of different sizes, so clicks are not the same pixels: "
+            + ", ".join(f"{name} {size}" for name, size in sizes.items())
+        )
     if len({run.know("device") for run in runs}) > 1 and not args.by:
-        warn("speeds were measured on different devices: " + ", ".join(f"{run.name} {run.know('device')}" for run in runs))
+        warn(
+            "speeds were measured on different devices: "
+            + ", ".join(f"{run.name} {run.know('device')}" for run in runs)
+        )
 
     values = common_objects(runs, reference, modes, args.metric)
-    options = {"by": args.by, "metrics": [args.metric], "totals": args.by is not None, "resamples": args.resamples,
-               "seed": args.seed}
-    means = pd.concat([tables.summarise(values.assign(**{args.metric: values[column(run.name)]}), **options).assign(model=run.name)
-                       for run in runs], ignore_index=True)
-    paired = pd.concat([difference_table(values, run.name, reference.name, args.metric, options)
-                        for run in runs if run is not reference], ignore_index=True)
+    options = {
+        "by": args.by,
+        "metrics": [args.metric],
+        "totals": args.by is not None,
+        "resamples": args.resamples,
+        "seed": args.seed,
+    }
+    means = pd.concat(
+        [
+            tables.summarise(values.assign(**{args.metric: values[column(run.name)]}), **options).assign(model=run.name)
+            for run in runs
+        ],
+        ignore_index=True,
+    )
+    paired = pd.concat(
+        [
+            difference_table(values, run.name, reference.name, args.metric, options)
+            for run in runs
+            if run is not reference
+        ],
+        ignore_index=True,
+    )
     if args.format == "csv":
         keys = [*([args.by] if args.by else []), "mode", "model"]
-        table = means.merge(paired.drop(columns=["metric", "objects", "n", "clusters"]), on=keys, how="left") \
-            if args.differences else means
+        table = (
+            means.merge(paired.drop(columns=["metric", "objects", "n", "clusters"]), on=keys, how="left")
+            if args.differences
+            else means
+        )
         speeds = {run.name: run.know("images_per_second") for run in runs}
         table = table.assign(images_per_second=table["model"].map(speeds))
         return tables.format_table(table[[*keys, *table.columns.drop(keys)]], "csv")
@@ -112,10 +140,12 @@ def compare(args: argparse.Namespace) -> str:
     objects, clusters = values["mask"].nunique(), values["cluster"].nunique()
     if clusters == 1:
         warn("everything is of one case: there is nothing to resample, so no intervals and no tests")
-    notes = (f"{METRICS[args.metric].title}, means over {objects} objects, with 95 % bootstrap intervals that resample cases, or "
-             f"images where no case is known ({clusters} in all).",
-             f"Differences to {reference.name}, object by object; p: Wilcoxon signed-rank test on cluster means, not "
-             "corrected for the number of comparisons.")
+    notes = (
+        f"{METRICS[args.metric].title}, means over {objects} objects, with 95 % bootstrap intervals that resample cases, or "
+        f"images where no case is known ({clusters} in all).",
+        f"Differences to {reference.name}, object by object; p: Wilcoxon signed-rank test on cluster means, not "
+        "corrected for the number of comparisons.",
+    )
     comment = "% " if args.format == "latex" else ""
     return "\n\n".join(f"{comment}{note}\n\n{tables.render(grid, args.format)}" for grid, note in zip(grids, notes))
 
@@ -134,8 +164,13 @@ def load_runs(folders: Sequence[str], names: Sequence[str] | None) -> list[Run]:
         if len(set(names)) < len(names):
             names = list(folders)
     if len(set(names)) < len(names):
-        raise UsageError(f"two runs are called {max(names, key=list(names).count)}; give each its own name with --names")
-    return [Run(name, Path(folder), read_run_rows(folder), read_results(Path(folder))) for name, folder in zip(names, folders)]
+        raise UsageError(
+            f"two runs are called {max(names, key=list(names).count)}; give each its own name with --names"
+        )
+    return [
+        Run(name, Path(folder), read_run_rows(folder), read_results(Path(folder)))
+        for name, folder in zip(names, folders)
+    ]
 
 
 def read_run_rows(folder: str) -> pd.DataFrame:
@@ -143,8 +178,10 @@ def read_run_rows(folder: str) -> pd.DataFrame:
     twice = rows.duplicated(["mask", "mode"])
     if twice.any():
         row = rows[twice].iloc[0]
-        raise DataError(f"{folder}: has {row['mask']} twice in mode {row['mode']}, so that runs cannot be matched; "
-                        "correct the index and run test.py again")
+        raise DataError(
+            f"{folder}: has {row['mask']} twice in mode {row['mode']}, so that runs cannot be matched; "
+            "correct the index and run test.py again"
+        )
     return rows
 
 
@@ -182,7 +219,9 @@ def shared_modes(runs: Sequence[Run], wanted: Sequence[str] | None) -> list[str]
                     raise UsageError(f"{run.name} has no mode {mode}: it has {', '.join(modes)}")
         return [*dict.fromkeys(wanted)]
     if not shared:
-        raise UsageError("the runs share no mode: " + "; ".join(f"{run.name} has {', '.join(m)}" for run, m in zip(runs, each)))
+        raise UsageError(
+            "the runs share no mode: " + "; ".join(f"{run.name} has {', '.join(m)}" for run, m in zip(runs, each))
+        )
     left_out = [mode for mode in dict.fromkeys(sum(each, [])) if mode not in shared]
     if left_out:
         warn(f"left out, since not every run has them: {', '.join(left_out)}")
@@ -205,18 +244,26 @@ def other_data(runs: Sequence[Run], modes: list[str]) -> list[str]:
         one, other = mine.loc[both], theirs.loc[both]
         changed = ((one != other) & (one.notna() | other.notna())).any(axis=1)
         if changed.any():
-            raise UsageError(f"{first.name} and {run.name} were scored on other masks: {both[changed.to_numpy()][0]} has another "
-                             f"area, as have {changed.sum() - 1} more; score them on the same data")
+            raise UsageError(
+                f"{first.name} and {run.name} were scored on other masks: {both[changed.to_numpy()][0]} has another "
+                f"area, as have {changed.sum() - 1} more; score them on the same data"
+            )
         only = len(mine) - len(both), len(theirs) - len(both)
         if any(only):
-            differences.append(f"{first.name} has {only[0]} object(s) that {run.name} lacks, {run.name} {only[1]} that {first.name} "
-                               f"lacks ({len(both)} in common)")
-        scored = [set(frame["mask"][(frame["status"] == tables.SCORED) & frame["mode"].isin(modes)])
-                  for frame in (first.rows, run.rows)]
+            differences.append(
+                f"{first.name} has {only[0]} object(s) that {run.name} lacks, {run.name} {only[1]} that {first.name} "
+                f"lacks ({len(both)} in common)"
+            )
+        scored = [
+            set(frame["mask"][(frame["status"] == tables.SCORED) & frame["mode"].isin(modes)])
+            for frame in (first.rows, run.rows)
+        ]
         one_only = (scored[0] ^ scored[1]) & set(both)
         if one_only:
-            differences.append(f"{len(one_only)} object(s) were scored in only one of {first.name} and {run.name}, such as "
-                               f"{min(one_only)}")
+            differences.append(
+                f"{len(one_only)} object(s) were scored in only one of {first.name} and {run.name}, such as "
+                f"{min(one_only)}"
+            )
     return differences
 
 
@@ -224,7 +271,9 @@ def other_questions(runs: Sequence[Run], metric: str) -> list[str]:
     """One line for each way in which runs differ in how models were asked or scored, as far as they say."""
     first = runs[0]
     silent = [run.name for run in runs if not run.results]
-    differences = [f"no results.json in {', '.join(silent)}: data, seed and prompts cannot be checked"] if silent else []
+    differences = (
+        [f"no results.json in {', '.join(silent)}: data, seed and prompts cannot be checked"] if silent else []
+    )
     told = [run for run in runs if run.results]
     fields = {"data_hash": "index of the data", "seed": "seed"}
     if metric == "nsd":
@@ -232,7 +281,9 @@ def other_questions(runs: Sequence[Run], metric: str) -> list[str]:
     for field, what in fields.items():
         found = {run.name: run.know(field) for run in told}
         if len({json.dumps(value, sort_keys=True) for value in found.values()}) > 1:
-            differences.append(f"not the same {what} ({', '.join(f'{name} {str(value)[:12]}' for name, value in found.items())})")
+            differences.append(
+                f"not the same {what} ({', '.join(f'{name} {str(value)[:12]}' for name, value in found.items())})"
+            )
     strategies = {run.name: "/".join(sorted(name for name in run.rows["strategy"].unique() if name)) for run in runs}
     if len(set(strategies.values())) > 1:
         told_of = ", ".join(f"{name} {value or 'none'}" for name, value in strategies.items())
@@ -245,6 +296,7 @@ def other_questions(runs: Sequence[Run], metric: str) -> list[str]:
 
 def other_prompts(first: Run, other: Run) -> list[str]:
     """Boxes, the first click and clicks at once do not depend on the model: runs of one frame must agree on them."""
+
     def starts(run: Run) -> dict[str, dict[str, object]]:
         path = run.folder / "prompts.json"
         if not path.is_file():
@@ -271,8 +323,10 @@ def other_prompts(first: Run, other: Run) -> list[str]:
         for what in one[name].keys() & two[name].keys():
             if None not in (one[name][what], two[name][what]) and one[name][what] != two[name][what]:
                 changed.setdefault(what, []).append(name)
-    return [f"{first.name} and {other.name} got another {what} for {len(names)} object(s), such as {min(names)}"
-            for what, names in sorted(changed.items())]
+    return [
+        f"{first.name} and {other.name} got another {what} for {len(names)} object(s), such as {min(names)}"
+        for what, names in sorted(changed.items())
+    ]
 
 
 # ---------------------------------------------------------------- numbers
@@ -283,6 +337,7 @@ def common_objects(runs: Sequence[Run], reference: Run, modes: list[str], metric
 
     What groups objects (data set, class, size, case) is taken from the reference.
     """
+
     def keys(rows: pd.DataFrame) -> pd.MultiIndex:
         return pd.MultiIndex.from_arrays([rows["mask"].astype(str), rows["mode"].astype(str)])
 
@@ -298,14 +353,16 @@ def common_objects(runs: Sequence[Run], reference: Run, modes: list[str], metric
         if n and (wide["mode"] == mode).any():
             warn(f"{mode}: {n} object(s) left out, for which not every run has a {METRICS[metric].title.rstrip(' %')}")
     if wide.empty:
-        raise UsageError(f"the runs share no object with a {METRICS[metric].title.rstrip(' %')} in {', '.join(modes)}; "
-                         "choose another --metric or other --modes")
+        raise UsageError(
+            f"the runs share no object with a {METRICS[metric].title.rstrip(' %')} in {', '.join(modes)}; "
+            "choose another --metric or other --modes"
+        )
     wide["mode"] = wide["mode"].cat.set_categories(modes)
     return wide
 
 
 def column(run: str) -> str:
-    return f"value of {run}"        # a run may be called like a column
+    return f"value of {run}"  # a run may be called like a column
 
 
 def difference_table(values: pd.DataFrame, run: str, reference: str, metric: str, options: dict) -> pd.DataFrame:
@@ -321,8 +378,11 @@ def difference_table(values: pd.DataFrame, run: str, reference: str, metric: str
         for key, group in part.groupby(keys, observed=True):
             p[tuple(map(str, key))] = signed_rank(group.groupby("cluster", observed=True)[metric].mean().to_numpy())
     table["p"] = [p.get(tuple(map(str, key)), np.nan) for key in table[keys].itertuples(index=False)]
-    return table.drop(columns="median").rename(
-        columns={"mean": "difference", "low": "difference_low", "high": "difference_high"}).assign(model=run, reference=reference)
+    return (
+        table.drop(columns="median")
+        .rename(columns={"mean": "difference", "low": "difference_low", "high": "difference_high"})
+        .assign(model=run, reference=reference)
+    )
 
 
 def signed_rank(differences: np.ndarray) -> float:
@@ -366,8 +426,11 @@ def means_by_group(means: pd.DataFrame, runs: Sequence[Run], modes: list[str], a
             best = best_of(here[here["mode"] == mode], args.metric)
             row += [tables.number(metric, mean_of.get(run.name, np.nan), best=run.name in best) for run in runs]
         body.append(row)
-    return Grid([f"{metric.title} by {args.by}", "objects", *[run.name for _ in shown for run in runs]], body,
-                [("", 2), *((mode, len(runs)) for mode in shown)])
+    return Grid(
+        [f"{metric.title} by {args.by}", "objects", *[run.name for _ in shown for run in runs]],
+        body,
+        [("", 2), *((mode, len(runs)) for mode in shown)],
+    )
 
 
 def best_of(means: pd.DataFrame, metric: str) -> set[str]:
@@ -383,10 +446,15 @@ def differences_grid(paired: pd.DataFrame, reference: str, args: argparse.Namesp
     body = []
     for row in paired.sort_values(names[:-1], key=in_order, kind="stable").itertuples():
         group = [row[1 + paired.columns.get_loc(args.by)]] if args.by else []
-        body.append([*(Cell(str(name)) for name in (*group, row.mode, row.model)),
-                     tables.number(METRICS[args.metric], row.difference, row.difference_low, row.difference_high, sign="+"),
-                     Cell("–" if np.isnan(row.p) else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"),
-                     tables.count(row.n), tables.count(row.clusters)])
+        body.append(
+            [
+                *(Cell(str(name)) for name in (*group, row.mode, row.model)),
+                tables.number(METRICS[args.metric], row.difference, row.difference_low, row.difference_high, sign="+"),
+                Cell("–" if np.isnan(row.p) else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"),
+                tables.count(row.n),
+                tables.count(row.clusters),
+            ]
+        )
     return Grid([*names, f"minus {reference}", "p", "objects", "clusters"], body, names=len(names))
 
 

@@ -36,14 +36,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_export_flags(parser)
     group = parser.add_argument_group("outputs")
-    group.add_argument("--return-single-mask", action="store_true",
-                       help="the best of outputs 1 to 3 by predicted IoU; without it all four, SAM's single mask first")
+    group.add_argument(
+        "--return-single-mask",
+        action="store_true",
+        help="the best of outputs 1 to 3 by predicted IoU; without it all four, SAM's single mask first",
+    )
     group.add_argument("--use-stability-score", action="store_true", help="in place of the predicted IoU")
-    group.add_argument("--return-extra-metrics", action="store_true",
-                       help="masks iou_predictions stability_scores areas low_res_masks, the two more from the masks at full size")
-    group.add_argument("--resize-logest-img-size", "--resize-longest-img-size", dest="longest_side", action="store_true",
-                       help="for clients that scale the longest side to S and pad at the right and the bottom; without it, images "
-                            "are stretched to S x S")
+    group.add_argument(
+        "--return-extra-metrics",
+        action="store_true",
+        help="masks iou_predictions stability_scores areas low_res_masks, the two more from the masks at full size",
+    )
+    group.add_argument(
+        "--resize-logest-img-size",
+        "--resize-longest-img-size",
+        dest="longest_side",
+        action="store_true",
+        help="for clients that scale the longest side to S and pad at the right and the bottom; without it, images "
+        "are stretched to S x S",
+    )
     return parser.parse_args(argv)
 
 
@@ -57,8 +68,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     model = load_for_export(args)
-    graph = DecoderGraph(model, single_mask=args.return_single_mask, stability_score=args.use_stability_score,
-                         extra_metrics=args.return_extra_metrics, longest_side=args.longest_side)
+    graph = DecoderGraph(
+        model,
+        single_mask=args.return_single_mask,
+        stability_score=args.use_stability_score,
+        extra_metrics=args.return_extra_metrics,
+        longest_side=args.longest_side,
+    )
 
     def differences(session: Session, images: list[np.ndarray]) -> float:
         found = decoder_differences(model, graph, session, images)
@@ -71,8 +87,11 @@ def run(args: argparse.Namespace) -> None:
         predictor, made = SamPredictor(model), []
         for number, image in enumerate(images):
             predictor.set_image(image, "BGR")
-            made += [decoder_inputs(predictor.get_image_embedding(), prompts_of(kind, 2, model.image_size, number), (8, 8))
-                     for kind in PROMPT_KINDS if kind != "mask"]        # one without points would calibrate an empty tensor
+            made += [
+                decoder_inputs(predictor.get_image_embedding(), prompts_of(kind, 2, model.image_size, number), (8, 8))
+                for kind in PROMPT_KINDS
+                if kind != "mask"
+            ]  # one without points would calibrate an empty tensor
         return made
 
     def served(model: Sam, session: Session) -> Sam:
@@ -80,8 +99,16 @@ def run(args: argparse.Namespace) -> None:
         other.predict = RuntimeDecoder(session).predict
         return other
 
-    write(args, model, trace_decoder(graph, args.opset), differences, feeds, served, part="decoder",
-          single_mask=args.return_single_mask)
+    write(
+        args,
+        model,
+        trace_decoder(graph, args.opset),
+        differences,
+        feeds,
+        served,
+        part="decoder",
+        single_mask=args.return_single_mask,
+    )
 
 
 if __name__ == "__main__":

@@ -36,8 +36,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_export_flags(parser)
     parser.add_argument("--use-preprocess", action="store_true", help="stretching and normalisation inside the graph")
-    parser.add_argument("--dynamic-batch", action="store_true",
-                        help="any number of images at once; a fixed 1 is what clients of SAM-Med2D expect, and faster")
+    parser.add_argument(
+        "--dynamic-batch",
+        action="store_true",
+        help="any number of images at once; a fixed 1 is what clients of SAM-Med2D expect, and faster",
+    )
     args = parser.parse_args(argv)
     if args.use_preprocess and args.dynamic_batch:
         parser.error("--use-preprocess takes one image, whose size is its own: leave out --dynamic-batch")
@@ -68,9 +71,16 @@ def run(args: argparse.Namespace) -> None:
         other.encode = partial(encode_whole, session) if args.use_preprocess else RuntimeEncoder(session).encode
         return other
 
-    write(args, model, trace_encoder(graph, args.opset), differences,
-          lambda session, images: [encoder_inputs(model, session, image) for image in images], served,
-          part="encoder", preprocess=args.use_preprocess)
+    write(
+        args,
+        model,
+        trace_encoder(graph, args.opset),
+        differences,
+        lambda session, images: [encoder_inputs(model, session, image) for image in images],
+        served,
+        part="encoder",
+        preprocess=args.use_preprocess,
+    )
 
 
 def encode_whole(session: Session, images: torch.Tensor) -> torch.Tensor:

@@ -27,8 +27,10 @@ from sam_med2d.utils import UsageError, add_flag, finish
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
 
 EXTRAS = "pip install -r requirements-data.txt"
-CASE_HELP = ("regular expression; its first group in a picture's path (below --images, without ending) is the case, such as "
-             "'(.+)_\\d+'")
+CASE_HELP = (
+    "regular expression; its first group in a picture's path (below --images, without ending) is the case, such as "
+    "'(.+)_\\d+'"
+)
 
 
 # ---------------------------------------------------------------- flags
@@ -41,8 +43,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     masks = _command(commands, "masks", run_masks, "images, and a file for each object")
     masks.add_argument("--images", type=Path, required=True)
     masks.add_argument("--masks", type=Path, required=True, help="may be the same folder, with --pattern")
-    masks.add_argument("--pattern", help="of a mask's path below --masks, with {image}, {class} and {instance}; default: "
-                                         "as its image, with _class and _number after it or without")
+    masks.add_argument(
+        "--pattern",
+        help="of a mask's path below --masks, with {image}, {class} and {instance}; default: "
+        "as its image, with _class and _number after it or without",
+    )
     masks.add_argument("--case", help=CASE_HELP)
     _objects(masks, components=False, min_area=0, min_aspect=0)
     _output(masks)
@@ -50,21 +55,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     labelmaps = _command(commands, "labelmaps", run_labelmaps, "images, and label maps of many classes")
     labelmaps.add_argument("--images", type=Path, required=True)
     labelmaps.add_argument("--labels", type=Path, required=True)
-    labelmaps.add_argument("--pattern", help="of a label map's path below --labels, with {image}; default: as its image")
+    labelmaps.add_argument(
+        "--pattern", help="of a label map's path below --labels, with {image}; default: as its image"
+    )
     labelmaps.add_argument("--case", help=CASE_HELP)
     _classes(labelmaps)
     _objects(labelmaps, components=False, min_area=0, min_aspect=0)
     _output(labelmaps)
 
-    volumes = _command(commands, "volumes", run_volumes, "scans: NIfTI, NRRD, MHA, numpy, DICOM with DICOM-SEG or RTSTRUCT")
+    volumes = _command(
+        commands, "volumes", run_volumes, "scans: NIfTI, NRRD, MHA, numpy, DICOM with DICOM-SEG or RTSTRUCT"
+    )
     volumes.add_argument("--images", type=Path, help="folder of scans")
     volumes.add_argument("--labels", type=Path, help="folder of label volumes; may be the same, with patterns")
-    volumes.add_argument("--image_pattern", help="of a scan's path, with {case}, such as {case}/ct.nii.gz; {case}/ is a "
-                                                 "folder of DICOM slices")
-    volumes.add_argument("--label_pattern", help="of a label's path, with {case} and, where each class has its file, {class}")
-    volumes.add_argument("--dicom", type=Path, help="instead: a folder of DICOM files, series with their SEG and RTSTRUCT")
-    volumes.add_argument("--patient", help="regular expression; its first group in a case's name is the patient; default: "
-                                           "all of it")
+    volumes.add_argument(
+        "--image_pattern",
+        help="of a scan's path, with {case}, such as {case}/ct.nii.gz; {case}/ is a folder of DICOM slices",
+    )
+    volumes.add_argument(
+        "--label_pattern", help="of a label's path, with {case} and, where each class has its file, {class}"
+    )
+    volumes.add_argument(
+        "--dicom", type=Path, help="instead: a folder of DICOM files, series with their SEG and RTSTRUCT"
+    )
+    volumes.add_argument(
+        "--patient", help="regular expression; its first group in a case's name is the patient; default: all of it"
+    )
     _classes(volumes)
     _slices(volumes)
     _objects(volumes, components=True, min_area=PAPER_MIN_AREA, min_aspect=PAPER_MIN_ASPECT)
@@ -72,12 +88,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     nnunet = _command(commands, "nnunet", run_nnunet, "a raw dataset of nnU-Net v2")
     nnunet.add_argument("folder", type=Path, help="holds dataset.json, imagesTr and labelsTr")
-    nnunet.add_argument("--channels", nargs="+", help="names or numbers of dataset.json; default: all, each as pictures of "
-                                                      "its own")
-    nnunet.add_argument("--patient", help="regular expression; its first group in a case's name is the patient; default: "
-                                          "all of it")
-    nnunet.add_argument("--unknown_values", choices=("error", "ignore"), default="error",
-                        help="values that dataset.json does not name")
+    nnunet.add_argument(
+        "--channels", nargs="+", help="names or numbers of dataset.json; default: all, each as pictures of its own"
+    )
+    nnunet.add_argument(
+        "--patient", help="regular expression; its first group in a case's name is the patient; default: all of it"
+    )
+    nnunet.add_argument(
+        "--unknown_values", choices=("error", "ignore"), default="error", help="values that dataset.json does not name"
+    )
     _slices(nnunet)
     _objects(nnunet, components=True, min_area=PAPER_MIN_AREA, min_aspect=PAPER_MIN_ASPECT)
     _output(nnunet, modality=False)
@@ -92,7 +111,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     published = _command(commands, "sa-med2d", run_sa_med2d, "SA-Med2D-20M as published: its index alone")
     published.add_argument("folder", type=Path, help="holds SAMed2D_v1.json, images and masks")
-    add_flag(published, "--exclude_defects", False, "leave out what is known to be wrong in the data; else it is only counted")
+    add_flag(
+        published,
+        "--exclude_defects",
+        False,
+        "leave out what is known to be wrong in the data; else it is only counted",
+    )
     published.add_argument("--datasets", nargs="+", default=[], help="only these, such as KiTS2021 AMOS2022")
     published.add_argument("--modalities", nargs="+", default=[], help="only these, such as ct or mr_t1")
     published.add_argument("--output", type=Path, required=True)
@@ -108,52 +132,96 @@ def _command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
 
 def _classes(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("classes")
-    group.add_argument("--classes", nargs="+", metavar="NAME=VALUE", help="or one file: JSON or CSV; values are numbers or "
-                                                                          "colours such as #ff8000; default: every value "
-                                                                          "is a class, label_001 ...")
-    group.add_argument("--instances", default="", metavar="CLASS", help="instead: every value is one object of this class")
+    group.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="or one file: JSON or CSV; values are numbers or "
+        "colours such as #ff8000; default: every value "
+        "is a class, label_001 ...",
+    )
+    group.add_argument(
+        "--instances", default="", metavar="CLASS", help="instead: every value is one object of this class"
+    )
     group.add_argument("--ignore_values", nargs="+", type=int, default=[], help="values that are no object, beside 0")
-    group.add_argument("--unknown_values", choices=("error", "ignore"), default="error",
-                       help="values that --classes does not name")
+    group.add_argument(
+        "--unknown_values", choices=("error", "ignore"), default="error", help="values that --classes does not name"
+    )
 
 
 def _slices(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("slices (volumes)")
-    group.add_argument("--axes", default="xyz", help="x: sagittal, y: coronal, z: axial slices; default: all, as in the paper")
+    group.add_argument(
+        "--axes", default="xyz", help="x: sagittal, y: coronal, z: axial slices; default: all, as in the paper"
+    )
     group.add_argument("--step", type=int, default=1, help="take every so many slices")
-    group.add_argument("--window", nargs="+", help=f"of intensities: centre and width, such as 40 400, or one of "
-                                                 f"{', '.join(WINDOWS)}; default: minimum to maximum")
-    group.add_argument("--scale", choices=("slice", "volume"),
-                       help="minimum and maximum of each slice (the paper's) or of the volume")
-    group.add_argument("--percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"),
-                       help="instead of minimum and maximum, such as 0.5 99.5")
-    group.add_argument("--geometry", choices=("refuse", "resample", "ignore"), default="refuse",
-                       help="where a label's grid is not the scan's: resample it by nearest neighbour, or ignore places "
-                            "and go by order")
+    group.add_argument(
+        "--window",
+        nargs="+",
+        help=f"of intensities: centre and width, such as 40 400, or one of "
+        f"{', '.join(WINDOWS)}; default: minimum to maximum",
+    )
+    group.add_argument(
+        "--scale", choices=("slice", "volume"), help="minimum and maximum of each slice (the paper's) or of the volume"
+    )
+    group.add_argument(
+        "--percentiles",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="instead of minimum and maximum, such as 0.5 99.5",
+    )
+    group.add_argument(
+        "--geometry",
+        choices=("refuse", "resample", "ignore"),
+        default="refuse",
+        help="where a label's grid is not the scan's: resample it by nearest neighbour, or ignore places "
+        "and go by order",
+    )
     group.add_argument("--frame", type=int, help="which volume of 4D images")
 
 
 def _objects(parser: argparse.ArgumentParser, components: bool, min_area: float, min_aspect: float) -> None:
     group = parser.add_argument_group("objects")
-    add_flag(group, "--components", components, f"every 8-connected piece is an object of its own; default: {components}")
-    group.add_argument("--min_area", type=float, default=min_area, metavar="PERCENT",
-                       help=f"drop objects below this share of the picture; default: {min_area} (the paper's: "
-                            f"{PAPER_MIN_AREA})")
-    group.add_argument("--min_aspect", type=float, default=min_aspect, metavar="RATIO",
-                       help=f"drop pictures whose short side is below this share of the long; default: {min_aspect} (the "
-                            f"paper's: {PAPER_MIN_ASPECT})")
+    add_flag(
+        group, "--components", components, f"every 8-connected piece is an object of its own; default: {components}"
+    )
+    group.add_argument(
+        "--min_area",
+        type=float,
+        default=min_area,
+        metavar="PERCENT",
+        help=f"drop objects below this share of the picture; default: {min_area} (the paper's: {PAPER_MIN_AREA})",
+    )
+    group.add_argument(
+        "--min_aspect",
+        type=float,
+        default=min_aspect,
+        metavar="RATIO",
+        help=f"drop pictures whose short side is below this share of the long; default: {min_aspect} (the "
+        f"paper's: {PAPER_MIN_ASPECT})",
+    )
     group.add_argument("--only", nargs="+", default=[], metavar="CLASS", help="keep these classes alone")
 
 
 def _output(parser: argparse.ArgumentParser, modality: bool = True) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--output", type=Path, required=True, help="folder to write; other data sets may be in it already")
+    group.add_argument(
+        "--output", type=Path, required=True, help="folder to write; other data sets may be in it already"
+    )
     group.add_argument("--dataset", help="name of the data set; default: that of --output")
     if modality:
-        group.add_argument("--modality", default="", help="such as ct, mr_t1 or dermoscopy; default: unknown; --dicom "
-                                                          "takes it from the files")
-    group.add_argument("--num_workers", type=int, default=min(8, os.cpu_count() or 1),
-                       help="processes, each with one case in memory; 0: this one")
+        group.add_argument(
+            "--modality",
+            default="",
+            help="such as ct, mr_t1 or dermoscopy; default: unknown; --dicom takes it from the files",
+        )
+    group.add_argument(
+        "--num_workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="processes, each with one case in memory; 0: this one",
+    )
     add_flag(group, "--skip_bad_cases", False, "write the indexes without the cases that could not be converted")
     add_flag(group, "--prune", False, "remove cases of this data set that are no longer in the source")
     _splits(parser)
@@ -161,11 +229,18 @@ def _output(parser: argparse.ArgumentParser, modality: bool = True) -> None:
 
 def _splits(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("splits, of all that is in --output")
-    group.add_argument("--ratios", nargs=3, type=float, default=(0.7, 0.1, 0.2), metavar=("TRAIN", "VAL", "TEST"),
-                       help="shares of the cases")
+    group.add_argument(
+        "--ratios",
+        nargs=3,
+        type=float,
+        default=(0.7, 0.1, 0.2),
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="shares of the cases",
+    )
     group.add_argument("--split_seed", type=int, default=0)
-    group.add_argument("--folds", type=int, default=0, help="deal train and val into so many folds: --data_path "
-                                                            "OUTPUT/fold_0 ...")
+    group.add_argument(
+        "--folds", type=int, default=0, help="deal train and val into so many folds: --data_path OUTPUT/fold_0 ..."
+    )
     group.add_argument("--split_file", type=Path, help="JSON of {split: [case, ...]}, or a list of these, one a fold")
 
 
@@ -182,7 +257,9 @@ def preparation_of(args: argparse.Namespace) -> Preparation:
 
 def classes_of(args: argparse.Namespace) -> Classes:
     if args.classes and args.instances:
-        raise UsageError("--classes and --instances contradict each other: values are either classes or objects of one class")
+        raise UsageError(
+            "--classes and --instances contradict each other: values are either classes or objects of one class"
+        )
     names, colours = parse_classes(args.classes) if args.classes else (None, False)
     return Classes(names, tuple(args.ignore_values), args.unknown_values, args.instances, colours)
 
@@ -210,7 +287,9 @@ def splits_of(args: argparse.Namespace) -> Splits:
     if args.folds < 0 or args.folds == 1:
         raise UsageError("--folds must be at least 2, or 0 for none")
     if args.folds and args.split_file:
-        raise UsageError("--folds and --split_file contradict each other: a file of folds is a list of {split: [case, ...]}")
+        raise UsageError(
+            "--folds and --split_file contradict each other: a file of folds is a list of {split: [case, ...]}"
+        )
     fixed = read_split_file(args.split_file) if args.split_file else ()
     train, val, test = (share / sum(args.ratios) for share in args.ratios)
     return Splits((train, val, test), args.split_seed, len(fixed) if len(fixed) > 1 else args.folds, fixed)
@@ -223,23 +302,31 @@ def run_masks(args: argparse.Namespace) -> None:
     from sam_med2d.convert.images import MaskPictures, find_masks
 
     converter = MaskPictures(preparation_of(args), args.modality)
-    _convert(args, lambda: find_masks(args.images, args.masks, args.pattern, args.case), converter, [args.images, args.masks])
+    _convert(
+        args, lambda: find_masks(args.images, args.masks, args.pattern, args.case), converter, [args.images, args.masks]
+    )
 
 
 def run_labelmaps(args: argparse.Namespace) -> None:
     from sam_med2d.convert.images import LabelPictures, find_label_maps
 
     converter = LabelPictures(preparation_of(args), classes_of(args), args.modality)
-    _convert(args, lambda: find_label_maps(args.images, args.labels, args.pattern, args.case), converter,
-             [args.images, args.labels])
+    _convert(
+        args,
+        lambda: find_label_maps(args.images, args.labels, args.pattern, args.case),
+        converter,
+        [args.images, args.labels],
+    )
 
 
 def run_volumes(args: argparse.Namespace) -> None:
     if bool(args.dicom) == bool(args.images or args.labels) or bool(args.images) != bool(args.labels):
         raise UsageError("give --images and --labels, or --dicom")
     if args.dicom and (args.image_pattern or args.label_pattern or args.patient or args.modality):
-        raise UsageError("DICOM names its series, patients and modalities itself: leave out --image_pattern, "
-                         "--label_pattern, --patient and --modality")
+        raise UsageError(
+            "DICOM names its series, patients and modalities itself: leave out --image_pattern, "
+            "--label_pattern, --patient and --modality"
+        )
     from sam_med2d.convert.volumes import Volumes, find_volumes
     from sam_med2d.volumes.dicom import find_dicom
 
@@ -250,8 +337,14 @@ def run_volumes(args: argparse.Namespace) -> None:
     if args.dicom:
         _convert(args, lambda: find_dicom(args.dicom), converter, [args.dicom])
     else:
-        _convert(args, lambda: find_volumes(args.images, args.labels, args.image_pattern, args.label_pattern, args.patient,
-                                            args.modality), converter, [args.images, args.labels])
+        _convert(
+            args,
+            lambda: find_volumes(
+                args.images, args.labels, args.image_pattern, args.label_pattern, args.patient, args.modality
+            ),
+            converter,
+            [args.images, args.labels],
+        )
 
 
 def run_nnunet(args: argparse.Namespace) -> None:
@@ -263,8 +356,15 @@ def run_nnunet(args: argparse.Namespace) -> None:
     content = read_dataset(args.folder)
     classes = named_classes(content, args.unknown_values)
     if content["file_ending"].lower() in SUFFIXES:
-        defaults = {"axes": "xyz", "step": 1, "window": None, "scale": None, "percentiles": None, "geometry": "refuse",
-                    "frame": None}
+        defaults = {
+            "axes": "xyz",
+            "step": 1,
+            "window": None,
+            "scale": None,
+            "percentiles": None,
+            "geometry": "refuse",
+            "frame": None,
+        }
         given = [flag for flag, default in defaults.items() if getattr(args, flag) != default]
         if given:
             raise UsageError(f"--{given[0]}: {args.folder} holds pictures, not volumes; leave it out")
@@ -284,16 +384,31 @@ def run_coco(args: argparse.Namespace) -> None:
 def run_sa_med2d(args: argparse.Namespace) -> None:
     from sam_med2d.convert.sa_med2d import index_sa_med2d
 
-    index_sa_med2d(args.folder, args.output, splits_of(args), exclude_defects=args.exclude_defects,
-                   datasets=tuple(args.datasets), modalities=tuple(args.modalities))
+    index_sa_med2d(
+        args.folder,
+        args.output,
+        splits_of(args),
+        exclude_defects=args.exclude_defects,
+        datasets=tuple(args.datasets),
+        modalities=tuple(args.modalities),
+    )
 
 
 def _convert(args: argparse.Namespace, find, converter, sources: list[Path]) -> None:
     if args.num_workers < 0:
         raise UsageError("--num_workers must be 0 or more")
     splits = splits_of(args)
-    convert(find(), converter, args.output, args.dataset or args.output.resolve().name, splits, sources=sources,
-            num_workers=args.num_workers, skip_bad_cases=args.skip_bad_cases, prune=args.prune)
+    convert(
+        find(),
+        converter,
+        args.output,
+        args.dataset or args.output.resolve().name,
+        splits,
+        sources=sources,
+        num_workers=args.num_workers,
+        skip_bad_cases=args.skip_bad_cases,
+        prune=args.prune,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

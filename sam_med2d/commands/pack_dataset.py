@@ -22,12 +22,14 @@ from sam_med2d.data.index import Index, read_index
 from sam_med2d.data.reading import DataError
 from sam_med2d.utils import UsageError, check_numbers, finish
 
-BAD_SHOWN = 10      # bad files that are named; the rest are counted
+BAD_SHOWN = 10  # bad files that are named; the rest are counted
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", required=True, metavar="DIR", help="as in train.py; each index and image size has a folder in it")
+    parser.add_argument(
+        "--cache", required=True, metavar="DIR", help="as in train.py; each index and image size has a folder in it"
+    )
     parser.add_argument("--data_path", default="data_demo")
     parser.add_argument("--split", default="train")
     parser.add_argument("--image_size", type=int, default=256)
@@ -51,7 +53,7 @@ class Packing(Dataset):
         wrong = []
         try:
             shrunk(self.index, i, [], self.cache.image_size, self.cache, changed=True)
-        except DataError as error:      # without the image its masks cannot be judged
+        except DataError as error:  # without the image its masks cannot be judged
             return [str(error)]
         for k in range(len(self.index[i][1])):
             try:
@@ -68,17 +70,26 @@ def run(args: argparse.Namespace) -> int:
     if cache is None:
         raise UsageError(f"--cache {args.cache}: nothing can be packed there; name a folder that can be written")
     wrong: list[str] = []
-    loader = DataLoader(Packing(index, cache), batch_size=None, num_workers=args.num_workers, worker_init_fn=start_worker)
+    loader = DataLoader(
+        Packing(index, cache), batch_size=None, num_workers=args.num_workers, worker_init_fn=start_worker
+    )
     for found in tqdm(loader, desc=f"packing {args.split}", unit="image", dynamic_ncols=True):
         wrong += found
         if cache.full:
-            raise UsageError(f"the disk of {cache.folder} is full; make room and run this again, or train with what is packed")
+            raise UsageError(
+                f"the disk of {cache.folder} is full; make room and run this again, or train with what is packed"
+            )
     for line in wrong[:BAD_SHOWN]:
         print(f"left out: {line}", file=sys.stderr)
     if len(wrong) > BAD_SHOWN:
-        print(f"... and {len(wrong) - BAD_SHOWN} more; python scripts/check_index.py {args.data_path} lists them all", file=sys.stderr)
+        print(
+            f"... and {len(wrong) - BAD_SHOWN} more; python scripts/check_index.py {args.data_path} lists them all",
+            file=sys.stderr,
+        )
     taken = sum(file.stat().st_blocks * 512 for file in Path(cache.folder).iterdir())
-    print(f"{len(index)} images and {index.mask_count} masks at {args.image_size} px: {taken / 1e6:.1f} MB in {cache.folder}")
+    print(
+        f"{len(index)} images and {index.mask_count} masks at {args.image_size} px: {taken / 1e6:.1f} MB in {cache.folder}"
+    )
     return len(wrong)
 
 

@@ -62,16 +62,21 @@ class Predicted(NamedTuple):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", required=True, type=Path,
-                        help=f"an image, or a folder of them ({' '.join(ENDINGS)}), searched deep")
+    parser.add_argument(
+        "--input", required=True, type=Path, help=f"an image, or a folder of them ({' '.join(ENDINGS)}), searched deep"
+    )
     parser.add_argument("--output", type=Path, default=Path("workdir/predict"), help="default: %(default)s")
     group = parser.add_argument_group("prompts: a file, or flags, which hold for every image")
     group.add_argument("--prompts", type=Path, metavar="FILE", help="JSON or CSV, see above")
-    group.add_argument("--box", type=float, nargs=4, action="append", metavar=("X0", "Y0", "X1", "Y1"),
-                       help="each is an object")
-    group.add_argument("--point", type=float, nargs=2, action="append", metavar=("X", "Y"), help="a click on the object")
-    group.add_argument("--background", type=float, nargs=2, action="append", metavar=("X", "Y"),
-                       help="a click off the object")
+    group.add_argument(
+        "--box", type=float, nargs=4, action="append", metavar=("X0", "Y0", "X1", "Y1"), help="each is an object"
+    )
+    group.add_argument(
+        "--point", type=float, nargs=2, action="append", metavar=("X", "Y"), help="a click on the object"
+    )
+    group.add_argument(
+        "--background", type=float, nargs=2, action="append", metavar=("X", "Y"), help="a click off the object"
+    )
     group.add_argument("--name", default="object", help="of the objects of flags; default: %(default)s")
     add_model_flags(parser)
     add_backend_flags(parser)
@@ -123,10 +128,14 @@ def run(args: argparse.Namespace) -> None:
                 labels = [f"{one.name} {one.iou:.2f}" for one in predicted]
                 picture = overlay(image, [one.mask for one in predicted], [one.prompt for one in objects], labels)
                 write_picture(args.output / "overlays" / f"{bare[name]}.png", picture)
-    finally:        # also of the images before one that cannot be read
+    finally:  # also of the images before one that cannot be read
         write_tables(args.output, annotations, rows)
     empty = sum(area == 0 for *_, area in rows)
-    print(f"{len(rows)} objects in {len(wanted)} images" + (f", {empty} of them empty" if empty else "") + f": {args.output}")
+    print(
+        f"{len(rows)} objects in {len(wanted)} images"
+        + (f", {empty} of them empty" if empty else "")
+        + f": {args.output}"
+    )
 
 
 def write_tables(output: Path, annotations: Annotations, rows: list[list]) -> None:
@@ -138,13 +147,15 @@ def write_tables(output: Path, annotations: Annotations, rows: list[list]) -> No
         writer.writerows(rows)
 
 
-def predict(predictor: SamPredictor, image: np.ndarray, name: str, objects: Sequence[Wanted], multimask: bool,
-            masks: Path) -> list[Predicted]:
+def predict(
+    predictor: SamPredictor, image: np.ndarray, name: str, objects: Sequence[Wanted], multimask: bool, masks: Path
+) -> list[Predicted]:
     """image: BGR; masks: the folder that mask files are relative to. Raises DataError."""
     predictor.set_image(image, "BGR")
     prompts = [
-        one.prompt if one.mask is None else
-        one.prompt._replace(mask=predictor.logits_of(read_mask(str(masks / one.mask), image.shape[:2], name)))
+        one.prompt
+        if one.mask is None
+        else one.prompt._replace(mask=predictor.logits_of(read_mask(str(masks / one.mask), image.shape[:2], name)))
         for one in objects
     ]
     try:
@@ -184,7 +195,7 @@ def prompt_of(clicks: Sequence[tuple[Sequence[float], int]], box: Sequence[float
 def wanted_by_file(path: Path, folder: Path, images: list[str]) -> dict[str, list[Wanted]]:
     """The objects of each image that the file names. Raises DataError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")     # spreadsheets begin a CSV with a byte order mark
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin a CSV with a byte order mark
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
@@ -197,8 +208,9 @@ def wanted_by_file(path: Path, folder: Path, images: list[str]) -> dict[str, lis
     missing = [name for name in found if name not in by_name]
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise DataError(f"{path}: names {missing[0]}, which is not in {folder}{more}; write image names as they are below "
-                        "--input")
+        raise DataError(
+            f"{path}: names {missing[0]}, which is not in {folder}{more}; write image names as they are below --input"
+        )
     wanted = {by_name[name]: objects for name, objects in found.items()}
     if len(wanted) < len(found):
         raise DataError(f"{path}: names an image twice, with and without its folder; write its objects together")
@@ -211,7 +223,9 @@ def from_json(path: Path, text: str) -> Iterator[tuple[str, list[Wanted]]]:
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); correct it") from error
     if not isinstance(content, dict) or not all(isinstance(objects, list) and objects for objects in content.values()):
-        raise DataError(f'{path}: must hold {{image: [{{"name": ..., "box": ...}}, ...]}}; see scripts/predict.py --help')
+        raise DataError(
+            f'{path}: must hold {{image: [{{"name": ..., "box": ...}}, ...]}}; see scripts/predict.py --help'
+        )
     for image, objects in content.items():
         yield image, [_from_entry(entry, f"{path}: {image}, object {number}") for number, entry in enumerate(objects)]
 
@@ -219,7 +233,9 @@ def from_json(path: Path, text: str) -> Iterator[tuple[str, list[Wanted]]]:
 def _from_entry(entry: object, where: str) -> Wanted:
     known = {"name", "box", "points", "labels", "mask"}
     if not isinstance(entry, dict) or entry.keys() - known:
-        raise DataError(f"{where}: must hold {', '.join(sorted(known))} and nothing else; see scripts/predict.py --help")
+        raise DataError(
+            f"{where}: must hold {', '.join(sorted(known))} and nothing else; see scripts/predict.py --help"
+        )
     if not entry.keys() & {"box", "points", "mask"}:
         raise DataError(f"{where}: has neither box, points nor mask; add one")
     points = _array(entry.get("points") or None, (-1, 2), where, "points as [[x, y], ...]")
@@ -251,8 +267,10 @@ def from_csv(path: Path, text: str) -> Iterator[tuple[str, list[Wanted]]]:
     reader.fieldnames = columns
     unknown = [name for name in columns if name not in COLUMNS]
     if "image" not in columns or unknown:
-        raise DataError(f"{path}: its first line must name columns out of {','.join(COLUMNS)}, image among them"
-                        + (f"; it has {unknown[0]!r}" if unknown else ""))
+        raise DataError(
+            f"{path}: its first line must name columns out of {','.join(COLUMNS)}, image among them"
+            + (f"; it has {unknown[0]!r}" if unknown else "")
+        )
     parts: dict[tuple[str, str, int], dict] = {}
     for line, row in enumerate(reader, start=2):
         where = f"{path}, line {line}"
@@ -266,8 +284,10 @@ def from_csv(path: Path, text: str) -> Iterator[tuple[str, list[Wanted]]]:
             raise DataError(f"{where}: has neither a box (x0,y0,x1,y1), a click (x,y) nor a mask; add one")
         for what, value in (("box", box), ("mask", cells["mask"] or None)):
             if value and part[what]:
-                raise DataError(f"{where}: a second {what} of {cells['name']} in {cells['image']}; give each object a name of "
-                                "its own")
+                raise DataError(
+                    f"{where}: a second {what} of {cells['name']} in {cells['image']}; give each object a name of "
+                    "its own"
+                )
             part[what] = value or part[what]
         if click:
             if cells["label"] not in ("", "0", "1"):
@@ -275,7 +295,9 @@ def from_csv(path: Path, text: str) -> Iterator[tuple[str, list[Wanted]]]:
             part["clicks"].append((click, int(cells["label"] or FOREGROUND)))
     found: dict[str, list[Wanted]] = {}
     for (image, name, _), part in parts.items():
-        found.setdefault(image, []).append(Wanted(name or "object", prompt_of(part["clicks"], part["box"]), part["mask"]))
+        found.setdefault(image, []).append(
+            Wanted(name or "object", prompt_of(part["clicks"], part["box"]), part["mask"])
+        )
     yield from found.items()
 
 
@@ -287,7 +309,9 @@ def _cells(cells: dict[str, str], names: Sequence[str], where: str) -> list[floa
     try:
         return [float(value) for value in values]
     except ValueError:
-        raise DataError(f"{where}: {','.join(names)} are {','.join(values)}; write a number in each or in none") from None
+        raise DataError(
+            f"{where}: {','.join(names)} are {','.join(values)}; write a number in each or in none"
+        ) from None
 
 
 if __name__ == "__main__":

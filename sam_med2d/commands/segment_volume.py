@@ -49,7 +49,7 @@ from segment_anything.checkpoint import CheckpointError
 from segment_anything.files import replacing
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
-SHOWN = 12          # slices in the picture
+SHOWN = 12  # slices in the picture
 
 
 class Object3d(NamedTuple):
@@ -73,35 +73,71 @@ class Result(NamedTuple):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", required=True, type=Path, help="a volume, or a folder with the files of one DICOM series")
-    parser.add_argument("--output", type=Path,
-                        help=f"a label volume ({' '.join(ENDINGS)}); default: workdir/volumes/{{name}}_labels.nii.gz")
+    parser.add_argument(
+        "--input", required=True, type=Path, help="a volume, or a folder with the files of one DICOM series"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help=f"a label volume ({' '.join(ENDINGS)}); default: workdir/volumes/{{name}}_labels.nii.gz",
+    )
     parser.add_argument("--frame", type=int, help="of a 4D volume, from 0")
     group = parser.add_argument_group("prompts: a file, or flags, which are one object")
     group.add_argument("--prompts", type=Path, metavar="FILE", help="JSON, see above")
     group.add_argument("--box", type=float, nargs=6, action="append", metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"))
-    group.add_argument("--point", type=float, nargs=3, action="append", metavar=("X", "Y", "Z"), help="a click on the object")
-    group.add_argument("--background", type=float, nargs=3, action="append", metavar=("X", "Y", "Z"),
-                       help="a click off the object")
-    group.add_argument("--axis", choices=[*AXES], default="z", help="that slices are perpendicular to; default: %(default)s")
+    group.add_argument(
+        "--point", type=float, nargs=3, action="append", metavar=("X", "Y", "Z"), help="a click on the object"
+    )
+    group.add_argument(
+        "--background", type=float, nargs=3, action="append", metavar=("X", "Y", "Z"), help="a click off the object"
+    )
+    group.add_argument(
+        "--axis", choices=[*AXES], default="z", help="that slices are perpendicular to; default: %(default)s"
+    )
     group = parser.add_argument_group("intensities, which should be as those of the training data")
-    group.add_argument("--window", nargs="+", metavar="WORD",
-                       help=f"centre and width, such as 40 400, or one of {', '.join(WINDOWS)}; default: minimum to maximum")
-    group.add_argument("--scale", choices=["slice", "volume"], default="slice",
-                       help="whose minimum and maximum; default: %(default)s")
+    group.add_argument(
+        "--window",
+        nargs="+",
+        metavar="WORD",
+        help=f"centre and width, such as 40 400, or one of {', '.join(WINDOWS)}; default: minimum to maximum",
+    )
+    group.add_argument(
+        "--scale", choices=["slice", "volume"], default="slice", help="whose minimum and maximum; default: %(default)s"
+    )
     group = parser.add_argument_group("from slice to slice")
     rule = Rule()
-    group.add_argument("--carry", nargs="+", choices=CARRIED, default=[*rule.carry],
-                       help=f"what the last mask says to the next slice; default: {' '.join(rule.carry)}")
-    group.add_argument("--margin", type=float, default=rule.margin,
-                       help="share of its sides by which a box is widened; default: %(default)s")
-    group.add_argument("--least_iou", type=float, default=rule.least_iou,
-                       help="predicted, below which the object has ended; default: %(default)s")
+    group.add_argument(
+        "--carry",
+        nargs="+",
+        choices=CARRIED,
+        default=[*rule.carry],
+        help=f"what the last mask says to the next slice; default: {' '.join(rule.carry)}",
+    )
+    group.add_argument(
+        "--margin",
+        type=float,
+        default=rule.margin,
+        help="share of its sides by which a box is widened; default: %(default)s",
+    )
+    group.add_argument(
+        "--least_iou",
+        type=float,
+        default=rule.least_iou,
+        help="predicted, below which the object has ended; default: %(default)s",
+    )
     group.add_argument("--least_area", type=int, default=rule.least_area, help="in pixels; default: %(default)s")
-    group.add_argument("--shrink", type=float, default=rule.shrink,
-                       help="least area as a share of the last slice's; default: %(default)s")
-    group.add_argument("--grow", type=float, default=rule.grow,
-                       help="largest area as a share of the last slice's; default: %(default)s")
+    group.add_argument(
+        "--shrink",
+        type=float,
+        default=rule.shrink,
+        help="least area as a share of the last slice's; default: %(default)s",
+    )
+    group.add_argument(
+        "--grow",
+        type=float,
+        default=rule.grow,
+        help="largest area as a share of the last slice's; default: %(default)s",
+    )
     add_flag(group, "--fuse", False, "look again along the other two axes, and take the mean of the three")
     add_model_flags(parser)
     add_backend_flags(parser)
@@ -165,9 +201,11 @@ def run(args: argparse.Namespace) -> None:
         writer.writeheader()
         writer.writerows(rows)
     for row in rows:
-        print(f"{row['name']}: {row['voxels']} voxels, {row['millilitres']} ml, slices {row['first_slice']} to "
-              f"{row['last_slice']} along {row['axis']} ({row['first_end']}; {row['last_end']}), "
-              f"predicted IoU {row['mean_predicted_iou']}")
+        print(
+            f"{row['name']}: {row['voxels']} voxels, {row['millilitres']} ml, slices {row['first_slice']} to "
+            f"{row['last_slice']} along {row['axis']} ({row['first_end']}; {row['last_end']}), "
+            f"predicted IoU {row['mean_predicted_iou']}"
+        )
     write_picture(base.with_name(f"{base.name}.png"), picture(results, along, labels))
     print(f"labels: {args.output}")
 
@@ -204,8 +242,12 @@ def objects_of_file(path: Path, axis: str) -> list[Object3d]:
         raise DataError(f"{path}: not valid JSON ({error}); correct it") from error
     entries = content.get("objects") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
-        raise DataError(f'{path}: must hold {{"objects": [...]}}, with at least one; see scripts/segment_volume.py --help')
-    objects = [_from_entry(entry, number, axis, f"{path}: object {number}") for number, entry in enumerate(entries, start=1)]
+        raise DataError(
+            f'{path}: must hold {{"objects": [...]}}, with at least one; see scripts/segment_volume.py --help'
+        )
+    objects = [
+        _from_entry(entry, number, axis, f"{path}: object {number}") for number, entry in enumerate(entries, start=1)
+    ]
     labels = [one.label for one in objects]
     if len({*labels}) < len(labels):
         raise DataError(f"{path}: two objects have the same label; give each its own")
@@ -246,8 +288,10 @@ def check_inside(one: Object3d, size: Sequence[int], where: str) -> None:
             raise DataError(f"{where}: point {_text(point)} of {one.name} lies outside {extent}")
     for box in one.boxes:
         if not (box[:3] < box[3:]).all():
-            raise DataError(f"{where}: box {_text(box)} of {one.name} is empty; give x0 y0 z0 x1 y1 z1, the last three one past "
-                            "the last voxel")
+            raise DataError(
+                f"{where}: box {_text(box)} of {one.name} is empty; give x0 y0 z0 x1 y1 z1, the last three one past "
+                "the last voxel"
+            )
         if not ((box[:3] >= 0) & (box[3:] <= size)).all():
             raise DataError(f"{where}: box {_text(box)} of {one.name} reaches outside {extent}")
 
@@ -256,18 +300,22 @@ def _text(values: np.ndarray) -> str:
     return "(" + ", ".join(f"{value:g}" for value in values) + ")"
 
 
-def seeds_of(one: Object3d, stored: sitk.Image, scan: sitk.Image, sliced: Slices,
-             ) -> tuple[dict[int, ObjectPrompt], tuple[int, int] | None]:
+def seeds_of(
+    one: Object3d,
+    stored: sitk.Image,
+    scan: sitk.Image,
+    sliced: Slices,
+) -> tuple[dict[int, ObjectPrompt], tuple[int, int] | None]:
     """-> what is said of the object on each slice, in pixels as `upright`; and of a rough box the first slice and one past
     the last.
 
     Raises PromptError: boxes that contradict each other.
     """
-    axis = 2 - sliced.axis                                      # of xyz
+    axis = 2 - sliced.axis  # of xyz
     points = turned(one.points, stored, scan)
     boxes = []
     for box in one.boxes:
-        corners = turned(box.reshape(2, 3) - 0.5, stored, scan) + 0.5       # edges of voxels, not their centres
+        corners = turned(box.reshape(2, 3) - 0.5, stored, scan) + 0.5  # edges of voxels, not their centres
         boxes.append(np.concatenate([corners.min(axis=0), corners.max(axis=0)]))
     clicks: dict[int, list[tuple[np.ndarray, int]]] = {}
     for point, label in zip(points, one.labels):
@@ -275,11 +323,13 @@ def seeds_of(one: Object3d, stored: sitk.Image, scan: sitk.Image, sliced: Slices
     on_slices: dict[int, np.ndarray] = {}
     rough = [box for box in boxes if box[3 + axis] - box[axis] > 1.5]
     if len(rough) > 1:
-        raise PromptError("has more than one box that is thicker than a slice; give one rough box, or boxes on single slices")
+        raise PromptError(
+            "has more than one box that is thicker than a slice; give one rough box, or boxes on single slices"
+        )
     for box in boxes:
         number = int((box[axis] + box[3 + axis]) // 2)
         if rough and box is rough[0] and (clicks or len(boxes) > 1):
-            continue                                            # other prompts say where to start; it only bounds
+            continue  # other prompts say where to start; it only bounds
         if number in on_slices:
             raise PromptError(f"has two boxes on slice {number}; give one")
         on_slices[number] = box
@@ -296,7 +346,9 @@ def seeds_of(one: Object3d, stored: sitk.Image, scan: sitk.Image, sliced: Slices
     outside = [number for number in seeds if bounds and not bounds[0] <= number < bounds[1]]
     if outside:
         raise PromptError(f"is prompted on slice {outside[0]}, outside its rough box")
-    without = [number for number, prompt in seeds.items() if prompt.box is None and not (prompt.labels == FOREGROUND).any()]
+    without = [
+        number for number, prompt in seeds.items() if prompt.box is None and not (prompt.labels == FOREGROUND).any()
+    ]
     if without:
         raise PromptError(f"has only background clicks on slice {without[0]}; add one on the object, or a box")
     return seeds, bounds
@@ -327,8 +379,15 @@ def box_in_slice(box: np.ndarray, sliced: Slices) -> np.ndarray:
 # ---------------------------------------------------------------- objects
 
 
-def segment(one: Object3d, along: dict[str, Slices], stored: sitk.Image, scan: sitk.Image, rule: Rule, fused: bool,
-            progress: Callable[[], object]) -> Result:
+def segment(
+    one: Object3d,
+    along: dict[str, Slices],
+    stored: sitk.Image,
+    scan: sitk.Image,
+    rule: Rule,
+    fused: bool,
+    progress: Callable[[], object],
+) -> Result:
     """Raises PromptError."""
     sliced = along[one.axis]
     seeds, bounds = seeds_of(one, stored, scan, sliced)
@@ -373,9 +432,15 @@ def row_of(result: Result, labels: np.ndarray, stored: sitk.Image, scan: sitk.Im
     numbers = np.rint([before, after])[:, np.abs(after - before).argmax()].astype(int).tolist()
     (first, first_end), (last, last_end) = sorted(zip(numbers, result.propagated.ends), key=lambda end: end[0])
     return {
-        "label": result.wanted.label, "name": result.wanted.name, "voxels": voxels,
-        "millilitres": round(voxels * float(np.prod(scan.GetSpacing())) / 1000, 3), "axis": result.wanted.axis,
-        "first_slice": first, "last_slice": last, "first_end": first_end, "last_end": last_end,
+        "label": result.wanted.label,
+        "name": result.wanted.name,
+        "voxels": voxels,
+        "millilitres": round(voxels * float(np.prod(scan.GetSpacing())) / 1000, 3),
+        "axis": result.wanted.axis,
+        "first_slice": first,
+        "last_slice": last,
+        "first_end": first_end,
+        "last_end": last_end,
         "mean_predicted_iou": round(float(np.mean([one.iou for one in slices.values()])), 3),
     }
 

@@ -12,11 +12,11 @@ import numpy as np
 class Case:
     """What is converted in one go, by one process: a scan, or the pictures of one patient."""
 
-    name: str                       # its own within the data set; part of file names
-    group: str                      # what no two splits share: the patient
-    files: tuple[str, ...]          # what is read for it; converted again when one of them changes
-    data: dict = field(default_factory=dict)    # what its converter needs, in JSON's types
-    split: str = ""                 # where the source itself says which, else empty
+    name: str  # its own within the data set; part of file names
+    group: str  # what no two splits share: the patient
+    files: tuple[str, ...]  # what is read for it; converted again when one of them changes
+    data: dict = field(default_factory=dict)  # what its converter needs, in JSON's types
+    split: str = ""  # where the source itself says which, else empty
 
 
 class Object(NamedTuple):

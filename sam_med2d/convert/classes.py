@@ -12,7 +12,7 @@ from sam_med2d.data.reading import DataError
 from sam_med2d.utils import UsageError
 
 BACKGROUND = 0
-SHOWN = 8       # values that an error lists
+SHOWN = 8  # values that an error lists
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ class Classes:
         known = {v for _, of_class in self.names for v in of_class}
         strange = [v for v in values if v not in known]
         if strange and self.unknown == "error":
-            raise DataError(f"{path}: has values that no class is named for: {self.show(strange)}; add them to --classes, "
-                            "or give --ignore_values or --unknown_values ignore")
+            raise DataError(
+                f"{path}: has values that no class is named for: {self.show(strange)}; add them to --classes, "
+                "or give --ignore_values or --unknown_values ignore"
+            )
         return [(name, of_class) for name, of_class in self.names if set(of_class) & set(values)]
 
     def show(self, values: list[int]) -> str:
@@ -96,7 +98,9 @@ def _parse_values(name: str, value: object) -> tuple[tuple[int, ...], bool]:
             return (red << 16 | green << 8 | blue,), True
         values = tuple(int(v) for v in (value if isinstance(value, list) else [value]))
     except (TypeError, ValueError):
-        raise UsageError(f"--classes: '{name}' has the value {value!r}; give a number, or a colour such as #ff8000") from None
+        raise UsageError(
+            f"--classes: '{name}' has the value {value!r}; give a number, or a colour such as #ff8000"
+        ) from None
     if not values or min(values) < 0:
         raise UsageError(f"--classes: '{name}' has the value {value!r}; values are 0 or more")
     return values, False
@@ -107,8 +111,9 @@ def _read_table(path: str) -> list[tuple[str, object]]:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--classes {path}: cannot be read ({error}); give name=value words, or a file of JSON or "
-                         "CSV") from error
+        raise UsageError(
+            f"--classes {path}: cannot be read ({error}); give name=value words, or a file of JSON or CSV"
+        ) from error
     if os.path.splitext(path)[1].lower() == ".json":
         try:
             content = json.loads(text)
@@ -123,7 +128,7 @@ def _read_table(path: str) -> list[tuple[str, object]]:
     pairs = []
     for line in csv.reader(text.splitlines()):
         cells = [cell.strip() for cell in line]
-        if not any(cells) or cells[0].startswith("#") or (cells[1:] and not re.match(r"[#\d]", cells[1])):     # a heading
+        if not any(cells) or cells[0].startswith("#") or (cells[1:] and not re.match(r"[#\d]", cells[1])):  # a heading
             continue
         if len(cells) == 4:
             pairs.append((cells[0], {"rgb": cells[1:]}))

@@ -28,13 +28,20 @@ class CocoPictures:
             image = read_picture(entry["image"])
             height, width = image.shape[:2]
             if (height, width) != (entry["height"], entry["width"]):
-                raise DataError(f"{entry['image']}: has {width} x {height} pixels, its annotations are for {entry['width']} x "
-                                f"{entry['height']}; give the image that was annotated")
+                raise DataError(
+                    f"{entry['image']}: has {width} x {height} pixels, its annotations are for {entry['width']} x "
+                    f"{entry['height']}; give the image that was annotated"
+                )
             if not self.preparation.keeps_shape(height, width):
                 tally["pictures below --min_aspect"] += 1
                 continue
-            masks = ((one["class"], decode(one["segmentation"], height, width, f"annotation {one['id']} of {entry['image']}"))
-                     for one in entry["annotations"])
+            masks = (
+                (
+                    one["class"],
+                    decode(one["segmentation"], height, width, f"annotation {one['id']} of {entry['image']}"),
+                )
+                for one in entry["annotations"]
+            )
             yield Picture(entry["name"], image, self.preparation.objects(masks, tally), self.modality)
 
 
@@ -43,12 +50,16 @@ def decode(segmentation: list | dict, height: int, width: int, what: str) -> np.
     if isinstance(segmentation, list):
         good = [part for part in segmentation if isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0]
         if not good or len(good) < len(segmentation):
-            raise DataError(f"{what}: a polygon needs three points or more, as [x, y, x, y, x, y, ...]; correct or remove it")
+            raise DataError(
+                f"{what}: a polygon needs three points or more, as [x, y, x, y, x, y, ...]; correct or remove it"
+            )
         encoded = rle.merge(rle.frPyObjects(good, height, width))
     else:
         if segmentation.get("size") != [height, width]:
-            raise DataError(f"{what}: its run-length encoding is for {segmentation.get('size')} (height, width), not "
-                            f"[{height}, {width}]; correct or remove it")
+            raise DataError(
+                f"{what}: its run-length encoding is for {segmentation.get('size')} (height, width), not "
+                f"[{height}, {width}]; correct or remove it"
+            )
         counts = segmentation.get("counts")
         if isinstance(counts, list):
             if sum(counts) != height * width:
@@ -60,7 +71,7 @@ def decode(segmentation: list | dict, height: int, width: int, what: str) -> np.
             raise DataError(f"{what}: has no run lengths; correct or remove it")
     try:
         return rle.decode(encoded).astype(bool)
-    except ValueError as error:     # run lengths that do not add up
+    except ValueError as error:  # run lengths that do not add up
         raise DataError(f"{what}: cannot be decoded ({error}); correct or remove it") from error
 
 
@@ -80,19 +91,24 @@ def find_coco(annotations: Path, images: Path, crowd: bool = False, case: str | 
         if one.get("image_id") not in files:
             raise DataError(f"{what} is of image {one.get('image_id')}, which is not listed; correct or remove it")
         if one.get("category_id") not in names:
-            raise DataError(f"{what} is of category {one.get('category_id')}, which is not listed; correct or remove it")
+            raise DataError(
+                f"{what} is of category {one.get('category_id')}, which is not listed; correct or remove it"
+            )
         if one.get("iscrowd") and not crowd:
             crowds += 1
         elif not one.get("segmentation"):
             without += 1
         else:
-            of_image[one["image_id"]].append({"id": one.get("id"), "class": names[one["category_id"]],
-                                              "segmentation": one["segmentation"]})
+            of_image[one["image_id"]].append(
+                {"id": one.get("id"), "class": names[one["category_id"]], "segmentation": one["segmentation"]}
+            )
     if not of_image:
         raise DataError(f"{annotations}: has no annotation with a segmentation; boxes alone make no masks")
-    for count, what in ((crowds, "annotation(s) of crowds are left out; --crowd keeps "
-                                 "them"), (without, "annotation(s) have no segmentation"),
-                        (len(files) - len(of_image), "image(s) have no annotation and are left out")):
+    for count, what in (
+        (crowds, "annotation(s) of crowds are left out; --crowd keeps them"),
+        (without, "annotation(s) have no segmentation"),
+        (len(files) - len(of_image), "image(s) have no annotation and are left out"),
+    ):
         if count:
             print(f"{count} {what}")
     entries = {}
@@ -101,8 +117,12 @@ def find_coco(annotations: Path, images: Path, crowd: bool = False, case: str | 
         name = str(PurePosixPath(image["file_name"]).with_suffix(""))
         if name in entries:
             raise DataError(f"{annotations}: two images are called {image['file_name']}; correct it")
-        entries[name] = {"image": below(images, image["file_name"]), "height": image["height"], "width": image["width"],
-                         "annotations": members}
+        entries[name] = {
+            "image": below(images, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "annotations": members,
+        }
     return cases_of_pictures(list(entries.items()), groups_of(list(entries), case))
 
 
@@ -116,7 +136,12 @@ def _read(path: Path) -> dict:
     wanted = {"images": ("id", "file_name", "height", "width"), "annotations": (), "categories": ("id", "name")}
     for key, fields in wanted.items():
         entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(one, dict) and all(f in one for f in fields) for one in entries):
-            raise DataError(f"{path}: '{key}' must be a list of objects" + (f" with {', '.join(fields)}" if fields else "")
-                            + "; it is no file of COCO instances")
+        if not isinstance(entries, list) or not all(
+            isinstance(one, dict) and all(f in one for f in fields) for one in entries
+        ):
+            raise DataError(
+                f"{path}: '{key}' must be a list of objects"
+                + (f" with {', '.join(fields)}" if fields else "")
+                + "; it is no file of COCO instances"
+            )
     return content

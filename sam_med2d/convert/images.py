@@ -18,7 +18,7 @@ from sam_med2d.utils import UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 SEPARATORS = "_-. "
-MANY_VALUES = 1000      # distinct values without names: an image was taken for a label map
+MANY_VALUES = 1000  # distinct values without names: an image was taken for a label map
 
 
 # ---------------------------------------------------------------- a mask file an object
@@ -56,8 +56,10 @@ def find_masks(images: Path, masks: Path, pattern: str | None = None, case: str 
     if pattern:
         fields = dict(matches(pattern, inside, ("image", "class", "instance")))
     elif one_folder:
-        raise UsageError(f"{images}: holds images and masks alike; say what a mask is called with --pattern, such as "
-                         f"'{{image}}_mask.png'")
+        raise UsageError(
+            f"{images}: holds images and masks alike; say what a mask is called with --pattern, such as "
+            f"'{{image}}_mask.png'"
+        )
     else:
         fields = {name: _by_prefix(bare, paths) for name in inside if (bare := stem(name, SUFFIXES)) is not None}
     if one_folder:
@@ -71,11 +73,15 @@ def find_masks(images: Path, masks: Path, pattern: str | None = None, case: str 
         else:
             unmatched.append(name)
     if len(unmatched) == len(fields):
-        raise UsageError(f"{masks}: no mask belongs to an image of {images}: images are called {some(paths)}, masks "
-                         f"{some(inside)}; give --pattern, such as '{{image}}_{{class}}_{{instance}}.png'")
+        raise UsageError(
+            f"{masks}: no mask belongs to an image of {images}: images are called {some(paths)}, masks "
+            f"{some(inside)}; give --pattern, such as '{{image}}_{{class}}_{{instance}}.png'"
+        )
     if unmatched:
-        raise UsageError(f"{masks}: {len(unmatched)} mask(s) belong to no image of {images}: {some(unmatched)}; give "
-                         "--pattern, or take them out of the folder")
+        raise UsageError(
+            f"{masks}: {len(unmatched)} mask(s) belong to no image of {images}: {some(unmatched)}; give "
+            "--pattern, or take them out of the folder"
+        )
     return _cases({name: {"image": below(images, path), "masks": of_image[name]} for name, path in paths.items()}, case)
 
 
@@ -86,7 +92,7 @@ def _by_prefix(mask: str, images: dict[str, str]) -> dict[str, str]:
     cut = len(mask)
     while (cut := max(mask.rfind(separator, 0, cut) for separator in SEPARATORS)) > 0:
         if mask[:cut] in images:
-            name = re.sub(r"(^|_)\d+$", "", mask[cut:].strip(SEPARATORS))      # the number of the object, if there is one
+            name = re.sub(r"(^|_)\d+$", "", mask[cut:].strip(SEPARATORS))  # the number of the object, if there is one
             return {"image": mask[:cut], "class": name}
     return {}
 
@@ -107,15 +113,19 @@ class LabelPictures:
             labels = read_label_map(entry["labels"], self.classes.colours)
             image = read_picture(entry["image"])
             if labels.shape != image.shape[:2]:
-                raise DataError(f"{entry['labels']}: label map of {labels.shape[1]} x {labels.shape[0]} pixels, but "
-                                f"{entry['image']} has {image.shape[1]} x {image.shape[0]}; give both the same size")
+                raise DataError(
+                    f"{entry['labels']}: label map of {labels.shape[1]} x {labels.shape[0]} pixels, but "
+                    f"{entry['image']} has {image.shape[1]} x {image.shape[0]}; give both the same size"
+                )
             if not self.preparation.keeps_shape(*labels.shape):
                 tally["pictures below --min_aspect"] += 1
                 continue
             values = values_in(labels)
             if self.classes.names is None and not self.classes.instances and len(values) > MANY_VALUES:
-                raise DataError(f"{entry['labels']}: has {len(values)} values; it looks like an image. Swap --images and "
-                                "--labels, or give --instances CLASS if every value is one object")
+                raise DataError(
+                    f"{entry['labels']}: has {len(values)} values; it looks like an image. Swap --images and "
+                    "--labels, or give --instances CLASS if every value is one object"
+                )
             classes = self.classes.present(values, entry["labels"])
             objects = self.preparation.objects(((name, np.isin(labels, of_class)) for name, of_class in classes), tally)
             yield Picture(entry["name"], image, objects, entry.get("modality", self.modality))
@@ -134,16 +144,24 @@ def find_label_maps(images: Path, labels: Path, pattern: str | None = None, case
     if pattern:
         of_image = {found["image"]: below(labels, name) for name, found in matches(pattern, inside, ("image",))}
     elif images.resolve() == labels.resolve():
-        raise UsageError(f"{images}: holds images and label maps alike; say what a label map is called with --pattern, "
-                         "such as '{image}_labels.png'")
+        raise UsageError(
+            f"{images}: holds images and label maps alike; say what a label map is called with --pattern, "
+            "such as '{image}_labels.png'"
+        )
     else:
         of_image = {bare: below(labels, name) for name in inside if (bare := stem(name, SUFFIXES)) is not None}
     if images.resolve() == labels.resolve():
         paths = {bare: path for bare, path in paths.items() if below(labels, path) not in of_image.values()}
-    found = {name: {"image": below(images, path), "labels": of_image[name]} for name, path in paths.items() if name in of_image}
+    found = {
+        name: {"image": below(images, path), "labels": of_image[name]}
+        for name, path in paths.items()
+        if name in of_image
+    }
     if not found:
-        raise UsageError(f"{labels}: no label map belongs to an image of {images}: images are called {some(paths)}, label "
-                         f"maps {some(inside)}; give --pattern, such as '{{image}}_seg.png'")
+        raise UsageError(
+            f"{labels}: no label map belongs to an image of {images}: images are called {some(paths)}, label "
+            f"maps {some(inside)}; give --pattern, such as '{{image}}_seg.png'"
+        )
     if len(found) < len(paths):
         lacking = [name for name in paths if name not in found]
         print(f"{len(lacking)} image(s) have no label map and are left out: {some(lacking)}")
@@ -166,8 +184,9 @@ def read_label_map(path: str, colours: bool) -> np.ndarray:
             if not (channels == channels[..., :1]).all():
                 found = np.unique(channels.reshape(-1, 3), axis=0)
                 shown = ", ".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in found[:8])
-                raise DataError(f"{path}: is colour-coded ({len(found)} colours: {shown}); give --classes with a colour a "
-                                "class")
+                raise DataError(
+                    f"{path}: is colour-coded ({len(found)} colours: {shown}); give --classes with a colour a class"
+                )
             return channels[..., 0]
         if image.mode == "1":
             return np.asarray(image).astype(np.uint8)
@@ -179,8 +198,10 @@ def whole_numbers(labels: np.ndarray, path: str) -> np.ndarray:
     if labels.dtype in (np.uint8, np.uint16):
         return labels
     if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.rint(labels)).all()):
-        raise DataError(f"{path}: has values that are not whole numbers, so it is no label map; threshold probabilities, "
-                        "and resample labels by nearest neighbour only")
+        raise DataError(
+            f"{path}: has values that are not whole numbers, so it is no label map; threshold probabilities, "
+            "and resample labels by nearest neighbour only"
+        )
     low, high = labels.min(), labels.max()
     if low < 0 or high > 65535:
         raise DataError(f"{path}: has label values from {low:g} to {high:g}; they must be in 0 .. 65535")
@@ -203,8 +224,10 @@ def _open(path: str) -> Image.Image:
     try:
         image = Image.open(path)
         if getattr(image, "n_frames", 1) > 1:
-            raise DataError(f"{path}: has {image.n_frames} pages; save them as single pictures, or as a NIfTI for the "
-                            "volumes subcommand")
+            raise DataError(
+                f"{path}: has {image.n_frames} pages; save them as single pictures, or as a NIfTI for the "
+                "volumes subcommand"
+            )
         image.load()
     except FileNotFoundError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
@@ -234,8 +257,10 @@ def cases_of_pictures(entries: Iterable[tuple[str, dict]], groups: dict[str, str
     members: dict[str, list[dict]] = defaultdict(list)
     for name, entry in sorted(entries, key=lambda item: item[0]):
         members[groups[name]].append({"name": name, **entry})
-    return [Case(group, group, tuple(path for entry in pictures for path in _paths(entry)), {"pictures": pictures}, split)
-            for group, pictures in sorted(members.items())]
+    return [
+        Case(group, group, tuple(path for entry in pictures for path in _paths(entry)), {"pictures": pictures}, split)
+        for group, pictures in sorted(members.items())
+    ]
 
 
 def _paths(entry: dict) -> Sequence[str]:

@@ -21,15 +21,18 @@ def read_dataset(folder: Path) -> dict:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder of one dataset, such as "
-                        "Dataset001_Name") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give the folder of one dataset, such as Dataset001_Name"
+        ) from error
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}; it must be an object")
     if "channel_names" not in content and "modality" in content:
-        raise DataError(f"{path}: is of nnU-Net version 1 or of the Medical Segmentation Decathlon; convert it with "
-                        "nnUNetv2_convert_MSD_dataset or nnUNetv2_convert_old_nnUNet_dataset, or use the volumes subcommand")
+        raise DataError(
+            f"{path}: is of nnU-Net version 1 or of the Medical Segmentation Decathlon; convert it with "
+            "nnUNetv2_convert_MSD_dataset or nnUNetv2_convert_old_nnUNet_dataset, or use the volumes subcommand"
+        )
     for key in ("channel_names", "labels", "file_ending"):
         if key not in content:
             raise DataError(f"{path}: lacks '{key}'; it is no dataset.json of nnU-Net version 2")
@@ -48,7 +51,9 @@ def classes_of(content: dict, unknown: str = "error") -> Classes:
     return Classes(tuple(names), tuple(ignored), unknown)
 
 
-def find_nnunet(folder: Path, content: dict, channels: list[str] | None = None, patient: str | None = None) -> list[Case]:
+def find_nnunet(
+    folder: Path, content: dict, channels: list[str] | None = None, patient: str | None = None
+) -> list[Case]:
     """The cases with labels. Those of imagesTs are of the split "test".
 
     content: of read_dataset; channels: names or numbers of those to use; patient: see patterns.groups_of.
@@ -59,17 +64,35 @@ def find_nnunet(folder: Path, content: dict, channels: list[str] | None = None, 
     found: list[tuple[str, list[list[str]], str, str]] = []
     for images, labels, split in FOLDERS:
         if (folder / labels).is_dir():
-            found += [(*one, split) for one in _labelled(folder, images, labels, ending, wanted, content.get("dataset"))]
+            found += [
+                (*one, split) for one in _labelled(folder, images, labels, ending, wanted, content.get("dataset"))
+            ]
     if not found:
-        raise DataError(f"{folder / 'labelsTr'}: holds no label with the ending {ending} and an image; check dataset.json")
+        raise DataError(
+            f"{folder / 'labelsTr'}: holds no label with the ending {ending} and an image; check dataset.json"
+        )
     groups = groups_of([name for name, *_ in found], patient or "(.+)", "--patient")
     if ending.lower() in PICTURES:
-        return [case for split in ("", "test") for case in _cases_of_pictures([one for one in found if one[3] == split], groups, split)]
-    return [Case(name, groups[name], (*(path for path, _ in images), label), {"images": images, "labels": [[label, ""]]}, split)
-            for name, images, label, split in sorted(found)]
+        return [
+            case
+            for split in ("", "test")
+            for case in _cases_of_pictures([one for one in found if one[3] == split], groups, split)
+        ]
+    return [
+        Case(
+            name,
+            groups[name],
+            (*(path for path, _ in images), label),
+            {"images": images, "labels": [[label, ""]]},
+            split,
+        )
+        for name, images, label, split in sorted(found)
+    ]
 
 
-def _cases_of_pictures(found: list[tuple[str, list[list[str]], str, str]], groups: dict[str, str], split: str) -> list[Case]:
+def _cases_of_pictures(
+    found: list[tuple[str, list[list[str]], str, str]], groups: dict[str, str], split: str
+) -> list[Case]:
     """Of one split. Where a case has several images, each is a picture."""
     entries, group_of = [], {}
     for name, images, label, _ in found:
@@ -87,36 +110,56 @@ def _channels(names: dict[str, str], chosen: list[str] | None) -> list[tuple[int
         picked = all_of_them
     else:
         picked = [(number, name) for number, name in all_of_them if name in chosen or str(number) in chosen]
-        strange = [one for one in chosen if one not in {name for _, name in picked} | {str(number) for number, _ in picked}]
+        strange = [
+            one for one in chosen if one not in {name for _, name in picked} | {str(number) for number, _ in picked}
+        ]
         if strange:
-            raise UsageError(f"--channels {' '.join(strange)}: dataset.json has "
-                             f"{', '.join(f'{i} {name}' for i, name in all_of_them)}")
+            raise UsageError(
+                f"--channels {' '.join(strange)}: dataset.json has "
+                f"{', '.join(f'{i} {name}' for i, name in all_of_them)}"
+            )
     return [(number, name.lower()) for number, name in picked]
 
 
-def _labelled(folder: Path, images: str, labels: str, ending: str, channels: list[tuple[int, str]],
-              listed: dict | None) -> list[tuple[str, list[list[str]], str]]:
+def _labelled(
+    folder: Path, images: str, labels: str, ending: str, channels: list[tuple[int, str]], listed: dict | None
+) -> list[tuple[str, list[list[str]], str]]:
     """[(case, [[image, modality], ...], label), ...] of one pair of folders, or those that dataset.json lists."""
     if listed is not None and images == "imagesTr":
-        return [(name, [[_beside(folder, one["images"][number]), modality] for number, modality in channels
-                        if number < len(one["images"])], _beside(folder, one["label"])) for name, one in sorted(listed.items())]
+        return [
+            (
+                name,
+                [
+                    [_beside(folder, one["images"][number]), modality]
+                    for number, modality in channels
+                    if number < len(one["images"])
+                ],
+                _beside(folder, one["label"]),
+            )
+            for name, one in sorted(listed.items())
+        ]
     there = set(walk(folder / images)) if (folder / images).is_dir() else set()
     found, lacking = [], []
     for label in walk(folder / labels):
         if not label.endswith(ending):
             continue
         name = label[: -len(ending)]
-        files = [[below(folder / images, f"{name}_{number:04d}{ending}"), modality] for number, modality in channels
-                 if f"{name}_{number:04d}{ending}" in there]
-        if len(files) == 1 and ending.lower() in PICTURES:      # a colour picture has its channels in one file
+        files = [
+            [below(folder / images, f"{name}_{number:04d}{ending}"), modality]
+            for number, modality in channels
+            if f"{name}_{number:04d}{ending}" in there
+        ]
+        if len(files) == 1 and ending.lower() in PICTURES:  # a colour picture has its channels in one file
             files[0][1] = "".join(modality for _, modality in channels)
         elif len(files) < len(channels):
             lacking.append(name)
             continue
         found.append((name, files, below(folder / labels, label)))
     if lacking:
-        raise DataError(f"{folder / images}: lacks an image (_0000{ending} ...) of {len(lacking)} case(s) with labels: "
-                        f"{some(lacking)}; restore it, or choose --channels")
+        raise DataError(
+            f"{folder / images}: lacks an image (_0000{ending} ...) of {len(lacking)} case(s) with labels: "
+            f"{some(lacking)}; restore it, or choose --channels"
+        )
     return found
 
 

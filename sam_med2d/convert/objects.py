@@ -9,7 +9,7 @@ import numpy as np
 
 from sam_med2d.convert.cases import Object
 
-PAPER_MIN_AREA = 0.153      # per cent of the picture: 100 pixels of 256 x 256
+PAPER_MIN_AREA = 0.153  # per cent of the picture: 100 pixels of 256 x 256
 PAPER_MIN_ASPECT = 0.5
 
 
@@ -50,7 +50,9 @@ class Preparation:
 
 def _pieces(mask: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
     """8-connected pieces of (H, W) bool with their areas, in the order of their first pixels."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        np.ascontiguousarray(mask).view(np.uint8), connectivity=8
+    )
     if count == 1:
         yield mask, 0
     for i in range(1, count):

@@ -32,14 +32,17 @@ def walk(folder: str | os.PathLike) -> list[str]:
 
     for here, folders, files in os.walk(top, onerror=fail, followlinks=True):
         real = os.path.realpath(here)
-        if real in visited:         # a link to a folder above
+        if real in visited:  # a link to a folder above
             folders.clear()
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         relative = os.path.relpath(here, top)
-        found += [name if relative == "." else f"{relative}/{name}".replace(os.sep, "/")
-                  for name in files if not name.startswith(".")]
+        found += [
+            name if relative == "." else f"{relative}/{name}".replace(os.sep, "/")
+            for name in files
+            if not name.startswith(".")
+        ]
     return sorted(found)
 
 
@@ -52,7 +55,9 @@ def compile_pattern(pattern: str, fields: tuple[str, ...]) -> re.Pattern:
         elif part.startswith("{") and part.endswith("}"):
             name = part[1:-1]
             if name not in fields:
-                raise UsageError(f"pattern '{pattern}': {part} is not one of {', '.join(f'{{{field}}}' for field in fields)}")
+                raise UsageError(
+                    f"pattern '{pattern}': {part} is not one of {', '.join(f'{{{field}}}' for field in fields)}"
+                )
             expression += f"(?P={name})" if name in seen else f"(?P<{name}>{'.' if name == 'image' else '[^/]'}+?)"
             seen.add(name)
         else:
@@ -82,9 +87,11 @@ def groups_of(names: list[str], expression: str | None, what: str = "--case") ->
         (kind, _), members = max(families.items(), key=lambda item: len(item[1]))
         if len(members) > 1:
             example = "'(.+)/.*'" if kind == "folder" else r"'(.+)_\d+'"
-            raise UsageError(f"are {members[0]} and {members[1]} of one patient? Splits are made by case: give {what} "
-                             f"{example} (a regular expression; its first group is the case), or {what} '(.+)' if every "
-                             "picture is a case")
+            raise UsageError(
+                f"are {members[0]} and {members[1]} of one patient? Splits are made by case: give {what} "
+                f"{example} (a regular expression; its first group is the case), or {what} '(.+)' if every "
+                "picture is a case"
+            )
         return {name: name for name in names}
     try:
         compiled = re.compile(expression)

@@ -32,13 +32,23 @@ from sam_med2d.convert.writer import (
 from sam_med2d.data.reading import DataError
 from sam_med2d.utils import UsageError, seed_of
 
-VERSION = 1         # of what a conversion writes; raised when the same source would give other files
-SHOWN = 5           # bad cases that an error lists
+VERSION = 1  # of what a conversion writes; raised when the same source would give other files
+SHOWN = 5  # bad cases that an error lists
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def convert(cases: Sequence[Case], converter: Converter, output: Path, dataset: str, splits: Splits, *, sources: Iterable[Path],
-            num_workers: int = 0, skip_bad_cases: bool = False, prune: bool = False) -> None:
+def convert(
+    cases: Sequence[Case],
+    converter: Converter,
+    output: Path,
+    dataset: str,
+    splits: Splits,
+    *,
+    sources: Iterable[Path],
+    num_workers: int = 0,
+    skip_bad_cases: bool = False,
+    prune: bool = False,
+) -> None:
     """Convert what is new or has changed, then write the indexes of everything in `output`, and print what came of it.
 
     sources: folders that are only read. skip_bad_cases: leave out cases that cannot be converted, instead of ending without
@@ -48,13 +58,15 @@ def convert(cases: Sequence[Case], converter: Converter, output: Path, dataset: 
     check_apart(output, sources)
     by_folder: dict[str, Case] = {}
     for case in cases:
-        other = by_folder.setdefault(folder_of(dataset, case).casefold(), case)    # some file systems do not tell A from a
+        other = by_folder.setdefault(
+            folder_of(dataset, case).casefold(), case
+        )  # some file systems do not tell A from a
         if other is not case:
             raise DataError(f"two cases are called '{other.name}' and '{case.name}'; give them names of their own")
     if not cases:
         raise DataError("no case was found; check the folders and the patterns")
     for case in cases:
-        splits.check(case.group, case.name, case.split)     # before the work
+        splits.check(case.group, case.name, case.split)  # before the work
     try:
         output.mkdir(parents=True, exist_ok=True)
         failures = _convert_changed(cases, converter, output, dataset, num_workers)
@@ -65,9 +77,11 @@ def convert(cases: Sequence[Case], converter: Converter, output: Path, dataset: 
         if failures and (not skip_bad_cases or len(failures) == len(cases)):
             for failure in failures[:SHOWN]:
                 print(f"bad case: {failure}")
-            raise DataError(f"{len(failures)} of {len(cases)} case(s) could not be converted, such as "
-                            f"{failures[0].rstrip('.')}. The others are done and stay; run again when these are corrected, "
-                            "or with --skip_bad_cases")
+            raise DataError(
+                f"{len(failures)} of {len(cases)} case(s) could not be converted, such as "
+                f"{failures[0].rstrip('.')}. The others are done and stay; run again when these are corrected, "
+                "or with --skip_bad_cases"
+            )
         _write_indexes(output, splits)
         shutil.rmtree(output / PARTIAL, ignore_errors=True)
     except OSError as error:
@@ -75,8 +89,10 @@ def convert(cases: Sequence[Case], converter: Converter, output: Path, dataset: 
     for failure in failures:
         print(f"left out: {failure}")
     if gone:
-        print(f"{len(gone)} case(s) of '{dataset}' from earlier runs are no longer in the source, such as {gone[0]}: "
-              + ("removed" if prune else "kept; --prune removes them"))
+        print(
+            f"{len(gone)} case(s) of '{dataset}' from earlier runs are no longer in the source, such as {gone[0]}: "
+            + ("removed" if prune else "kept; --prune removes them")
+        )
 
 
 def check_apart(output: Path, sources: Iterable[Path]) -> None:
@@ -87,11 +103,15 @@ def check_apart(output: Path, sources: Iterable[Path]) -> None:
 
 
 def _writing(error: OSError, output: Path) -> UsageError:
-    return UsageError(f"{error.filename or output}: cannot be written ({error.strerror}); make room or choose another "
-                      "--output, and run again: what is done stays")
+    return UsageError(
+        f"{error.filename or output}: cannot be written ({error.strerror}); make room or choose another "
+        "--output, and run again: what is done stays"
+    )
 
 
-def _convert_changed(cases: Sequence[Case], converter: Converter, output: Path, dataset: str, num_workers: int) -> list[str]:
+def _convert_changed(
+    cases: Sequence[Case], converter: Converter, output: Path, dataset: str, num_workers: int
+) -> list[str]:
     """-> one line for each case that could not be converted."""
     todo = []
     for case in tqdm(cases, desc="looking for changes", unit="case", leave=False, dynamic_ncols=True):
@@ -101,7 +121,9 @@ def _convert_changed(cases: Sequence[Case], converter: Converter, output: Path, 
             todo.append((case, fingerprint))
     work = partial(_convert_one, converter, output, dataset)
     failures = []
-    with tqdm(total=len(cases), initial=len(cases) - len(todo), desc="converting", unit="case", dynamic_ncols=True) as bar:
+    with tqdm(
+        total=len(cases), initial=len(cases) - len(todo), desc="converting", unit="case", dynamic_ncols=True
+    ) as bar:
         for failure in _run(work, todo, num_workers):
             bar.update()
             if failure:
@@ -117,7 +139,7 @@ def _fingerprint(case: Case, converter: Converter) -> str:
             status = os.stat(path)
             files.append((os.path.basename(path), status.st_size, status.st_mtime_ns))
         except OSError:
-            files.append((os.path.basename(path), 0, 0))      # reading it will say what is wrong
+            files.append((os.path.basename(path), 0, 0))  # reading it will say what is wrong
     data = json.dumps(_without_folders(case.data, set(case.files)), sort_keys=True)
     settings = json.dumps(asdict(converter), sort_keys=True)
     return f"{seed_of(VERSION, type(converter).__name__, settings, case.group, case.split, data, files):016x}"
@@ -144,7 +166,7 @@ def _convert_one(converter: Converter, output: Path, dataset: str, case: Case, f
         if error.errno in NO_ROOM and error.filename not in case.files:
             raise _writing(error, output) from error
         failure = f"{case.name}: {error.filename}: cannot be read ({error.strerror})"
-    remove_case(output, folder_of(dataset, case))       # what an earlier run made of it is no longer what the source holds
+    remove_case(output, folder_of(dataset, case))  # what an earlier run made of it is no longer what the source holds
     return failure
 
 
@@ -162,15 +184,17 @@ def _run(work, todo: list[tuple[Case, str]], num_workers: int) -> Iterator[str]:
             running |= {pool.submit(work, *one) for one in islice(waiting, len(done))}
             yield from (future.result() for future in done)
     except BrokenProcessPool as error:
-        raise UsageError("a process was killed, most likely for want of memory; run again with fewer --num_workers: what "
-                         "is done stays") from error
+        raise UsageError(
+            "a process was killed, most likely for want of memory; run again with fewer --num_workers: what "
+            "is done stays"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C ends the parent, which lets running cases finish
-    cv2.setNumThreads(0)        # processes are the parallelism; threads inside them only compete
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which lets running cases finish
+    cv2.setNumThreads(0)  # processes are the parallelism; threads inside them only compete
 
 
 # ---------------------------------------------------------------- indexes
@@ -178,10 +202,10 @@ def _start_worker() -> None:
 
 @dataclass
 class _Totals:
-    cases: dict[str, set]       # split -> groups
+    cases: dict[str, set]  # split -> groups
     classes: Counter
     left_out: Counter
-    empty: list[str]            # cases without an object
+    empty: list[str]  # cases without an object
 
 
 def _write_indexes(output: Path, splits: Splits) -> None:
@@ -204,10 +228,20 @@ def _add_case(files: list[IndexFiles], receipt: dict, splits: Splits, totals: _T
     totals.cases[homes[0]].add((receipt["dataset"], receipt["group"]))
     for picture in receipt["pictures"]:
         spacing = picture["spacing"] and "x".join(f"{mm:g}" for mm in picture["spacing"])
-        rows = [{"mask": mask, "dataset": receipt["dataset"], "modality": picture["modality"], "case": receipt["group"],
-                 "axis": picture["axis"], "slice": picture["slice"], "class": class_name, "instance": instance,
-                 "spacing": spacing}
-                for mask, class_name, instance in picture["masks"]]
+        rows = [
+            {
+                "mask": mask,
+                "dataset": receipt["dataset"],
+                "modality": picture["modality"],
+                "case": receipt["group"],
+                "axis": picture["axis"],
+                "slice": picture["slice"],
+                "class": class_name,
+                "instance": instance,
+                "spacing": spacing,
+            }
+            for mask, class_name, instance in picture["masks"]
+        ]
         totals.classes.update(row["class"] for row in rows)
         for one, split in zip(files, homes):
             one.add(split, picture["image"], rows)
@@ -227,8 +261,11 @@ def remove_stale_indexes(output: Path, keep: list[Path]) -> None:
 def _report(output: Path, files: list[IndexFiles], folders: list[Path], splits: Splits, totals: _Totals) -> None:
     for folder, one in zip(folders, files):
         where = f"{folder.name}: " if len(folders) > 1 else ""
-        said = [f"{split} {one.counts[split]['images']} images, {one.counts[split]['masks']} masks"
-                + (f" of {len(totals.cases[split])} case(s)" if folder is folders[0] else "") for split in SPLITS]
+        said = [
+            f"{split} {one.counts[split]['images']} images, {one.counts[split]['masks']} masks"
+            + (f" of {len(totals.cases[split])} case(s)" if folder is folders[0] else "")
+            for split in SPLITS
+        ]
         print(where + "; ".join(said))
     names = [f"{name} {count}" for name, count in totals.classes.most_common()]
     print(f"{len(names)} class(es): " + ", ".join(names[:20]) + (", ..." if len(names) > 20 else ""))
@@ -237,13 +274,17 @@ def _report(output: Path, files: list[IndexFiles], folders: list[Path], splits: 
     if totals.empty:
         print(f"{len(totals.empty)} case(s) have no object and are in no index, such as {totals.empty[0]}")
     if not totals.classes:
-        raise DataError(f"{output}: no object is left; check the labels, and what --min_area, --min_aspect and --only "
-                        "leave out")
+        raise DataError(
+            f"{output}: no object is left; check the labels, and what --min_area, --min_aspect and --only leave out"
+        )
     missing = [split for split, share in zip(SPLITS, splits.ratios) if share and not totals.cases[split]]
     if missing and not splits.folds and not splits.fixed:
         groups = set.union(*totals.cases.values())
         seed, counts = splits.evenest_seed(groups)
-        print(f"no case fell to {' and '.join(missing)}, as there are only {len(groups)}: --split_seed {seed} would give "
-              + ", ".join(f"{split} {counts[split]}" for split in SPLITS) + "; or name them in a --split_file")
+        print(
+            f"no case fell to {' and '.join(missing)}, as there are only {len(groups)}: --split_seed {seed} would give "
+            + ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+            + "; or name them in a --split_file"
+        )
     elif any(one.counts["train"]["images"] for one in files):
         print(f"now: python train.py --data_path {folders[0]}")

@@ -38,10 +38,19 @@ class Defect:
 
 
 KNOWN_DEFECTS = (
-    Defect("Brain_PTM", "", "some images are a binary mask of the brain instead of the scan", "OpenGVLab/SAM-Med2D issue 63"),
+    Defect(
+        "Brain_PTM",
+        "",
+        "some images are a binary mask of the brain instead of the scan",
+        "OpenGVLab/SAM-Med2D issue 63",
+    ),
     Defect("QUBIQ2020", "1_brain-growth", "images look like masks", "OpenGVLab/SAM-Med2D issue 63"),
-    Defect("ichallenge_adam_task2", "", "masks are inverted: the optic disc is 0 and the rest is "
-                                        "1", "torch-em's loader of SA-Med2D-20M"),
+    Defect(
+        "ichallenge_adam_task2",
+        "",
+        "masks are inverted: the optic disc is 0 and the rest is 1",
+        "torch-em's loader of SA-Med2D-20M",
+    ),
 )
 NO_MASKS = "images without a mask"
 OTHER_IMAGE = "masks whose name is not that of their image"
@@ -49,8 +58,15 @@ TWICE = "masks listed twice for an image"
 NO_NAME = "images whose name does not follow SA-Med2D-20M"
 
 
-def index_sa_med2d(root: Path, output: Path, splits: Splits, *, exclude_defects: bool = False, datasets: tuple[str, ...] = (),
-                   modalities: tuple[str, ...] = ()) -> None:
+def index_sa_med2d(
+    root: Path,
+    output: Path,
+    splits: Splits,
+    *,
+    exclude_defects: bool = False,
+    datasets: tuple[str, ...] = (),
+    modalities: tuple[str, ...] = (),
+) -> None:
     """Write indexes of the folder that holds SAMed2D_v1.json, in one pass: memory does not grow with their length.
 
     Paths are relative to the folder above `output` where `root` lies in that, so that both can be moved together, else
@@ -73,7 +89,9 @@ def index_sa_med2d(root: Path, output: Path, splits: Splits, *, exclude_defects:
             modality = f"{name.modality}_{name.sub_modality}"
             seen_datasets.add(name.dataset)
             seen_modalities |= {name.modality, modality}
-            if (datasets and name.dataset not in datasets) or (modalities and not {name.modality, modality} & set(modalities)):
+            if (datasets and name.dataset not in datasets) or (
+                modalities and not {name.modality, modality} & set(modalities)
+            ):
                 continue
             masks = _sound(image, masks, found, exclude_defects)
             defects = [defect for defect in KNOWN_DEFECTS if defect.fits(name)]
@@ -83,16 +101,24 @@ def index_sa_med2d(root: Path, output: Path, splits: Splits, *, exclude_defects:
             rows = [_row(prefix + mask, mask, name, modality, names_of) for mask in masks]
             for one, split in zip(files, splits.of(name.dataset, name.case, name.case)):
                 one.add(split, prefix + image, rows)
-        for flag, chosen, there in (("--datasets", datasets, seen_datasets), ("--modalities", modalities, seen_modalities)):
+        for flag, chosen, there in (
+            ("--datasets", datasets, seen_datasets),
+            ("--modalities", modalities, seen_modalities),
+        ):
             if strange := sorted(set(chosen) - there):
-                raise UsageError(f"{flag} {' '.join(strange)}: not in {root / INDEX}, which has "
-                                 f"{', '.join(sorted(there)[:20])}")
+                raise UsageError(
+                    f"{flag} {' '.join(strange)}: not in {root / INDEX}, which has {', '.join(sorted(there)[:20])}"
+                )
         if not any(one.counts[split]["masks"] for one in files for split in SPLITS):
             raise DataError(f"{root / INDEX}: lists no mask that is wanted")
     remove_stale_indexes(output, keep=folders)
     for folder, one in zip(folders, files):
-        print(f"{folder}: " + "; ".join(f"{split} {one.counts[split]['images']} images, {one.counts[split]['masks']} "
-                                        "masks" for split in SPLITS))
+        print(
+            f"{folder}: "
+            + "; ".join(
+                f"{split} {one.counts[split]['images']} images, {one.counts[split]['masks']} masks" for split in SPLITS
+            )
+        )
     for what, count in found.items():
         kept = not exclude_defects and what not in (NO_MASKS, NO_NAME, TWICE)
         print(f"{count} {what}: " + ("kept; --exclude_defects leaves them out" if kept else "left out"))
@@ -116,9 +142,16 @@ def _sound(image: str, masks: list[str], found: Counter, exclude: bool) -> list[
 def _row(path: str, mask: str, name: Name, modality: str, names_of: dict[str, dict[int, str]]) -> dict:
     own = parse_name(mask)
     number = own.class_id if own else None
-    return {"mask": path, "dataset": name.dataset, "modality": modality, "case": name.case, "axis": name.axis,
-            "slice": name.slice, "class": names_of.get(name.dataset, {}).get(number, number),
-            "instance": own.instance if own else None}
+    return {
+        "mask": path,
+        "dataset": name.dataset,
+        "modality": modality,
+        "case": name.case,
+        "axis": name.axis,
+        "slice": name.slice,
+        "class": names_of.get(name.dataset, {}).get(number, number),
+        "instance": own.instance if own else None,
+    }
 
 
 def _entries(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -129,7 +162,9 @@ def _entries(path: Path) -> Iterator[tuple[str, list[str]]]:
             with tqdm.wrapattr(file, "read", total=size, desc="reading", dynamic_ncols=True) as watched:
                 for image, masks in ijson.kvitems(watched, "", buf_size=1 << 20):
                     if not isinstance(masks, list) or not all(isinstance(mask, str) for mask in masks):
-                        raise DataError(f"{path}: wrong value for {image!r}; the file must be {{image path: [mask path, ...]}}")
+                        raise DataError(
+                            f"{path}: wrong value for {image!r}; the file must be {{image path: [mask path, ...]}}"
+                        )
                     yield image, masks
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder that holds it") from error

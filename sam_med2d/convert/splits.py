@@ -42,13 +42,16 @@ class Splits:
 
         groups: (data set, group).
         """
+
         def counts_of(seed: int) -> Counter:
             return Counter(replace(self, seed=seed)._by_chance(*group)[0] for group in groups)
 
         def error(seed: int) -> tuple[int, float]:
             counts = counts_of(seed)
             pairs = [(counts[split], share * len(groups)) for split, share in zip(SPLITS, self.ratios)]
-            return sum(wanted > 0 and not count for count, wanted in pairs), sum(abs(count - wanted) for count, wanted in pairs)
+            return sum(wanted > 0 and not count for count, wanted in pairs), sum(
+                abs(count - wanted) for count, wanted in pairs
+            )
 
         best = min(range(tried), key=error)
         return best, counts_of(best)
@@ -82,9 +85,14 @@ def read_split_file(path: str | os.PathLike) -> tuple[dict[str, str], ...]:
     folds = content if isinstance(content, list) else [content]
     fixed = []
     for fold in folds:
-        if not isinstance(fold, dict) or not set(fold) <= set(SPLITS) or not all(isinstance(v, list) for v in fold.values()):
-            raise UsageError(f"{path}: must be {{split: [case, ...]}} with splits out of {', '.join(SPLITS)}, or a list of "
-                             "these")
+        if (
+            not isinstance(fold, dict)
+            or not set(fold) <= set(SPLITS)
+            or not all(isinstance(v, list) for v in fold.values())
+        ):
+            raise UsageError(
+                f"{path}: must be {{split: [case, ...]}} with splits out of {', '.join(SPLITS)}, or a list of these"
+            )
         splits: dict[str, str] = {}
         for split, cases in fold.items():
             for case in cases:

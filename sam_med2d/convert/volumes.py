@@ -30,15 +30,21 @@ from sam_med2d.volumes.dicom import LABELS, read_header, read_segmentation, read
 from sam_med2d.volumes.intensity import Intensity, finite, to_8_bits
 
 SUFFIXES = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npy", ".dcm")
-AXES = "xyz"            # numpy has them the other way round: (Z, Y, X)
-TOLERANCE = 0.1         # of a voxel, that the corners of a scan and of its labels may be apart
+AXES = "xyz"  # numpy has them the other way round: (Z, Y, X)
+TOLERANCE = 0.1  # of a voxel, that the corners of a scan and of its labels may be apart
 
 
 # ---------------------------------------------------------------- cases
 
 
-def find_volumes(images: Path, labels: Path, image_pattern: str | None = None, label_pattern: str | None = None,
-                 patient: str | None = None, modality: str = "") -> list[Case]:
+def find_volumes(
+    images: Path,
+    labels: Path,
+    image_pattern: str | None = None,
+    label_pattern: str | None = None,
+    patient: str | None = None,
+    modality: str = "",
+) -> list[Case]:
     """Scans and label volumes matched by name.
 
     image_pattern: of a scan's path below `images`, with the field {case}; a folder of DICOM slices if it ends in a slash.
@@ -62,25 +68,39 @@ def find_volumes(images: Path, labels: Path, image_pattern: str | None = None, l
         if image_pattern is None:
             found = [(re.sub(r"_0000$", "", case), path) for case, path in found]
     scans = dict(found)
-    for case, count in [*Counter(case for case, _ in found).items(), *((case, len(members)) for case, members in masks.items()
-                                                                       if len({name for _, name in members}) < len(members))]:
+    for case, count in [
+        *Counter(case for case, _ in found).items(),
+        *((case, len(members)) for case, members in masks.items() if len({name for _, name in members}) < len(members)),
+    ]:
         if count > 1:
-            raise UsageError(f"{count} files belong to the case '{case}'; give patterns that tell them apart, or keep one "
-                             "of them")
+            raise UsageError(
+                f"{count} files belong to the case '{case}'; give patterns that tell them apart, or keep one of them"
+            )
     both = [name for name in scans if name in masks]
     if not both:
-        raise UsageError(f"no label in {labels} belongs to a scan in {images}: cases are called {some(scans) or 'nothing'} "
-                         f"there and {some(masks) or 'nothing'} here; give --image_pattern '{{case}}_image.nii.gz' and "
-                         "--label_pattern '{case}_label.nii.gz', as your files are called")
-    for lacking, what in (([n for n in scans if n not in masks], "label"), ([n for n in masks if n not in scans], "scan")):
+        raise UsageError(
+            f"no label in {labels} belongs to a scan in {images}: cases are called {some(scans) or 'nothing'} "
+            f"there and {some(masks) or 'nothing'} here; give --image_pattern '{{case}}_image.nii.gz' and "
+            "--label_pattern '{case}_label.nii.gz', as your files are called"
+        )
+    for lacking, what in (
+        ([n for n in scans if n not in masks], "label"),
+        ([n for n in masks if n not in scans], "scan"),
+    ):
         if lacking:
             print(f"{len(lacking)} case(s) have no {what} and are left out: {some(lacking)}")
     groups = groups_of(both, patient or "(.+)", "--patient")
     cases = []
     for name in sorted(both):
         files = scans[name] if isinstance(scans[name], list) else [scans[name]]
-        cases.append(Case(name, groups[name], (*files, *(path for path, _ in masks[name])),
-                          {"images": [[scans[name], modality]], "labels": sorted(masks[name])}))
+        cases.append(
+            Case(
+                name,
+                groups[name],
+                (*files, *(path for path, _ in masks[name])),
+                {"images": [[scans[name], modality]], "labels": sorted(masks[name])},
+            )
+        )
     return cases
 
 
@@ -111,11 +131,15 @@ class Labels:
     def add_map(self, labels: np.ndarray, classes: Classes, path: str) -> None:
         present = sorted({int(value) for slice in labels for value in values_in(slice)})
         self.layers.append(labels)
-        self.objects += [(name, len(self.layers) - 1, values) for name, values in classes.present(np.array(present), path)]
+        self.objects += [
+            (name, len(self.layers) - 1, values) for name, values in classes.present(np.array(present), path)
+        ]
 
     def add_mask(self, name: str, mask: np.ndarray) -> None:
         """(Z, Y, X) bool. Put into the first layer where it overlaps nothing."""
-        number = next((n for n, value in self.free.items() if value < 256 and not self.layers[n][mask].any()), len(self.layers))
+        number = next(
+            (n for n, value in self.free.items() if value < 256 and not self.layers[n][mask].any()), len(self.layers)
+        )
         if number == len(self.layers):
             self.layers.append(np.zeros(mask.shape, np.uint8))
             self.free[number] = 1
@@ -154,15 +178,19 @@ class Volumes:
         stored = read_scan(files[0], self.frame)
         scan = canonical(stored)
         labels = self._labels(case, stored, scan)
-        del stored      # its voxels, of which `scan` has a copy
+        del stored  # its voxels, of which `scan` has a copy
         for number, (file, modality) in enumerate(zip(files, modalities)):
             if number:
                 scan, first = canonical(read_scan(file, self.frame)), scan
                 if difference := grids_differ(scan, first):
-                    raise DataError(f"{file}: is not on the grid of {files[0]} ({difference}); register and resample the "
-                                    "images of a case")
+                    raise DataError(
+                        f"{file}: is not on the grid of {files[0]} ({difference}); register and resample the "
+                        "images of a case"
+                    )
             array = finite(sitk.GetArrayViewFromImage(scan), _name(file), tally)
-            spacing = scan.GetSpacing()[::-1] if not _name(file).endswith(".npy") else None      # an array says nothing of it
+            spacing = (
+                scan.GetSpacing()[::-1] if not _name(file).endswith(".npy") else None
+            )  # an array says nothing of it
             whole = self.intensity.range_of(array) if self.intensity.by_volume or self.intensity.window else None
             for name in self.axes:
                 axis = 2 - AXES.index(name)
@@ -175,7 +203,11 @@ class Volumes:
                     masks = ((label, upright(mask, axis)) for label, mask in labels.of_slice(axis, index))
                     objects = self.preparation.objects(masks, tally)
                     values = np.take(array, index, axis)
-                    image = upright(to_8_bits(values, *(whole or self.intensity.range_of(values))), axis) if objects else None
+                    image = (
+                        upright(to_8_bits(values, *(whole or self.intensity.range_of(values))), axis)
+                        if objects
+                        else None
+                    )
                     yield Picture("", image, objects, modality, name, index, in_plane)
 
     def _labels(self, case: Case, stored: sitk.Image, scan: sitk.Image) -> Labels:
@@ -197,13 +229,17 @@ class Volumes:
                 self._add_volume(labels, path, class_name, stored, scan, case)
         return labels
 
-    def _add_volume(self, labels: Labels, path: str, class_name: str, stored: sitk.Image, scan: sitk.Image, case: Case) -> None:
+    def _add_volume(
+        self, labels: Labels, path: str, class_name: str, stored: sitk.Image, scan: sitk.Image, case: Case
+    ) -> None:
         layers, named = read_label_volume(path)
         for number, layer in enumerate(layers):
             if self.geometry == "ignore":
                 if layer.GetSize() != stored.GetSize():
-                    raise DataError(f"{path}: has {_size(layer)} voxels and its scan {_size(stored)}, so its place cannot "
-                                    "be ignored; give --geometry resample")
+                    raise DataError(
+                        f"{path}: has {_size(layer)} voxels and its scan {_size(stored)}, so its place cannot "
+                        "be ignored; give --geometry resample"
+                    )
                 layer.CopyInformation(stored)
             layer = self._onto(canonical(layer), scan, path, _name(case.data["images"][0][0]))
             array = whole_numbers(sitk.GetArrayFromImage(layer), path)
@@ -220,15 +256,17 @@ class Volumes:
         difference = grids_differ(label, scan)
         if not difference:
             return label
-        self._may_resample(f"{path}: is not on the grid of {scan_path} ({difference}); give --geometry ignore if voxels belong "
-                           "together by their order, or")
+        self._may_resample(
+            f"{path}: is not on the grid of {scan_path} ({difference}); give --geometry ignore if voxels belong "
+            "together by their order, or"
+        )
         return sitk.Resample(label, scan, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
 
     def _add_frame(self, mask: np.ndarray, frame: sitk.Image, scan: sitk.Image, path: str, scan_path: str) -> None:
         """Put a frame of a DICOM-SEG where it lies in the scan, whose voxels it mostly shares: mask is (Z, Y, X) bool."""
         corners = [_index_in(scan, frame, corner) for corner in _corners(frame)]
         start, stop = np.rint(corners[0]).astype(int), np.rint(corners[-1]).astype(int) + 1
-        thin = np.array([n == 1 for n in frame.GetSize()])      # across it, a frame is one voxel of the scan, however thick
+        thin = np.array([n == 1 for n in frame.GetSize()])  # across it, a frame is one voxel of the scan, however thick
         off = np.abs(np.array(corners)[[0, -1]] - [start, stop - 1]).max(0)
         if (off <= TOLERANCE).all() and ((stop - start == frame.GetSize()) | thin).all():
             inner, outer = [], []
@@ -238,12 +276,16 @@ class Volumes:
             mask[tuple(outer[::-1])] |= sitk.GetArrayViewFromImage(frame)[tuple(inner[::-1])] > 0
         else:
             self._may_resample(f"{path}: is not on the grid of {scan_path} (its frames lie between the voxels);")
-            mask |= sitk.GetArrayFromImage(sitk.Resample(frame, scan, sitk.Transform(), sitk.sitkNearestNeighbor, 0)) > 0
+            mask |= (
+                sitk.GetArrayFromImage(sitk.Resample(frame, scan, sitk.Transform(), sitk.sitkNearestNeighbor, 0)) > 0
+            )
 
     def _may_resample(self, otherwise: str) -> None:
         """Raises DataError unless labels are to be resampled."""
         if self.geometry != "resample":
-            raise DataError(f"{otherwise} give --geometry resample if both are right about where they lie in the patient")
+            raise DataError(
+                f"{otherwise} give --geometry resample if both are right about where they lie in the patient"
+            )
 
 
 # ---------------------------------------------------------------- reading
@@ -257,8 +299,10 @@ def read_scan(file: str | Sequence[str], frame: int | None = None) -> sitk.Image
         return read_series([file])
     image = _read(file)
     if image.GetNumberOfComponentsPerPixel() > 1:
-        raise DataError(f"{file}: has {image.GetNumberOfComponentsPerPixel()} channels a voxel (colour or vectors); give "
-                        "scans of one, or export its pictures for the masks or the labelmaps subcommand")
+        raise DataError(
+            f"{file}: has {image.GetNumberOfComponentsPerPixel()} channels a voxel (colour or vectors); give "
+            "scans of one, or export its pictures for the masks or the labelmaps subcommand"
+        )
     return _three_dimensions(image, file, frame)
 
 
@@ -289,8 +333,12 @@ def _read_array(path: str) -> sitk.Image:
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); it must be a plain array") from error
     if array.ndim != 3 or array.dtype.kind not in "biuf":
-        raise DataError(f"{path}: holds {array.dtype} of shape {array.shape}; it must be numbers of (slices, rows, columns)")
-    kind = {"b": np.uint8, "f": np.float32 if array.dtype.itemsize < 8 else np.float64}.get(array.dtype.kind, array.dtype)
+        raise DataError(
+            f"{path}: holds {array.dtype} of shape {array.shape}; it must be numbers of (slices, rows, columns)"
+        )
+    kind = {"b": np.uint8, "f": np.float32 if array.dtype.itemsize < 8 else np.float64}.get(
+        array.dtype.kind, array.dtype
+    )
     return sitk.GetImageFromArray(array.astype(kind))
 
 
@@ -303,25 +351,29 @@ def _check_nifti(path: str) -> np.ndarray | None:
         with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as file:
             header = file.read(540)
             order = "<" if header[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0") else ">"
-            size, = struct.unpack_from(f"{order}i", header)
-            dims, dims_at, kind_at, bits_at, offset, offset_at = {      # NIfTI 1 and 2
-                348: ("8h", 40, 70, 72, "f", 108), 540: ("8q", 16, 12, 14, "q", 168)}[size]
+            (size,) = struct.unpack_from(f"{order}i", header)
+            dims, dims_at, kind_at, bits_at, offset, offset_at = {  # NIfTI 1 and 2
+                348: ("8h", 40, 70, 72, "f", 108),
+                540: ("8q", 16, 12, 14, "q", 168),
+            }[size]
             dim = struct.unpack_from(order + dims, header, dims_at)
-            kind, = struct.unpack_from(f"{order}h", header, kind_at)
-            bits, = struct.unpack_from(f"{order}h", header, bits_at)
+            (kind,) = struct.unpack_from(f"{order}h", header, kind_at)
+            (bits,) = struct.unpack_from(f"{order}h", header, bits_at)
             start = int(struct.unpack_from(order + offset, header, offset_at)[0])
             wanted = math.prod(dim[1 : 1 + max(0, dim[0])]) * bits // 8
             number = {16: f"{order}f4", 64: f"{order}f8"}.get(kind)
             file.seek(start)
             read, holes = 0, []
-            while chunk := file.read(min(1 << 20, max(1, wanted - read))):      # to the end, where gzip checks its sum
+            while chunk := file.read(min(1 << 20, max(1, wanted - read))):  # to the end, where gzip checks its sum
                 read += len(chunk)
                 if number and read <= wanted and len(chunk) % (bits // 8) == 0:
                     holes.append(~np.isfinite(np.frombuffer(chunk, number)))
     except (EOFError, OSError, zlib.error, struct.error, KeyError) as error:
         raise DataError(f"{path}: cannot be read, it is cut off or no NIfTI ({error}); copy it again") from error
     if read < wanted:
-        raise DataError(f"{path}: cannot be read, it is cut off: {read} bytes of voxels instead of {wanted}; copy it again")
+        raise DataError(
+            f"{path}: cannot be read, it is cut off: {read} bytes of voxels instead of {wanted}; copy it again"
+        )
     return np.concatenate(holes) if any(part.any() for part in holes) else None
 
 
@@ -331,7 +383,9 @@ def _three_dimensions(image: sitk.Image, path: str, frame: int | None) -> sitk.I
         return sitk.JoinSeries([image])
     if len(size) == 4:
         if size[3] > 1 and frame is None:
-            raise DataError(f"{path}: is 4D ({_size(image)}: {size[3]} volumes); choose one with --frame 0 .. {size[3] - 1}")
+            raise DataError(
+                f"{path}: is 4D ({_size(image)}: {size[3]} volumes); choose one with --frame 0 .. {size[3] - 1}"
+            )
         if (frame or 0) >= size[3]:
             raise DataError(f"{path}: has {size[3]} volume(s), so --frame goes from 0 to {size[3] - 1}")
         return sitk.Extract(image, [*size[:3], 0], [0, 0, 0, frame or 0])
@@ -350,8 +404,9 @@ def read_label_volume(path: str) -> tuple[list[sitk.Image], list[tuple[str, int,
             value = _meta(image, f"{match[1]}_LabelValue")
             named.append((image.GetMetaData(key), int(_meta(image, f"{match[1]}_Layer") or 0), int(value or 1)))
     if count > 1 and not named:
-        raise DataError(f"{path}: has {count} channels a voxel and names no segments; save one label volume, or a file a "
-                        "class")
+        raise DataError(
+            f"{path}: has {count} channels a voxel and names no segments; save one label volume, or a file a class"
+        )
     layers = [sitk.VectorIndexSelectionCast(image, i) for i in range(count)] if count > 1 else [image]
     return [_three_dimensions(layer, path, None) for layer in layers], sorted(named, key=lambda one: one[1:])
 
@@ -361,7 +416,7 @@ def _meta(image: sitk.Image, key: str) -> str:
 
 
 def dicom_kind(path: str) -> str:
-    """"SEG", "RTSTRUCT", or nothing for any other file."""
+    """ "SEG", "RTSTRUCT", or nothing for any other file."""
     if stem(path, SUFFIXES[:-1]) is not None:
         return ""
     header = read_header(path, ["Modality"])
@@ -382,10 +437,12 @@ def write_labels(path: Path, labels: np.ndarray, turned: sitk.Image | None, stor
     image = sitk.GetImageFromArray(labels)
     if stored is not None:
         image.CopyInformation(turned)
-        image = sitk.DICOMOrient(image, sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(stored.GetDirection()))
+        image = sitk.DICOMOrient(
+            image, sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(stored.GetDirection())
+        )
         image.CopyInformation(stored)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp_{path.name}")     # ITK goes by the ending, so that must stay
+    temporary = path.with_name(f".tmp_{path.name}")  # ITK goes by the ending, so that must stay
     try:
         sitk.WriteImage(image, str(temporary), useCompression=True)
         temporary.replace(path)
@@ -404,7 +461,9 @@ def grids_differ(one: sitk.Image, other: sitk.Image) -> str:
     """What differs between two grids, or nothing."""
     if one.GetSize() != other.GetSize():
         return f"{_size(one)} voxels against {_size(other)}"
-    apart = max(float(np.abs((_index_in(other, one, corner) - corner) * other.GetSpacing()).max()) for corner in _corners(one))
+    apart = max(
+        float(np.abs((_index_in(other, one, corner) - corner) * other.GetSpacing()).max()) for corner in _corners(one)
+    )
     if apart <= TOLERANCE * min(other.GetSpacing()):
         return ""
     if not np.allclose(one.GetSpacing(), other.GetSpacing(), rtol=1e-3):

@@ -34,7 +34,7 @@ from segment_anything.files import replacing
 
 RECEIPTS = ".cases"
 PARTIAL = ".partial"
-LONGEST_NAME = 60       # characters of a part of a file name; file systems allow 255 bytes for all parts together
+LONGEST_NAME = 60  # characters of a part of a file name; file systems allow 255 bytes for all parts together
 
 
 def safe_name(text: str) -> str:
@@ -59,10 +59,12 @@ def read_receipt(output: Path, folder: str) -> dict | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        return None     # not written by us; convert the case again
+        return None  # not written by us; convert the case again
 
 
-def write_case(output: Path, dataset: str, case: Case, pictures: Iterable[Picture], fingerprint: str, tally: Counter) -> None:
+def write_case(
+    output: Path, dataset: str, case: Case, pictures: Iterable[Picture], fingerprint: str, tally: Counter
+) -> None:
     """Write the pictures that have objects, and the receipt. Raises what `pictures` raises; then nothing has changed."""
     folder = folder_of(dataset, case)
     staging = output / PARTIAL / folder
@@ -85,11 +87,19 @@ def write_case(output: Path, dataset: str, case: Case, pictures: Iterable[Pictur
             mask_name = f"{stem}--{safe_name(class_name)}_{instance:03d}.png"
             _write_png(staging / "masks" / mask_name, mask.view(np.uint8) * 255)
             masks.append([f"masks/{folder}/{mask_name}", class_name, instance])
-        entries.append({"image": f"images/{folder}/{stem}.png", "modality": picture.modality, "axis": picture.axis,
-                        "slice": picture.slice, "spacing": picture.spacing, "masks": masks})
+        entries.append(
+            {
+                "image": f"images/{folder}/{stem}.png",
+                "modality": picture.modality,
+                "axis": picture.axis,
+                "slice": picture.slice,
+                "spacing": picture.spacing,
+                "masks": masks,
+            }
+        )
 
     receipt = output / RECEIPTS / f"{folder}.json"
-    receipt.unlink(missing_ok=True)     # from here until the new one is there, the case counts as not converted
+    receipt.unlink(missing_ok=True)  # from here until the new one is there, the case counts as not converted
     for kind in ("images", "masks"):
         target = output / kind / folder
         shutil.rmtree(target, ignore_errors=True)
@@ -98,10 +108,21 @@ def write_case(output: Path, dataset: str, case: Case, pictures: Iterable[Pictur
             os.rename(staging / kind, target)
     shutil.rmtree(staging)
     with replacing(receipt) as path:
-        path.write_text(json.dumps({
-            "fingerprint": fingerprint, "dataset": dataset, "case": case.name, "group": case.group, "split": case.split,
-            "pictures": entries, "left_out": dict(sorted(tally.items())),
-        }, ensure_ascii=False), encoding="utf-8")
+        path.write_text(
+            json.dumps(
+                {
+                    "fingerprint": fingerprint,
+                    "dataset": dataset,
+                    "case": case.name,
+                    "group": case.group,
+                    "split": case.split,
+                    "pictures": entries,
+                    "left_out": dict(sorted(tally.items())),
+                },
+                ensure_ascii=False,
+            ),
+            encoding="utf-8",
+        )
 
 
 def remove_case(output: Path, folder: str) -> None:
@@ -124,7 +145,7 @@ def receipts(output: Path, skip: Container[str] = ()) -> Iterator[tuple[str, dic
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:
-    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())      # imwrite fails on some names without a word
+    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite fails on some names without a word
 
 
 # ---------------------------------------------------------------- indexes
@@ -135,6 +156,7 @@ class IndexFiles:
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+
         def opened(name: str) -> TextIO:
             return stack.enter_context(_if_any(folder / name))
 
@@ -177,7 +199,9 @@ class _JsonObject:
         self._between = "{\n"
 
     def add(self, key: str, value: str | list[str]) -> None:
-        self._file.write(f"{self._between}{json.dumps(key, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False)}")
+        self._file.write(
+            f"{self._between}{json.dumps(key, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False)}"
+        )
         self._between = ",\n"
 
     def finish(self) -> None:

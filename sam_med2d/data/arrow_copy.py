@@ -22,9 +22,9 @@ from xxhash import xxh3_64_hexdigest, xxh3_128
 from sam_med2d.data.reading import DataError
 from segment_anything.files import replacing
 
-FORMAT = 1                  # of the copies; raise it when their content changes
-COPY_FROM = 16 << 20        # bytes of text
-WINDOW = 64 << 20           # bytes
+FORMAT = 1  # of the copies; raise it when their content changes
+COPY_FROM = 16 << 20  # bytes of text
+WINDOW = 64 << 20  # bytes
 Write = Callable[[pa.RecordBatch], None]
 Build = Callable[[BinaryIO, Write, str | None], dict]
 
@@ -71,7 +71,7 @@ def columns_of(source: str, schema: pa.Schema, build: Build) -> Columns:
     raise DataError, as this does where the text cannot be read.
     """
     try:
-        open(source, "rb").close()      # what follows takes an OSError for a place that cannot be written
+        open(source, "rb").close()  # what follows takes an OSError for a place that cannot be written
         if os.stat(source).st_size < COPY_FROM:
             return in_memory(schema, lambda write: _build_from(source, build, write))
         refusals = []
@@ -80,12 +80,17 @@ def columns_of(source: str, schema: pa.Schema, build: Build) -> Columns:
                 return _at(path, source, schema, build)
             except DataError:
                 raise
-            except OSError as error:        # read-only, full, or a file system without locks
+            except OSError as error:  # read-only, full, or a file system without locks
                 refusals.append(f"{path}: {error.strerror or error}")
-        print(f"no room for a copy of {source} ({'; '.join(refusals)}): it is read into memory, each time anew", file=sys.stderr)
+        print(
+            f"no room for a copy of {source} ({'; '.join(refusals)}): it is read into memory, each time anew",
+            file=sys.stderr,
+        )
         return in_memory(schema, lambda write: _build_from(source, build, write))
     except OSError as error:
-        raise DataError(f"{source}: cannot be read ({error.strerror or error}); check the file and its permissions") from error
+        raise DataError(
+            f"{source}: cannot be read ({error.strerror or error}); check the file and its permissions"
+        ) from error
 
 
 def in_memory(schema: pa.Schema, fill: Callable[[Write], dict]) -> Columns:
@@ -99,8 +104,10 @@ def _places(source: str) -> list[str]:
     """Where the copy may lie, the best first. The name of the second tells folders of one name apart."""
     folder, name = os.path.split(os.path.abspath(source))
     user = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return [os.path.join(folder, ".arrow", f"{name}.arrow"),
-            os.path.join(user, "sam-med2d", xxh3_64_hexdigest(os.fsencode(folder)), f"{name}.arrow")]
+    return [
+        os.path.join(folder, ".arrow", f"{name}.arrow"),
+        os.path.join(user, "sam-med2d", xxh3_64_hexdigest(os.fsencode(folder)), f"{name}.arrow"),
+    ]
 
 
 def _at(path: str, source: str, schema: pa.Schema, build: Build) -> Columns:
@@ -109,7 +116,7 @@ def _at(path: str, source: str, schema: pa.Schema, build: Build) -> Columns:
         return found
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with _locked(path):
-        if (found := _valid(path, source)) is not None:       # another process has made it
+        if (found := _valid(path, source)) is not None:  # another process has made it
             return found
         with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
             _write(sink, schema, lambda write: _build_from(source, build, write, os.path.dirname(path)))
@@ -167,8 +174,18 @@ def _write(sink, schema: pa.Schema, fill: Callable[[Write], dict]) -> None:
 
 def _build_from(source: str, build: Build, write: Write, scratch: str | None = None) -> dict:
     size = os.stat(source).st_size
-    with open(source, "rb") as file, tqdm(total=size, unit="B", unit_scale=True, desc=f"reading {os.path.basename(source)}",
-                                          disable=size < COPY_FROM, dynamic_ncols=True, leave=False) as bar:
+    with (
+        open(source, "rb") as file,
+        tqdm(
+            total=size,
+            unit="B",
+            unit_scale=True,
+            desc=f"reading {os.path.basename(source)}",
+            disable=size < COPY_FROM,
+            dynamic_ncols=True,
+            leave=False,
+        ) as bar,
+    ):
         hashing = _Hashing(file, bar)
         facts = build(hashing, write, scratch)
         return {**facts, "size": hashing.size, "hash": hashing.hash.hexdigest()}

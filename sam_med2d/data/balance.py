@@ -21,7 +21,7 @@ class Balance:
         """codes: (masks of the index,) the place in `names` of each mask's group."""
         self.index = index
         starts = np.array([index.first_mask(i) for i in range(len(index) + 1)])
-        if kind == "dataset":       # of the first mask: an image is in one data set
+        if kind == "dataset":  # of the first mask: an image is in one data set
             image, code, self._weights = np.arange(len(index)), codes[starts[:-1]], None
         else:
             self._weights = (1 / np.bincount(codes, minlength=len(names)))[codes].astype(np.float32)
@@ -36,7 +36,7 @@ class Balance:
         """How probable each mask of an image is to be drawn; None: all alike."""
         if self._weights is None:
             return None
-        weights = self._weights[self.index.first_mask(i):self.index.first_mask(i + 1)].astype(np.float64)
+        weights = self._weights[self.index.first_mask(i) : self.index.first_mask(i + 1)].astype(np.float64)
         return weights / weights.sum()
 
 

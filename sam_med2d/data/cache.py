@@ -30,10 +30,10 @@ from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 from sam_med2d.data.index import Index
 from segment_anything.files import replacing
 
-FORMAT = 1                          # of the files, and of how images and masks are read and resized; raise it with either
-HEADER = 4096                       # bytes before the records; the first tells all processes that the disk is full
-IMAGE = struct.Struct("<QQIIHHHxx")     # checksum, stamp of the file, original height and width, height, width, channels
-MASK = struct.Struct("<QQ")             # checksum, stamp of the file
+FORMAT = 1  # of the files, and of how images and masks are read and resized; raise it with either
+HEADER = 4096  # bytes before the records; the first tells all processes that the disk is full
+IMAGE = struct.Struct("<QQIIHHHxx")  # checksum, stamp of the file, original height and width, height, width, channels
+MASK = struct.Struct("<QQ")  # checksum, stamp of the file
 Size = tuple[int, int]
 
 
@@ -50,7 +50,7 @@ class PackedCache:
             try:
                 handle = os.open(path, os.O_RDWR)
                 self._writable = True
-            except OSError:         # others may read it
+            except OSError:  # others may read it
                 handle = os.open(path, os.O_RDONLY)
                 self._writable = False
             if os.fstat(handle).st_size != length:
@@ -68,8 +68,10 @@ class PackedCache:
 
     def image(self, i: int, stamp: int | None = None) -> tuple[np.ndarray, Size] | None:
         """-> (h, w, 3) uint8 and the original size, or None if it is not there. stamp: that of the file, to be compared."""
-        checksum, stored, *original, height, width, channels = IMAGE.unpack_from(self._opened["records"][1], self._image_record(i))
-        slot = self._opened["images"][1][i * self._image_slot:][:channels * height * width]
+        checksum, stored, *original, height, width, channels = IMAGE.unpack_from(
+            self._opened["records"][1], self._image_record(i)
+        )
+        slot = self._opened["images"][1][i * self._image_slot :][: channels * height * width]
         if not checksum or stamp not in (None, stored):
             return None
         if checksum != _checksum(slot, (*original, height, width, channels)):
@@ -81,7 +83,7 @@ class PackedCache:
         """-> (h, w) bool, or None if it is not there. size: that of image(i)."""
         number = self.index.first_mask(i) + k
         checksum, stored = MASK.unpack_from(self._opened["records"][1], self._mask_record(number))
-        slot = self._opened["masks"][1][number * self._mask_slot:][:-(-size[0] * size[1] // 8)]
+        slot = self._opened["masks"][1][number * self._mask_slot :][: -(-size[0] * size[1] // 8)]
         if not checksum or stamp not in (None, stored) or checksum != _checksum(slot, size):
             return None
         return np.unpackbits(np.frombuffer(slot, np.uint8), count=size[0] * size[1]).reshape(size).view(bool)
@@ -92,15 +94,25 @@ class PackedCache:
         grey = np.array_equal(planes[0], planes[1]) and np.array_equal(planes[0], planes[2])
         slot = planes[0].tobytes() if grey else b"".join(plane.tobytes() for plane in planes)
         sizes = (*original_size, *image.shape[:2], 1 if grey else 3)
-        self._write("images", i * self._image_slot, slot, self._image_record(i),
-                    IMAGE.pack(_checksum(slot, sizes), stamp, *sizes))
+        self._write(
+            "images",
+            i * self._image_slot,
+            slot,
+            self._image_record(i),
+            IMAGE.pack(_checksum(slot, sizes), stamp, *sizes),
+        )
 
     def put_mask(self, i: int, k: int, mask: np.ndarray, stamp: int) -> None:
         """mask: (h, w) bool, as large as image(i)."""
         number = self.index.first_mask(i) + k
         slot = np.packbits(mask).tobytes()
-        self._write("masks", number * self._mask_slot, slot, self._mask_record(number),
-                    MASK.pack(_checksum(slot, mask.shape), stamp))
+        self._write(
+            "masks",
+            number * self._mask_slot,
+            slot,
+            self._mask_record(number),
+            MASK.pack(_checksum(slot, mask.shape), stamp),
+        )
 
     def _image_record(self, i: int) -> int:
         return HEADER + i * IMAGE.size
@@ -115,8 +127,11 @@ class PackedCache:
             _pwrite(self._opened[name][0], slot, place)
             _pwrite(self._opened["records"][0], record, record_place)
         except OSError as error:
-            _pwrite(self._opened["records"][0], b"\1", 0)       # in place since the cache was made: needs no room
-            print(f"the cache {self.folder} takes no more ({error.strerror}): going on with what it holds", file=sys.stderr)
+            _pwrite(self._opened["records"][0], b"\1", 0)  # in place since the cache was made: needs no room
+            print(
+                f"the cache {self.folder} takes no more ({error.strerror}): going on with what it holds",
+                file=sys.stderr,
+            )
 
 
 def open_cache(folder: str | os.PathLike, index: Index, image_size: int) -> PackedCache | None:
@@ -124,8 +139,13 @@ def open_cache(folder: str | os.PathLike, index: Index, image_size: int) -> Pack
 
     None, and a line on stderr, where it cannot be: training goes on without.
     """
-    settings = {"format": FORMAT, "index": os.path.abspath(index.source), "hash": index.columns.facts["hash"],
-                "root": index.root, "image_size": image_size}
+    settings = {
+        "format": FORMAT,
+        "index": os.path.abspath(index.source),
+        "hash": index.columns.facts["hash"],
+        "root": index.root,
+        "image_size": image_size,
+    }
     stem = Path(index.source).stem
     own = Path(folder) / f"{stem}-{image_size}px-{xxh3_64_hexdigest(json.dumps(settings).encode())[:8]}"
     try:
@@ -133,7 +153,7 @@ def open_cache(folder: str | os.PathLike, index: Index, image_size: int) -> Pack
             _make(own, settings, index, image_size)
         cache = PackedCache(str(own), index, image_size)
         if cache._writable:
-            _pwrite(cache._opened["records"][0], b"\0", 0)      # there may be room now
+            _pwrite(cache._opened["records"][0], b"\0", 0)  # there may be room now
         return cache
     except OSError as error:
         print(f"--cache {folder}: cannot be used ({error.strerror or error}); going on without it", file=sys.stderr)
@@ -143,7 +163,8 @@ def open_cache(folder: str | os.PathLike, index: Index, image_size: int) -> Pack
 def _is_whole(folder: Path, settings: dict, index: Index, image_size: int) -> bool:
     try:
         return json.loads((folder / "settings.json").read_text()) == settings and all(
-            (folder / name).stat().st_size == length for name, length in _lengths(index, image_size).items())
+            (folder / name).stat().st_size == length for name, length in _lengths(index, image_size).items()
+        )
     except (OSError, ValueError):
         return False
 
@@ -151,7 +172,7 @@ def _is_whole(folder: Path, settings: dict, index: Index, image_size: int) -> bo
 def _make(folder: Path, settings: dict, index: Index, image_size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
-        if _is_whole(folder, settings, index, image_size):      # another process has made it
+        if _is_whole(folder, settings, index, image_size):  # another process has made it
             return
         (folder / "settings.json").unlink(missing_ok=True)
         for name, length in _lengths(index, image_size).items():
@@ -171,8 +192,11 @@ def _slots(image_size: int) -> tuple[int, int]:
 def _lengths(index: Index, image_size: int) -> dict[str, int]:
     """Of the files, in bytes."""
     image_slot, mask_slot = _slots(image_size)
-    return {"images": len(index) * image_slot, "masks": index.mask_count * mask_slot,
-            "records": HEADER + len(index) * IMAGE.size + index.mask_count * MASK.size}
+    return {
+        "images": len(index) * image_slot,
+        "masks": index.mask_count * mask_slot,
+        "records": HEADER + len(index) * IMAGE.size + index.mask_count * MASK.size,
+    }
 
 
 def _checksum(slot: bytes | memoryview, sizes: tuple[int, ...]) -> int:

@@ -186,7 +186,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 def _image_tensor(image: np.ndarray) -> Tensor:
     """(S, S, 3) -> (3, S, S)"""
     planes = np.empty((3, *image.shape[:2]), np.uint8)
-    cv2.split(image, [*planes])     # 26 us at 256 px; transposing and copying takes 118
+    cv2.split(image, [*planes])  # 26 us at 256 px; transposing and copying takes 118
     return torch.from_numpy(planes)
 
 
@@ -311,14 +311,21 @@ def scoring_sample(index: Index, number: int, image_size: int) -> Sample:
     )
 
 
-def shrunk(index: Index, number: int, which: Sequence[int], size: int, cache: PackedCache | None = None, *,
-           changed: bool = False) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+def shrunk(
+    index: Index,
+    number: int,
+    which: Sequence[int],
+    size: int,
+    cache: PackedCache | None = None,
+    *,
+    changed: bool = False,
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """An image of the index and those of its masks, each at most S x S, and the image's original size.
 
     What the cache lacks is read from the files, once each, and put there; so are, if `changed`, files that changed since.
     Returns (h, w, 3) uint8, (len(which), h, w) bool and (height, width). Raises DataError: an image or mask is bad.
     """
-    names: tuple[str, list[str]] | None = None      # looked up when the first file is needed, so never where all is cached
+    names: tuple[str, list[str]] | None = None  # looked up when the first file is needed, so never where all is cached
 
     def path(k: int) -> str:
         """Of the k-th mask; -1: of the image."""

@@ -29,9 +29,9 @@ from segment_anything.files import replacing
 
 # Names are kept as bytes: a file name need not be valid Unicode.
 SCHEMA = pa.schema({"image": pa.binary(), "masks": pa.list_(pa.binary())})
-ROWS = 1 << 14          # images a record batch; all but the last have so many
-MISSING_SHOWN = 3       # missing paths an error lists; the rest are counted
-JUST_NOW = 2.0          # seconds; a folder that changed since may change again without a new time stamp
+ROWS = 1 << 14  # images a record batch; all but the last have so many
+MISSING_SHOWN = 3  # missing paths an error lists; the rest are counted
+JUST_NOW = 2.0  # seconds; a folder that changed since may change again without a new time stamp
 
 
 class Index:
@@ -50,7 +50,9 @@ class Index:
         self.mask_count: int = groups.facts["masks"]
         self.images_without_masks: int = groups.facts["images_without_masks"]
         self._length: int = groups.facts["images"]
-        self._first_masks = np.cumsum([0, *(len(batch["masks"].flatten()) for batch in groups.batches)])    # of the batches
+        self._first_masks = np.cumsum(
+            [0, *(len(batch["masks"].flatten()) for batch in groups.batches)]
+        )  # of the batches
 
     def __len__(self) -> int:
         return self._length
@@ -105,7 +107,7 @@ def index_columns(source: str) -> Columns:
     """The columns of an index file, whether or not the files it lists exist. Raises DataError as read_index does."""
     try:
         return columns_of(source, SCHEMA, partial(_build, source, _write_groups))
-    except _Interleaved:        # rare: scripts write the masks of an image together
+    except _Interleaved:  # rare: scripts write the masks of an image together
         return columns_of(source, SCHEMA, partial(_build, source, _write_joined))
 
 
@@ -140,7 +142,11 @@ def _build(source: str, write_groups: Callable, file: BinaryIO, write: Write, sc
         image, members = "", []
         for key, value in _entries(source, file, shape):
             # not isinstance: an inner JSON object is a list too, of pairs
-            if type(value) is not (str if by_mask else list) or not by_mask and not all(isinstance(name, str) for name in value):
+            if (
+                type(value) is not (str if by_mask else list)
+                or not by_mask
+                and not all(isinstance(name, str) for name in value)
+            ):
                 raise DataError(f"{source}: wrong value for '{key}'; the file must be {shape}")
             if not by_mask:
                 yield key, value
@@ -181,7 +187,7 @@ def _entries(source: str, file: BinaryIO, shape: str) -> Iterable[tuple[str, obj
             yield from ijson.kvitems(file, "", buf_size=1 << 20)
     except DataError:
         raise
-    except (ijson.JSONError, ValueError) as error:      # bad JSON and bad UTF-8 alike
+    except (ijson.JSONError, ValueError) as error:  # bad JSON and bad UTF-8 alike
         said = str(error).splitlines()[0]
         raise DataError(f"{source}: not valid JSON ({said}); write the index again") from error
 
@@ -244,15 +250,15 @@ def _write_joined(groups: Iterable[tuple[str, list[str]]], write: Write, scratch
 def _write_in_order(batches: Callable[[], list[pa.RecordBatch]], seen: array, write: Write) -> dict:
     """Rows of which some have the same image -> batches of ROWS images, in the order of their first rows."""
     _, first, image_of = np.unique(np.frombuffer(seen, np.uint64), return_index=True, return_inverse=True)
-    first = first[image_of]                 # of each row, the first row of its image
+    first = first[image_of]  # of each row, the first row of its image
     order = np.argsort(first, kind="stable")
     starts = np.flatnonzero(np.diff(first[order], prepend=-1))
     del first, image_of
     for k in range(0, len(starts), ROWS):
-        cuts = starts[k:k + ROWS + 1] if k + ROWS < len(starts) else np.append(starts[k:], len(order))
-        rows = order[cuts[0]:cuts[-1]]
+        cuts = starts[k : k + ROWS + 1] if k + ROWS < len(starts) else np.append(starts[k:], len(order))
+        rows = order[cuts[0] : cuts[-1]]
         cuts = cuts - cuts[0]
-        taken, places, opened = [], [], batches()       # mapped anew: pages of an old mapping count as ours
+        taken, places, opened = [], [], batches()  # mapped anew: pages of an old mapping count as ours
         for number in np.unique(rows // ROWS):
             here = np.flatnonzero(rows // ROWS == number)
             taken.append(opened[number].take(pa.array(rows[here] % ROWS)))
@@ -279,7 +285,7 @@ def _check_files(source: str, root: str, columns: Columns) -> None:
     unchanged = {folder for folder, stamp in known.items() if stamp is not None and current[folder] == stamp}
     if known and len(unchanged) == len(known):
         return
-    hashes: dict[bytes, array] = {}     # of the files of each folder; of 24 million files 190 MB
+    hashes: dict[bytes, array] = {}  # of the files of each folder; of 24 million files 190 MB
     for names in _names(columns):
         for name in names:
             cut = name.rfind(b"/") + 1
@@ -288,11 +294,17 @@ def _check_files(source: str, root: str, columns: Columns) -> None:
                 of_folder = hashes[name[:cut]] = array("Q")
             of_folder.append(xxh3_64_intdigest(name[cut:]))
     wanted = {os.fsdecode(folder): of_folder for folder, of_folder in hashes.items()}
-    stamps = {folder: _changed_at(root, folder) for folder in wanted}       # before they are listed
+    stamps = {folder: _changed_at(root, folder) for folder in wanted}  # before they are listed
 
     missing = {}
-    for folder, of_folder in tqdm(wanted.items(), desc="looking for the files", unit="folder", leave=False, dynamic_ncols=True,
-                                  disable=columns.path is None):
+    for folder, of_folder in tqdm(
+        wanted.items(),
+        desc="looking for the files",
+        unit="folder",
+        leave=False,
+        dynamic_ncols=True,
+        disable=columns.path is None,
+    ):
         if folder not in unchanged and len(not_listed := _not_listed(os.path.join(root, folder), _distinct(of_folder))):
             missing[folder] = not_listed
     if missing:
@@ -334,8 +346,8 @@ def _not_listed(folder: str, wanted: np.ndarray) -> np.ndarray:
                     if found.all():
                         return wanted[:0]
         mark()
-    except (OSError, ValueError):       # ValueError: a null character in the path
-        pass        # the folder is missing or cannot be listed; the files decide
+    except (OSError, ValueError):  # ValueError: a null character in the path
+        pass  # the folder is missing or cannot be listed; the files decide
     return wanted[~found]
 
 
@@ -352,11 +364,13 @@ def _raise_if_missing(source: str, root: str, columns: Columns, suspects: dict[s
     for names in _names(columns):
         in_folder: dict[bytes, list[bytes]] = {}
         for name in names:
-            in_folder.setdefault(name[:name.rfind(b"/") + 1], []).append(name)
+            in_folder.setdefault(name[: name.rfind(b"/") + 1], []).append(name)
         for folder, here in ((os.fsdecode(folder), here) for folder, here in in_folder.items()):
             if folder not in suspects:
                 continue
-            hashes = np.fromiter((xxh3_64_intdigest(name[name.rfind(b"/") + 1:]) for name in here), np.uint64, len(here))
+            hashes = np.fromiter(
+                (xxh3_64_intdigest(name[name.rfind(b"/") + 1 :]) for name in here), np.uint64, len(here)
+            )
             for i in np.flatnonzero(_look_up(hashes, suspects[folder])[1]).tolist():
                 name = os.fsdecode(here[i])
                 # A file system may open a name that it lists in another spelling (letter case, Unicode form, backslashes).
@@ -399,4 +413,4 @@ def _write_checked(columns: Columns, root: str, stamps: dict[str, int | None]) -
         with replacing(f"{columns.path}.checked") as path:
             path.write_text(json.dumps({"hash": columns.facts["hash"], "root": root, "folders": stamps}))
     except OSError:
-        pass        # the folders are listed again next time
+        pass  # the folders are listed again next time

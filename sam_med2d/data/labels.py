@@ -17,7 +17,12 @@ from sam_med2d.data.reading import DataError
 
 # of each kind the columns of metadata.csv and the parts of a file name that tell it: numbers count within a data set
 _COLUMNS = {"dataset": ["dataset"], "class": ["class"], "modality": ["modality"], "case": ["dataset", "case"]}
-_PARTS = {"dataset": ["dataset"], "class": ["dataset", "class_id"], "modality": ["modality"], "case": ["dataset", "case"]}
+_PARTS = {
+    "dataset": ["dataset"],
+    "class": ["dataset", "class_id"],
+    "modality": ["modality"],
+    "case": ["dataset", "case"],
+}
 
 
 def labels_of(index: Index, folder: str, kind: str) -> tuple[list[str], np.ndarray]:
@@ -29,7 +34,7 @@ def labels_of(index: Index, folder: str, kind: str) -> tuple[list[str], np.ndarr
     """
     table = os.path.join(folder, METADATA)
     labels, codes = _from_metadata(index, table, kind) if os.path.isfile(table) else _from_names(index, folder, kind)
-    names = [*dict.fromkeys(labels)]        # a class that two data sets number differently is one
+    names = [*dict.fromkeys(labels)]  # a class that two data sets number differently is one
     place_of = {name: place for place, name in enumerate(names)}
     return names, np.array([place_of[label] for label in labels], np.int32)[codes]
 
@@ -52,8 +57,10 @@ def _from_names(index: Index, folder: str, kind: str) -> tuple[list[str], np.nda
         parts = pc.extract_regex(pc.replace_substring_regex(_text(masks), r"^.*/", ""), NAME_PATTERN)
         unknown = pc.fill_null(pc.equal(pc.struct_field(parts, "class_id"), ""), True).to_numpy(zero_copy_only=False)
         if unknown.any():
-            raise DataError(f"{index.source}: the {kind} of its masks is not known: there is no {METADATA} in {folder}, and "
-                            f"{os.fsdecode(masks[int(np.argmax(unknown))].as_py())} is no file name of SA-Med2D-20M")
+            raise DataError(
+                f"{index.source}: the {kind} of its masks is not known: there is no {METADATA} in {folder}, and "
+                f"{os.fsdecode(masks[int(np.argmax(unknown))].as_py())} is no file name of SA-Med2D-20M"
+            )
         keys.add([pc.struct_field(parts, name) for name in _PARTS[kind]])
     if kind == "class":
         return _class_names(keys.labels, os.path.join(folder, CLASS_NAMES)), keys.codes()
@@ -63,7 +70,7 @@ def _from_names(index: Index, folder: str, kind: str) -> tuple[list[str], np.nda
 def _text(names: pa.BinaryArray) -> pa.StringArray:
     try:
         return names.cast(pa.string())
-    except pa.ArrowInvalid:     # names that are no Unicode
+    except pa.ArrowInvalid:  # names that are no Unicode
         return pa.array([name.decode(errors="replace") for name in names.to_pylist()], pa.string())
 
 
@@ -89,6 +96,8 @@ class _Keys:
 
 def _class_names(keys: Sequence[list[str]], table: str) -> list[str]:
     """(data set, class id) -> the class's name where the table has it."""
-    known = {dataset: {number: name for name, number in classes.items()}
-             for dataset, classes in (read_class_names(table) if os.path.isfile(table) else {}).items()}
+    known = {
+        dataset: {number: name for name, number in classes.items()}
+        for dataset, classes in (read_class_names(table) if os.path.isfile(table) else {}).items()
+    }
     return [known.get(dataset, {}).get(int(number)) or f"{dataset} {number}" for dataset, number in keys]

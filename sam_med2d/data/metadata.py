@@ -35,19 +35,21 @@ CLASS_NAMES = "SAMed2D_v1_class_mapping_id.json"
 class Name(NamedTuple):
     """The parts of an SA-Med2D-20M file name."""
 
-    modality: str           # ct
-    sub_modality: str       # 00
+    modality: str  # ct
+    sub_modality: str  # 00
     dataset: str
     case: str
-    axis: str               # x, y, z, or empty for sources that are pictures
-    slice: int | None       # None with an empty axis
-    class_id: int | None    # None, as is the instance, for images
+    axis: str  # x, y, z, or empty for sources that are pictures
+    slice: int | None  # None with an empty axis
+    class_id: int | None  # None, as is the instance, for images
     instance: int | None
 
 
 # For Python's re and for RE2, which pyarrow searches whole columns with.
-NAME_PATTERN = (r"^(?P<modality>[^_/]+)_(?P<sub_modality>[^/]+?)--(?P<dataset>[^/]+?)--(?P<case>[^/]+)"
-                r"--(?:(?P<axis>[xyz])_(?P<slice>[0-9]+)|2d_none)(?:--(?P<class_id>[0-9]+)_(?P<instance>[0-9]+))?\.[a-zA-Z0-9]+$")
+NAME_PATTERN = (
+    r"^(?P<modality>[^_/]+)_(?P<sub_modality>[^/]+?)--(?P<dataset>[^/]+?)--(?P<case>[^/]+)"
+    r"--(?:(?P<axis>[xyz])_(?P<slice>[0-9]+)|2d_none)(?:--(?P<class_id>[0-9]+)_(?P<instance>[0-9]+))?\.[a-zA-Z0-9]+$"
+)
 _NAME = re.compile(NAME_PATTERN)
 
 
@@ -57,8 +59,16 @@ def parse_name(path: str | os.PathLike) -> Name | None:
     if match is None:
         return None
     number = lambda group: None if match[group] is None else int(match[group])
-    return Name(match["modality"], match["sub_modality"], match["dataset"], match["case"], match["axis"] or "",
-                number("slice"), number("class_id"), number("instance"))
+    return Name(
+        match["modality"],
+        match["sub_modality"],
+        match["dataset"],
+        match["case"],
+        match["axis"] or "",
+        number("slice"),
+        number("class_id"),
+        number("instance"),
+    )
 
 
 def read_class_names(path: str | os.PathLike) -> dict[str, dict[str, int]]:
@@ -79,17 +89,32 @@ def read_class_names(path: str | os.PathLike) -> dict[str, dict[str, int]]:
             try:
                 ids[name] = int(number)
             except (TypeError, ValueError) as error:
-                raise DataError(f"{path}: class '{name}' of '{dataset}' has {number!r} for an id; it must be a number") from error
+                raise DataError(
+                    f"{path}: class '{name}' of '{dataset}' has {number!r} for an id; it must be a number"
+                ) from error
     return classes
 
 
 # ---------------------------------------------------------------- metadata.csv
 
-TEXTS = tuple(name for name in COLUMNS if name not in ("mask", "image", "slice", "instance"))     # few different ones each
-_READ = {"mask": pa.string(), "image": pa.string(), "slice": pa.int32(), "instance": pa.int32(),
-         **{name: pa.dictionary(pa.int32(), pa.string()) for name in TEXTS}}
-_KEPT = pa.schema({"hash": pa.uint64(), "mask": pa.string(), "image": pa.string(), "slice": pa.int32(), "instance": pa.int32(),
-                   **{name: pa.int32() for name in TEXTS}})
+TEXTS = tuple(name for name in COLUMNS if name not in ("mask", "image", "slice", "instance"))  # few different ones each
+_READ = {
+    "mask": pa.string(),
+    "image": pa.string(),
+    "slice": pa.int32(),
+    "instance": pa.int32(),
+    **{name: pa.dictionary(pa.int32(), pa.string()) for name in TEXTS},
+}
+_KEPT = pa.schema(
+    {
+        "hash": pa.uint64(),
+        "mask": pa.string(),
+        "image": pa.string(),
+        "slice": pa.int32(),
+        "instance": pa.int32(),
+        **{name: pa.int32() for name in TEXTS},
+    }
+)
 
 
 class Metadata:
@@ -104,12 +129,12 @@ class Metadata:
         self.source = source
         self._columns = columns
         table = pa.Table.from_batches(columns.batches, _KEPT)
-        self._masks = table["mask"].cast(pa.binary())       # a view, in which any path can be compared
+        self._masks = table["mask"].cast(pa.binary())  # a view, in which any path can be compared
         hashes = table["hash"].to_numpy()
         self._order = np.argsort(hashes)
         self._sorted = hashes[self._order]
         for place in np.flatnonzero(self._sorted[1:] == self._sorted[:-1]):
-            mask, other = (self._masks[int(row)].as_py() for row in self._order[place:place + 2])
+            mask, other = (self._masks[int(row)].as_py() for row in self._order[place : place + 2])
             if mask == other:
                 raise DataError(f"{source}: {os.fsdecode(mask)} has two rows; keep one")
 
@@ -132,7 +157,9 @@ class Metadata:
             first = masks[int(missing[0])]
             first = os.fsdecode(first.as_py()) if isinstance(first, pa.Scalar) else first
             others = f" and {len(missing) - 1} other mask(s)" if len(missing) > 1 else ""
-            raise DataError(f"{self.source}: has no row for {first}{others}; write it again, with the paths of the index")
+            raise DataError(
+                f"{self.source}: has no row for {first}{others}; write it again, with the paths of the index"
+            )
         return rows
 
     def __getitem__(self, mask: str) -> dict[str, str | int | None]:
@@ -160,8 +187,12 @@ def _build(source: str, file: BinaryIO, write: Write, scratch: str | None) -> di
     places: dict[str, dict[str, int]] = {name: {} for name in TEXTS}
     rows = 0
     try:
-        options = csv.ConvertOptions(column_types=_READ, include_columns=list(COLUMNS), null_values=[""], strings_can_be_null=False)
-        for batch in csv.open_csv(pa.PythonFile(file, "r"), csv.ReadOptions(block_size=4 << 20), convert_options=options):
+        options = csv.ConvertOptions(
+            column_types=_READ, include_columns=list(COLUMNS), null_values=[""], strings_can_be_null=False
+        )
+        for batch in csv.open_csv(
+            pa.PythonFile(file, "r"), csv.ReadOptions(block_size=4 << 20), convert_options=options
+        ):
             kept = {name: batch[name] for name in ("mask", "image", "slice", "instance")}
             for name in TEXTS:
                 here = [places[name].setdefault(text, len(places[name])) for text in batch[name].dictionary.to_pylist()]

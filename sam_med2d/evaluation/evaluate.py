@@ -27,7 +27,7 @@ from sam_med2d.prompts.modes import Mode
 from sam_med2d.utils import amp_dtype, seed_of
 from segment_anything import Prediction, Prompts, Sam, best_of
 
-PIXELS_AT_ONCE = 2**24      # of masks worked on together, 256 objects at 256 px (about 2 GB), however many an image has
+PIXELS_AT_ONCE = 2**24  # of masks worked on together, 256 objects at 256 px (about 2 GB), however many an image has
 CLICK_STRATEGIES = ("random", "center")
 
 
@@ -37,7 +37,9 @@ class Annotator(Protocol):
     def start(self, mode: Mode, masks: Tensor, names: list[str]) -> Prompts:
         """What an object's sequence starts from."""
 
-    def correct(self, mode: Mode, number: int, masks: Tensor, predicted: Tensor, names: list[str]) -> tuple[Tensor, Tensor]:
+    def correct(
+        self, mode: Mode, number: int, masks: Tensor, predicted: Tensor, names: list[str]
+    ) -> tuple[Tensor, Tensor]:
         """The click that follows `number` clicks. predicted: (N, 1, S, S) bool -> points (N, 1, 2), labels (N, 1)."""
 
 
@@ -53,8 +55,10 @@ class SimulatedAnnotator:
             return Prompts(masks=F.avg_pool2d(masks.float(), 4))
         if mode.start == "box":
             boxes = boxes_of(masks)
-            if mode.jitter:     # one direction and share for all jitters: a curve over them is of one annotator
-                boxes = jitter_boxes(boxes, self._uniform(names, "jitter", 4).to(masks.device), masks.shape[-1], mode.jitter)
+            if mode.jitter:  # one direction and share for all jitters: a curve over them is of one annotator
+                boxes = jitter_boxes(
+                    boxes, self._uniform(names, "jitter", 4).to(masks.device), masks.shape[-1], mode.jitter
+                )
             return Prompts(boxes=boxes)
         if mode.start == "at_once":
             return Prompts(*one_shot_clicks(masks, self._uniform(names, mode.sequence, mode.clicks).to(masks.device)))
@@ -62,15 +66,21 @@ class SimulatedAnnotator:
             return Prompts(*central_clicks(masks, torch.zeros_like(masks)))
         return Prompts(*clicks_on(masks, self._uniform(names, "clicks 0", 1).to(masks.device)))
 
-    def correct(self, mode: Mode, number: int, masks: Tensor, predicted: Tensor, names: list[str]) -> tuple[Tensor, Tensor]:
+    def correct(
+        self, mode: Mode, number: int, masks: Tensor, predicted: Tensor, names: list[str]
+    ) -> tuple[Tensor, Tensor]:
         if self.strategy == "center":
             return central_clicks(masks, predicted)
-        return corrective_clicks(masks, predicted, self._uniform(names, f"{mode.sequence} {number}", 1).to(masks.device))
+        return corrective_clicks(
+            masks, predicted, self._uniform(names, f"{mode.sequence} {number}", 1).to(masks.device)
+        )
 
     def _uniform(self, names: list[str], use: str, columns: int) -> Tensor:
         """(N, columns) in [0, 1), each row from the seed, the use and the mask's file name alone."""
-        draws = [np.random.default_rng(seed_of(self.seed, use, os.path.basename(name))).random(columns, np.float32)
-                 for name in names]
+        draws = [
+            np.random.default_rng(seed_of(self.seed, use, os.path.basename(name))).random(columns, np.float32)
+            for name in names
+        ]
         return torch.from_numpy(np.stack(draws))
 
 
@@ -90,7 +100,7 @@ class Scored(NamedTuple):
     """
 
     mode: Mode
-    image: int              # its place in the batch
+    image: int  # its place in the batch
     names: list[str]
     masks: Tensor
     truth: Tensor
@@ -101,9 +111,16 @@ class Scored(NamedTuple):
 
 
 @torch.inference_mode()
-def evaluate(model: Sam, batches: Iterable[Batch], modes: list[Mode], *, device: torch.device,
-             annotator: Annotator = SimulatedAnnotator(), multimask: bool = True, use_amp: bool = False,
-             ) -> Iterator[tuple[Batch, list[Scored]]]:
+def evaluate(
+    model: Sam,
+    batches: Iterable[Batch],
+    modes: list[Mode],
+    *,
+    device: torch.device,
+    annotator: Annotator = SimulatedAnnotator(),
+    multimask: bool = True,
+    use_amp: bool = False,
+) -> Iterator[tuple[Batch, list[Scored]]]:
     """Yields each batch with the scores of its images, image by image and then mode by mode.
 
     Raises what the annotator raises: DataError where a prompts file lacks an object.
@@ -116,12 +133,22 @@ def evaluate(model: Sam, batches: Iterable[Batch], modes: list[Mode], *, device:
             with torch.autocast(device.type, amp_dtype(device), enabled=use_amp):
                 embeddings = model.encode(here.images[images], here.content[images])
                 parts = [
-                    answer(model, embeddings[here.image_index[part] - images.start], here.masks[part], batch.mask_names[part],
-                           modes, annotator, multimask)
+                    answer(
+                        model,
+                        embeddings[here.image_index[part] - images.start],
+                        here.masks[part],
+                        batch.mask_names[part],
+                        modes,
+                        annotator,
+                        multimask,
+                    )
                     for part in _chunks(rows, model.image_size**2)
                 ]
             if parts:
-                steps = {sequence: [_joined(chunk) for chunk in zip(*(part[sequence] for part in parts))] for sequence in parts[0]}
+                steps = {
+                    sequence: [_joined(chunk) for chunk in zip(*(part[sequence] for part in parts))]
+                    for sequence in parts[0]
+                }
                 for image in range(images.start, images.stop):
                     scored += score(model, batch, image, rows.start, modes, steps)
         yield batch, scored
@@ -151,8 +178,15 @@ def _joined(chunks: tuple[Step, ...]) -> Step:
     return Step(Prediction(*map(join, zip(*predictions))), Prompts(*map(join, zip(*prompts))))
 
 
-def answer(model: Sam, embeddings: Tensor, masks: Tensor, names: list[str], modes: list[Mode], annotator: Annotator,
-           multimask: bool) -> dict[str, list[Step]]:
+def answer(
+    model: Sam,
+    embeddings: Tensor,
+    masks: Tensor,
+    names: list[str],
+    modes: list[Mode],
+    annotator: Annotator,
+    multimask: bool,
+) -> dict[str, list[Step]]:
     """All sequences of `modes` for N objects. embeddings: (N, C, h, w); masks: (N, 1, S, S) bool, what prompts come from.
 
     -> {sequence: its steps}, where the last one is of the mode with the most clicks.
@@ -178,7 +212,9 @@ def clicks_of(prompts: Prompts) -> int:
     return 0 if prompts.points is None else prompts.points.shape[1]
 
 
-def score(model: Sam, batch: Batch, image: int, first: int, modes: list[Mode], steps: dict[str, list[Step]]) -> list[Scored]:
+def score(
+    model: Sam, batch: Batch, image: int, first: int, modes: list[Mode], steps: dict[str, list[Step]]
+) -> list[Scored]:
     """One image in every mode: the chosen outputs at its own size, compared with its true masks.
 
     first: the batch's row that is row 0 of `steps`.
@@ -187,7 +223,7 @@ def score(model: Sam, batch: Batch, image: int, first: int, modes: list[Mode], s
     if not len(own):
         return []
     rows = slice(int(own[0]) - first, int(own[-1]) + 1 - first)
-    names, truth = batch.mask_names[rows.start + first:rows.stop + first], batch.original_masks[image]
+    names, truth = batch.mask_names[rows.start + first : rows.stop + first], batch.original_masks[image]
     content = batch.content[image].tolist()
     dice_by_click: dict[str, list[Tensor]] = {}
     scored = {}
@@ -202,7 +238,12 @@ def score(model: Sam, batch: Batch, image: int, first: int, modes: list[Mode], s
             dice_by_click.setdefault(sequence, []).append(values["dice"])
             for mode in asked:
                 scored[mode] = Scored(
-                    mode, image, names, masks, truth, Prompts(*(None if p is None else p[rows].cpu() for p in step.prompts)),
+                    mode,
+                    image,
+                    names,
+                    masks,
+                    truth,
+                    Prompts(*(None if p is None else p[rows].cpu() for p in step.prompts)),
                     {name: value.tolist() for name, value in values.items()},
                     step.prediction.iou[rows].squeeze(1).float().tolist(),
                     torch.stack(dice_by_click[sequence], dim=1).numpy() if mode.start == "click" else None,
@@ -212,10 +253,12 @@ def score(model: Sam, batch: Batch, image: int, first: int, modes: list[Mode], s
 
 def full_size(model: Sam, logits: Tensor, content: list[int], size: tuple[int, int]) -> Tensor:
     """Masks of one image's objects: logits (n, 1, S/4, S/4) -> (n, H, W) bool on the CPU."""
-    return torch.cat([
-        (restore(model.upscale(logits[chunk]), content, size) > 0).squeeze(1).cpu()
-        for chunk in _chunks(slice(0, len(logits)), max(size[0] * size[1], model.image_size**2))
-    ])
+    return torch.cat(
+        [
+            (restore(model.upscale(logits[chunk]), content, size) > 0).squeeze(1).cpu()
+            for chunk in _chunks(slice(0, len(logits)), max(size[0] * size[1], model.image_size**2))
+        ]
+    )
 
 
 def restore(logits: Tensor, content: list[int], size: tuple[int, int]) -> Tensor:
@@ -224,7 +267,7 @@ def restore(logits: Tensor, content: list[int], size: tuple[int, int]) -> Tensor
     logits: (n, 1, S, S); content: top, left, height, width in the frame -> (n, 1, *size).
     """
     top, left, height, width = content
-    logits = logits[..., top:top + height, left:left + width]
+    logits = logits[..., top : top + height, left : left + width]
     if logits.shape[-2:] == tuple(size):
         return logits
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

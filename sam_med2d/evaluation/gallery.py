@@ -29,11 +29,19 @@ class Predictions:
         """content: top, left, height, width of the picture in the frame."""
         size = tuple(scored.truth.shape[-2:])
         prompts = to_original_frame(scored.prompts, content, size)
-        self._store.executemany("insert into predictions values (?, ?, ?, ?, ?)", [
-            (name, scored.mode.name, json.dumps(size), zlib.compress(np.packbits(mask.numpy()).tobytes(), 1),
-             json.dumps([None if p is None else p[i].tolist() for p in prompts[:3]]))
-            for i, (name, mask) in enumerate(zip(scored.names, scored.masks))
-        ])
+        self._store.executemany(
+            "insert into predictions values (?, ?, ?, ?, ?)",
+            [
+                (
+                    name,
+                    scored.mode.name,
+                    json.dumps(size),
+                    zlib.compress(np.packbits(mask.numpy()).tobytes(), 1),
+                    json.dumps([None if p is None else p[i].tolist() for p in prompts[:3]]),
+                )
+                for i, (name, mask) in enumerate(zip(scored.names, scored.masks))
+            ],
+        )
 
     def close(self) -> None:
         self._store.execute("create index by_mask on predictions (mask, mode)")
@@ -50,14 +58,16 @@ def draw(folder: Path, processes: int, index: Index, image: str, mask: str, mode
     predicted, prompts = _find(folder, processes, mask, mode)
     picture = read_image(index.path(image))
     truth = read_mask(index.path(mask), picture.shape[:2])
-    return drawing.tile(picture, predicted, torch.from_numpy(truth), prompts, 0, "")[drawing.CAPTION_HEIGHT:]
+    return drawing.tile(picture, predicted, torch.from_numpy(truth), prompts, 0, "")[drawing.CAPTION_HEIGHT :]
 
 
 def _find(folder: Path, processes: int, mask: str, mode: str) -> tuple[Tensor, Prompts]:
     for rank in range(processes):
         store = sqlite3.connect(predictions_file(folder, rank))
         try:
-            found = store.execute("select size, bits, prompts from predictions where mask = ? and mode = ?", (mask, mode)).fetchone()
+            found = store.execute(
+                "select size, bits, prompts from predictions where mask = ? and mode = ?", (mask, mode)
+            ).fetchone()
         finally:
             store.close()
         if found:

@@ -32,7 +32,7 @@ from segment_anything.files import replacing
 TEMPLATE = Path(__file__).with_name("report_template.html")
 RANKS = ("best", "median", "worst")
 UNSCORED_LISTED = 500
-OPEN_ROWS = 25              # breakdowns of more rows start collapsed
+OPEN_ROWS = 25  # breakdowns of more rows start collapsed
 # readable on white and on near black; lines differ in dash and marker as well
 COLOURS = ("#2f7ed8", "#d9730d", "#2e9e6b", "#c2508f", "#8468d8", "#8a8f2a", "#3aa3b8", "#b5533c")
 DASHES = ("-", "--", "-.", ":")
@@ -40,10 +40,24 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 # colours that the page replaces by its own, so that a figure follows light and dark
 INK, LINE = "#010203", "#040506"
 STYLE = {
-    "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 10, "text.color": INK,
-    "axes.edgecolor": LINE, "axes.labelcolor": INK, "axes.grid": True, "axes.axisbelow": True, "grid.color": LINE,
-    "grid.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "xtick.color": INK, "ytick.color": INK,
-    "lines.linewidth": 1.8, "lines.markersize": 5, "legend.frameon": False,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
 }
 
 
@@ -86,16 +100,24 @@ def choose_gallery(rows: pd.DataFrame, modes: Sequence[str], classes_at_most: in
             part = of_class[of_class["mode"] == mode]
             part = part.assign(name=part["mask"].astype(str)).sort_values(["dice", "name"]).to_dict("records")
             worst = part[:each]
-            best = part[max(each, len(part) - each):][::-1]
-            rest = part[each:len(part) - each]
-            middle = rest[max(0, (len(rest) - each) // 2):][:each]
-            choices += [Choice(name, rank, mode, str(row["image"]), str(row["mask"]), float(row["dice"]))
-                        for rank, chosen in zip(RANKS, (best, middle, worst)) for row in chosen]
+            best = part[max(each, len(part) - each) :][::-1]
+            rest = part[each : len(part) - each]
+            middle = rest[max(0, (len(rest) - each) // 2) :][:each]
+            choices += [
+                Choice(name, rank, mode, str(row["image"]), str(row["mask"]), float(row["dice"]))
+                for rank, chosen in zip(RANKS, (best, middle, worst))
+                for row in chosen
+            ]
     return choices
 
 
-def write_report(folder: str | Path, rows: pd.DataFrame, results: dict, gallery: Sequence[GalleryItem] = (),
-                 made: dict[str, pd.DataFrame] | None = None) -> Path:
+def write_report(
+    folder: str | Path,
+    rows: pd.DataFrame,
+    results: dict,
+    gallery: Sequence[GalleryItem] = (),
+    made: dict[str, pd.DataFrame] | None = None,
+) -> Path:
     """-> {folder}/report.html.
 
     rows: of tables.read_rows. results: of results.json; its plain values, and those of its parts "provenance", "flags" and
@@ -105,19 +127,27 @@ def write_report(folder: str | Path, rows: pd.DataFrame, results: dict, gallery:
     made = made or tables.all_tables(rows)
     flags = results.get("flags") if isinstance(results.get("flags"), dict) else {}
     script = Markup(SCRIPT)
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    ).render(
-        title=str(results.get("run_name") or flags.get("run_name") or Path(folder).resolve().name),
-        facts=facts(rows, objects, results, flags), script=script,
-        script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
-        clusters=objects["cluster"].nunique(), overall=tables.grid_of(made["overall"]),
-        noc=tables.grid_of(made["noc"]) if len(made["noc"]) else None,
-        calibration=tables.grid_of(made["calibration"]) if len(made["calibration"]) else None,
-        totals=TOTALS,
-        breakdowns=[breakdown(made[by], by) for by in tables.GROUPS if by in made], figures=figures(made),
-        gallery=gallery_by_class(gallery), classes=objects["class"].nunique(), legend=legend(),
-        unscored=unscored_objects(rows), provenance=provenance(results),
+    page = (
+        Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        .from_string(TEMPLATE.read_text(encoding="utf-8"))
+        .render(
+            title=str(results.get("run_name") or flags.get("run_name") or Path(folder).resolve().name),
+            facts=facts(rows, objects, results, flags),
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
+            clusters=objects["cluster"].nunique(),
+            overall=tables.grid_of(made["overall"]),
+            noc=tables.grid_of(made["noc"]) if len(made["noc"]) else None,
+            calibration=tables.grid_of(made["calibration"]) if len(made["calibration"]) else None,
+            totals=TOTALS,
+            breakdowns=[breakdown(made[by], by) for by in tables.GROUPS if by in made],
+            figures=figures(made),
+            gallery=gallery_by_class(gallery),
+            classes=objects["class"].nunique(),
+            legend=legend(),
+            unscored=unscored_objects(rows),
+            provenance=provenance(results),
+        )
     )
     path = Path(folder) / "report.html"
     with replacing(path) as temporary:
@@ -129,8 +159,11 @@ def write_report(folder: str | Path, rows: pd.DataFrame, results: dict, gallery:
 
 
 def facts(rows: pd.DataFrame, objects: pd.DataFrame, results: dict, flags: dict) -> list[tuple[str, str]]:
-    found = [("objects", f"{objects['mask'].nunique():,}"), ("images", f"{objects['image'].nunique():,}"),
-             ("clusters", f"{objects['cluster'].nunique():,}")]
+    found = [
+        ("objects", f"{objects['mask'].nunique():,}"),
+        ("images", f"{objects['image'].nunique():,}"),
+        ("clusters", f"{objects['cluster'].nunique():,}"),
+    ]
     if len(tables.unscored(rows)):
         found.append(("not scored", f"{tables.unscored(rows)['mask'].nunique():,}"))
     for name in ("model_type", "image_size"):
@@ -143,7 +176,7 @@ class Breakdown(NamedTuple):
     by: str
     rows: int
     opened: bool
-    grids: list[tuple[str, tables.Grid]]        # (title of the metric, its table)
+    grids: list[tuple[str, tables.Grid]]  # (title of the metric, its table)
 
 
 TOTALS = (tables.WEIGHTED, *(f"mean of {plural}" for plural in tables.GROUPS.values()))
@@ -154,7 +187,10 @@ def breakdown(table: pd.DataFrame, by: str) -> Breakdown:
     for metric in tables.MAIN_METRICS:
         if (table["n"][table["metric"] == metric] > 0).any():
             title = tables.METRICS[metric].title
-            grids += [(title, tables.grid_of(table, metric)), (f"{title}, median", tables.grid_of(table, metric, medians=True))]
+            grids += [
+                (title, tables.grid_of(table, metric)),
+                (f"{title}, median", tables.grid_of(table, metric, medians=True)),
+            ]
     rows = sum(row[0].text not in TOTALS for row in grids[0][1].body)
     return Breakdown(by, rows, rows <= OPEN_ROWS, grids)
 
@@ -166,43 +202,72 @@ def gallery_by_class(gallery: Sequence[GalleryItem]) -> list[tuple[str, list[tup
         if item.rank not in RANKS:
             raise ValueError(f"a gallery item's rank is one of {', '.join(RANKS)}, not {item.rank!r}")
         classes.setdefault(item.class_name, {}).setdefault(item.mode, []).append(item)
-    return [(name, [(mode, [tile(item) for item in sorted(items, key=lambda item: RANKS.index(item.rank))])
-                    for mode, items in modes.items()]) for name, modes in classes.items()]
+    return [
+        (
+            name,
+            [
+                (mode, [tile(item) for item in sorted(items, key=lambda item: RANKS.index(item.rank))])
+                for mode, items in modes.items()
+            ],
+        )
+        for name, modes in classes.items()
+    ]
 
 
 def tile(item: GalleryItem) -> dict:
     # full colour resolution: outlines are a pixel wide
     settings = [cv2.IMWRITE_JPEG_QUALITY, 82, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     data = base64.b64encode(cv2.imencode(".jpg", item.image, settings)[1].tobytes()).decode()
-    return {"rank": item.rank, "caption": item.caption, "height": item.image.shape[0], "width": item.image.shape[1],
-            "source": f"data:image/jpeg;base64,{data}"}
+    return {
+        "rank": item.rank,
+        "caption": item.caption,
+        "height": item.image.shape[0],
+        "width": item.image.shape[1],
+        "source": f"data:image/jpeg;base64,{data}",
+    }
 
 
 def legend() -> list[tuple[str, str]]:
     """(meaning, CSS colour) of what drawing.tile draws."""
-    marks = (("prediction", drawing.PREDICTION), ("truth", drawing.TRUTH), ("box", drawing.BOX),
-             ("click on the object", drawing.CLICK[True]), ("click off the object", drawing.CLICK[False]))
+    marks = (
+        ("prediction", drawing.PREDICTION),
+        ("truth", drawing.TRUTH),
+        ("box", drawing.BOX),
+        ("click on the object", drawing.CLICK[True]),
+        ("click off the object", drawing.CLICK[False]),
+    )
     return [(meaning, "rgb({2}, {1}, {0})".format(*colour)) for meaning, colour in marks]
 
 
 def unscored_objects(rows: pd.DataFrame) -> dict:
     objects = tables.unscored(rows)
     reasons = [(str(why), int(n)) for why, n in objects["status"].astype(str).value_counts().items()]
-    return {"reasons": reasons, "count": objects["mask"].nunique(), "rest": max(0, len(objects) - UNSCORED_LISTED),
-            "listed": [(str(row.mask), str(row.image), str(row.status)) for row in objects[:UNSCORED_LISTED].itertuples()]}
+    return {
+        "reasons": reasons,
+        "count": objects["mask"].nunique(),
+        "rest": max(0, len(objects) - UNSCORED_LISTED),
+        "listed": [(str(row.mask), str(row.image), str(row.status)) for row in objects[:UNSCORED_LISTED].itertuples()],
+    }
 
 
 def provenance(results: dict) -> list[tuple[str, list[tuple[str, str]]]]:
     """[(part, [(name, value), ...]), ...]: the plain values of results.json, and of its parts that say what made it."""
+
     def plain(part: dict) -> list[tuple[str, str]]:
-        return [(str(name), text(value)) for name, value in part.items() if not isinstance(value, dict)
-                and not (isinstance(value, list) and any(isinstance(one, dict | list) for one in value))]
+        return [
+            (str(name), text(value))
+            for name, value in part.items()
+            if not isinstance(value, dict)
+            and not (isinstance(value, list) and any(isinstance(one, dict | list) for one in value))
+        ]
 
     def text(value: object) -> str:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     parts = {"run": {name: value for name, value in results.items() if not isinstance(value, list)}}
-    parts |= {name: results[name] for name in ("provenance", "versions", "flags") if isinstance(results.get(name), dict)}
+    parts |= {
+        name: results[name] for name in ("provenance", "versions", "flags") if isinstance(results.get(name), dict)
+    }
     inside = parts.get("provenance", {})
     parts |= {name: inside[name] for name in ("versions", "flags") if isinstance(inside.get(name), dict)}
     return [(name, plain(part)) for name, part in parts.items() if plain(part)]
@@ -215,23 +280,56 @@ def figures(made: dict[str, pd.DataFrame]) -> list[dict]:
     """title, caption and SVG of each figure that the rows have something to say to."""
     found = []
     if len(made["dice_by_clicks"]):
-        found.append(("clicks", "Dice against number of clicks", "Mean over objects; bands and bars are 95 % intervals, as in the other "
-                      "figures.", click_figure(made)))
+        found.append(
+            (
+                "clicks",
+                "Dice against number of clicks",
+                "Mean over objects; bands and bars are 95 % intervals, as in the other figures.",
+                click_figure(made),
+            )
+        )
     if len(made["reached"]):
         mode = made["reached"]["mode"].iloc[0]
-        found.append(("reached", "Objects that reached a Dice", "Share of all objects that got there within so many clicks "
-                      f"({mode}).", reached_figure(made["reached"])))
+        found.append(
+            (
+                "reached",
+                "Objects that reached a Dice",
+                f"Share of all objects that got there within so many clicks ({mode}).",
+                reached_figure(made["reached"]),
+            )
+        )
     if "size" in made:
-        found.append(("size", "Dice against object size", "Mean over the objects of a bin, by the share of the image that the object "
-                      "covers.", size_figure(made["size"])))
+        found.append(
+            (
+                "size",
+                "Dice against object size",
+                "Mean over the objects of a bin, by the share of the image that the object covers.",
+                size_figure(made["size"]),
+            )
+        )
     if len(made["dice_by_jitter"]):
-        found.append(("jitter", "Dice against box jitter", "Each side of the box moved by up to so many pixels; 0 is the exact box.",
-                      jitter_figure(made["dice_by_jitter"])))
+        found.append(
+            (
+                "jitter",
+                "Dice against box jitter",
+                "Each side of the box moved by up to so many pixels; 0 is the exact box.",
+                jitter_figure(made["dice_by_jitter"]),
+            )
+        )
     if len(made["calibration_bins"]):
-        found.append(("calibration", "Predicted against true IoU", "Means of the objects in each tenth of the predicted IoU, larger marks for more "
-                      "objects; on the diagonal the prediction is right on average.", calibration_figure(made["calibration_bins"])))
-    return [{"name": name, "title": title, "caption": caption, "svg": svg_of(figure, name)}
-            for name, title, caption, figure in found]
+        found.append(
+            (
+                "calibration",
+                "Predicted against true IoU",
+                "Means of the objects in each tenth of the predicted IoU, larger marks for more "
+                "objects; on the diagonal the prediction is right on average.",
+                calibration_figure(made["calibration_bins"]),
+            )
+        )
+    return [
+        {"name": name, "title": title, "caption": caption, "svg": svg_of(figure, name)}
+        for name, title, caption, figure in found
+    ]
 
 
 def new_figure():
@@ -242,8 +340,11 @@ def new_figure():
 
 def draw_series(axes, x: Sequence[float], table: pd.DataFrame, label: str, i: int, scale: float = 100) -> None:
     """A line of means with their intervals as a band, or as a bar where there is one point only."""
-    look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
+    look = {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "linestyle": DASHES[i // len(COLOURS) % len(DASHES)],
+    }
     x, mean, low, high = (np.asarray(values, float) for values in (x, table["mean"], table["low"], table["high"]))
     axes.plot(x, scale * mean, label=label, **look)
     if len(x) > 1:
@@ -269,7 +370,9 @@ def click_figure(made: dict[str, pd.DataFrame]) -> Figure:
 def reached_figure(reached: pd.DataFrame) -> Figure:
     figure, axes = new_figure()
     for i, (level, part) in enumerate(reached.groupby("level")):
-        axes.plot(part["clicks"], 100 * part["share"], color=COLOURS[i], marker=MARKERS[i], label=f"Dice {level / 100:.2f}")
+        axes.plot(
+            part["clicks"], 100 * part["share"], color=COLOURS[i], marker=MARKERS[i], label=f"Dice {level / 100:.2f}"
+        )
     axes.set(xlabel="clicks", ylabel="objects, %", xticks=sorted(reached["clicks"].unique()), ylim=(0, 100))
     with matplotlib.rc_context(STYLE):
         axes.legend()
@@ -282,7 +385,9 @@ def size_figure(sizes: pd.DataFrame) -> Figure:
     bins = [*sizes["size"].unique()]
     for i, (mode, part) in enumerate(sizes.groupby("mode", sort=False)):
         draw_series(axes, [bins.index(name) for name in part["size"]], part, mode, i)
-    names = [name.replace("below ", "<").replace(" to ", "–").replace(" and more", "+").replace(" %", "") for name in bins]
+    names = [
+        name.replace("below ", "<").replace(" to ", "–").replace(" and more", "+").replace(" %", "") for name in bins
+    ]
     axes.set(xlabel="object, % of the image's area", ylabel="Dice, %", xticks=range(len(bins)), xticklabels=names)
     with matplotlib.rc_context(STYLE):
         axes.legend(ncols=2 if sizes["mode"].nunique() > 4 else 1)
@@ -302,9 +407,24 @@ def calibration_figure(bins: pd.DataFrame) -> Figure:
     axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (1, 2)))
     for i, (mode, part) in enumerate(bins.groupby("mode", sort=False)):
         colour = COLOURS[i % len(COLOURS)]
-        axes.plot(part["predicted"], part["true"], color=colour, linewidth=1, alpha=0.6, linestyle=DASHES[i // len(COLOURS) % len(DASHES)])
-        axes.scatter(part["predicted"], part["true"], 8 + 90 * part["n"] / part["n"].sum(), colour,
-                     marker=MARKERS[i % len(MARKERS)], alpha=0.85, linewidths=0, label=mode)
+        axes.plot(
+            part["predicted"],
+            part["true"],
+            color=colour,
+            linewidth=1,
+            alpha=0.6,
+            linestyle=DASHES[i // len(COLOURS) % len(DASHES)],
+        )
+        axes.scatter(
+            part["predicted"],
+            part["true"],
+            8 + 90 * part["n"] / part["n"].sum(),
+            colour,
+            marker=MARKERS[i % len(MARKERS)],
+            alpha=0.85,
+            linewidths=0,
+            label=mode,
+        )
     axes.set(xlabel="predicted IoU", ylabel="true IoU", xlim=(-0.02, 1.04), ylim=(-0.02, 1.04))
     with matplotlib.rc_context(STYLE):
         handles = axes.legend(ncols=2 if bins["mode"].nunique() > 4 else 1).legend_handles
@@ -317,13 +437,26 @@ def svg_of(figure: Figure, name: str) -> Markup:
     """Inline SVG in the page's colours and fonts; the same figure is the same text."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True,
-                       metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg"):].replace(INK, "currentColor").replace(LINE, "var(--line)")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(LINE, "var(--line)")
     # the page says what the figure is; ids are shared by all figures of a page
-    for kind in ("figure_1", "axes_1", "patch_", "line2d_", "text_", "matplotlib.axis_", "xtick_", "ytick_", "legend_",
-                 "PathCollection_", "LineCollection_", "FillBetweenPolyCollection_"):
+    for kind in (
+        "figure_1",
+        "axes_1",
+        "patch_",
+        "line2d_",
+        "text_",
+        "matplotlib.axis_",
+        "xtick_",
+        "ytick_",
+        "legend_",
+        "PathCollection_",
+        "LineCollection_",
+        "FillBetweenPolyCollection_",
+    ):
         svg = svg.replace(f'id="{kind}', f'id="{name}_{kind}')
     return Markup(svg)
 

@@ -18,20 +18,36 @@ from sam_med2d.data.datasets import DataError
 from sam_med2d.data.metadata import CLASS_NAMES, METADATA, parse_name, read_class_names, read_metadata
 from segment_anything.files import replacing
 
-NOC_TARGETS = {"noc80": 0.80, "noc85": 0.85, "noc90": 0.90}     # columns of clicks until Dice was first reached
+NOC_TARGETS = {"noc80": 0.80, "noc85": 0.85, "noc90": 0.90}  # columns of clicks until Dice was first reached
 
 # What a column means: docs/evaluation.md. Empty where a value is not known or makes no sense.
 COLUMNS = {
-    "image": pa.string(), "mask": pa.string(),
-    "dataset": pa.string(), "modality": pa.string(), "class": pa.string(), "case": pa.string(), "axis": pa.string(), "slice": pa.int32(),
-    "mode": pa.string(), "strategy": pa.string(), "clicks": pa.int32(), "box": pa.int32(),
-    "true_area": pa.int64(), "image_area": pa.int64(), "predicted_area": pa.int64(),
-    "dice": pa.float64(), "iou": pa.float64(), "nsd": pa.float64(), "hd95": pa.float64(), "predicted_iou": pa.float64(),
-    **dict.fromkeys(NOC_TARGETS, pa.int32()), "status": pa.string(),
+    "image": pa.string(),
+    "mask": pa.string(),
+    "dataset": pa.string(),
+    "modality": pa.string(),
+    "class": pa.string(),
+    "case": pa.string(),
+    "axis": pa.string(),
+    "slice": pa.int32(),
+    "mode": pa.string(),
+    "strategy": pa.string(),
+    "clicks": pa.int32(),
+    "box": pa.int32(),
+    "true_area": pa.int64(),
+    "image_area": pa.int64(),
+    "predicted_area": pa.int64(),
+    "dice": pa.float64(),
+    "iou": pa.float64(),
+    "nsd": pa.float64(),
+    "hd95": pa.float64(),
+    "predicted_iou": pa.float64(),
+    **dict.fromkeys(NOC_TARGETS, pa.int32()),
+    "status": pa.string(),
 }
-Row = dict[str, object]         # a value for each of COLUMNS, None where empty
-SCORED = "ok"                   # the status of rows that carry metrics; any other says why there are none
-ROWS_AT_ONCE = 10_000           # of a Parquet row group
+Row = dict[str, object]  # a value for each of COLUMNS, None where empty
+SCORED = "ok"  # the status of rows that carry metrics; any other says why there are none
+ROWS_AT_ONCE = 10_000  # of a Parquet row group
 
 
 class Describer:
@@ -43,7 +59,9 @@ class Describer:
 
     FIELDS = ("dataset", "modality", "class", "case", "axis", "slice")
 
-    def __init__(self, data_path: str | os.PathLike, metadata: str | None = None, class_names: str | None = None) -> None:
+    def __init__(
+        self, data_path: str | os.PathLike, metadata: str | None = None, class_names: str | None = None
+    ) -> None:
         """metadata, class_names: files; by default those of their usual names in data_path, if there.
 
         Raises DataError: a file that cannot be read or is none of its kind.
@@ -53,7 +71,11 @@ class Describer:
         self.metadata = read_metadata(metadata) if metadata else None
         self._columns = {field: self.metadata.column(field) for field in self.FIELDS} if metadata else {}
         names = read_class_names(self.class_file) if self.class_file else None
-        self.classes = {dataset: {number: name for name, number in ids.items()} for dataset, ids in names.items()} if names else None
+        self.classes = (
+            {dataset: {number: name for name, number in ids.items()} for dataset, ids in names.items()}
+            if names
+            else None
+        )
 
     def check(self, masks: list[str]) -> None:
         """Raises DataError where a table lacks one of these masks: before a run, not in its middle."""
@@ -67,8 +89,14 @@ class Describer:
         name = parse_name(mask)
         found = dict.fromkeys(self.FIELDS)
         if name:
-            found |= {"dataset": name.dataset, "modality": name.modality, "class": self._class(mask), "case": name.case,
-                      "axis": name.axis or None, "slice": name.slice}
+            found |= {
+                "dataset": name.dataset,
+                "modality": name.modality,
+                "class": self._class(mask),
+                "case": name.case,
+                "axis": name.axis or None,
+                "slice": name.slice,
+            }
         if self.metadata:
             row = int(self.metadata.rows([mask])[0])
             known = {field: column[row].as_py() for field, column in self._columns.items()}
@@ -84,8 +112,10 @@ class Describer:
         if self.classes is None:
             return f"{name.class_id:04d}"
         if name.dataset not in self.classes or name.class_id not in self.classes[name.dataset]:
-            raise DataError(f"{self.class_file}: has no class {name.class_id} of data set {name.dataset}, which {mask} is of; "
-                            "give the class names of this data with --class_names")
+            raise DataError(
+                f"{self.class_file}: has no class {name.class_id} of data set {name.dataset}, which {mask} is of; "
+                "give the class names of this data with --class_names"
+            )
         return self.classes[name.dataset][name.class_id]
 
 
@@ -94,16 +124,18 @@ def class_beyond(image: str, mask: str) -> str | None:
     image, mask = Path(image).stem, Path(mask).stem
     if not mask.startswith(image) or mask == image:
         return None
-    words = mask[len(image):].strip("_-. ").split("_")
-    if words[-1].isdigit():     # the instance
+    words = mask[len(image) :].strip("_-. ").split("_")
+    if words[-1].isdigit():  # the instance
         words.pop()
     return "_".join(words) or None
 
 
 def clicks_until(dice_by_click: list[float]) -> Row:
     """The columns of NOC_TARGETS: after how many clicks Dice was first so high, None if never."""
-    return {name: next((clicks for clicks, dice in enumerate(dice_by_click, start=1) if dice >= target), None)
-            for name, target in NOC_TARGETS.items()}
+    return {
+        name: next((clicks for clicks, dice in enumerate(dice_by_click, start=1) if dice >= target), None)
+        for name, target in NOC_TARGETS.items()
+    }
 
 
 # ---------------------------------------------------------------- parts
@@ -129,6 +161,7 @@ def part_file(folder: Path, rank: int) -> Path:
 
 def merged(folder: Path, processes: int) -> Iterator[tuple[int, list[Row], dict]]:
     """The images of all parts in the order of the index: number, rows, prompts. Needs memory for one image a part."""
+
     def lines(rank: int) -> Iterator[tuple[int, list[Row], dict]]:
         with open(part_file(folder, rank), encoding="utf-8") as file:
             for line in file:

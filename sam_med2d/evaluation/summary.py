@@ -36,11 +36,11 @@ from sam_med2d.utils import seed_of
 NAMES = tuple(name for name, kind in COLUMNS.items() if kind == pa.string())
 NUMBERS = tuple(name for name in COLUMNS if name not in (*NAMES, "slice"))
 UNKNOWN = "(not known)"
-GROUPS = {"dataset": "datasets", "modality": "modalities", "class": "classes", "size": "sizes"}     # with their plurals
+GROUPS = {"dataset": "datasets", "modality": "modalities", "class": "classes", "size": "sizes"}  # with their plurals
 WEIGHTED = "mask-weighted mean"
 RESAMPLES = 2000
-WEIGHTS_AT_ONCE = 2**18         # of a bootstrap: 2 MB, so that they stay in the cache
-SIZE_EDGES = (0.1, 0.3, 1, 3, 10, 30)       # % of the image's area; a bin includes its lower edge
+WEIGHTS_AT_ONCE = 2**18  # of a bootstrap: 2 MB, so that they stay in the cache
+SIZE_EDGES = (0.1, 0.3, 1, 3, 10, 30)  # % of the image's area; a bin includes its lower edge
 CALIBRATION_BINS = 10
 
 
@@ -60,7 +60,9 @@ MAIN_METRICS = ("dice", "iou", "nsd", "hd95")
 NOC_LEVELS = (80, 85, 90)
 NOC_METRICS = tuple(f"{kind}{level}" for level in NOC_LEVELS for kind in ("noc", "never"))
 METRICS = {
-    "dice": Metric("Dice %", 100, 2, True), "iou": Metric("IoU %", 100, 2, True), "nsd": Metric("NSD %", 100, 2, True),
+    "dice": Metric("Dice %", 100, 2, True),
+    "iou": Metric("IoU %", 100, 2, True),
+    "nsd": Metric("NSD %", 100, 2, True),
     "hd95": Metric("HD95 px", 1, 2, False),
     **{f"noc{level}": Metric(f"NoC@{level}", 1, 2, False) for level in NOC_LEVELS},
     **{f"never{level}": Metric(f"never {level}, %", 100, 1, False) for level in NOC_LEVELS},
@@ -80,8 +82,11 @@ def read_rows(path: str | Path) -> pd.DataFrame:
     if path.is_dir():
         found = [path / name for name in ("rows.csv", "rows.parquet") if (path / name).is_file()]
         if len(found) != 1:
-            raise DataError(f"{path}: holds both rows.csv and rows.parquet; name the one you mean" if found else
-                            f"{path}: holds no rows.csv and no rows.parquet; name the folder of a finished run of test.py")
+            raise DataError(
+                f"{path}: holds both rows.csv and rows.parquet; name the one you mean"
+                if found
+                else f"{path}: holds no rows.csv and no rows.parquet; name the folder of a finished run of test.py"
+            )
         path = found[0]
     elif not path.is_file():
         raise DataError(f"{path}: not found; name the folder of a finished run of test.py")
@@ -105,8 +110,11 @@ def _line(spoiled: pd.Series) -> int:
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
     missing = [column for column in COLUMNS if column not in columns]
     if missing:
-        raise DataError(f"{path}: is no rows file of this test.py (has no column {', '.join(missing[:3])}"
-                        + f" and {len(missing) - 3} more" * (len(missing) > 3) + "); run test.py again")
+        raise DataError(
+            f"{path}: is no rows file of this test.py (has no column {', '.join(missing[:3])}"
+            + f" and {len(missing) - 3} more" * (len(missing) > 3)
+            + "); run test.py again"
+        )
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -115,13 +123,19 @@ def _read_csv(path: Path) -> pd.DataFrame:
             _check_columns(path, next(csv.reader(file), []))
         # a class may be called "NA" or "None": only in columns of numbers does an empty field mean nothing is there
         kinds = {name: "category" for name in NAMES} | {name: "float64" for name in NUMBERS} | {"slice": "Int64"}
-        rows = pd.read_csv(path, usecols=COLUMNS, dtype=kinds, keep_default_na=False, encoding="utf-8",
-                           na_values={name: ["", "nan"] for name in (*NUMBERS, "slice")})
+        rows = pd.read_csv(
+            path,
+            usecols=COLUMNS,
+            dtype=kinds,
+            keep_default_na=False,
+            encoding="utf-8",
+            na_values={name: ["", "nan"] for name in (*NUMBERS, "slice")},
+        )
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not a text file; name the rows.csv of a finished run of test.py") from error
-    except (ValueError, csv.Error) as error:        # among them pandas' ParserError
+    except (ValueError, csv.Error) as error:  # among them pandas' ParserError
         raise DataError(f"{path}: cannot be read as rows of test.py ({error}); run test.py again") from error
     return _tidy(rows)
 
@@ -167,7 +181,9 @@ def scored(rows: pd.DataFrame) -> pd.DataFrame:
     named = "case|" + rows["dataset"].astype(str) + "|" + case
     rows["cluster"] = named.where(case != "", "image|" + rows["image"].astype(str)).astype("category")
     rows["size"] = size_bins(rows["true_area"], rows["image_area"])
-    iterative = np.array([known_mode(mode).start == "click" for mode in rows["mode"].cat.categories])[rows["mode"].cat.codes]
+    iterative = np.array([known_mode(mode).start == "click" for mode in rows["mode"].cat.categories])[
+        rows["mode"].cat.codes
+    ]
     for level in NOC_LEVELS:
         reached = rows[f"noc{level}"].notna()
         applies = iterative | rows["mode"].isin(rows.loc[reached, "mode"].unique())
@@ -188,8 +204,11 @@ def unscored(rows: pd.DataFrame) -> pd.DataFrame:
 def size_bins(area: pd.Series, image_area: pd.Series) -> pd.Series:
     """Bins of the object's share of the image's area, by SIZE_EDGES; ordered, smallest first."""
     share = 100 * area / image_area
-    labels = [f"below {SIZE_EDGES[0]:g} %", *(f"{a:g} to {b:g} %" for a, b in zip(SIZE_EDGES, SIZE_EDGES[1:])),
-              f"{SIZE_EDGES[-1]:g} % and more"]
+    labels = [
+        f"below {SIZE_EDGES[0]:g} %",
+        *(f"{a:g} to {b:g} %" for a, b in zip(SIZE_EDGES, SIZE_EDGES[1:])),
+        f"{SIZE_EDGES[-1]:g} % and more",
+    ]
     return pd.cut(share, [-np.inf, *SIZE_EDGES, np.inf], right=False, labels=labels)
 
 
@@ -217,7 +236,7 @@ def resampled_totals(values: np.ndarray | scipy.sparse.csr_array, *, resamples: 
     generator = np.random.default_rng(seed)
     step = max(1, WEIGHTS_AT_ONCE // clusters)
     for start in range(0, resamples, step):
-        part = totals[start:start + step]
+        part = totals[start : start + step]
         drawn = generator.integers(clusters, size=(len(part), clusters))
         drawn += clusters * np.arange(len(part))[:, None]
         weights = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
@@ -231,13 +250,20 @@ def interval(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     missing = np.isnan(means)
     some, every = ~missing.all(axis=0), ~missing.any(axis=0)
     limits[:, every] = np.percentile(means[:, every], [2.5, 97.5], axis=0)
-    if (some & ~every).any():       # nanpercentile goes column by column: 10 times slower
+    if (some & ~every).any():  # nanpercentile goes column by column: 10 times slower
         limits[:, some & ~every] = np.nanpercentile(means[:, some & ~every], [2.5, 97.5], axis=0)
     return limits[0], limits[1]
 
 
-def summarise(rows: pd.DataFrame, by: str | None = None, metrics: Sequence[str] = MAIN_METRICS, *, totals: bool = False,
-              resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
+def summarise(
+    rows: pd.DataFrame,
+    by: str | None = None,
+    metrics: Sequence[str] = MAIN_METRICS,
+    *,
+    totals: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Means over objects, for each mode, or for each mode and group.
 
     by: "dataset", "modality", "class" or "size". totals: also the unweighted mean of the known groups ("mean of
@@ -248,8 +274,10 @@ def summarise(rows: pd.DataFrame, by: str | None = None, metrics: Sequence[str] 
     rows = scored(rows)
     if by is None:
         return _estimate(rows, metrics, resamples, seed_of(seed, "all"))
-    tables = [_estimate(part, metrics, resamples, seed_of(seed, by, name)).assign(**{by: str(name)})
-              for name, part in rows.groupby(by, observed=True, sort=True)]
+    tables = [
+        _estimate(part, metrics, resamples, seed_of(seed, by, name)).assign(**{by: str(name)})
+        for name, part in rows.groupby(by, observed=True, sort=True)
+    ]
     if totals:
         known = rows[rows[by] != UNKNOWN]
         if len(known):
@@ -266,7 +294,7 @@ def _estimate(rows: pd.DataFrame, metrics: Sequence[str], resamples: int, seed: 
     # clusters by name, not by place in the file: rows in another order give the same interval
     clusters, cluster = np.unique(rows["cluster"].cat.codes, return_inverse=True)
     cells = cluster * len(modes) + place
-    values = rows[list(metrics)].to_numpy(float)                                                # (rows, metrics)
+    values = rows[list(metrics)].to_numpy(float)  # (rows, metrics)
     shape = (len(clusters), len(modes))
     sums, counts = (np.empty((*shape, len(metrics))) for _ in range(2))
     for k in range(len(metrics)):
@@ -279,12 +307,19 @@ def _estimate(rows: pd.DataFrame, metrics: Sequence[str], resamples: int, seed: 
     means[:, witnesses < 2] = np.nan
     low, high = interval(means)
     medians = rows.groupby("mode", observed=True)[list(metrics)].median().to_numpy().ravel()
-    return pd.DataFrame({
-        "mode": np.repeat(modes, len(metrics)), "metric": np.tile(metrics, len(modes)),
-        "objects": np.repeat(np.bincount(place, minlength=len(modes)), len(metrics)), "n": n.astype(int),
-        "clusters": witnesses, "mean": np.divide(total, n, out=np.full_like(total, np.nan), where=n > 0),
-        "low": low, "high": high, "median": medians,
-    })
+    return pd.DataFrame(
+        {
+            "mode": np.repeat(modes, len(metrics)),
+            "metric": np.tile(metrics, len(modes)),
+            "objects": np.repeat(np.bincount(place, minlength=len(modes)), len(metrics)),
+            "n": n.astype(int),
+            "clusters": witnesses,
+            "mean": np.divide(total, n, out=np.full_like(total, np.nan), where=n > 0),
+            "low": low,
+            "high": high,
+            "median": medians,
+        }
+    )
 
 
 def _mean_of_groups(rows: pd.DataFrame, by: str, metrics: Sequence[str], resamples: int, seed: int) -> pd.DataFrame:
@@ -303,7 +338,7 @@ def _mean_of_groups(rows: pd.DataFrame, by: str, metrics: Sequence[str], resampl
         column = which * len(groups) + group[lines]
         data = np.concatenate([values[there], np.ones(len(lines))])
         line, column = np.tile(lines, 2), np.concatenate([column, column + width])
-        everything = scipy.sparse.csr_array((data, (line, column)), shape=(len(part), 2 * width))      # sums | counts
+        everything = scipy.sparse.csr_array((data, (line, column)), shape=(len(part), 2 * width))  # sums | counts
         totals, lonely = np.zeros((resamples, 2 * width)), False
         for dataset, places in part.reset_index().groupby("dataset", observed=True).indices.items():
             clusters, cluster = np.unique(part["cluster"].cat.codes.to_numpy()[places], return_inverse=True)
@@ -312,11 +347,24 @@ def _mean_of_groups(rows: pd.DataFrame, by: str, metrics: Sequence[str], resampl
             lonely |= len(clusters) < 2
         sums, counts = everything.sum(axis=0).reshape(2, len(metrics), len(groups))
         means = _mean_of_ratios(sums, counts)
-        low, high = interval(_mean_of_ratios(*np.split(totals.reshape(resamples, 2, len(metrics), -1), 2, axis=1))[:, 0])
-        tables.append(pd.DataFrame({
-            "mode": str(mode), "metric": metrics, "objects": len(part), "n": counts.sum(axis=1).astype(int),
-            "clusters": part["cluster"].nunique(), "mean": means, "low": np.nan if lonely else low,
-            "high": np.nan if lonely else high, "median": np.nan}))
+        low, high = interval(
+            _mean_of_ratios(*np.split(totals.reshape(resamples, 2, len(metrics), -1), 2, axis=1))[:, 0]
+        )
+        tables.append(
+            pd.DataFrame(
+                {
+                    "mode": str(mode),
+                    "metric": metrics,
+                    "objects": len(part),
+                    "n": counts.sum(axis=1).astype(int),
+                    "clusters": part["cluster"].nunique(),
+                    "mean": means,
+                    "low": np.nan if lonely else low,
+                    "high": np.nan if lonely else high,
+                    "median": np.nan,
+                }
+            )
+        )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -348,8 +396,15 @@ def calibration(rows: pd.DataFrame) -> pd.DataFrame:
     for mode, part in _with_prediction(rows).groupby("mode", observed=True):
         error = part["predicted_iou"] - part["iou"]
         varies = len(part) > 1 and min(part["predicted_iou"].std(), part["iou"].std()) > 0
-        table.append({"mode": str(mode), "n": len(part), "mean_absolute_error": error.abs().mean(), "bias": error.mean(),
-                      "correlation": np.corrcoef(part["predicted_iou"], part["iou"])[0, 1] if varies else np.nan})
+        table.append(
+            {
+                "mode": str(mode),
+                "n": len(part),
+                "mean_absolute_error": error.abs().mean(),
+                "bias": error.mean(),
+                "correlation": np.corrcoef(part["predicted_iou"], part["iou"])[0, 1] if varies else np.nan,
+            }
+        )
     return pd.DataFrame(table, columns=["mode", "n", "mean_absolute_error", "bias", "correlation"])
 
 
@@ -386,7 +441,7 @@ def click_curves(overall: pd.DataFrame) -> pd.DataFrame:
             found.append((series[mode.start], mode.clicks, row.mean, row.low, row.high, row.n))
     curves = pd.DataFrame(found, columns=["series", "clicks", "mean", "low", "high", "n"])
     if not (curves["clicks"][curves["series"] == "box, then clicks"] > 0).any():
-        curves = curves[curves["series"] != "box, then clicks"]         # a box alone is no curve
+        curves = curves[curves["series"] != "box, then clicks"]  # a box alone is no curve
     return curves.sort_values(["series", "clicks"]).reset_index(drop=True)
 
 
@@ -432,14 +487,18 @@ def all_tables(rows: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = 0)
     overall = summarise(objects, metrics=(*MAIN_METRICS, *NOC_METRICS), **options)
     is_noc = overall["metric"].isin(NOC_METRICS)
     noc = overall[is_noc & (overall["n"] > 0)]
-    several = noc[~noc["mode"].isin(["1pt"])]           # with a cap of one click every NoC is 1
+    several = noc[~noc["mode"].isin(["1pt"])]  # with a cap of one click every NoC is 1
     tables = {"overall": overall[~is_noc], "noc": several if len(several) else noc}
     for by in GROUPS:
         if any(name != UNKNOWN for name in objects[by].unique()):
             tables[by] = summarise(objects, by, totals=by != "size" and objects[by].nunique() > 1, **options)
-    tables |= {"calibration": calibration(objects), "calibration_bins": calibration_bins(objects),
-               "dice_by_clicks": click_curves(tables["overall"]), "reached": reached_curves(objects),
-               "dice_by_jitter": jitter_curve(tables["overall"])}
+    tables |= {
+        "calibration": calibration(objects),
+        "calibration_bins": calibration_bins(objects),
+        "dice_by_clicks": click_curves(tables["overall"]),
+        "reached": reached_curves(objects),
+        "dice_by_jitter": jitter_curve(tables["overall"]),
+    }
     return {name: table.reset_index(drop=True) for name, table in tables.items()}
 
 
@@ -467,8 +526,15 @@ class Grid(NamedTuple):
     names: int = 1
 
 
-def number(metric: Metric, mean: float, low: float = np.nan, high: float = np.nan, sign: str = "", best: bool = False,
-           n: int | None = None) -> Cell:
+def number(
+    metric: Metric,
+    mean: float,
+    low: float = np.nan,
+    high: float = np.nan,
+    sign: str = "",
+    best: bool = False,
+    n: int | None = None,
+) -> Cell:
     """A mean with its interval, in brackets with one digit less; n where it is not of all objects."""
     short = metric._replace(digits=max(1, metric.digits - 1))
     detail = "" if np.isnan(low) else f"[{short.text(low, sign)}, {short.text(high, sign)}]"
@@ -495,7 +561,7 @@ def grid_of(table: pd.DataFrame, metric: str = "dice", medians: bool = False) ->
     rows, columns = ("mode", "metric") if by == "mode" else (by, "mode")
     names, titles = ([*dict.fromkeys(table[column])] for column in (rows, columns))
     found = {key: row for key, row in zip(zip(table[rows], table[columns]), table.itertuples())}
-    both = by == "mode" and "dice" in titles        # of a number of clicks, and of a share, the median says little
+    both = by == "mode" and "dice" in titles  # of a number of clicks, and of a share, the median says little
     body = []
     for i, name in enumerate(names):
         here = [found.get((name, title)) for title in titles]
@@ -509,8 +575,13 @@ def grid_of(table: pd.DataFrame, metric: str = "dice", medians: bool = False) ->
                 cells = [mean, median] if both else [median if medians else mean]
             row += cells
         body.append(row)
-    printed = [text for title in titles for text in (
-        [METRICS[title].title, "median"] if both else [METRICS[title].title] if columns == "metric" else [title])]
+    printed = [
+        text
+        for title in titles
+        for text in (
+            [METRICS[title].title, "median"] if both else [METRICS[title].title] if columns == "metric" else [title]
+        )
+    ]
     corner = by if by == "mode" else f"{METRICS[metric].title}{', median,' if medians else ''} by {by}"
     return Grid([corner, "objects", *printed], body)
 
@@ -518,8 +589,14 @@ def grid_of(table: pd.DataFrame, metric: str = "dice", medians: bool = False) ->
 def _plain_grid(table: pd.DataFrame) -> Grid:
     body = []
     for row in table.itertuples(index=False):
-        body.append([Cell(str(v), value=v) if isinstance(v, str | int | np.integer) else
-                     Cell("–" if np.isnan(v) else f"{v:.3f}", value=float(v)) for v in row])
+        body.append(
+            [
+                Cell(str(v), value=v)
+                if isinstance(v, str | int | np.integer)
+                else Cell("–" if np.isnan(v) else f"{v:.3f}", value=float(v))
+                for v in row
+            ]
+        )
     return Grid([str(column).replace("_", " ") for column in table.columns], body)
 
 
@@ -539,8 +616,17 @@ def format_table(table: pd.DataFrame, format: str = "text", metric: str = "dice"
 
 def to_records(table: pd.DataFrame) -> list[dict]:
     """For a JSON file: plain values, None for NaN."""
-    return [{key: None if isinstance(value, float) and np.isnan(value) else value.item() if isinstance(value, np.generic) else value
-             for key, value in row.items()} for row in table.astype(object).to_dict("records")]
+    return [
+        {
+            key: None
+            if isinstance(value, float) and np.isnan(value)
+            else value.item()
+            if isinstance(value, np.generic)
+            else value
+            for key, value in row.items()
+        }
+        for row in table.astype(object).to_dict("records")
+    ]
 
 
 def render(grid: Grid, format: str = "text") -> str:
@@ -554,11 +640,18 @@ def _flat_header(grid: Grid) -> list[str]:
 
 
 def _text(grid: Grid) -> str:
-    lines = [_flat_header(grid)] + [[f"{cell.text}{'*' * cell.best} {cell.detail}".strip() for cell in row] for row in grid.body]
+    lines = [_flat_header(grid)] + [
+        [f"{cell.text}{'*' * cell.best} {cell.detail}".strip() for cell in row] for row in grid.body
+    ]
     lines = [[" ".join(text.split()) for text in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(grid.header))]
-    return "\n".join("  ".join(text.ljust(width) if i < grid.names else text.rjust(width)
-                               for i, (text, width) in enumerate(zip(line, widths))).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if i < grid.names else text.rjust(width)
+            for i, (text, width) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in lines
+    )
 
 
 def _markdown(grid: Grid) -> str:
@@ -575,8 +668,15 @@ def _markdown(grid: Grid) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-LATEX = {"\\": r"\textbackslash{}", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-         ">": r"\textgreater{}", **{c: f"\\{c}" for c in "&%$#_{}"}}
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "–": "--",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+}
 
 
 def _latex(grid: Grid) -> str:
@@ -589,7 +689,9 @@ def _latex(grid: Grid) -> str:
 
     lines = [rf"\begin{{tabular}}{{{'l' * grid.names}{'r' * (len(grid.header) - grid.names)}}}", r"\toprule"]
     if grid.spans:
-        lines.append(" & ".join(rf"\multicolumn{{{width}}}{{c}}{{{escaped(title)}}}" for title, width in grid.spans) + r" \\")
+        lines.append(
+            " & ".join(rf"\multicolumn{{{width}}}{{c}}{{{escaped(title)}}}" for title, width in grid.spans) + r" \\"
+        )
         start = 1
         for title, width in grid.spans:
             if title:

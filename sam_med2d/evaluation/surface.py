@@ -31,7 +31,7 @@ def surface_distances(predicted: np.ndarray, truth: np.ndarray) -> tuple[np.ndar
     Neither mask may be empty. -> two 1D arrays.
     """
     rows, columns = (np.flatnonzero((predicted | truth).any(axis=axis)) for axis in (1, 0))
-    place = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    place = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     ours, theirs = outline(predicted[place]), outline(truth[place])
     return _distance_to(theirs)[ours], _distance_to(ours)[theirs]
 

@@ -19,11 +19,11 @@ from sam_med2d.inference.models import add_model_flags, load_model
 from sam_med2d.utils import UsageError
 from segment_anything import Sam
 
-COMPARED = 3        # images, in the comparison with the eager model
+COMPARED = 3  # images, in the comparison with the eager model
 
-Differences = Callable[[Session, list[np.ndarray]], float]                          # prints, and gives the largest
-Feeds = Callable[[Session, list[np.ndarray]], list[dict[str, np.ndarray]]]          # the graph's inputs for some images
-Served = Callable[[Sam, Session], Sam]                                              # the model with this part replaced
+Differences = Callable[[Session, list[np.ndarray]], float]  # prints, and gives the largest
+Feeds = Callable[[Session, list[np.ndarray]], list[dict[str, np.ndarray]]]  # the graph's inputs for some images
+Served = Callable[[Sam, Session], Sam]  # the model with this part replaced
 
 
 def add_export_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,18 +32,33 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("file")
     group.add_argument("--output", required=True, type=Path, metavar="FILE.onnx")
     group.add_argument("--opset", type=int, default=17, help="14 to 20; default: %(default)s")
-    group.add_argument("--precision", choices=["float32", *HALF], default="float32",
-                       help="of the stored weights; a file half as large that computes in float32 (or as the runtime is told)")
+    group.add_argument(
+        "--precision",
+        choices=["float32", *HALF],
+        default="float32",
+        help="of the stored weights; a file half as large that computes in float32 (or as the runtime is told)",
+    )
     group.add_argument("--gelu-approximate", action="store_true", help="tanh in place of erf in GELU")
     group = parser.add_argument_group("int8")
-    group.add_argument("--quantize", action="store_true", help="write a static int8 file as well, as {output}.int8.onnx")
+    group.add_argument(
+        "--quantize", action="store_true", help="write a static int8 file as well, as {output}.int8.onnx"
+    )
     group.add_argument("--quantize-out", type=Path, metavar="FILE.onnx", help="the same, with a name of your own")
-    group.add_argument("--calibration_path", type=Path, metavar="FOLDER",
-                       help="images that ranges are taken from: a data folder (its train split), or any; default: --data_path")
+    group.add_argument(
+        "--calibration_path",
+        type=Path,
+        metavar="FOLDER",
+        help="images that ranges are taken from: a data folder (its train split), or any; default: --data_path",
+    )
     group.add_argument("--calibration_images", type=int, default=32, help="at most; default: %(default)s")
     group = parser.add_argument_group("comparison with the eager model")
-    group.add_argument("--data_path", type=Path, default=Path(__file__).parents[2] / "data_demo", metavar="FOLDER",
-                       help="its images are compared on, and its test split gives the Dice of int8; default: data_demo")
+    group.add_argument(
+        "--data_path",
+        type=Path,
+        default=Path(__file__).parents[2] / "data_demo",
+        metavar="FOLDER",
+        help="its images are compared on, and its test split gives the Dice of int8; default: data_demo",
+    )
 
 
 def load_for_export(args: argparse.Namespace) -> Sam:
@@ -70,8 +85,15 @@ def images_of(folder: Path, split: str, count: int) -> list[np.ndarray]:
     return [read_image(paths[i]) for i in chosen]
 
 
-def write(args: argparse.Namespace, model: Sam, proto: onnx.ModelProto, differences: Differences, feeds: Feeds,
-          served: Served, **facts: object) -> None:
+def write(
+    args: argparse.Namespace,
+    model: Sam,
+    proto: onnx.ModelProto,
+    differences: Differences,
+    feeds: Feeds,
+    served: Served,
+    **facts: object,
+) -> None:
     """Write the file, and the int8 one beside it, each after its comparison. Raises UsageError where float32 is not equal."""
     images = images_of(args.data_path, "test", COMPARED)
     facts = {"image_size": model.image_size, "channels": "BGR", "source": Path(args.sam_checkpoint).name, **facts}
@@ -79,24 +101,35 @@ def write(args: argparse.Namespace, model: Sam, proto: onnx.ModelProto, differen
         describe(proto, **facts, precision=args.precision)
         stored = proto
         if args.precision != "float32":
-            stored = copy.deepcopy(proto)       # int8 is made from float32
+            stored = copy.deepcopy(proto)  # int8 is made from float32
             halve(stored, args.precision)
         save(stored, path)
         session = OnnxRuntimeSession(path)
         print(f"compared with the eager model on {len(images)} images of {args.data_path}:")
         largest = differences(session, images)
         if args.precision == "float32" and not largest <= PARITY:
-            raise UsageError(f"{args.output}: not written, because it differs from the eager model by {largest:.1e}; "
-                             f"float32 may differ by {PARITY:.0e}")
+            raise UsageError(
+                f"{args.output}: not written, because it differs from the eager model by {largest:.1e}; "
+                f"float32 may differ by {PARITY:.0e}"
+            )
         if args.precision != "float32":
-            print(f"mean Dice between the masks of {args.precision} and float32: {agreement(model, served(model, session), images):.4f}")
+            print(
+                f"mean Dice between the masks of {args.precision} and float32: {agreement(model, served(model, session), images):.4f}"
+            )
     print(f"{args.output}: {args.precision}, {_megabytes(args.output)}, largest difference {largest:.1e}")
     if args.quantize or args.quantize_out:
         _write_int8(args, model, proto, feeds, served, images, facts)
 
 
-def _write_int8(args: argparse.Namespace, model: Sam, proto: onnx.ModelProto, feeds: Feeds, served: Served,
-                images: list[np.ndarray], facts: dict[str, object]) -> None:
+def _write_int8(
+    args: argparse.Namespace,
+    model: Sam,
+    proto: onnx.ModelProto,
+    feeds: Feeds,
+    served: Served,
+    images: list[np.ndarray],
+    facts: dict[str, object],
+) -> None:
     output = args.quantize_out or args.output.with_suffix(".int8.onnx")
     calibration = images_of(args.calibration_path or args.data_path, "train", args.calibration_images)
     print(f"int8: calibrating on {len(calibration)} images of {args.calibration_path or args.data_path}")

@@ -18,8 +18,8 @@ from segment_anything.modeling.image_encoder import Adapter, Attention, Block, I
 from segment_anything.modeling.image_encoder import _relative_table as relative_table
 from segment_anything.modeling.prompt_encoder import TOP_LEFT
 
-LARGEST_SIDE = 4096         # pixels; up to it the geometry inside the graph is OpenCV's to the pixel
-STABILITY_OFFSET = 1.0      # in logits; SAM's
+LARGEST_SIDE = 4096  # pixels; up to it the geometry inside the graph is OpenCV's to the pixel
+STABILITY_OFFSET = 1.0  # in logits; SAM's
 
 
 class AttentionGraph(nn.Module):
@@ -44,12 +44,14 @@ class AttentionGraph(nn.Module):
         self.kv_weight = nn.Parameter(weight[channels:].T.contiguous())
         self.kv_bias = nn.Parameter(bias[channels:].clone())
         self.proj = attention.proj
-        for axis in "hw":       # (d, keys) for each query; the reference does not scale q here, so the scale is taken out
+        for axis in "hw":  # (d, keys) for each query; the reference does not scale q here, so the scale is taken out
             table = relative_table(getattr(attention, f"rel_pos_{axis}").detach(), min(self.side, map_size), self.side)
             self.register_buffer(f"table_{axis}", (table / scale).transpose(1, 2).contiguous())
         row_and_column = torch.eye(self.side)
-        self.register_buffer("picks", torch.cat(
-            [row_and_column.repeat_interleave(self.side, 0), row_and_column.repeat(self.side, 1)], dim=1))
+        self.register_buffer(
+            "picks",
+            torch.cat([row_and_column.repeat_interleave(self.side, 0), row_and_column.repeat(self.side, 1)], dim=1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         q = x @ self.q_weight + self.q_bias
@@ -57,21 +59,23 @@ class AttentionGraph(nn.Module):
         padding = -self.map_size % self.side
         if padding:
             kv = F.pad(kv, (0, 0, 0, padding, 0, padding))
-        kv = kv + self.kv_bias      # after the padding, which has it too
+        kv = kv + self.kv_bias  # after the padding, which has it too
         whole, rest = divmod(self.map_size, self.side)
-        spans = [(0, whole, self.side)] * bool(whole) + [(whole, 1, rest)] * bool(rest)     # first window, windows, side
+        spans = [(0, whole, self.side)] * bool(whole) + [(whole, 1, rest)] * bool(rest)  # first window, windows, side
         strips = [torch.cat([self._windows(q, kv, *rows, *columns) for columns in spans], dim=2) for rows in spans]
         return self.proj(torch.cat(strips, dim=1))
 
-    def _windows(self, q: Tensor, kv: Tensor, row: int, rows: int, height: int, column: int, columns: int, width: int) -> Tensor:
+    def _windows(
+        self, q: Tensor, kv: Tensor, row: int, rows: int, height: int, column: int, columns: int, width: int
+    ) -> Tensor:
         """rows x columns windows from (row, column) on, of height x width queries each -> their part of the map."""
         batch = self.batch or q.shape[0]
         side, heads, channels = self.side, self.heads, q.shape[-1]
         top, left = row * side, column * side
-        q = q[:, top:top + rows * height, left:left + columns * width]
+        q = q[:, top : top + rows * height, left : left + columns * width]
         q = q.reshape(batch, rows, height, columns, width, heads, -1).permute(0, 1, 3, 5, 2, 4, 6)
         q = q.reshape(batch * rows * columns, heads, height, width, -1)
-        kv = kv[:, top:top + rows * side, left:left + columns * side]
+        kv = kv[:, top : top + rows * side, left : left + columns * side]
         kv = kv.reshape(batch, rows, side, columns, side, 2, heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
         k, v = kv.reshape(2, batch * rows * columns, heads, side * side, -1).unbind(0)
 
@@ -94,25 +98,29 @@ class AdapterGraph(nn.Module):
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
         self.channel, self.norm = adapter.channel, adapter.norm
-        down, up = adapter.spatial[0].weight.detach(), adapter.spatial[2].weight.detach()      # (out, in, 3, 3), (in, out, 4, 4)
+        down, up = (
+            adapter.spatial[0].weight.detach(),
+            adapter.spatial[2].weight.detach(),
+        )  # (out, in, 3, 3), (in, out, 4, 4)
         self.down = nn.Parameter(down.permute(2, 3, 1, 0).reshape(-1, down.shape[0]).contiguous())
-        taps = ([3, 1], [2, 0])     # of the kernel, that meet input i - 1 and i (even outputs), or i and i + 1 (odd ones)
+        taps = ([3, 1], [2, 0])  # of the kernel, that meet input i - 1 and i (even outputs), or i and i + 1 (odd ones)
         self.up = nn.ParameterList(
             up[:, :, rows][:, :, :, columns].permute(2, 3, 0, 1).reshape(-1, up.shape[1]).contiguous()
-            for rows in taps for columns in taps
+            for rows in taps
+            for columns in taps
         )
 
     def forward(self, x: Tensor) -> Tensor:
         height, width, channels = x.shape[1:]
         gated = F.pad(x * self.channel(x.mean(dim=(1, 2), keepdim=True)), (0, 0, 1, 0, 1, 0))
-        near = [gated[:, i:i + height - 1:2, j:j + width - 1:2] for i in range(3) for j in range(3)]
+        near = [gated[:, i : i + height - 1 : 2, j : j + width - 1 : 2] for i in range(3) for j in range(3)]
         # the ReLU after the padding: directly behind the product it keeps ONNX Runtime from computing that in int8
         small = F.pad(torch.cat(near, dim=-1) @ self.down, (0, 0, 1, 1, 1, 1)).relu()
         h, w = height // 2, width // 2
         parities = []
         for number, weight in enumerate(self.up):
             top, left = divmod(number, 2)
-            near = [small[:, i:i + h, j:j + w] for i in (top, top + 1) for j in (left, left + 1)]
+            near = [small[:, i : i + h, j : j + w] for i in (top, top + 1) for j in (left, left + 1)]
             parities.append(torch.cat(near, dim=-1) @ weight)
         up = torch.stack(parities).reshape(2, 2, -1, h, w, channels).permute(2, 3, 0, 4, 1, 5)
         return self.norm(x + up.reshape(-1, height, width, channels).relu())
@@ -137,7 +145,7 @@ class EncoderGraph(nn.Module):
         self.register_buffer("pixel_std", model.pixel_std.clone())
 
     def _block(self, block: Block) -> Block:
-        rewritten = copy.copy(block)                    # a block of the same weights; the model keeps its own layers
+        rewritten = copy.copy(block)  # a block of the same weights; the model keeps its own layers
         rewritten._modules = dict(block._modules)
         rewritten.attn = AttentionGraph(block.attn, self.image_size // 16, self.batch)
         rewritten.Adapter = None if block.Adapter is None else AdapterGraph(block.Adapter)
@@ -167,7 +175,9 @@ def _rounded_down(size: int) -> Tensor:
     A table, because runtimes round such products in ways of their own.
     """
     position, side = np.arange(size), np.arange(1, LARGEST_SIDE)[:, None]
-    table = np.zeros((LARGEST_SIDE + 1, size), np.int8)     # the first row belongs to no image, the last to all larger ones
+    table = np.zeros(
+        (LARGEST_SIDE + 1, size), np.int8
+    )  # the first row belongs to no image, the last to all larger ones
     table[1:-1] = position * side // size - np.floor(position * (1 / (size / side))).astype(int)
     return torch.from_numpy(table)
 
@@ -191,10 +201,21 @@ class DecoderGraph(nn.Module):
     longest_side: for clients that scaled the longest side to S and padded at the right and the bottom.
     """
 
-    def __init__(self, model: Sam, *, single_mask: bool = False, stability_score: bool = False, extra_metrics: bool = False,
-                 longest_side: bool = False) -> None:
+    def __init__(
+        self,
+        model: Sam,
+        *,
+        single_mask: bool = False,
+        stability_score: bool = False,
+        extra_metrics: bool = False,
+        longest_side: bool = False,
+    ) -> None:
         super().__init__()
-        self.prompt_encoder, self.mask_decoder, self.image_size = model.prompt_encoder, model.mask_decoder, model.image_size
+        self.prompt_encoder, self.mask_decoder, self.image_size = (
+            model.prompt_encoder,
+            model.mask_decoder,
+            model.image_size,
+        )
         self.single_mask, self.stability_score = single_mask, stability_score
         self.extra_metrics, self.longest_side = extra_metrics, longest_side
         self.register_buffer("image_pe", model.prompt_encoder.get_dense_pe().detach().clone())
@@ -204,13 +225,24 @@ class DecoderGraph(nn.Module):
         extra = ["stability_scores", "areas"] if self.extra_metrics else []
         return ["masks", "iou_predictions", *extra, "low_res_masks"]
 
-    def forward(self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor,
-                has_mask_input: Tensor, orig_im_size: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+        orig_im_size: Tensor,
+    ) -> tuple[Tensor, ...]:
         rows = point_coords.shape[0]
-        dense = torch.where(has_mask_input.reshape(-1, 1, 1, 1) > 0, self.prompt_encoder.mask_downscaling(mask_input),
-                            self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1))
+        dense = torch.where(
+            has_mask_input.reshape(-1, 1, 1, 1) > 0,
+            self.prompt_encoder.mask_downscaling(mask_input),
+            self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1),
+        )
         low_res, scores = self.mask_decoder.predict_masks(
-            image_embeddings.expand(rows, -1, -1, -1), self.image_pe, self._tokens(point_coords, point_labels), dense)
+            image_embeddings.expand(rows, -1, -1, -1), self.image_pe, self._tokens(point_coords, point_labels), dense
+        )
         if self.stability_score:
             scores = stability_of(low_res)
         if self.single_mask:
@@ -223,7 +255,7 @@ class DecoderGraph(nn.Module):
         # sums, because they are defined for objects without any point
         boxes = (labels >= TOP_LEFT).sum()
         open_ended = (labels[:, -1:] != ABSENT).sum()
-        wanted = ((boxes == 0) & (open_ended > 0)).long()       # absent points to append: 0 or 1
+        wanted = ((boxes == 0) & (open_ended > 0)).long()  # absent points to append: 0 or 1
         coordinates = torch.cat([coordinates, torch.zeros_like(coordinates[:, :1])[:, :wanted]], dim=1)
         labels = torch.cat([labels, torch.full_like(labels[:, :1], ABSENT)[:, :wanted]], dim=1)
         return self.prompt_encoder._embed_points(coordinates, labels)
@@ -233,7 +265,7 @@ class DecoderGraph(nn.Module):
         masks = F.interpolate(low_res, size=frame, mode="bilinear", align_corners=False)
         if self.longest_side:
             content = (size * (self.image_size / size.max()) + 0.5).floor().long()
-            masks = masks[..., :content[0], :content[1]]
+            masks = masks[..., : content[0], : content[1]]
         height, width = size.long()
         return F.interpolate(masks, size=(height, width), mode="bilinear", align_corners=False)
 

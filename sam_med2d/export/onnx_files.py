@@ -29,11 +29,11 @@ from sam_med2d.prompts.modes import parse_mode
 from sam_med2d.utils import UsageError
 from segment_anything import FOREGROUND, Prediction, Prompts, Sam, SamPredictor, best_of
 
-OPSETS = range(14, 21)          # what the tracing exporter of this PyTorch writes; attention needs 14
+OPSETS = range(14, 21)  # what the tracing exporter of this PyTorch writes; attention needs 14
 TABLE_MODES = ("bbox", "1pt", "3pts")
-PARITY = 1e-4                   # largest difference that a float32 file may have
-LARGEST_FILE = 2**31 - 2**20    # a protobuf message ends at 2 GB; a little for what is no weight
-LARGE_TENSOR = 1024             # numbers; smaller tensors stay float32 in half-size files, such as the matrix of point positions
+PARITY = 1e-4  # largest difference that a float32 file may have
+LARGEST_FILE = 2**31 - 2**20  # a protobuf message ends at 2 GB; a little for what is no weight
+LARGE_TENSOR = 1024  # numbers; smaller tensors stay float32 in half-size files, such as the matrix of point positions
 HALF = {"float16": (torch.float16, onnx.TensorProto.FLOAT16), "bfloat16": (torch.bfloat16, onnx.TensorProto.BFLOAT16)}
 
 
@@ -49,7 +49,7 @@ def placed(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         yield Path(folder) / path.name
-        written = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)     # the graph after its weights
+        written = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)  # the graph after its weights
         for file in written:
             os.replace(file, path.parent / file.name)
 
@@ -57,28 +57,43 @@ def placed(path: str | Path) -> Iterator[Path]:
 def trace_encoder(graph: EncoderGraph, opset: int) -> onnx.ModelProto:
     size = graph.image_size
     if graph.preprocess:
-        return _trace(graph, {"input_image": torch.rand(size + 3, size + 5, 3) * 255}, ["image_embeddings"],
-                      {"input_image": {0: "image_height", 1: "image_width"}}, opset)
+        return _trace(
+            graph,
+            {"input_image": torch.rand(size + 3, size + 5, 3) * 255},
+            ["image_embeddings"],
+            {"input_image": {0: "image_height", 1: "image_width"}},
+            opset,
+        )
     axes = {} if graph.batch else {name: {0: "batch"} for name in ("input_image", "image_embeddings")}
-    return _trace(graph, {"input_image": torch.rand(graph.batch or 2, 3, size, size)}, ["image_embeddings"], axes, opset)
+    return _trace(
+        graph, {"input_image": torch.rand(graph.batch or 2, 3, size, size)}, ["image_embeddings"], axes, opset
+    )
 
 
 def trace_decoder(graph: DecoderGraph, opset: int) -> onnx.ModelProto:
     side = graph.image_size // 16
     inputs = {
-        "image_embeddings": torch.randn(1, 256, side, side), "point_coords": torch.rand(2, 3, 2) * graph.image_size,
-        "point_labels": torch.ones(2, 3), "mask_input": torch.rand(1, 1, 4 * side, 4 * side),
-        "has_mask_input": torch.zeros(1), "orig_im_size": torch.tensor([50.0, 70.0]),
+        "image_embeddings": torch.randn(1, 256, side, side),
+        "point_coords": torch.rand(2, 3, 2) * graph.image_size,
+        "point_labels": torch.ones(2, 3),
+        "mask_input": torch.rand(1, 1, 4 * side, 4 * side),
+        "has_mask_input": torch.zeros(1),
+        "orig_im_size": torch.tensor([50.0, 70.0]),
     }
     axes = {
-        "image_embeddings": {0: "images"}, "point_coords": {0: "objects", 1: "points"},
-        "point_labels": {0: "objects", 1: "points"}, "mask_input": {0: "masks_given"}, "has_mask_input": {0: "flags"},
+        "image_embeddings": {0: "images"},
+        "point_coords": {0: "objects", 1: "points"},
+        "point_labels": {0: "objects", 1: "points"},
+        "mask_input": {0: "masks_given"},
+        "has_mask_input": {0: "flags"},
         "masks": {0: "objects", 2: "height", 3: "width"},
     } | {name: {0: "objects"} for name in graph.output_names if name != "masks"}
     return _trace(graph, inputs, graph.output_names, axes, opset)
 
 
-def _trace(graph: torch.nn.Module, inputs: dict[str, Tensor], outputs: list[str], axes: dict, opset: int) -> onnx.ModelProto:
+def _trace(
+    graph: torch.nn.Module, inputs: dict[str, Tensor], outputs: list[str], axes: dict, opset: int
+) -> onnx.ModelProto:
     if opset not in OPSETS:
         raise UsageError(f"--opset {opset}: must be {OPSETS[0]} to {OPSETS[-1]}")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -87,8 +102,16 @@ def _trace(graph: torch.nn.Module, inputs: dict[str, Tensor], outputs: list[str]
         warnings.simplefilter("ignore")
         file = Path(folder) / "traced.onnx"
         with torch.no_grad():
-            torch.onnx.export(graph.eval(), tuple(inputs.values()), str(file), dynamo=False, opset_version=opset,
-                              input_names=[*inputs], output_names=outputs, dynamic_axes=axes)
+            torch.onnx.export(
+                graph.eval(),
+                tuple(inputs.values()),
+                str(file),
+                dynamo=False,
+                opset_version=opset,
+                input_names=[*inputs],
+                output_names=outputs,
+                dynamic_axes=axes,
+            )
         return onnx.load(str(file))
 
 
@@ -155,12 +178,17 @@ def prompts_of(kind: str, objects: int, image_size: int, seed: int = 0) -> Promp
     labels[:, 0] = FOREGROUND
     masks = torch.rand(objects, 1, image_size // 4, image_size // 4, generator=draw)
     clicked = "point" in kind
-    return Prompts(points if clicked else None, labels if clicked else None, boxes if "box" in kind else None,
-                   masks if "mask" in kind else None)
+    return Prompts(
+        points if clicked else None,
+        labels if clicked else None,
+        boxes if "box" in kind else None,
+        masks if "mask" in kind else None,
+    )
 
 
-def decoder_differences(model: Sam, graph: DecoderGraph, session: Session, images: list[np.ndarray],
-                        objects: tuple[int, ...] = (1, 8)) -> dict[str, dict[str, float]]:
+def decoder_differences(
+    model: Sam, graph: DecoderGraph, session: Session, images: list[np.ndarray], objects: tuple[int, ...] = (1, 8)
+) -> dict[str, dict[str, float]]:
     """{kind of prompt: {output: largest difference}} between the file and the eager model.
 
     Of one set of random prompts for each image, kind and number of objects; masks are compared at the image's size.
@@ -173,8 +201,9 @@ def decoder_differences(model: Sam, graph: DecoderGraph, session: Session, image
         for kind in PROMPT_KINDS:
             for rows in objects:
                 prompts = prompts_of(kind, rows, model.image_size, number)
-                expected = eager_outputs(model, graph, embedding.expand(rows, -1, -1, -1), prompts.to(model.device),
-                                         image.shape[:2])
+                expected = eager_outputs(
+                    model, graph, embedding.expand(rows, -1, -1, -1), prompts.to(model.device), image.shape[:2]
+                )
                 found = session(decoder_inputs(embedding.cpu(), prompts, image.shape[:2]))
                 for name, value in expected.items():
                     difference = float(np.abs(found[name] - value.cpu().numpy()).max())
@@ -183,8 +212,9 @@ def decoder_differences(model: Sam, graph: DecoderGraph, session: Session, image
 
 
 @torch.inference_mode()
-def eager_outputs(model: Sam, graph: DecoderGraph, embeddings: Tensor, prompts: Prompts,
-                  size: tuple[int, int]) -> dict[str, Tensor]:
+def eager_outputs(
+    model: Sam, graph: DecoderGraph, embeddings: Tensor, prompts: Prompts, size: tuple[int, int]
+) -> dict[str, Tensor]:
     """What the file should return, by the functions that training and testing call."""
     prediction = model.predict(embeddings, prompts, True if graph.single_mask else None)
     if graph.stability_score:
@@ -194,7 +224,7 @@ def eager_outputs(model: Sam, graph: DecoderGraph, embeddings: Tensor, prompts: 
     masks = model.upscale(prediction.logits)
     if graph.longest_side:
         scale = model.image_size / max(size)
-        masks = masks[..., :int(size[0] * scale + 0.5), :int(size[1] * scale + 0.5)]
+        masks = masks[..., : int(size[0] * scale + 0.5), : int(size[1] * scale + 0.5)]
     masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
     return {"masks": masks, "iou_predictions": prediction.iou, "low_res_masks": prediction.logits}
 

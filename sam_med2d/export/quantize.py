@@ -35,10 +35,16 @@ def quantize(proto: onnx.ModelProto, feeds: Iterator[dict[str, np.ndarray]]) -> 
         onnx.save(proto, str(source), save_as_external_data=large)
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True, save_as_external_data=large)
         quantize_static(
-            str(prepared), str(result), _Feeds(feeds), quant_format=QuantFormat.QDQ,
+            str(prepared),
+            str(result),
+            _Feeds(feeds),
+            quant_format=QuantFormat.QDQ,
             nodes_to_quantize=_linear_layers(onnx.load(str(prepared))),
-            per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax, use_external_data_format=large,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            use_external_data_format=large,
             extra_options={
                 # a product is rounded on its way into the next layer, not once more on its way out of this one
                 "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],

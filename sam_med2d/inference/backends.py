@@ -22,10 +22,10 @@ from segment_anything.modeling.prompt_encoder import labels_of_corners
 from segment_anything.modeling.sam import PIXEL_MEAN, PIXEL_STD
 
 BACKENDS = ("onnxruntime", "openvino")
-PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}       # as OpenVINO calls them
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # as OpenVINO calls them
 DECODER_INPUTS = {"image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size"}
 
-Shape = tuple[int | None, ...]      # None: any
+Shape = tuple[int | None, ...]  # None: any
 
 
 class Session(Protocol):
@@ -44,11 +44,14 @@ class OnnxRuntimeSession:
         self.path = Path(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3      # its warnings are about its own optimiser
-        self._session = _opened(self.path, lambda: onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]))
+        options.log_severity_level = 3  # its warnings are about its own optimiser
+        self._session = _opened(
+            self.path, lambda: onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        )
         self.inputs: dict[str, Shape] = {
-            one.name: tuple(side if isinstance(side, int) else None for side in one.shape) for one in self._session.get_inputs()}
+            one.name: tuple(side if isinstance(side, int) else None for side in one.shape)
+            for one in self._session.get_inputs()
+        }
         self._outputs = [one.name for one in self._session.get_outputs()]
 
     def __call__(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -69,8 +72,11 @@ class OpenVinoSession:
             settings["INFERENCE_NUM_THREADS"] = threads
         compiled = _opened(self.path, lambda: openvino.Core().compile_model(str(path), "CPU", settings))
         self.inputs: dict[str, Shape] = {
-            one.get_any_name(): tuple(None if side.is_dynamic else side.get_length() for side in one.get_partial_shape())
-            for one in compiled.inputs}
+            one.get_any_name(): tuple(
+                None if side.is_dynamic else side.get_length() for side in one.get_partial_shape()
+            )
+            for one in compiled.inputs
+        }
         self._outputs = [one.get_any_name() for one in compiled.outputs]
         self._request = compiled.create_infer_request()
 
@@ -89,11 +95,12 @@ def _imported(module: str):
 
 def _opened(path: Path, open_it: Callable):
     if not path.is_file():
-        raise UsageError(f"{path}: not found; export it with scripts/export_onnx_encoder_model.py or "
-                         "scripts/export_onnx_model.py")
+        raise UsageError(
+            f"{path}: not found; export it with scripts/export_onnx_encoder_model.py or scripts/export_onnx_model.py"
+        )
     try:
         return open_it()
-    except Exception as error:      # each runtime raises its own kinds, for damaged files and unknown operators alike
+    except Exception as error:  # each runtime raises its own kinds, for damaged files and unknown operators alike
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"{path}: cannot be opened ({reason}); export it again") from error
 
@@ -105,22 +112,28 @@ class RuntimeEncoder:
         """Raises UsageError: not an encoder, or one with the geometry inside."""
         shape = session.inputs.get("input_image")
         if shape is None:
-            raise UsageError(f"{session.path}: has no input_image, so it is no encoder; export one with "
-                             "scripts/export_onnx_encoder_model.py")
+            raise UsageError(
+                f"{session.path}: has no input_image, so it is no encoder; export one with "
+                "scripts/export_onnx_encoder_model.py"
+            )
         if len(shape) != 4:
-            raise UsageError(f"{session.path}: was exported with --use-preprocess, for programs that hand in whole images; "
-                             "export it without")
+            raise UsageError(
+                f"{session.path}: was exported with --use-preprocess, for programs that hand in whole images; "
+                "export it without"
+            )
         self.session = session
         self.batch, self.image_size = shape[0], shape[-1]
         self.pixel_mean, self.pixel_std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
 
-    preprocess = Sam.preprocess     # it needs no more than the two tensors
+    preprocess = Sam.preprocess  # it needs no more than the two tensors
 
     def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor:
         """images: (B, 3, S, S) uint8, BGR; content as in `Sam.preprocess` -> (B, 256, S / 16, S / 16)."""
         ready = self.preprocess(images, content).numpy()
-        steps = [ready[i:i + self.batch] for i in range(0, len(ready), self.batch)] if self.batch else [ready]
-        return torch.from_numpy(np.concatenate([self.session({"input_image": step})["image_embeddings"] for step in steps]))
+        steps = [ready[i : i + self.batch] for i in range(0, len(ready), self.batch)] if self.batch else [ready]
+        return torch.from_numpy(
+            np.concatenate([self.session({"input_image": step})["image_embeddings"] for step in steps])
+        )
 
 
 class RuntimeDecoder:
@@ -129,18 +142,22 @@ class RuntimeDecoder:
     def __init__(self, session: Session) -> None:
         """Raises UsageError: not a decoder."""
         if set(session.inputs) != DECODER_INPUTS:
-            raise UsageError(f"{session.path}: has not the inputs of a decoder; export one with scripts/export_onnx_model.py")
+            raise UsageError(
+                f"{session.path}: has not the inputs of a decoder; export one with scripts/export_onnx_model.py"
+            )
         self.session = session
         self.image_size = 4 * session.inputs["mask_input"][-1]
 
     def predict(self, embeddings: Tensor, prompts: Prompts, multimask_output: bool | None) -> Prediction:
         """As `Sam.predict`. Raises UsageError where a file of the best mask alone is asked for another one."""
-        found = self.session(decoder_inputs(embeddings, prompts, (1, 1)))      # full-size masks are not wanted
+        found = self.session(decoder_inputs(embeddings, prompts, (1, 1)))  # full-size masks are not wanted
         prediction = Prediction(*(torch.from_numpy(found[name]) for name in ("low_res_masks", "iou_predictions")))
         if prediction.iou.shape[1] == 1:
             if not multimask_output:
-                raise UsageError(f"{self.session.path}: holds the best of outputs 1 to 3 alone; export it without "
-                                 "--return-single-mask")
+                raise UsageError(
+                    f"{self.session.path}: holds the best of outputs 1 to 3 alone; export it without "
+                    "--return-single-mask"
+                )
             return prediction
         outputs = slice(None) if multimask_output is None else MULTIPLE if multimask_output else SINGLE
         return Prediction(prediction.logits[:, outputs], prediction.iou[:, outputs])
@@ -152,7 +169,7 @@ def decoder_inputs(embeddings: Tensor, prompts: Prompts, size: tuple[int, int]) 
     points, labels = torch.zeros(rows, 0, 2), torch.zeros(rows, 0)
     if prompts.points is not None:
         points, labels = prompts.points.float(), prompts.labels.float()
-        if prompts.boxes is None:       # the model's own rule; the graph follows it for clients that do not
+        if prompts.boxes is None:  # the model's own rule; the graph follows it for clients that do not
             points = torch.cat([points, torch.zeros(rows, 1, 2)], dim=1)
             labels = torch.cat([labels, torch.full((rows, 1), float(ABSENT))], dim=1)
     if prompts.boxes is not None:
@@ -161,8 +178,11 @@ def decoder_inputs(embeddings: Tensor, prompts: Prompts, size: tuple[int, int]) 
     side = 4 * embeddings.shape[-1]
     masks = torch.zeros(1, 1, side, side) if prompts.masks is None else prompts.masks.float()
     return {
-        "image_embeddings": embeddings.numpy(), "point_coords": points.numpy(), "point_labels": labels.numpy(),
-        "mask_input": masks.numpy(), "has_mask_input": np.array([prompts.masks is not None], np.float32),
+        "image_embeddings": embeddings.numpy(),
+        "point_coords": points.numpy(),
+        "point_labels": labels.numpy(),
+        "mask_input": masks.numpy(),
+        "has_mask_input": np.array([prompts.masks is not None], np.float32),
         "orig_im_size": np.array(size, np.float32),
     }
 
@@ -178,10 +198,12 @@ class RuntimeSam:
         self.encode, self.predict = self._encoder.encode, self._decoder.predict
         self.image_size = self._encoder.image_size
         if self._decoder.image_size != self.image_size:
-            raise UsageError(f"{decoder.path}: is for {self._decoder.image_size} px, but {encoder.path} for {self.image_size}; "
-                             "export both with one --image_size")
+            raise UsageError(
+                f"{decoder.path}: is for {self._decoder.image_size} px, but {encoder.path} for {self.image_size}; "
+                "export both with one --image_size"
+            )
 
-    upscale = Sam.upscale           # it needs no more than image_size
+    upscale = Sam.upscale  # it needs no more than image_size
 
     def eval(self) -> "RuntimeSam":
         """Exported graphs have no other mode."""
@@ -193,11 +215,14 @@ def open_session(backend: str, path: str | Path, threads: int | None = None, pre
     if backend == "openvino":
         return OpenVinoSession(path, threads, precision)
     if precision != "float32":
-        raise UsageError(f"onnxruntime computes in the file's own precision on a CPU; {precision} needs --backend openvino")
+        raise UsageError(
+            f"onnxruntime computes in the file's own precision on a CPU; {precision} needs --backend openvino"
+        )
     return OnnxRuntimeSession(path, threads)
 
 
-def open_runtime(backend: str, encoder: str | Path, decoder: str | Path, *, threads: int | None = None,
-                 precision: str = "float32") -> RuntimeSam:
+def open_runtime(
+    backend: str, encoder: str | Path, decoder: str | Path, *, threads: int | None = None, precision: str = "float32"
+) -> RuntimeSam:
     """backend: one of BACKENDS; precision: of the encoder's computation, the decoder's is always float32. Raises UsageError."""
     return RuntimeSam(open_session(backend, encoder, threads, precision), open_session(backend, decoder, threads))

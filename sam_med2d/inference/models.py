@@ -17,21 +17,33 @@ DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--sam_checkpoint", "--checkpoint", default=DEFAULT_CHECKPOINT, metavar="FILE",
-                       help="any SAM or SAM-Med2D weights; default: %(default)s")
+    group.add_argument(
+        "--sam_checkpoint",
+        "--checkpoint",
+        default=DEFAULT_CHECKPOINT,
+        metavar="FILE",
+        help="any SAM or SAM-Med2D weights; default: %(default)s",
+    )
     group.add_argument("--model_type", "--model-type", choices=[*sam_model_registry], help="default: what the file is")
-    group.add_argument("--image_size", type=int,
-                       help="side of the frame that the model sees; default: what the file was trained at")
-    add_flag(group, "--encoder_adapter", None, "False on a file with adapters leaves them out; default: what the file has")
+    group.add_argument(
+        "--image_size", type=int, help="side of the frame that the model sees; default: what the file was trained at"
+    )
+    add_flag(
+        group, "--encoder_adapter", None, "False on a file with adapters leaves them out; default: what the file has"
+    )
     group.add_argument("--device", help="default: cuda, mps or cpu, the best there is")
 
 
 def add_backend_flags(parser: argparse.ArgumentParser) -> None:
     """For scripts that only predict."""
     group = parser.add_argument_group("backend")
-    group.add_argument("--backend", choices=["torch", *BACKENDS], default="torch",
-                       help="onnxruntime and openvino take exported models, on the CPU, in place of --sam_checkpoint; "
-                            "default: %(default)s")
+    group.add_argument(
+        "--backend",
+        choices=["torch", *BACKENDS],
+        default="torch",
+        help="onnxruntime and openvino take exported models, on the CPU, in place of --sam_checkpoint; "
+        "default: %(default)s",
+    )
     group.add_argument("--encoder_model", metavar="FILE.onnx", help="of scripts/export_onnx_encoder_model.py")
     group.add_argument("--decoder_model", metavar="FILE.onnx", help="of scripts/export_onnx_model.py")
     group.add_argument("--precision", choices=[*PRECISIONS], default="float32", help="of the encoder, with openvino")
@@ -42,21 +54,38 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
     """What the flags of both functions above ask for. Raises CheckpointError, UsageError."""
     if args.backend == "torch":
         if args.encoder_model or args.decoder_model:
-            raise UsageError("--encoder_model and --decoder_model are exported files: say with which --backend they run")
+            raise UsageError(
+                "--encoder_model and --decoder_model are exported files: say with which --backend they run"
+            )
         return load_model(args)
     if not (args.encoder_model and args.decoder_model):
-        raise UsageError(f"--backend {args.backend} needs --encoder_model and --decoder_model, the two files of an export")
-    return open_runtime(args.backend, args.encoder_model, args.decoder_model, threads=args.threads, precision=args.precision)
+        raise UsageError(
+            f"--backend {args.backend} needs --encoder_model and --decoder_model, the two files of an export"
+        )
+    return open_runtime(
+        args.backend, args.encoder_model, args.decoder_model, threads=args.threads, precision=args.precision
+    )
 
 
 def load_model(args: argparse.Namespace) -> Sam:
     """The model that the flags of `add_model_flags` ask for. Raises CheckpointError, UsageError."""
-    return open_model(args.sam_checkpoint, model_type=args.model_type, image_size=args.image_size,
-                      encoder_adapter=args.encoder_adapter, device=args.device)
+    return open_model(
+        args.sam_checkpoint,
+        model_type=args.model_type,
+        image_size=args.image_size,
+        encoder_adapter=args.encoder_adapter,
+        device=args.device,
+    )
 
 
-def open_model(checkpoint: str, *, model_type: str | None = None, image_size: int | None = None,
-               encoder_adapter: bool | None = None, device: str | None = None) -> Sam:
+def open_model(
+    checkpoint: str,
+    *,
+    model_type: str | None = None,
+    image_size: int | None = None,
+    encoder_adapter: bool | None = None,
+    device: str | None = None,
+) -> Sam:
     """The model of a weight file, on its device; what is not given is as the file says. Raises CheckpointError, UsageError."""
     on = best_device(device)
     if image_size is not None and (image_size < 32 or image_size % 32):

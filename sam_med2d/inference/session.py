@@ -29,8 +29,8 @@ from segment_anything.images import ImageError, to_bgr
 from segment_anything.predictor import Segmenter
 
 VOLUMES = (".nii", ".nii.gz", ".dcm", ".nrrd", ".mha", ".mhd")
-MOST_PIXELS = 2**29         # of an upload with all its slices
-MOST_OBJECTS = 255          # a label map of 8 bits
+MOST_PIXELS = 2**29  # of an upload with all its slices
+MOST_OBJECTS = 255  # a label map of 8 bits
 
 
 class Scan(NamedTuple):
@@ -60,7 +60,9 @@ def read_upload(path: str | Path) -> Scan:
 
         from sam_med2d.convert.volumes import canonical, read_scan
     except ImportError as error:
-        raise DataError(f"{path.name}: volumes and DICOM need more packages: pip install -r requirements-data.txt") from error
+        raise DataError(
+            f"{path.name}: volumes and DICOM need more packages: pip install -r requirements-data.txt"
+        ) from error
     stored = read_scan(str(path))
     if np.prod(stored.GetSize()) > MOST_PIXELS:
         raise DataError(f"{path.name}: has more than {MOST_PIXELS // 10**6} million voxels; crop it first")
@@ -82,9 +84,9 @@ class Action:
     points: list[tuple[float, float]]
     labels: list[int]
     box: tuple[float, ...] | None
-    mask: np.ndarray            # (H, W) bool
-    iou: float                  # predicted
-    low_res: np.ndarray         # (S/4, S/4) logits, fed back with the next click
+    mask: np.ndarray  # (H, W) bool
+    iou: float  # predicted
+    low_res: np.ndarray  # (S/4, S/4) logits, fed back with the next click
 
 
 @dataclass
@@ -94,12 +96,12 @@ class AnnotationSession:
     models: dict[str, Segmenter]
     scan: Scan | None = None
     slice: int = 0
-    objects: list[str] = field(default_factory=lambda: ["object 1"])        # names
+    objects: list[str] = field(default_factory=lambda: ["object 1"])  # names
     current: int = 0
     model: str = ""
     actions: list[Action] = field(default_factory=list)
     embeddings: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    saved_in: object | None = None      # a TemporaryDirectory that lives as long as the session
+    saved_in: object | None = None  # a TemporaryDirectory that lives as long as the session
 
     def __post_init__(self) -> None:
         self.model = self.model or next(iter(self.models))
@@ -143,8 +145,12 @@ class AnnotationSession:
         """Added to the earlier prompts of the object on this slice; their mask is fed back. Raises PromptError, DataError."""
         before = self.last(self.current)
         points, labels = ([*before.points], [*before.labels]) if before else ([], [])
-        return self._predict([*points, (x, y)], [*labels, int(foreground)], before.box if before else None,
-                             before.low_res if before else None)
+        return self._predict(
+            [*points, (x, y)],
+            [*labels, int(foreground)],
+            before.box if before else None,
+            before.low_res if before else None,
+        )
 
     def draw_box(self, x0: float, y0: float, x1: float, y1: float) -> Action:
         """Starts the object on this slice anew. Raises PromptError, DataError."""
@@ -175,8 +181,13 @@ class AnnotationSession:
             self.embeddings[key] = predictor.get_image_embedding()
         return predictor
 
-    def _predict(self, points: list[tuple[float, float]], labels: list[int], box: tuple[float, ...] | None,
-                 low_res: np.ndarray | None) -> Action:
+    def _predict(
+        self,
+        points: list[tuple[float, float]],
+        labels: list[int],
+        box: tuple[float, ...] | None,
+        low_res: np.ndarray | None,
+    ) -> Action:
         with torch.inference_mode():
             masks, iou, logits = self.predictor().predict(points or None, labels or None, box, low_res)
         best = int(iou.argmax())
@@ -192,7 +203,7 @@ class AnnotationSession:
             return "<div class='empty'>Open an image, or choose an example.</div>"
         picture = self.scan.picture(self.slice).copy()
         height, width = picture.shape[:2]
-        marks, unit = [], max(height, width) / 256      # sizes of marks follow the picture's
+        marks, unit = [], max(height, width) / 256  # sizes of marks follow the picture's
         for number, action in self.shown().items():
             b, g, r = colour_of(number)
             tinted = (1 - OPACITY) * picture[action.mask] + OPACITY * np.array((b, g, r))
@@ -201,14 +212,21 @@ class AnnotationSession:
             cv2.drawContours(picture, outlines, -1, (b, g, r), 1)
             if action.box:
                 x0, y0, x1, y1 = action.box
-                marks.append(f"<rect x='{x0:g}' y='{y0:g}' width='{x1 - x0:g}' height='{y1 - y0:g}' fill='none' "
-                             f"stroke='rgb({r},{g},{b})' stroke-width='{unit:.2f}'/>")
-            marks += [f"<circle cx='{x + 0.5:g}' cy='{y + 0.5:g}' r='{2 * unit:.2f}' fill='{'#2ee62e' if label else '#ff3030'}' "
-                      f"stroke='rgb({r},{g},{b})' stroke-width='{0.7 * unit:.2f}'/>" for (x, y), label in zip(action.points, action.labels)]
+                marks.append(
+                    f"<rect x='{x0:g}' y='{y0:g}' width='{x1 - x0:g}' height='{y1 - y0:g}' fill='none' "
+                    f"stroke='rgb({r},{g},{b})' stroke-width='{unit:.2f}'/>"
+                )
+            marks += [
+                f"<circle cx='{x + 0.5:g}' cy='{y + 0.5:g}' r='{2 * unit:.2f}' fill='{'#2ee62e' if label else '#ff3030'}' "
+                f"stroke='rgb({r},{g},{b})' stroke-width='{0.7 * unit:.2f}'/>"
+                for (x, y), label in zip(action.points, action.labels)
+            ]
         data = base64.b64encode(cv2.imencode(".png", picture)[1].tobytes()).decode()
-        return (f"<div class='picture' data-width='{width}' data-height='{height}' style='aspect-ratio: {width} / {height}'>"
-                f"<img draggable='false' src='data:image/png;base64,{data}'>"
-                f"<svg viewBox='0 0 {width} {height}'>{''.join(marks)}<rect class='band'/></svg></div>")
+        return (
+            f"<div class='picture' data-width='{width}' data-height='{height}' style='aspect-ratio: {width} / {height}'>"
+            f"<img draggable='false' src='data:image/png;base64,{data}'>"
+            f"<svg viewBox='0 0 {width} {height}'>{''.join(marks)}<rect class='band'/></svg></div>"
+        )
 
     def label_map(self, number: int) -> np.ndarray:
         """(H, W) uint8 of one slice: 1 for the first object, and so on; the later ones lie above."""

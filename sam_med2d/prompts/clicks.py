@@ -15,14 +15,14 @@ from torch import Tensor
 
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND
 
-Clicks = tuple[Tensor, Tensor]      # points (N, P, 2), labels (N, P)
+Clicks = tuple[Tensor, Tensor]  # points (N, P, 2), labels (N, P)
 
 
 def boxes_of(masks: Tensor) -> Tensor:
     """The tight box around each mask, all its pieces included. -> (N, 4) float32; zeros where a mask is empty."""
     sides = []
-    for occupied in (masks.any(dim=-2).squeeze(1), masks.any(dim=-1).squeeze(1)):      # columns, then rows: (N, S)
-        ones = occupied.to(torch.uint8)         # argmax: the first of the largest
+    for occupied in (masks.any(dim=-2).squeeze(1), masks.any(dim=-1).squeeze(1)):  # columns, then rows: (N, S)
+        ones = occupied.to(torch.uint8)  # argmax: the first of the largest
         first = ones.argmax(dim=1)
         end = ones.shape[1] - ones.flip(1).argmax(dim=1)
         sides.append((first, torch.where(occupied.any(dim=1), end, 0)))
@@ -61,7 +61,7 @@ def pick_pixels(region: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     width = region.shape[-1]
     running = region.flatten(1).cumsum(dim=1, dtype=torch.int32)
     total = running[:, -1:]
-    rank = (uniform * total).to(torch.int32).clamp(max=(total - 1).clamp(min=0))       # 0 .. total - 1
+    rank = (uniform * total).to(torch.int32).clamp(max=(total - 1).clamp(min=0))  # 0 .. total - 1
     pixel = torch.searchsorted(running, rank, right=True).clamp(max=running.shape[1] - 1)
     xy = torch.stack([pixel % width, pixel // width], dim=-1).float()
     return xy, total.squeeze(1) > 0
@@ -98,16 +98,20 @@ def central_clicks(masks: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
     farthest from its edge, the picture's border being an edge; the first in reading order where several are alike.
     predicted: (N, 1, S, S) bool -> points (N, 1, 2), labels (N, 1) int64, ABSENT where nothing is wrong.
     """
-    clicks = [_central_click(mask, guess) for mask, guess in zip(masks[:, 0].cpu().numpy(), predicted[:, 0].cpu().numpy())]
+    clicks = [
+        _central_click(mask, guess) for mask, guess in zip(masks[:, 0].cpu().numpy(), predicted[:, 0].cpu().numpy())
+    ]
     points, labels = zip(*clicks)
-    return (torch.tensor(points, dtype=torch.float32, device=masks.device)[:, None],
-            torch.tensor(labels, device=masks.device)[:, None])
+    return (
+        torch.tensor(points, dtype=torch.float32, device=masks.device)[:, None],
+        torch.tensor(labels, device=masks.device)[:, None],
+    )
 
 
 def _central_click(mask: np.ndarray, predicted: np.ndarray) -> tuple[tuple[int, int], int]:
     best, label, size = None, ABSENT, 0
     for error, kind in ((mask & ~predicted, FOREGROUND), (predicted & ~mask, BACKGROUND)):
-        regions, count = ndimage.label(error, np.ones((3, 3)))      # in reading order, which OpenCV's are not
+        regions, count = ndimage.label(error, np.ones((3, 3)))  # in reading order, which OpenCV's are not
         areas = np.bincount(regions.ravel())[1:]
         if count and areas.max() > size:
             best, label, size = regions == 1 + areas.argmax(), kind, areas.max()

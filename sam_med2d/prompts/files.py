@@ -24,7 +24,7 @@ from sam_med2d.prompts.modes import Mode
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
 
 ObjectPrompts = dict[str, list | dict]
-SETTINGS = ("image_size", "click_strategy")     # beside the objects; files of the original have neither
+SETTINGS = ("image_size", "click_strategy")  # beside the objects; files of the original have neither
 
 
 def record_prompts(into: dict[str, ObjectPrompts], scored: Scored, key_of: Callable[[str], str]) -> None:
@@ -41,7 +41,7 @@ def record_prompts(into: dict[str, ObjectPrompts], scored: Scored, key_of: Calla
             entry = entry.setdefault("others", {}).setdefault(mode.sequence, {})
         if prompts.boxes is not None:
             entry["boxes"] = [prompts.boxes[i].tolist()]
-        if clicks_of(prompts) > len(entry.get("point_labels", ())):      # of one sequence the longest part says all
+        if clicks_of(prompts) > len(entry.get("point_labels", ())):  # of one sequence the longest part says all
             entry |= {"point_coords": prompts.points[i].tolist(), "point_labels": prompts.labels[i].tolist()}
 
 
@@ -68,15 +68,21 @@ class FrozenPrompts:
             with open(path, encoding="utf-8") as file:
                 content = json.load(file)
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); give a prompts file of an earlier run") from error
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}); give a prompts file of an earlier run"
+            ) from error
         except ValueError as error:
             raise DataError(f"{path}: not valid JSON ({error}); give a prompts file of an earlier run") from error
-        settings = {name: content.pop(name) for name in SETTINGS if name in content} if isinstance(content, dict) else {}
+        settings = (
+            {name: content.pop(name) for name in SETTINGS if name in content} if isinstance(content, dict) else {}
+        )
         if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
             raise DataError(f"{path}: must hold {{mask file name: prompts}}; give a prompts file of an earlier run")
         if settings.get("image_size", image_size) != image_size:
-            raise DataError(f"{path}: was made in a frame of {settings['image_size']} pixels; "
-                            f"use --image_size {settings['image_size']}")
+            raise DataError(
+                f"{path}: was made in a frame of {settings['image_size']} pixels; "
+                f"use --image_size {settings['image_size']}"
+            )
         self.objects: dict[str, ObjectPrompts] = content
         self.strategy = settings.get("click_strategy", "random")
 
@@ -95,16 +101,22 @@ class FrozenPrompts:
         if mode.start == "mask":
             return SimulatedAnnotator().start(mode, masks, names)
         if mode.start == "box":
-            return Prompts(boxes=torch.from_numpy(np.stack([self._box(name, mode) for name in names])).float().to(masks.device))
+            return Prompts(
+                boxes=torch.from_numpy(np.stack([self._box(name, mode) for name in names])).float().to(masks.device)
+            )
         return Prompts(*self._points(mode, slice(0, mode.clicks if mode.start == "at_once" else 1), masks, names))
 
-    def correct(self, mode: Mode, number: int, masks: Tensor, predicted: Tensor, names: list[str]) -> tuple[Tensor, Tensor]:
+    def correct(
+        self, mode: Mode, number: int, masks: Tensor, predicted: Tensor, names: list[str]
+    ) -> tuple[Tensor, Tensor]:
         return self._points(mode, slice(number, number + 1), masks, names)
 
     def _points(self, mode: Mode, which: slice, masks: Tensor, names: list[str]) -> tuple[Tensor, Tensor]:
         points, labels = zip(*(self._clicks(name, mode, which.stop) for name in names))
-        return (torch.from_numpy(np.stack(points))[:, which].float().to(masks.device),
-                torch.from_numpy(np.stack(labels))[:, which].long().to(masks.device))
+        return (
+            torch.from_numpy(np.stack(points))[:, which].float().to(masks.device),
+            torch.from_numpy(np.stack(labels))[:, which].long().to(masks.device),
+        )
 
     def _object(self, name: str) -> ObjectPrompts:
         for key in (name, os.path.basename(name)):
@@ -118,7 +130,9 @@ class FrozenPrompts:
         entry = self._other(name, mode) if mode.jitter else self._object(name)
         box = self._coordinates(name, entry.get("boxes"), 4, 1, "box")[0]
         if box[0] >= box[2] or box[1] >= box[3]:
-            raise DataError(f"{self.path}: {name} has a box without any pixel; it must be x0 y0 x1 y1 with x0 < x1 and y0 < y1")
+            raise DataError(
+                f"{self.path}: {name} has a box without any pixel; it must be x0 y0 x1 y1 with x0 < x1 and y0 < y1"
+            )
         return box
 
     def _clicks(self, name: str, mode: Mode, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -140,9 +154,11 @@ class FrozenPrompts:
 
     def _coordinates(self, name: str, values: object, width: int, count: int, what: str) -> np.ndarray:
         rows = self._numbers(name, values, width, count, what)
-        if not ((rows >= 0) & (rows <= self.image_size)).all():     # not a number fails this as well
-            raise DataError(f"{self.path}: {name} has a {what} outside the frame of {self.image_size} x {self.image_size} "
-                            "pixels; use the --image_size that the file was made with")
+        if not ((rows >= 0) & (rows <= self.image_size)).all():  # not a number fails this as well
+            raise DataError(
+                f"{self.path}: {name} has a {what} outside the frame of {self.image_size} x {self.image_size} "
+                "pixels; use the --image_size that the file was made with"
+            )
         return rows
 
     def _numbers(self, name: str, values: object, width: int, count: int, what: str) -> np.ndarray:
@@ -154,6 +170,8 @@ class FrozenPrompts:
         except (TypeError, ValueError) as error:
             raise DataError(f"{self.path}: {name} has no readable {what}; make the file anew") from error
         if len(rows) < count:
-            raise DataError(f"{self.path}: {name} has {len(rows)} of the {count} {what}(s) that this mode needs; "
-                            "make the file anew with this mode")
+            raise DataError(
+                f"{self.path}: {name} has {len(rows)} of the {count} {what}(s) that this mode needs; "
+                "make the file anew with this mode"
+            )
         return rows[:count]

@@ -1,12 +1,12 @@
 """Prompt modes by name: what the simulated annotator gives the model before an object is scored.
 
-    bbox            the exact box of the true mask in the S x S frame
-    bbox_jitter5    the same, each of its four sides moved by up to 5 pixels of the frame
-    1pt 3pts ...    iterative clicks: one on the object, then each time one on a wrong pixel of the last prediction, added
-                    to the earlier clicks, with the last mask fed back. 1pt, 3pts and 5pts share one sequence.
-    bbox+2pts       a box, exact or jittered, then two corrective clicks as above, the box staying
-    1shot 5shot ... clicks placed at once: half of them (rounded down, at least one) on the object, the rest off it
-    mask            the mask prompt alone: the truth at a quarter of the frame's resolution, averaged over 4 x 4 pixels
+bbox            the exact box of the true mask in the S x S frame
+bbox_jitter5    the same, each of its four sides moved by up to 5 pixels of the frame
+1pt 3pts ...    iterative clicks: one on the object, then each time one on a wrong pixel of the last prediction, added
+                to the earlier clicks, with the last mask fed back. 1pt, 3pts and 5pts share one sequence.
+bbox+2pts       a box, exact or jittered, then two corrective clicks as above, the box staying
+1shot 5shot ... clicks placed at once: half of them (rounded down, at least one) on the object, the rest off it
+mask            the mask prompt alone: the truth at a quarter of the frame's resolution, averaged over 4 x 4 pixels
 """
 
 import re
@@ -46,7 +46,9 @@ def parse_mode(name: str) -> Mode:
         jitter, clicks = match[1], match[2]
         name = "bbox" + (f"_jitter{jitter}" if jitter else "") + (f"+{_clicks(clicks)}" if clicks else "")
         return Mode(name, "box", int(clicks or 0), int(jitter or 0))
-    raise ValueError(f"unknown prompt mode {name!r}: use bbox, bbox_jitter5, clicks such as 1pt or 5pts, bbox+2pts, 5shot, or mask")
+    raise ValueError(
+        f"unknown prompt mode {name!r}: use bbox, bbox_jitter5, clicks such as 1pt or 5pts, bbox+2pts, 5shot, or mask"
+    )
 
 
 def _clicks(count: str) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 from sam_med2d.evaluation.metrics import iou
 from segment_anything import Prediction
 
-WEIGHTS = {"focal": 20.0, "dice": 1.0, "iou": 1.0}      # SAM paper, appendix A, "Losses"; SAM-Med2D paper, 3.3
+WEIGHTS = {"focal": 20.0, "dice": 1.0, "iou": 1.0}  # SAM paper, appendix A, "Losses"; SAM-Med2D paper, 3.3
 
 # Of the three guesses the best one learns from an object, and the others a little: a guess that is never the
 # best would otherwise never learn (relaxed winner-takes-all, Rupprecht et al. 2017, eq. 11).
@@ -17,8 +17,8 @@ SHARE_OF_OTHERS = 0.1
 def focal(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
     """Mean over pixels (Lin et al. 2017, eq. 5). logits, target: (N, K, H, W) float -> (N, K)."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    missing = 1 - torch.exp(-cross_entropy)                                 # 1 - p of the true class
-    weight = (2 * alpha - 1) * target + (1 - alpha)                         # alpha on the object, 1 - alpha off it
+    missing = 1 - torch.exp(-cross_entropy)  # 1 - p of the true class
+    weight = (2 * alpha - 1) * target + (1 - alpha)  # alpha on the object, 1 - alpha off it
     return (weight * missing**gamma * cross_entropy).mean(dim=(2, 3))
 
 

@@ -47,7 +47,7 @@ class StartingPrompts(NamedTuple):
         return points, labels
 
 
-Uniform = Callable[[int, int], Tensor]      # (rows, columns) -> numbers in [0, 1) on the device
+Uniform = Callable[[int, int], Tensor]  # (rows, columns) -> numbers in [0, 1) on the device
 
 
 def uniform_from(generator: torch.Generator) -> Uniform:
@@ -73,13 +73,16 @@ def predict_start(model: Sam, embeddings: Tensor, start: StartingPrompts) -> Pre
     rows = torch.cat([start.box_rows, start.click_rows])
     parts = [
         model.predict(embeddings[own], prompts, multimask_output=None)
-        for own, prompts in ((start.box_rows, start.boxes), (start.click_rows, start.clicks)) if len(own)
+        for own, prompts in ((start.box_rows, start.boxes), (start.click_rows, start.clicks))
+        if len(own)
     ]
     order = rows.argsort()
     return Prediction(*(torch.cat(values)[order] for values in zip(*parts)))
 
 
-def correction_prompts(last: Round, masks: Tensor, clicks: int, uniform: Uniform, earlier: Clicks | None = None) -> Prompts:
+def correction_prompts(
+    last: Round, masks: Tensor, clicks: int, uniform: Uniform, earlier: Clicks | None = None
+) -> Prompts:
     """The last mask as probabilities, with `clicks` clicks on what is wrong with it (0: the mask alone).
 
     earlier: clicks that are kept before them.

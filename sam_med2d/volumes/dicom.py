@@ -17,25 +17,44 @@ from sam_med2d.convert.patterns import below, some, walk
 from sam_med2d.data.reading import DataError
 
 LABELS = ("SEG", "RTSTRUCT")
-EVEN = 0.1          # of the distance of slices that they may be off, before slices count as missing
-HEADER = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "FrameOfReferenceUID",
-          "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"]
-GEOMETRY = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
-            "SamplesPerPixel", "NumberOfFrames", "RescaleSlope"]
-CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")      # contours that have an inside
+EVEN = 0.1  # of the distance of slices that they may be off, before slices count as missing
+HEADER = [
+    "PatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "Modality",
+    "FrameOfReferenceUID",
+    "ReferencedSeriesSequence",
+    "ReferencedFrameOfReferenceSequence",
+]
+GEOMETRY = [
+    "SeriesInstanceUID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "NumberOfFrames",
+    "RescaleSlope",
+]
+CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")  # contours that have an inside
 
 
 def read_header(path: str, tags: Sequence[str] | None = None) -> pydicom.Dataset | None:
     """Without the pixels. None if the file is not DICOM. Raises DataError if it is broken."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # of values that break a rule of DICOM's and can be read all the same
+            warnings.simplefilter("ignore")  # of values that break a rule of DICOM's and can be read all the same
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags) if tags else None)
     except InvalidDicomError:
         return None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions") from error
-    except Exception as error:      # pydicom lets through whatever a broken file makes it stumble over
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions"
+        ) from error
+    except Exception as error:  # pydicom lets through whatever a broken file makes it stumble over
         raise DataError(f"{path}: broken DICOM ({error}); export it again") from error
 
 
@@ -71,8 +90,10 @@ def find_dicom(folder: Path) -> list[Case]:
         series[_series_of(path, header, series)].labels.append(path)
     cases = [_case(one) for one in series.values() if one.labels]
     if not cases:
-        raise DataError(f"{folder}: holds {len(series)} series but neither DICOM-SEG nor RTSTRUCT; give label volumes with "
-                        "--images and --labels")
+        raise DataError(
+            f"{folder}: holds {len(series)} series but neither DICOM-SEG nor RTSTRUCT; give label volumes with "
+            "--images and --labels"
+        )
     if len(cases) < len(series):
         lacking = [Path(one.files[0]).parent.name for one in series.values() if not one.labels]
         print(f"{len(lacking)} series have no labels and are left out: in {some(lacking)}")
@@ -86,7 +107,9 @@ def _series_of(path: str, label: pydicom.Dataset, series: dict[str, _Series]) ->
         for study in frame.get("RTReferencedStudySequence") or ():
             named += [str(item.SeriesInstanceUID) for item in study.get("RTReferencedSeriesSequence") or ()]
     frames = {str(label.get("FrameOfReferenceUID", ""))}
-    frames |= {str(frame.get("FrameOfReferenceUID", "")) for frame in label.get("ReferencedFrameOfReferenceSequence") or ()}
+    frames |= {
+        str(frame.get("FrameOfReferenceUID", "")) for frame in label.get("ReferencedFrameOfReferenceSequence") or ()
+    }
     there = [uid for uid in named if uid in series]
     if not there and not named:
         there = [uid for uid, one in series.items() if str(one.header.get("FrameOfReferenceUID", "-")) in frames]
@@ -104,8 +127,12 @@ def _case(one: _Series) -> Case:
     mark = hashlib.blake2b(uid.encode(), digest_size=3).hexdigest()
     name = f"{patient}_{one.header.get('SeriesNumber') or 0}_{mark}"
     files, labels = sorted(one.files), sorted(one.labels)
-    return Case(name, patient, (*files, *labels), {
-        "images": [[files, str(one.header.get("Modality", "")).lower()]], "labels": [[path, ""] for path in labels]})
+    return Case(
+        name,
+        patient,
+        (*files, *labels),
+        {"images": [[files, str(one.header.get("Modality", "")).lower()]], "labels": [[path, ""] for path in labels]},
+    )
 
 
 # ---------------------------------------------------------------- a series as a volume
@@ -124,15 +151,17 @@ def read_series(files: Sequence[str]) -> sitk.Image:
         _check_slice(path, header)
     series = {str(header.SeriesInstanceUID) for _, header in headers if "SeriesInstanceUID" in header}
     if len(series) > 1:
-        raise DataError(f"{Path(headers[0][0]).parent}: holds {len(series)} series; keep the files of one in a folder of "
-                        "their own, or use --dicom, which tells them apart")
+        raise DataError(
+            f"{Path(headers[0][0]).parent}: holds {len(series)} series; keep the files of one in a folder of "
+            "their own, or use --dicom, which tells them apart"
+        )
     if len(headers) > 1:
         headers = _in_order(headers)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([path for path, _ in headers])
     slopes = {float(header.get("RescaleSlope") or 1) for _, header in headers}
     if len(slopes) > 1 or not slopes.pop().is_integer():
-        reader.SetOutputPixelType(sitk.sitkFloat32)     # ITK would read all in the type that suits the first
+        reader.SetOutputPixelType(sitk.sitkFloat32)  # ITK would read all in the type that suits the first
     try:
         return reader.Execute()
     except RuntimeError as error:
@@ -141,10 +170,14 @@ def read_series(files: Sequence[str]) -> sitk.Image:
 
 def _check_slice(path: str, header: pydicom.Dataset) -> None:
     if int(header.get("SamplesPerPixel") or 1) > 1:
-        raise DataError(f"{path}: is a colour image; export its frames as PNG, for the masks or the labelmaps subcommand")
+        raise DataError(
+            f"{path}: is a colour image; export its frames as PNG, for the masks or the labelmaps subcommand"
+        )
     if int(header.get("NumberOfFrames") or 1) > 1:
-        raise DataError(f"{path}: has {header.NumberOfFrames} frames in one file; convert it to NIfTI (dcm2niix does) or "
-                        "to single slices")
+        raise DataError(
+            f"{path}: has {header.NumberOfFrames} frames in one file; convert it to NIfTI (dcm2niix does) or "
+            "to single slices"
+        )
 
 
 def _in_order(headers: list[tuple[str, pydicom.Dataset]]) -> list[tuple[str, pydicom.Dataset]]:
@@ -156,19 +189,27 @@ def _in_order(headers: list[tuple[str, pydicom.Dataset]]) -> list[tuple[str, pyd
     for path, header in headers:
         same_place = np.allclose(header.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-3)
         if not same_place or (header.Rows, header.Columns) != (first.Rows, first.Columns):
-            raise DataError(f"{path}: is turned or of another size than {headers[0][0]}, of the same series; keep the "
-                            "slices of one stack")
+            raise DataError(
+                f"{path}: is turned or of another size than {headers[0][0]}, of the same series; keep the "
+                "slices of one stack"
+            )
     row, column = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
     normal = np.cross(row, column)
-    placed = sorted((float(normal @ np.array(header.ImagePositionPatient, float)), path, header) for path, header in headers)
+    placed = sorted(
+        (float(normal @ np.array(header.ImagePositionPatient, float)), path, header) for path, header in headers
+    )
     steps = np.diff([place for place, _, _ in placed])
     if steps.min() < 1e-3:
         twice = placed[int(steps.argmin())][1]
-        raise DataError(f"{twice}: another slice of its series is in the same place (several times or echoes?); keep one "
-                        "volume in a folder")
+        raise DataError(
+            f"{twice}: another slice of its series is in the same place (several times or echoes?); keep one "
+            "volume in a folder"
+        )
     if steps.max() - steps.min() > EVEN * np.median(steps):
-        raise DataError(f"{where}: slices are missing or uneven: {steps.min():.3g} to {steps.max():.3g} mm apart; complete "
-                        "the series, or resample it")
+        raise DataError(
+            f"{where}: slices are missing or uneven: {steps.min():.3g} to {steps.max():.3g} mm apart; complete "
+            "the series, or resample it"
+        )
     return [(path, header) for _, path, header in placed]
 
 
@@ -178,10 +219,16 @@ def unreadable(path: str, error: RuntimeError) -> DataError:
         header = read_header(path) if path.lower().endswith((".dcm", ".ima")) or "." not in Path(path).name else None
     except DataError:
         header = None
-    if header is not None and "TransferSyntaxUID" in header.file_meta and header.file_meta.TransferSyntaxUID.is_compressed:
+    if (
+        header is not None
+        and "TransferSyntaxUID" in header.file_meta
+        and header.file_meta.TransferSyntaxUID.is_compressed
+    ):
         syntax = header.file_meta.TransferSyntaxUID
-        return DataError(f"{path}: is compressed as {syntax.name}, which is not understood here or is damaged; decompress "
-                         "it first, with 'gdcmconv --raw' or 'dcmdjpeg'")
+        return DataError(
+            f"{path}: is compressed as {syntax.name}, which is not understood here or is damaged; decompress "
+            "it first, with 'gdcmconv --raw' or 'dcmdjpeg'"
+        )
     reason = str(error).strip().splitlines()[-1].partition("ERROR: ")[2] or str(error).strip().splitlines()[-1]
     if "orthonormal" in str(error):
         reason = "its axes are not at right angles; resample it on a straight grid"
@@ -208,8 +255,9 @@ def read_segmentation(path: str) -> Iterator[tuple[str, Iterator[sitk.Image]]]:
         for number, label in labels.items():
             yield label, _frames(file, number, shared, frames)
     except (ValueError, AttributeError, RuntimeError, TypeError, KeyError, IndexError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as a DICOM-SEG ({' '.join(str(error).split())[:200]}); export it "
-                        "again") from error
+        raise DataError(
+            f"{path}: cannot be read as a DICOM-SEG ({' '.join(str(error).split())[:200]}); export it again"
+        ) from error
 
 
 def _frames(file, number: int, shared: pydicom.Dataset, frames: list[pydicom.Dataset]) -> Iterator[sitk.Image]:
@@ -219,7 +267,7 @@ def _frames(file, number: int, shared: pydicom.Dataset, frames: list[pydicom.Dat
         if identified and identified[0].ReferencedSegmentNumber != number:
             continue
         stored = file.get_stored_frame(i + 1)
-        if not identified:                                  # a label map: values are segments
+        if not identified:  # a label map: values are segments
             mask = stored == number
         elif file.SegmentationType == "FRACTIONAL":
             mask = stored >= file.MaximumFractionalValue / 2
@@ -227,8 +275,10 @@ def _frames(file, number: int, shared: pydicom.Dataset, frames: list[pydicom.Dat
             mask = stored > 0
         if not mask.any():
             continue
-        place, turn, measure = (next(group for where in (frame, shared) if (group := where.get(name)))[0]
-                                for name in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"))
+        place, turn, measure = (
+            next(group for where in (frame, shared) if (group := where.get(name)))[0]
+            for name in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+        )
         row, column = np.array(turn.ImageOrientationPatient, float).reshape(2, 3)
         row_mm, column_mm = map(float, measure.PixelSpacing)
         image = sitk.GetImageFromArray(mask[None].astype(np.uint8))
@@ -257,8 +307,9 @@ def read_structures(path: str, scan: sitk.Image) -> Iterator[tuple[str, np.ndarr
             indices = (points - np.array(scan.GetOrigin())) @ inverse.T
             level = indices[:, 2].mean()
             if np.ptp(indices[:, 2]) > 0.5:
-                raise DataError(f"{path}: '{name}' was drawn across the slices of its scan; export it as a label volume "
-                                "instead")
+                raise DataError(
+                    f"{path}: '{name}' was drawn across the slices of its scan; export it as a label volume instead"
+                )
             if -0.5 <= level < depth - 0.5:
                 mask[round(level)] ^= inside(indices[:, :2], height, width)
         if closed:
@@ -274,7 +325,7 @@ def inside(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
     for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0)):
         if y0 > y1:
             x0, y0, x1, y1 = x1, y1, x0, y0
-        rows = np.arange(max(0, int(np.ceil(y0))), min(height, int(np.ceil(y1))))       # half-open: corners count once
+        rows = np.arange(max(0, int(np.ceil(y0))), min(height, int(np.ceil(y1))))  # half-open: corners count once
         if len(rows):
             crossing = x0 + (rows - y0) * (x1 - x0) / (y1 - y0)
             np.add.at(flips, (rows, np.clip(np.ceil(crossing), 0, width).astype(int)), 1)

@@ -54,7 +54,9 @@ def parse_window(words: list[str]) -> tuple[float, float]:
     try:
         centre, width = WINDOWS[said] if said in WINDOWS else map(float, words)
     except ValueError:
-        raise UsageError(f"--window {said}: give centre and width, such as 40 400, or one of {', '.join(WINDOWS)}") from None
+        raise UsageError(
+            f"--window {said}: give centre and width, such as 40 400, or one of {', '.join(WINDOWS)}"
+        ) from None
     if not width > 0:
         raise UsageError(f"--window {said}: the width must be positive")
     return centre - width / 2, centre + width / 2

@@ -21,9 +21,9 @@ from sam_med2d.convert.volumes import upright
 from sam_med2d.volumes.intensity import Intensity, to_8_bits
 from segment_anything import ObjectPrompt, SamPredictor
 
-KEPT_BYTES = 1 << 29        # of embeddings: those of 2000 slices at 256 px, of 128 at 1024 px
+KEPT_BYTES = 1 << 29  # of embeddings: those of 2000 slices at 256 px, of 128 at 1024 px
 CARRIED = ("box", "mask", "point")
-AGREEMENT = 0.7             # IoU with what is known, below which another axis speaks of something else
+AGREEMENT = 0.7  # IoU with what is known, below which another axis speaks of something else
 
 
 class Rule(NamedTuple):
@@ -118,14 +118,19 @@ class Slices:
     def assemble(self, slices: dict[int, Slice]) -> np.ndarray:
         """Slices -> (Z, Y, X) float16 probabilities, 0 where there is no slice."""
         volume = np.zeros(self.array.shape, np.float16)
-        along = np.moveaxis(volume, self.axis, 0)       # a view
+        along = np.moveaxis(volume, self.axis, 0)  # a view
         for number, one in slices.items():
-            along[number] = upright(one.probability, self.axis)     # turning twice turns back
+            along[number] = upright(one.probability, self.axis)  # turning twice turns back
         return volume
 
 
-def propagate(sliced: Slices, seeds: dict[int, ObjectPrompt], rule: Rule, bounds: tuple[int, int] | None = None,
-              progress: Callable[[], object] = lambda: None) -> Propagated:
+def propagate(
+    sliced: Slices,
+    seeds: dict[int, ObjectPrompt],
+    rule: Rule,
+    bounds: tuple[int, int] | None = None,
+    progress: Callable[[], object] = lambda: None,
+) -> Propagated:
     """One object. seeds: slice -> what is said of the object there; at least one.
 
     bounds: first slice and one past the last that it may reach. Between two seeds, each reaches half-way.
@@ -140,7 +145,10 @@ def propagate(sliced: Slices, seeds: dict[int, ObjectPrompt], rule: Rule, bounds
     for place, before, after in zip(places, [None, *places], [*places[1:], None]):
         low = first if before is None else (before + place) // 2 + 1
         high = end if after is None else (place + after) // 2 + 1
-        for side, numbers, neighbour in ((0, range(place - 1, low - 1, -1), before), (1, range(place + 1, high), after)):
+        for side, numbers, neighbour in (
+            (0, range(place - 1, low - 1, -1), before),
+            (1, range(place + 1, high), after),
+        ):
             why = _walk(sliced, found, place, numbers, rule, progress)
             if neighbour is None:
                 limit = "end of the volume" if (first, end)[side] == (0, len(sliced))[side] else "end of the box"
@@ -148,8 +156,9 @@ def propagate(sliced: Slices, seeds: dict[int, ObjectPrompt], rule: Rule, bounds
     return Propagated(found, tuple(ends))
 
 
-def _walk(sliced: Slices, found: dict[int, Slice], place: int, numbers: range, rule: Rule,
-          progress: Callable[[], object]) -> str:
+def _walk(
+    sliced: Slices, found: dict[int, Slice], place: int, numbers: range, rule: Rule, progress: Callable[[], object]
+) -> str:
     """Go on from the slice at `place` over `numbers`, adding to `found`. -> why it ended early, or nothing."""
     last = found[place]
     if not last.mask.any():
@@ -178,7 +187,9 @@ def carried(last: Slice, rule: Rule) -> ObjectPrompt:
         right, bottom = min(mask.shape[1], x + width + wider), min(mask.shape[0], y + height + higher)
         box = np.array([max(0, x - wider), max(0, y - higher), right, bottom], np.float32)
     if "point" in rule.carry:
-        depth = cv2.distanceTransform(cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5)[1:-1, 1:-1]
+        depth = cv2.distanceTransform(cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5)[
+            1:-1, 1:-1
+        ]
         y, x = np.unravel_index(depth.argmax(), depth.shape)
         points, labels = np.array([[x, y]], np.float32), np.array([1])
     return ObjectPrompt(points, labels, box, last.low_res if "mask" in rule.carry else None)
@@ -189,8 +200,9 @@ def overlap(masks: np.ndarray, other: np.ndarray) -> np.ndarray:
     return (masks & other).sum(axis=(-2, -1)) / np.maximum((masks | other).sum(axis=(-2, -1)), 1)
 
 
-def refine_along(sliced: Slices, mask: np.ndarray, rule: Rule,
-                 progress: Callable[[], object] = lambda: None) -> dict[int, Slice]:
+def refine_along(
+    sliced: Slices, mask: np.ndarray, rule: Rule, progress: Callable[[], object] = lambda: None
+) -> dict[int, Slice]:
     """Look at an object again along another axis, slice by slice, prompted with the box of what is known of it there.
 
     mask: (Z, Y, X) bool. Slices where too little is known, or where the answer does not agree with it, are left out.

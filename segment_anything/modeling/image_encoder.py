@@ -10,7 +10,9 @@ from .common import LayerNorm2d, MLPBlock
 PATCH_SIZE = 16
 EMBEDDING_CHANNELS = 256
 WINDOW_SIZE = 14
-PIXELS_A_CHANNEL = 2        # up to so many, adapters on a CPU are faster as matrix products (docs/performance.md, "The encoder")
+PIXELS_A_CHANNEL = (
+    2  # up to so many, adapters on a CPU are faster as matrix products (docs/performance.md, "The encoder")
+)
 
 
 class Adapter(nn.Module):
@@ -25,12 +27,16 @@ class Adapter(nn.Module):
         super().__init__()
         hidden = channels // reduction
         self.channel = nn.Sequential(
-            nn.Linear(channels, hidden, bias=False), nn.ReLU(),
-            nn.Linear(hidden, channels, bias=False), nn.Sigmoid(),
+            nn.Linear(channels, hidden, bias=False),
+            nn.ReLU(),
+            nn.Linear(hidden, channels, bias=False),
+            nn.Sigmoid(),
         )
         self.spatial = nn.Sequential(
-            nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1, bias=False), nn.ReLU(),
-            nn.ConvTranspose2d(channels, channels, kernel_size=4, stride=2, padding=1, bias=False), nn.ReLU(),
+            nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1, bias=False),
+            nn.ReLU(),
+            nn.ConvTranspose2d(channels, channels, kernel_size=4, stride=2, padding=1, bias=False),
+            nn.ReLU(),
         )
         self.norm = nn.LayerNorm(channels)
         nn.init.zeros_(self.norm.weight)
@@ -51,9 +57,9 @@ class Adapter(nn.Module):
         """
         down, up = self.spatial[0], self.spatial[2]
         size = x.shape[2:]
-        neighbours = F.unfold(x, down.kernel_size, padding=down.padding, stride=down.stride)       # B, 9 C, HW / 4
+        neighbours = F.unfold(x, down.kernel_size, padding=down.padding, stride=down.stride)  # B, 9 C, HW / 4
         small = F.linear(neighbours.transpose(1, 2), down.weight.flatten(1)).relu()
-        spread = (small @ up.weight.flatten(1)).transpose(1, 2)                                    # B, 16 C, HW / 4
+        spread = (small @ up.weight.flatten(1)).transpose(1, 2)  # B, 16 C, HW / 4
         return F.fold(spread, size, up.kernel_size, padding=up.padding, stride=up.stride).relu()
 
 
@@ -82,9 +88,9 @@ class Attention(nn.Module):
         side_h, side_w = (self.window, self.window) if self.window else (height, width)
         # queries of padded tokens are never used: a map smaller than one window needs only its own
         query_h, query_w = min(side_h, height), min(side_w, width)
-        qkv = F.linear(x, self.qkv.weight)      # without its bias, which padded tokens have too
+        qkv = F.linear(x, self.qkv.weight)  # without its bias, which padded tokens have too
         qkv = F.pad(qkv, (0, 0, 0, -width % side_w, 0, -height % side_h)) + self.qkv.bias.to(qkv.dtype)
-        windows = qkv.unflatten(1, (-1, side_h)).unflatten(3, (-1, side_w))           # B, nH, sh, nW, sw, 3C
+        windows = qkv.unflatten(1, (-1, side_h)).unflatten(3, (-1, side_w))  # B, nH, sh, nW, sw, 3C
         n_h, n_w = windows.shape[1], windows.shape[3]
         windows = windows.unflatten(-1, (3, self.heads, -1)).permute(5, 0, 1, 3, 6, 2, 4, 7)
         q, k, v = windows.reshape(3, batch * n_h * n_w, self.heads, side_h, side_w, -1).unbind(0)
@@ -148,8 +154,9 @@ class ImageEncoder(nn.Module):
     image_size: S, a multiple of 32 (the adapters halve the map of 16-pixel patches).
     """
 
-    def __init__(self, image_size: int, channels: int, depth: int, heads: int,
-                 global_blocks: tuple[int, ...], adapter: bool) -> None:
+    def __init__(
+        self, image_size: int, channels: int, depth: int, heads: int, global_blocks: tuple[int, ...], adapter: bool
+    ) -> None:
         super().__init__()
         if image_size % (2 * PATCH_SIZE):
             raise ValueError(f"image_size {image_size} is not a multiple of {2 * PATCH_SIZE}")

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from .common import LayerNorm2d
 from .transformer import TwoWayTransformer
 
-SINGLE = slice(0, 1)       # output 0: one mask, for prompts that leave no doubt
-MULTIPLE = slice(1, 4)     # outputs 1..3: three guesses, of which the one with the best predicted IoU is used
+SINGLE = slice(0, 1)  # output 0: one mask, for prompts that leave no doubt
+MULTIPLE = slice(1, 4)  # outputs 1..3: three guesses, of which the one with the best predicted IoU is used
 
 
 class MLP(nn.Module):
@@ -32,14 +32,25 @@ class MaskDecoder(nn.Module):
         self.iou_token = nn.Embedding(1, channels)
         self.mask_tokens = nn.Embedding(outputs, channels)
         self.output_upscaling = nn.Sequential(
-            nn.ConvTranspose2d(channels, channels // 4, kernel_size=2, stride=2), LayerNorm2d(channels // 4), nn.GELU(),
-            nn.ConvTranspose2d(channels // 4, channels // 8, kernel_size=2, stride=2), nn.GELU(),
+            nn.ConvTranspose2d(channels, channels // 4, kernel_size=2, stride=2),
+            LayerNorm2d(channels // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(channels // 4, channels // 8, kernel_size=2, stride=2),
+            nn.GELU(),
         )
-        self.output_hypernetworks_mlps = nn.ModuleList(MLP(channels, channels, channels // 8, 3) for _ in range(outputs))
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(channels, channels, channels // 8, 3) for _ in range(outputs)
+        )
         self.iou_prediction_head = MLP(channels, 256, outputs, 3)
 
-    def forward(self, image_embeddings: Tensor, image_pe: Tensor, sparse_prompt_embeddings: Tensor,
-                dense_prompt_embeddings: Tensor, multimask_output: bool | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        multimask_output: bool | None,
+    ) -> tuple[Tensor, Tensor]:
         """image_embeddings: (N, C, h, w), one for each object; image_pe: (1 or N, C, h, w);
         sparse_prompt_embeddings: (N, T, C); dense_prompt_embeddings: (N, C, h, w).
         multimask_output: True gives outputs 1..3, False output 0, None all four in order.
@@ -50,8 +61,13 @@ class MaskDecoder(nn.Module):
         outputs = MULTIPLE if multimask_output else SINGLE
         return logits[:, outputs], iou[:, outputs]
 
-    def predict_masks(self, image_embeddings: Tensor, image_pe: Tensor, sparse_prompt_embeddings: Tensor,
-                      dense_prompt_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    def predict_masks(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """As forward, for all four outputs."""
         rows, channels, height, width = image_embeddings.shape
         outputs = self.mask_tokens.num_embeddings
@@ -62,6 +78,6 @@ class MaskDecoder(nn.Module):
         upscaled = self.output_upscaling(image.transpose(1, 2).reshape(rows, channels, height, width))
         kernels = torch.stack(
             [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
-        )                                                                       # N, outputs, C / 8
+        )  # N, outputs, C / 8
         logits = (kernels @ upscaled.flatten(2)).view(rows, outputs, *upscaled.shape[-2:])
         return logits, self.iou_prediction_head(tokens[:, 0])

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from .common import LayerNorm2d
 
-BACKGROUND, FOREGROUND, ABSENT = 0, 1, -1      # labels of a point
-TOP_LEFT, BOTTOM_RIGHT = 2, 3                   # a box is two points of these kinds
+BACKGROUND, FOREGROUND, ABSENT = 0, 1, -1  # labels of a point
+TOP_LEFT, BOTTOM_RIGHT = 2, 3  # a box is two points of these kinds
 
 
 class RandomPositions(nn.Module):
@@ -48,8 +48,12 @@ class PromptEncoder(nn.Module):
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, channels) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, channels)
         self.mask_downscaling = nn.Sequential(
-            nn.Conv2d(1, mask_channels // 4, kernel_size=2, stride=2), LayerNorm2d(mask_channels // 4), nn.GELU(),
-            nn.Conv2d(mask_channels // 4, mask_channels, kernel_size=2, stride=2), LayerNorm2d(mask_channels), nn.GELU(),
+            nn.Conv2d(1, mask_channels // 4, kernel_size=2, stride=2),
+            LayerNorm2d(mask_channels // 4),
+            nn.GELU(),
+            nn.Conv2d(mask_channels // 4, mask_channels, kernel_size=2, stride=2),
+            LayerNorm2d(mask_channels),
+            nn.GELU(),
             nn.Conv2d(mask_channels, channels, kernel_size=1),
         )
         self.no_mask_embed = nn.Embedding(1, channels)
@@ -58,8 +62,9 @@ class PromptEncoder(nn.Module):
         """The positions of the image embedding: (1, C, map_size, map_size)."""
         return self.pe_layer.grid(self.map_size, self.map_size).unsqueeze(0)
 
-    def forward(self, points: tuple[Tensor, Tensor] | None = None, boxes: Tensor | None = None,
-                masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, points: tuple[Tensor, Tensor] | None = None, boxes: Tensor | None = None, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """points: coordinates (N, P, 2) and labels (N, P); boxes: (N, 4) xyxy; masks: (N, 1, S/4, S/4)
         probabilities. Any may be None, not all. -> tokens (N, T, C), dense map (N, C, map_size, map_size)."""
         given = [p for p in (points[0] if points is not None else None, boxes, masks) if p is not None]
@@ -69,7 +74,7 @@ class PromptEncoder(nn.Module):
         tokens = [given[0].new_zeros(rows, 0, self.no_mask_embed.weight.shape[1], dtype=torch.float32)]
         if points is not None:
             coordinates, labels = points
-            if boxes is None:       # SAM was trained with one absent point wherever there is no box
+            if boxes is None:  # SAM was trained with one absent point wherever there is no box
                 coordinates = torch.cat([coordinates, coordinates.new_zeros(rows, 1, 2)], dim=1)
                 labels = torch.cat([labels, labels.new_full((rows, 1), ABSENT)], dim=1)
             tokens.append(self._embed_points(coordinates, labels))
@@ -84,7 +89,7 @@ class PromptEncoder(nn.Module):
 
     def _embed_points(self, coordinates: Tensor, labels: Tensor) -> Tensor:
         """coordinates: (N, P, 2), labels: (N, P) in -1..3 -> (N, P, C)."""
-        positions = self.pe_layer((coordinates.float() + 0.5) / self.image_size)    # + 0.5: the pixel's centre
+        positions = self.pe_layer((coordinates.float() + 0.5) / self.image_size)  # + 0.5: the pixel's centre
         kinds = torch.cat([self.not_a_point_embed.weight, *(e.weight for e in self.point_embeddings)])
         kind = kinds[labels.long() + 1]
         return torch.where((labels == ABSENT).unsqueeze(-1), kind, positions + kind)

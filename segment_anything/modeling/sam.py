@@ -47,7 +47,7 @@ class Prediction(NamedTuple):
 def best_of(prediction: Prediction) -> Prediction:
     """The output with the highest predicted IoU of each object: logits (N, 1, h, w), iou (N, 1)."""
     logits, iou = prediction
-    best = iou.argmax(dim=1, keepdim=True)      # gathered: tracing would fix the number of rows of an arange
+    best = iou.argmax(dim=1, keepdim=True)  # gathered: tracing would fix the number of rows of an arange
     return Prediction(logits.gather(1, best[..., None, None].expand(-1, -1, *logits.shape[2:])), iou.gather(1, best))
 
 
@@ -95,13 +95,15 @@ class Sam(nn.Module):
         """
         points = None if prompts.points is None else (prompts.points, prompts.labels)
         sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
-        return Prediction(*self.mask_decoder(
-            image_embeddings=embeddings,
-            image_pe=self.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask_output,
-        ))
+        return Prediction(
+            *self.mask_decoder(
+                image_embeddings=embeddings,
+                image_pe=self.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=multimask_output,
+            )
+        )
 
     def upscale(self, logits: Tensor) -> Tensor:
         """logits: (N, K, S/4, S/4) -> float32 (N, K, S, S), bilinear."""

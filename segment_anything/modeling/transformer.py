@@ -43,7 +43,7 @@ class TwoWayBlock(nn.Module):
 
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
         """tokens, token_pe: (N, T, C); image: (N, HW, C); image_pe: (1 or N, HW, C)."""
-        if self.first:      # the tokens are still their own positions: no residual, nothing to add
+        if self.first:  # the tokens are still their own positions: no residual, nothing to add
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
             placed = tokens + token_pe
@@ -58,7 +58,9 @@ class TwoWayBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    def __init__(self, channels: int, depth: int = 2, heads: int = 8, mlp_hidden: int = 2048, downsample: int = 2) -> None:
+    def __init__(
+        self, channels: int, depth: int = 2, heads: int = 8, mlp_hidden: int = 2048, downsample: int = 2
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             TwoWayBlock(channels, heads, mlp_hidden, downsample, first=i == 0) for i in range(depth)

@@ -26,8 +26,15 @@ IMAGE = ROOT / "data_demo/images/mni152_axial_094.png"
 OTHER_IMAGE = ROOT / "data_demo/images/mni152_axial_129.png"
 WEIGHTS = ROOT / "pretrain_model/vit_t_phantoms.safetensors"
 CHROMIUM = shutil.which("chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +106,8 @@ def test_adapters_can_be_left_out():
     with torch.inference_mode():
         without = app.without_adapters(model)
         assert torch.equal(without.encode(images), plain.encode(images))
-        assert not torch.allclose(model.encode(images), plain.encode(images), atol=1e-2)      # and the model still has them
-    assert without.image_encoder.blocks[0].attn is model.image_encoder.blocks[0].attn         # no second copy in memory
+        assert not torch.allclose(model.encode(images), plain.encode(images), atol=1e-2)  # and the model still has them
+    assert without.image_encoder.blocks[0].attn is model.image_encoder.blocks[0].attn  # no second copy in memory
 
 
 def test_files_hold_every_object(model, tmp_path):
@@ -120,7 +127,7 @@ def test_files_hold_every_object(model, tmp_path):
 def test_a_volume_is_segmented_slice_by_slice_and_keeps_its_geometry(model, tmp_path):
     sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install -r requirements-data.txt")
     grey = np.stack([read_image(str(p))[..., 0] for p in (IMAGE, OTHER_IMAGE, IMAGE)]).astype(np.int16) * 4 - 1000
-    source = sitk.GetImageFromArray(grey[:, ::-1])     # stored from the back to the front: not the way it is shown
+    source = sitk.GetImageFromArray(grey[:, ::-1])  # stored from the back to the front: not the way it is shown
     source.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
     source.SetSpacing((0.7, 0.8, 2.5))
     source.SetOrigin((-10, 20, 30))
@@ -182,7 +189,9 @@ def address():
 def browser():
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+    )
     with playwright.sync_playwright() as control:
         chromium = control.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
@@ -204,12 +213,20 @@ class Page:
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """The middle of a pixel of the picture, on the screen."""
-        box, size = self.page.locator("#canvas .picture").bounding_box(), self.page.locator("#canvas .picture").evaluate("e => e.dataset")
-        return box["x"] + (x + 0.5) / int(size["width"]) * box["width"], box["y"] + (y + 0.5) / int(size["height"]) * box["height"]
+        box, size = (
+            self.page.locator("#canvas .picture").bounding_box(),
+            self.page.locator("#canvas .picture").evaluate("e => e.dataset"),
+        )
+        return box["x"] + (x + 0.5) / int(size["width"]) * box["width"], box["y"] + (y + 0.5) / int(
+            size["height"]
+        ) * box["height"]
 
     def wait_for(self, clicks: int, boxes: int) -> None:
-        self.page.wait_for_function("([c, b]) => document.querySelectorAll('#canvas circle').length == c && "
-                                    "document.querySelectorAll('#canvas rect:not(.band)').length == b", arg=[clicks, boxes])
+        self.page.wait_for_function(
+            "([c, b]) => document.querySelectorAll('#canvas circle').length == c && "
+            "document.querySelectorAll('#canvas rect:not(.band)').length == b",
+            arg=[clicks, boxes],
+        )
 
     def drag(self, x0: float, y0: float, x1: float, y1: float) -> None:
         self.page.mouse.move(*self.at(x0 - 0.5, y0 - 0.5))
@@ -223,8 +240,11 @@ class Page:
         link = "#files a[download$='labels.png']"
         before = self.page.locator(link).first.get_attribute("href") if self.page.locator(link).count() else ""
         self.page.click("#save")
-        self.page.wait_for_function("([link, before]) => { const found = document.querySelector(link); "
-                                    "return found && found.getAttribute('href') != before; }", arg=[link, before])
+        self.page.wait_for_function(
+            "([link, before]) => { const found = document.querySelector(link); "
+            "return found && found.getAttribute('href') != before; }",
+            arg=[link, before],
+        )
         with self.page.expect_download() as download:
             self.page.locator(link).first.click()
         return cv2.imread(str(download.value.path()), cv2.IMREAD_UNCHANGED)

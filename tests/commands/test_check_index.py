@@ -26,7 +26,7 @@ def picture(seed: int) -> np.ndarray:
 
 def square(side: int, left: int = 0) -> np.ndarray:
     mask = np.zeros((20, 30), np.uint8)
-    mask[:side, left:left + side] = 255
+    mask[:side, left : left + side] = 255
     return mask
 
 
@@ -44,8 +44,14 @@ class Data:
             self.groups[split][image] = [f"masks/{i} {k}.png" for k in "ab"]
             for k, mask in enumerate(self.groups[split][image]):
                 write(folder / mask, square(4 + 8 * k, i))
-                self.rows[mask] = {"mask": mask, "image": image, "dataset": "D", "modality": "ct", "case": f"c{i}",
-                                   "class": ["liver", "spleen"][k]}
+                self.rows[mask] = {
+                    "mask": mask,
+                    "image": image,
+                    "dataset": "D",
+                    "modality": "ct",
+                    "case": f"c{i}",
+                    "class": ["liver", "spleen"][k],
+                }
         self.save()
 
     def save(self, table: bool = True) -> None:
@@ -76,7 +82,7 @@ def check(data: Data, *more: str | Path, workers: int = 1) -> int | str:
     except SystemExit as end:
         return end.code
     finally:
-        assert data.content() == before     # files are only read, and none is added
+        assert data.content() == before  # files are only read, and none is added
     return 0
 
 
@@ -84,9 +90,9 @@ def test_all_is_well_and_the_summary_says_what_there_is(data, capsys):
     assert check(data) == 0
     said = capsys.readouterr().out
     assert "train: 4 images, 8 masks" in said and "test: 2 images, 4 masks" in said and "problems: none" in said
-    train = said[said.index("train:"):]
+    train = said[said.index("train:") :]
     assert re.search(r"modality +masks +images +median area\n +ct +8 +4 ", train)
-    assert re.search(r"liver +4 +4 +2.67 %", train) and re.search(r"spleen +4 +4 +24.00 %", train)      # 16 and 144 of 600
+    assert re.search(r"liver +4 +4 +2.67 %", train) and re.search(r"spleen +4 +4 +24.00 %", train)  # 16 and 144 of 600
     assert "1 to 10 % 4, 10 to 50 % 4" in train
 
 
@@ -130,9 +136,12 @@ def break_duplicate(data):
     """Of two splits, of one split, of one image."""
     write(data.folder / "images/0.png", picture(4))
     write(data.folder / "images/2.png", picture(1))
-    write(data.folder / "masks/3 b.png", square(4, 3))      # as 3 a
-    lines = [r"images/0.png \(train\): has the pixels of .*images/4.png, which is in test",
-             r"images/2.png \(train\): has the pixels of .*images/1.png\n", "masks/3 b.png: has the pixels of .*masks/3 a.png"]
+    write(data.folder / "masks/3 b.png", square(4, 3))  # as 3 a
+    lines = [
+        r"images/0.png \(train\): has the pixels of .*images/4.png, which is in test",
+        r"images/2.png \(train\): has the pixels of .*images/1.png\n",
+        "masks/3 b.png: has the pixels of .*masks/3 a.png",
+    ]
     return lines, {"images/0.png", "images/2.png"}, {"masks/3 b.png"}
 
 
@@ -163,8 +172,18 @@ def break_disagree(data):
     return [r"label2image_test.json and image2label_test.json: 1 mask\(s\) are listed by one alone"], set(), set()
 
 
-BREAKS = [break_missing, break_unreadable, break_size, break_values, break_empty, break_duplicate, break_listed, break_metadata,
-          break_case, break_disagree]
+BREAKS = [
+    break_missing,
+    break_unreadable,
+    break_size,
+    break_values,
+    break_empty,
+    break_duplicate,
+    break_listed,
+    break_metadata,
+    break_case,
+    break_disagree,
+]
 
 
 @pytest.mark.parametrize("harm", BREAKS)
@@ -191,8 +210,11 @@ def test_each_problem_is_found_named_and_left_out(data, tmp_path, capsys, harm):
         index = read_index(clean, split)
         original = lambda name: Path(index.path(name)).resolve().relative_to(data.folder.resolve()).as_posix()
         found = {original(image): [*map(original, masks)] for image, masks in index}
-        expected = {image: [mask for mask in dict.fromkeys(masks) if mask not in bad_masks and (image, mask) not in bad_masks]
-                    for image, masks in data.groups[split].items() if image not in bad_images}
+        expected = {
+            image: [mask for mask in dict.fromkeys(masks) if mask not in bad_masks and (image, mask) not in bad_masks]
+            for image, masks in data.groups[split].items()
+            if image not in bad_images
+        }
         assert found == expected
         for i in range(len(dataset)):
             assert not dataset[(0, i) if split == "train" else i].skipped
@@ -202,7 +224,7 @@ def test_each_problem_is_found_named_and_left_out(data, tmp_path, capsys, harm):
     if kind != "metadata":
         assert rows.column("class").take(rows.rows(kept[:2])).to_pylist()[0] in ("liver", "spleen")
     capsys.readouterr()
-    if kind != "metadata":      # no file can tell what is missing in the table
+    if kind != "metadata":  # no file can tell what is missing in the table
         assert check_index.run(check_index.parse_args([str(clean), "--num_workers", "1"]))
 
 
@@ -233,16 +255,19 @@ def test_contact_sheet(data, tmp_path, capsys):
     assert check(data, "--sheet", tmp_path / "sheets/sheet.png", "--sheet_images", "12") == 1
     sheet = cv2.imread(str(tmp_path / "sheets/sheet.png"))
     assert "5 random images" in capsys.readouterr().out and sheet.shape[1] == 5 * 256
-    third = sheet[18:, 256:512]     # images/2.png, black, is the second that can be read
-    assert {tuple(pixel) for pixel in third.reshape(-1, 3).tolist()} > {(0, 0, 0)}       # its masks are seen
+    third = sheet[18:, 256:512]  # images/2.png, black, is the second that can be read
+    assert {tuple(pixel) for pixel in third.reshape(-1, 3).tolist()} > {(0, 0, 0)}  # its masks are seen
     assert check(data, "--sheet", tmp_path / "other.png", "--sheet_images", "2", "--seed", "1") == 1
     assert cv2.imread(str(tmp_path / "other.png")).shape[1] == 2 * 256
 
 
-@pytest.mark.parametrize("name, text, message", [
-    ("image2label_train.json", "[", "image2label_train.json: not valid JSON"),
-    ("metadata.csv", "a,b\n", None),
-])
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("image2label_train.json", "[", "image2label_train.json: not valid JSON"),
+        ("metadata.csv", "a,b\n", None),
+    ],
+)
 def test_broken_tables(data, capsys, name, text, message):
     (data.folder / name).write_text(text)
     status = check(data)
@@ -256,14 +281,18 @@ def test_what_cannot_be_done_is_said(data, tmp_path):
     assert "no index of split 'x'" in check(data, "--splits", "x")
     assert "is the folder that is checked" in check(data, "--fix", data.folder)
     (tmp_path / "empty").mkdir()
-    for folder, message in ((tmp_path / "empty", "has no image2label_"), (tmp_path / "nowhere", "there is no such folder")):
+    for folder, message in (
+        (tmp_path / "empty", "has no image2label_"),
+        (tmp_path / "nowhere", "there is no such folder"),
+    ):
         with pytest.raises(SystemExit, match=message):
             check_index.main([str(folder)])
 
 
 def test_root_is_found_though_the_first_image_is_missing(data, capsys):
-    data.groups["train"] = {f"data/{image}": [f"data/{mask}" for mask in masks]
-                            for image, masks in data.groups["train"].items()}
+    data.groups["train"] = {
+        f"data/{image}": [f"data/{mask}" for mask in masks] for image, masks in data.groups["train"].items()
+    }
     data.save(table=False)
     (data.folder / "images/0.png").unlink()
     assert check(data) == 1

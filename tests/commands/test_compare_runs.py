@@ -28,9 +28,19 @@ def runs(tmp_path: Path) -> dict[str, Path]:
     for i, name in enumerate(("sam", "ft-sam", "sam-med2d")):
         rows = synthetic_rows(60, MODES, skill=0.4 * i)
         folders[name] = write_run(tmp_path / name, rows, **RESULTS | {"images_per_second": 10.0 - i})
-        prompts = {mask: {"boxes": [[0, 0, 9, 9]], "point_coords": [[5, 5], [i, 1]], "point_labels": [1, 0], "others": {
-            "bbox": {"boxes": [[0, 0, 9, 9]], "point_coords": [[i, 2]]}, "bbox_jitter5": {"boxes": [[1, 0, 9, 8]]},
-            "5shot": {"point_coords": [[5, 5], [7, 7]]}}} for mask in rows["mask"].unique()}
+        prompts = {
+            mask: {
+                "boxes": [[0, 0, 9, 9]],
+                "point_coords": [[5, 5], [i, 1]],
+                "point_labels": [1, 0],
+                "others": {
+                    "bbox": {"boxes": [[0, 0, 9, 9]], "point_coords": [[i, 2]]},
+                    "bbox_jitter5": {"boxes": [[1, 0, 9, 8]]},
+                    "5shot": {"point_coords": [[5, 5], [7, 7]]},
+                },
+            }
+            for mask in rows["mask"].unique()
+        }
         (tmp_path / name / "prompts.json").write_text(json.dumps({"image_size": 64, **prompts}))
     return folders
 
@@ -50,8 +60,11 @@ def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
 
 
 def markdown_rows(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()
-            if line.startswith("|") and not line.startswith("|---")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|") and not line.startswith("|---")
+    ]
 
 
 def rewrite(folder: Path, change) -> None:
@@ -108,15 +121,31 @@ def test_equal_runs_are_all_best_and_differ_by_nothing(runs: dict[str, Path], ca
 
 
 def test_paired_difference_interval_and_test(runs: dict[str, Path], capsys) -> None:
-    out, _ = compared(capsys, runs["sam"], runs["sam-med2d"], "--reference", runs["sam-med2d"], "--modes", "1pt", "--format", "csv",
-                      "--resamples", "9999")
+    out, _ = compared(
+        capsys,
+        runs["sam"],
+        runs["sam-med2d"],
+        "--reference",
+        runs["sam-med2d"],
+        "--modes",
+        "1pt",
+        "--format",
+        "csv",
+        "--resamples",
+        "9999",
+    )
     row = next(row for row in csv.DictReader(io.StringIO(out)) if row["model"] == "sam")
     one, two = (pd.read_csv(runs[name] / "rows.csv").query("mode == '1pt'") for name in ("sam", "sam-med2d"))
     d = one.set_index("mask")["dice"] - two.set_index("mask")["dice"]
     groups = d.groupby([one.set_index("mask")[key] for key in ("dataset", "case")])
-    theirs = scipy.stats.bootstrap((groups.sum().to_numpy(), groups.size().to_numpy()),
-                                   lambda s, n, axis=-1: s.sum(axis=axis) / n.sum(axis=axis), paired=True, vectorized=True,
-                                   method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    theirs = scipy.stats.bootstrap(
+        (groups.sum().to_numpy(), groups.size().to_numpy()),
+        lambda s, n, axis=-1: s.sum(axis=axis) / n.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
     assert row["reference"] == "sam-med2d" and float(row["difference"]) == pytest.approx(d.mean())
     limits = float(row["difference_low"]), float(row["difference_high"])
     assert limits == pytest.approx([*theirs], abs=0.1 * (theirs.high - theirs.low))
@@ -139,8 +168,23 @@ def test_differences_by_group(runs: dict[str, Path], capsys) -> None:
 
 
 def test_latex_has_a_line_of_modes_and_one_cell_a_column(runs: dict[str, Path], capsys) -> None:
-    out, _ = compared(capsys, *runs.values(), "--by", "dataset", "--modes", "bbox", "1pt", "--format", "latex", "--differences", "False",
-                      "--names", "SAM", "FT_SAM", "SAM-Med2D")
+    out, _ = compared(
+        capsys,
+        *runs.values(),
+        "--by",
+        "dataset",
+        "--modes",
+        "bbox",
+        "1pt",
+        "--format",
+        "latex",
+        "--differences",
+        "False",
+        "--names",
+        "SAM",
+        "FT_SAM",
+        "SAM-Med2D",
+    )
     assert r"\multicolumn{3}{c}{bbox} & \multicolumn{3}{c}{1pt}" in out and r"FT\_SAM" in out
     body = out.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
     assert len(body) == 5 and {line.count(" & ") for line in body} == {7} and body[0].count(r"\textbf") == 2
@@ -154,18 +198,25 @@ def test_a_run_may_be_called_like_a_column(runs: dict[str, Path], capsys) -> Non
 
 
 def test_from_the_command_line(runs: dict[str, Path]) -> None:
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "compare_runs.py", runs["sam"], runs["ft-sam"], "--resamples", "50"],
-                          capture_output=True, text=True, cwd=runs["sam"])
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "compare_runs.py", runs["sam"], runs["ft-sam"], "--resamples", "50"],
+        capture_output=True,
+        text=True,
+        cwd=runs["sam"],
+    )
     assert done.returncode == 0 and "| sam |" in done.stdout and not done.stderr
 
 
 # ---------------------------------------------------------------- which runs, which objects
 
 
-@pytest.mark.parametrize("changed, said", [
-    ({"seed": 1}, "not the same seed (sam 0, ft-sam 1)"),
-    ({"data_hash": "bb"}, "not the same index of the data (sam aa, ft-sam bb)"),
-])
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"seed": 1}, "not the same seed (sam 0, ft-sam 1)"),
+        ({"data_hash": "bb"}, "not the same index of the data (sam aa, ft-sam bb)"),
+    ],
+)
 def test_other_questions_are_refused_or_warned_of(runs: dict[str, Path], capsys, changed: dict, said: str) -> None:
     (runs["ft-sam"] / "results.json").write_text(json.dumps(RESULTS | changed))
     assert said in refused(capsys, runs["sam"], runs["ft-sam"])
@@ -180,18 +231,25 @@ def test_another_choice_of_clicks_is_refused(runs: dict[str, Path], capsys) -> N
 
 def test_fields_are_found_among_provenance(runs: dict[str, Path], capsys) -> None:
     for name, seed in (("sam", 0), ("ft-sam", 3)):
-        (runs[name] / "results.json").write_text(json.dumps({"provenance": {"seed": seed, "data_hash": "aa"}, "flags": {"image_size": 64}}))
+        (runs[name] / "results.json").write_text(
+            json.dumps({"provenance": {"seed": seed, "data_hash": "aa"}, "flags": {"image_size": 64}})
+        )
     assert "not the same seed (sam 0, ft-sam 3)" in refused(capsys, runs["sam"], runs["ft-sam"])
 
 
-@pytest.mark.parametrize("sequence, field, what", [
-    (None, "boxes", "box"), (None, "point_coords", "first click"), ("bbox_jitter5", "boxes", "bbox_jitter5 box"),
-    ("5shot", "point_coords", "5shot"),
-])
+@pytest.mark.parametrize(
+    "sequence, field, what",
+    [
+        (None, "boxes", "box"),
+        (None, "point_coords", "first click"),
+        ("bbox_jitter5", "boxes", "bbox_jitter5 box"),
+        ("5shot", "point_coords", "5shot"),
+    ],
+)
 def test_other_prompts_are_refused(runs: dict[str, Path], capsys, sequence: str | None, field: str, what: str) -> None:
     path = runs["ft-sam"] / "prompts.json"
     prompts = json.loads(path.read_text())
-    name = [*prompts][5]        # after the settings
+    name = [*prompts][5]  # after the settings
     (prompts[name]["others"][sequence] if sequence else prompts[name])[field][0][0] += 1
     path.write_text(json.dumps(prompts))
     assert f"got another {what} for 1 object(s), such as {name}" in refused(capsys, runs["sam"], runs["ft-sam"])
@@ -217,7 +275,9 @@ def test_rows_without_results_can_be_compared_on_request(runs: dict[str, Path], 
 def test_only_objects_of_all_runs_count(runs: dict[str, Path], capsys) -> None:
     dropped = pd.read_csv(runs["ft-sam"] / "rows.csv")["mask"].unique()[:7]
     rewrite(runs["ft-sam"], lambda rows: rows[~rows["mask"].isin(dropped)])
-    assert "sam has 7 object(s) that ft-sam lacks, ft-sam 0 that sam lacks (53 in common)" in refused(capsys, runs["sam"], runs["ft-sam"])
+    assert "sam has 7 object(s) that ft-sam lacks, ft-sam 0 that sam lacks (53 in common)" in refused(
+        capsys, runs["sam"], runs["ft-sam"]
+    )
     out, _ = compared(capsys, runs["sam"], runs["ft-sam"], "--allow_differences", "--modes", "bbox")
     kept = pd.read_csv(runs["sam"] / "rows.csv").query("mode == 'bbox'")
     assert f"{100 * kept['dice'][~kept['mask'].isin(dropped)].mean():.2f}" in markdown_rows(out)[1][1]
@@ -228,6 +288,7 @@ def test_objects_scored_by_one_run_alone_are_told(runs: dict[str, Path], capsys)
     def fail(rows: pd.DataFrame) -> pd.DataFrame:
         rows.loc[rows["mask"] == rows["mask"][0], ["dice", "iou", "status"]] = ["", "", "unreadable"]
         return rows
+
     rewrite(runs["ft-sam"], fail)
     assert "1 object(s) were scored in only one of sam and ft-sam" in refused(capsys, runs["sam"], runs["ft-sam"])
     out, err = compared(capsys, runs["sam"], runs["ft-sam"], "--allow_differences")
@@ -238,17 +299,21 @@ def test_masks_of_one_name_and_another_area_are_always_refused(runs: dict[str, P
     def grow(rows: pd.DataFrame) -> pd.DataFrame:
         rows.loc[rows["mask"] == rows["mask"][0], "true_area"] = "7"
         return rows
+
     rewrite(runs["ft-sam"], grow)
     assert "were scored on other masks" in refused(capsys, runs["sam"], runs["ft-sam"], "--allow_differences")
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["--reference", "elsewhere"], "--reference elsewhere is none of the runs: use one of sam, ft-sam"),
-    (["--modes", "bbox", "9pts"], "sam has no mode 9pts: it has bbox, 1pt, 3pts, 5pts"),
-    (["nowhere"], "nowhere: not found; name the folder of a finished run of test.py"),
-    (["--names", "x", "x"], "two runs are called x"),
-    (["--metric", "noc80", "--modes", "bbox"], "share no object with a NoC@80 in bbox"),
-])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--reference", "elsewhere"], "--reference elsewhere is none of the runs: use one of sam, ft-sam"),
+        (["--modes", "bbox", "9pts"], "sam has no mode 9pts: it has bbox, 1pt, 3pts, 5pts"),
+        (["nowhere"], "nowhere: not found; name the folder of a finished run of test.py"),
+        (["--names", "x", "x"], "two runs are called x"),
+        (["--metric", "noc80", "--modes", "bbox"], "share no object with a NoC@80 in bbox"),
+    ],
+)
 def test_mistakes_end_in_one_line(runs: dict[str, Path], capsys, arguments: list[str], said: str) -> None:
     assert said in refused(capsys, runs["sam"], runs["ft-sam"], *arguments)
 
@@ -270,7 +335,12 @@ def test_spoiled_results_are_named(runs: dict[str, Path], capsys) -> None:
 
 
 def test_flags_that_contradict(capsys) -> None:
-    for arguments in (["a"], ["a", "b", "--names", "x"], ["a", "b", "--resamples", "0"], ["a", "b", "--metric", "never80"]):
+    for arguments in (
+        ["a"],
+        ["a", "b", "--names", "x"],
+        ["a", "b", "--resamples", "0"],
+        ["a", "b", "--metric", "never80"],
+    ):
         with pytest.raises(SystemExit) as end:
             compare_runs.parse_args(arguments)
         assert end.value.code == 2 and "error: " in capsys.readouterr().err

@@ -51,9 +51,21 @@ def images(tmp_path) -> Path:
 @pytest.fixture
 def run(images, weights, tmp_path):
     def run(*flags: object, source: Path = images) -> Path:
-        script.main(["--input", str(source), "--output", str(tmp_path / "out"), "--sam_checkpoint", str(weights), "--device", "cpu",
-                     *map(str, flags)])
+        script.main(
+            [
+                "--input",
+                str(source),
+                "--output",
+                str(tmp_path / "out"),
+                "--sam_checkpoint",
+                str(weights),
+                "--device",
+                "cpu",
+                *map(str, flags),
+            ]
+        )
         return tmp_path / "out"
+
     return run
 
 
@@ -91,7 +103,12 @@ def test_boxes_of_one_image_by_flags(run, images, model) -> None:
         assert (written(out / "masks" / f"a_nodule_{number:03d}.png") == mask).mean() > 0.999
         assert float(rows_of(out)[number]["predicted_iou"]) == pytest.approx(iou, abs=1e-3)
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
-        "annotations.json", "masks/a_nodule_000.png", "masks/a_nodule_001.png", "objects.csv", "overlays/a.png"]
+        "annotations.json",
+        "masks/a_nodule_000.png",
+        "masks/a_nodule_001.png",
+        "objects.csv",
+        "overlays/a.png",
+    ]
 
 
 def test_clicks_of_a_folder_by_flags(run, model) -> None:
@@ -106,21 +123,32 @@ def test_clicks_of_a_folder_by_flags(run, model) -> None:
 def test_names_that_differ_in_their_ending_alone(run, images) -> None:
     (images / "a.bmp").write_bytes(cv2.imencode(".bmp", picture(5))[1].tobytes())
     out = run("--point", 40, 30)
-    assert sorted(path.name for path in (out / "masks").glob("*.png")) == ["a.bmp_object_000.png", "a.png_object_000.png", "b_object_000.png"]
+    assert sorted(path.name for path in (out / "masks").glob("*.png")) == [
+        "a.bmp_object_000.png",
+        "a.png_object_000.png",
+        "b_object_000.png",
+    ]
 
 
 def test_what_was_done_before_an_error_is_kept(run, images) -> None:
     (images / "b.png").write_bytes(b"no image")
     ends_with("b.png: not an image", run, "--point", 40, 30)
     out = images.parent / "out"
-    assert [row["image"] for row in rows_of(out)] == ["a.png"] and len(json.loads((out / "annotations.json").read_text())["images"]) == 1
+    assert [row["image"] for row in rows_of(out)] == ["a.png"] and len(
+        json.loads((out / "annotations.json").read_text())["images"]
+    ) == 1
 
 
-JSON = {"a.png": [{"name": "liver", "box": BOX}, {"name": "liver", "points": [[40, 30], [5, 5]], "labels": [1, 0], "box": BOX}],
-        "c.png": [{"name": "the spleen", "points": [[40, 30]]}]}
+JSON = {
+    "a.png": [
+        {"name": "liver", "box": BOX},
+        {"name": "liver", "points": [[40, 30], [5, 5]], "labels": [1, 0], "box": BOX},
+    ],
+    "c.png": [{"name": "the spleen", "points": [[40, 30]]}],
+}
 CSV = f"""image,name,x0,y0,x1,y1,x,y,label
-a.png,liver,{','.join(map(str, BOX))},,,
-a.png,liver 2,{','.join(map(str, BOX))},40,30,1
+a.png,liver,{",".join(map(str, BOX))},,,
+a.png,liver 2,{",".join(map(str, BOX))},40,30,1
 a.png,liver 2,,,,,5,5,0
 deep/c.png,,,,,,40,30,
 """
@@ -129,8 +157,15 @@ deep/c.png,,,,,,40,30,
 @pytest.mark.parametrize("kind", ["json", "csv"])
 def test_prompts_from_a_file(kind, run, tmp_path, model, capsys) -> None:
     out = run("--prompts", prompts_file(tmp_path, JSON if kind == "json" else CSV, f"prompts.{kind}"))
-    names = {"json": ["a_liver_000", "a_liver_001", "deep/c_the_spleen_000"], "csv": ["a_liver_000", "a_liver_2_000", "deep/c_object_000"]}[kind]
-    prompts = [dict(box=BOX), dict(box=BOX, point_coords=[[40, 30], [5, 5]], point_labels=[1, 0]), dict(point_coords=[[40, 30]], point_labels=[1])]
+    names = {
+        "json": ["a_liver_000", "a_liver_001", "deep/c_the_spleen_000"],
+        "csv": ["a_liver_000", "a_liver_2_000", "deep/c_object_000"],
+    }[kind]
+    prompts = [
+        dict(box=BOX),
+        dict(box=BOX, point_coords=[[40, 30], [5, 5]], point_labels=[1, 0]),
+        dict(point_coords=[[40, 30]], point_labels=[1]),
+    ]
     for name, prompt, seed in zip(names, prompts, (0, 0, 2)):
         assert (written(out / "masks" / f"{name}.png") == wanted(model, picture(seed), **prompt)[0]).mean() > 0.999
     assert [row["mask"] for row in rows_of(out)] == [f"{name}.png" for name in names]
@@ -152,7 +187,10 @@ def test_a_mask_file_as_prompt(run, tmp_path, model) -> None:
 def test_coco_has_every_mask(run, tmp_path) -> None:
     out = run("--prompts", prompts_file(tmp_path, JSON))
     document = json.loads((out / "annotations.json").read_text())
-    assert [(one["file_name"], one["width"], one["height"]) for one in document["images"]] == [("a.png", 80, 60), ("deep/c.png", 80, 60)]
+    assert [(one["file_name"], one["width"], one["height"]) for one in document["images"]] == [
+        ("a.png", 80, 60),
+        ("deep/c.png", 80, 60),
+    ]
     assert [one["name"] for one in document["categories"]] == ["liver", "the spleen"]
     rows = [row for row in rows_of(out) if int(row["area"])]
     assert rows and len(document["annotations"]) == len(rows)
@@ -160,12 +198,14 @@ def test_coco_has_every_mask(run, tmp_path) -> None:
         mask = written(out / "masks" / row["mask"])
         assert (decoded(annotation["segmentation"], mask.shape) == mask).all() and annotation["area"] == mask.sum()
         x, y, width, height = annotation["bbox"]
-        assert mask[y:y + height, x:x + width].sum() == mask.sum() and annotation["iscrowd"] == 0
+        assert mask[y : y + height, x : x + width].sum() == mask.sum() and annotation["iscrowd"] == 0
         assert annotation["score"] == pytest.approx(float(row["predicted_iou"]), abs=1e-3)
 
 
 def decoded(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
-    encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size)) if isinstance(segmentation, list) else segmentation
+    encoded = (
+        coco_mask.merge(coco_mask.frPyObjects(segmentation, *size)) if isinstance(segmentation, list) else segmentation
+    )
     return coco_mask.decode(encoded).astype(bool)
 
 
@@ -179,7 +219,12 @@ def test_polygons_give_back_every_pixel() -> None:
         kinds.add(type(segmentation))
         assert isinstance(segmentation, dict) == has_holes(mask) and (decoded(segmentation, mask.shape) == mask).all()
     assert kinds == {list, dict}
-    for mask in (np.eye(5, dtype=bool), np.pad(np.ones((1, 1), bool), 2), np.ones((4, 6), bool), np.pad(np.ones((1, 5), bool), 1)):
+    for mask in (
+        np.eye(5, dtype=bool),
+        np.pad(np.ones((1, 1), bool), 2),
+        np.ones((4, 6), bool),
+        np.pad(np.ones((1, 5), bool), 1),
+    ):
         assert (decoded(segmentation_of(mask), mask.shape) == mask).all()
 
 
@@ -191,7 +236,9 @@ def test_an_overlay_shows_masks_prompts_and_names() -> None:
     assert bare.shape == (40 * 9, 60 * 9, 3) and (bare == 100).all() and (image == 100).all()
     tinted = overlay(image, [mask])
     changed = (tinted != 100).any(axis=2)
-    assert (changed == cv2.resize(mask.astype(np.uint8), None, fx=9, fy=9, interpolation=cv2.INTER_NEAREST)).mean() > 0.99
+    assert (
+        changed == cv2.resize(mask.astype(np.uint8), None, fx=9, fy=9, interpolation=cv2.INTER_NEAREST)
+    ).mean() > 0.99
     click = ObjectPrompt(np.array([[50.0, 5.0]]), np.array([1]), np.array([2.0, 2.0, 58.0, 38.0]))
     assert (overlay(image, [mask], [click])[5 * 9 + 4, 50 * 9 + 4] == 255).all()
     assert (overlay(image, [mask], [click], ["name"]) != overlay(image, [mask], [click])).any()
@@ -211,42 +258,78 @@ def test_flags_about_the_model_are_not_needed(run, capsys) -> None:
 def test_exported_models_take_the_place_of_weights(run, model, monkeypatch) -> None:
     """What the runtimes compute is compared with the model where they are tested."""
     asked = []
-    monkeypatch.setattr("sam_med2d.inference.models.open_runtime", lambda *files, **options: asked.append((files, options)) or model)
-    out = run("--box", *BOX, "--backend", "openvino", "--encoder_model", "e.onnx", "--decoder_model", "d.onnx", "--precision", "bfloat16",
-              "--threads", 2)
+    monkeypatch.setattr(
+        "sam_med2d.inference.models.open_runtime", lambda *files, **options: asked.append((files, options)) or model
+    )
+    out = run(
+        "--box",
+        *BOX,
+        "--backend",
+        "openvino",
+        "--encoder_model",
+        "e.onnx",
+        "--decoder_model",
+        "d.onnx",
+        "--precision",
+        "bfloat16",
+        "--threads",
+        2,
+    )
     assert asked == [(("openvino", "e.onnx", "d.onnx"), {"threads": 2, "precision": "bfloat16"})]
     assert (written(out / "masks" / "a_object_000.png") == wanted(model, picture(0), box=BOX)[0]).mean() > 0.999
-    ends_with("needs --encoder_model and --decoder_model", run, "--box", *BOX, "--backend", "onnxruntime", "--encoder_model", "e.onnx")
+    ends_with(
+        "needs --encoder_model and --decoder_model",
+        run,
+        "--box",
+        *BOX,
+        "--backend",
+        "onnxruntime",
+        "--encoder_model",
+        "e.onnx",
+    )
     ends_with("say with which --backend", run, "--box", *BOX, "--encoder_model", "e.onnx")
 
 
 # ---------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("content, message", [
-    ("{", "not valid JSON"), ([], "must hold"), ({}, "holds no prompts"), ({"a.png": []}, "must hold"),
-    ({"c.png": [{"box": BOX}], "deep/c.png": [{"box": BOX}]}, "names an image twice"),
-    ({"z.png": [{"box": BOX}]}, "names z.png, which is not in"),
-    ({"a.png": [{"name": "liver"}]}, "object 0: has neither"),
-    ({"a.png": [{"bbox": BOX}]}, "nothing else"),
-    ({"a.png": [{"box": [1, 2, 3]}]}, r"write box as \[x0"),
-    ({"a.png": [{"points": [1, 2]}]}, r"write points as \[\[x, y\]"),
-    ({"a.png": [{"points": [[1, 2]], "labels": [2]}]}, "labels must be"),
-    ({"a.png": [{"points": [[1, 2]], "labels": [1, 0]}]}, "labels must be"),
-    ({"a.png": [{"points": [[100, 2]]}]}, r"a.png: point \(100, 2\) lies outside the image of 80 x 60"),
-    ({"a.png": [{"box": BOX}, {"box": [5, 5, 5, 9]}]}, "a.png: object 1: box .* no area"),
-    ({"a.png": [{"mask": "gone.png"}]}, "gone.png: cannot be read"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "not valid JSON"),
+        ([], "must hold"),
+        ({}, "holds no prompts"),
+        ({"a.png": []}, "must hold"),
+        ({"c.png": [{"box": BOX}], "deep/c.png": [{"box": BOX}]}, "names an image twice"),
+        ({"z.png": [{"box": BOX}]}, "names z.png, which is not in"),
+        ({"a.png": [{"name": "liver"}]}, "object 0: has neither"),
+        ({"a.png": [{"bbox": BOX}]}, "nothing else"),
+        ({"a.png": [{"box": [1, 2, 3]}]}, r"write box as \[x0"),
+        ({"a.png": [{"points": [1, 2]}]}, r"write points as \[\[x, y\]"),
+        ({"a.png": [{"points": [[1, 2]], "labels": [2]}]}, "labels must be"),
+        ({"a.png": [{"points": [[1, 2]], "labels": [1, 0]}]}, "labels must be"),
+        ({"a.png": [{"points": [[100, 2]]}]}, r"a.png: point \(100, 2\) lies outside the image of 80 x 60"),
+        ({"a.png": [{"box": BOX}, {"box": [5, 5, 5, 9]}]}, "a.png: object 1: box .* no area"),
+        ({"a.png": [{"mask": "gone.png"}]}, "gone.png: cannot be read"),
+    ],
+)
 def test_bad_json(content, message, run, tmp_path) -> None:
     ends_with(message, run, "--prompts", prompts_file(tmp_path, content))
 
 
-@pytest.mark.parametrize("content, message", [
-    ("", "must name columns"), ("picture,x,y\na.png,1,2", "must name columns"), ("image,x,y,z\na.png,1,2,3", "it has 'z'"),
-    ("image,x,y\n,1,2", "line 2: names no image"), ("image,x,y\na.png,,", "line 2: has neither"),
-    ("image,x,y\na.png,1,", "line 2: x,y are 1,; write a number"), ("image,x,y,label\na.png,1,2,9", "line 2: label '9'"),
-    ("image,name,x0,y0,x1,y1\na.png,s,1,1,5,5\na.png,s,2,2,6,6", "line 3: a second box of s in a.png"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "must name columns"),
+        ("picture,x,y\na.png,1,2", "must name columns"),
+        ("image,x,y,z\na.png,1,2,3", "it has 'z'"),
+        ("image,x,y\n,1,2", "line 2: names no image"),
+        ("image,x,y\na.png,,", "line 2: has neither"),
+        ("image,x,y\na.png,1,", "line 2: x,y are 1,; write a number"),
+        ("image,x,y,label\na.png,1,2,9", "line 2: label '9'"),
+        ("image,name,x0,y0,x1,y1\na.png,s,1,1,5,5\na.png,s,2,2,6,6", "line 3: a second box of s in a.png"),
+    ],
+)
 def test_bad_csv(content, message, run, tmp_path) -> None:
     ends_with(message, run, "--prompts", prompts_file(tmp_path, content, "prompts.csv"))
 
@@ -273,10 +356,15 @@ def test_other_bad_input(run, images, tmp_path) -> None:
     assert sorted(path.name for path in images.rglob("*") if path.is_file()) == ["a.png", "b.png", "c.png", "notes.txt"]
 
 
-@pytest.mark.parametrize("flags, message", [
-    ((), "say what to segment"), (("--prompts", "p.json", "--point", 1, 1), "say what to segment"), (("--background", 1, 1), "--background alone"),
-    (("--point", 1, 1, "--box", *BOX, "--box", *BOX), "several boxes"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ((), "say what to segment"),
+        (("--prompts", "p.json", "--point", 1, 1), "say what to segment"),
+        (("--background", 1, 1), "--background alone"),
+        (("--point", 1, 1, "--box", *BOX, "--box", *BOX), "several boxes"),
+    ],
+)
 def test_contradicting_flags(flags, message, run, capsys) -> None:
     with pytest.raises(SystemExit) as end:
         run(*flags)

@@ -59,7 +59,11 @@ def image_of(output: Path, row: dict[str, str]) -> np.ndarray:
 
 def contents(folder: Path) -> dict[str, str]:
     """{path: hash} of every file, hidden ones too."""
-    return {str(path.relative_to(folder)): hashlib.sha1(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha1(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def training_batch(output: Path, size: int = 32) -> Batch:

@@ -60,14 +60,19 @@ def masks(tmp_path: Path) -> Path:
             write(tmp_path / "photos" / f"{name}.jpg", picture(seed=ord(patient) + number))
             write(tmp_path / "masks" / f"{name}_liver.png", block((24, 30), (2, 12), (3, 13)))
             for instance in range(2):
-                write(tmp_path / "masks" / f"{name}_lesion_{instance:03d}.png", block((24, 30), (14, 20), (2 + 10 * instance, 9 + 10 * instance)))
+                write(
+                    tmp_path / "masks" / f"{name}_lesion_{instance:03d}.png",
+                    block((24, 30), (14, 20), (2 + 10 * instance, 9 + 10 * instance)),
+                )
     write(tmp_path / "masks" / "a_1_spleen.png", block((24, 30), (1, 9), (20, 28), value=1))
     return tmp_path
 
 
 def of_masks(folder: Path, *flags: object, **options) -> Path:
     options.setdefault("output", folder / "out")
-    return run("masks", "--images", folder / "photos", "--masks", folder / "masks", "--case", r"(.+)_\d+", *flags, **options)
+    return run(
+        "masks", "--images", folder / "photos", "--masks", folder / "masks", "--case", r"(.+)_\d+", *flags, **options
+    )
 
 
 # ---------------------------------------------------------------- splits
@@ -79,7 +84,9 @@ def test_a_case_stays_where_it_is_when_others_are_added():
     counts = Counter(of.values())
     assert abs(counts["train"] - 1200) < 80 and abs(counts["val"] - 400) < 60 and abs(counts["test"] - 400) < 60
     assert {name: splits.of("set", name, name)[0] for name in map(str, range(0, 2000, 7))}.items() <= of.items()
-    assert [Splits(seed=4).of("set", str(i), "")[0] for i in range(50)] != [splits.of("set", str(i), "")[0] for i in range(50)]
+    assert [Splits(seed=4).of("set", str(i), "")[0] for i in range(50)] != [
+        splits.of("set", str(i), "")[0] for i in range(50)
+    ]
 
 
 def test_few_cases_get_a_seed_that_suits_them(masks, capsys):
@@ -104,17 +111,30 @@ def test_folds_hold_out_each_case_once_and_never_the_test():
 
 def test_a_split_file_counts_and_every_case_must_be_in_it(tmp_path, masks, capsys):
     (tmp_path / "splits.json").write_text(json.dumps({"train": ["a"], "val": ["b"]}))
-    said = error_of(capsys, "masks", "--images", masks / "photos", "--masks", masks / "masks", "--case", r"(.+)_\d+", "--split_file",
-                    tmp_path / "splits.json", output=tmp_path / "out")
+    said = error_of(
+        capsys,
+        "masks",
+        "--images",
+        masks / "photos",
+        "--masks",
+        masks / "masks",
+        "--case",
+        r"(.+)_\d+",
+        "--split_file",
+        tmp_path / "splits.json",
+        output=tmp_path / "out",
+    )
     assert "case 'c' is in no split" in said and not (tmp_path / "out").exists()
     (tmp_path / "splits.json").write_text(json.dumps({"train": ["a"], "val": ["b"], "test": ["c"]}))
     output = of_masks(masks, "--split_file", tmp_path / "splits.json")
     assert [len(index(output, split)) for split in ("train", "val", "test")] == [2, 2, 2]
     assert all("--a--" not in path and "--a_" not in path for path in index(output, "val"))
-    (tmp_path / "splits.json").write_text(json.dumps([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]))
+    (tmp_path / "splits.json").write_text(
+        json.dumps([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}])
+    )
     output = of_masks(masks, "--split_file", tmp_path / "splits.json")
     assert len(index(output / "fold_0", "val")) == 2 and len(index(output / "fold_1", "val")) == 4
-    assert not list(output.glob("*.json"))      # the indexes without folds are gone
+    assert not list(output.glob("*.json"))  # the indexes without folds are gone
     training_batch(output / "fold_1")
     for bad in ({"train": ["a"], "val": ["a"]}, {"training": ["a"]}, [], {"train": "a"}):
         (tmp_path / "splits.json").write_text(json.dumps(bad))
@@ -124,7 +144,9 @@ def test_a_split_file_counts_and_every_case_must_be_in_it(tmp_path, masks, capsy
 
 def test_pictures_that_may_be_of_one_patient_are_never_split_unasked():
     assert groups_of(["x", "y"], None) == {"x": "x", "y": "y"}
-    with pytest.raises(UsageError, match=r"are amos_1_2 and amos_1_3 of one patient\?.*'\(\.\+\)_.*every picture is a case"):
+    with pytest.raises(
+        UsageError, match=r"are amos_1_2 and amos_1_3 of one patient\?.*'\(\.\+\)_.*every picture is a case"
+    ):
         groups_of(["amos_1_2", "amos_1_3", "other"], None)
     with pytest.raises(UsageError, match=r"'\(\.\+\)/\.\*'"):
         groups_of(["p1/x", "p1/y", "p2/x"], None)
@@ -157,7 +179,9 @@ def test_masks_become_an_index_that_trains(masks):
 def test_test_split_has_both_indexes(masks):
     output = of_masks(masks, "--ratios", 0, 0, 1)
     groups = index(output, "test")
-    assert json.loads((output / "label2image_test.json").read_text()) == {m: image for image, ms in groups.items() for m in ms}
+    assert json.loads((output / "label2image_test.json").read_text()) == {
+        m: image for image, ms in groups.items() for m in ms
+    }
     assert not (output / "image2label_train.json").exists()
 
 
@@ -165,16 +189,45 @@ def test_patterns_find_masks_in_other_layouts(tmp_path):
     write(tmp_path / "all" / "benign" / "benign (1).png", picture())
     for ending in ("_mask", "_mask_1"):
         write(tmp_path / "all" / "benign" / f"benign (1){ending}.png", block((24, 30), (2, 12), (3, 13)))
-    output = run("masks", "--images", tmp_path / "all", "--masks", tmp_path / "all", "--pattern", "{image}_mask*.png", *EVERYTHING,
-                 output=tmp_path / "one")
-    assert [(row["class"], row["instance"]) for row in metadata(output)] == [("object", "0"), ("object", "1")] and len(index(output)) == 1
+    output = run(
+        "masks",
+        "--images",
+        tmp_path / "all",
+        "--masks",
+        tmp_path / "all",
+        "--pattern",
+        "{image}_mask*.png",
+        *EVERYTHING,
+        output=tmp_path / "one",
+    )
+    assert [(row["class"], row["instance"]) for row in metadata(output)] == [("object", "0"), ("object", "1")] and len(
+        index(output)
+    ) == 1
     with pytest.raises(SystemExit, match="lacks {image}"):
-        run("masks", "--images", tmp_path / "all", "--masks", tmp_path / "all", "--pattern", "*.png", output=tmp_path / "one")
+        run(
+            "masks",
+            "--images",
+            tmp_path / "all",
+            "--masks",
+            tmp_path / "all",
+            "--pattern",
+            "*.png",
+            output=tmp_path / "one",
+        )
     write(tmp_path / "photos" / "x.png", picture())
     write(tmp_path / "by_class" / "cup" / "x.png", block((24, 30), (2, 12), (3, 13)))
     write(tmp_path / "by_class" / "disc" / "x.png", block((24, 30), (2, 14), (3, 15)))
-    output = run("masks", "--images", tmp_path / "photos", "--masks", tmp_path / "by_class", "--pattern", "{class}/{image}.png", *EVERYTHING,
-                 output=tmp_path / "two")
+    output = run(
+        "masks",
+        "--images",
+        tmp_path / "photos",
+        "--masks",
+        tmp_path / "by_class",
+        "--pattern",
+        "{class}/{image}.png",
+        *EVERYTHING,
+        output=tmp_path / "two",
+    )
     assert sorted(row["class"] for row in metadata(output)) == ["cup", "disc"]
     assert matches("{a}-{a}.png", ["x-x.png", "x-y.png"], ("a",)) == [("x-x.png", {"a": "x"})]
 
@@ -183,23 +236,34 @@ def test_masks_without_an_image_and_wrong_patterns_are_refused(masks, capsys):
     sources = ("masks", "--images", masks / "photos", "--masks", masks / "masks", "--case", r"(.+)_\d+")
     write(masks / "masks" / "zzz.png", block((24, 30), (2, 12), (3, 13)))
     assert "1 mask(s) belong to no image" in error_of(capsys, *sources, output=masks / "out")
-    assert "no mask belongs to an image" in error_of(capsys, *sources, "--pattern", "{image}-{class}.png", output=masks / "out")
-    assert "{organ} is not one of {image}, {class}" in error_of(capsys, *sources, "--pattern", "{image}_{organ}.png", output=masks / "out")
+    assert "no mask belongs to an image" in error_of(
+        capsys, *sources, "--pattern", "{image}-{class}.png", output=masks / "out"
+    )
+    assert "{organ} is not one of {image}, {class}" in error_of(
+        capsys, *sources, "--pattern", "{image}_{organ}.png", output=masks / "out"
+    )
     assert "one folder" not in error_of(capsys, *sources, output=masks / "out")
-    assert "images and masks alike" in error_of(capsys, "masks", "--images", masks / "photos", "--masks", masks / "photos",
-                                               output=masks / "out")
-    assert "no such folder" in error_of(capsys, "masks", "--images", masks / "gone", "--masks", masks / "masks", output=masks / "out")
+    assert "images and masks alike" in error_of(
+        capsys, "masks", "--images", masks / "photos", "--masks", masks / "photos", output=masks / "out"
+    )
+    assert "no such folder" in error_of(
+        capsys, "masks", "--images", masks / "gone", "--masks", masks / "masks", output=masks / "out"
+    )
 
 
 def test_components_and_area_rule_of_the_paper():
     """8-connected: pieces that touch at a corner are one. 0.153 % of 256 x 256 is 100.3 pixels."""
     mask = np.zeros((256, 256), bool)
-    mask[0:8, 0:8] = mask[8:16, 8:16] = True                # one piece, 128 pixels
-    mask[100:110, 100:110] = True                           # 100 pixels: just too small
-    mask[150:160, 150:161] = True                           # 110
+    mask[0:8, 0:8] = mask[8:16, 8:16] = True  # one piece, 128 pixels
+    mask[100:110, 100:110] = True  # 100 pixels: just too small
+    mask[150:160, 150:161] = True  # 110
     tally = Counter()
     kept = Preparation(components=True, min_area=0.153).objects([("x", mask), ("y", ~mask)], tally)
-    assert [(one.class_name, one.instance, int(one.mask.sum())) for one in kept] == [("x", 0, 128), ("x", 1, 110), ("y", 0, 65536 - 338)]
+    assert [(one.class_name, one.instance, int(one.mask.sum())) for one in kept] == [
+        ("x", 0, 128),
+        ("x", 1, 110),
+        ("y", 0, 65536 - 338),
+    ]
     assert tally == {"objects below --min_area": 1}
     assert Preparation(min_aspect=0.5).keeps_shape(50, 100) and not Preparation(min_aspect=0.5).keeps_shape(49, 100)
 
@@ -212,21 +276,32 @@ def test_running_twice_changes_nothing_and_workers_change_nothing(masks):
     before, times = contents(output), {p: p.stat().st_mtime_ns for p in (output / "masks").rglob("*.png")}
     of_masks(masks)
     assert contents(output) == before
-    assert {p: p.stat().st_mtime_ns for p in (output / "masks").rglob("*.png")} == times      # nothing was even written again
+    assert {
+        p: p.stat().st_mtime_ns for p in (output / "masks").rglob("*.png")
+    } == times  # nothing was even written again
     assert contents(of_masks(masks, "--dataset", "out", output=masks / "other", workers=2)) == before
 
 
 def test_new_data_moves_no_case_and_changed_data_is_converted_again(masks):
     output = of_masks(masks, "--ratios", 0.4, 0.3, 0.3)
-    where = {row["image"]: split for split in ("train", "val", "test") if (output / f"image2label_{split}.json").exists()
-             for row in metadata(output) if row["image"] in index(output, split)}
+    where = {
+        row["image"]: split
+        for split in ("train", "val", "test")
+        if (output / f"image2label_{split}.json").exists()
+        for row in metadata(output)
+        if row["image"] in index(output, split)
+    }
     for patient in "defgh":
         write(masks / "photos" / f"{patient}_1.jpg", picture(seed=ord(patient)))
         write(masks / "masks" / f"{patient}_1_liver.png", block((24, 30), (2, 12), (3, 13)))
     write(masks / "masks" / "a_1_liver.png", block((24, 30), (2, 13), (3, 13)))
     of_masks(masks, "--ratios", 0.4, 0.3, 0.3)
-    now = {image: split for split in ("train", "val", "test") if (output / f"image2label_{split}.json").exists()
-           for image in index(output, split)}
+    now = {
+        image: split
+        for split in ("train", "val", "test")
+        if (output / f"image2label_{split}.json").exists()
+        for image in index(output, split)
+    }
     assert where.items() < now.items() and len(now) == 11
     row = next(row for row in metadata(output) if "a_1" in row["mask"] and row["class"] == "liver")
     assert mask_of(output, row).sum() == 110
@@ -237,7 +312,9 @@ def test_cases_that_left_the_source_are_kept_until_pruned(masks, capsys):
     for path in [*(masks / "photos").glob("c_*"), *(masks / "masks").glob("c_*")]:
         path.unlink()
     output = of_masks(masks)
-    assert "1 case(s) of 'out' from earlier runs" in capsys.readouterr().out and "c" in {row["case"] for row in metadata(output)}
+    assert "1 case(s) of 'out' from earlier runs" in capsys.readouterr().out and "c" in {
+        row["case"] for row in metadata(output)
+    }
     of_masks(masks, "--prune")
     of_masks(masks)
     assert {row["case"] for row in metadata(output)} == {"a", "b"}
@@ -256,8 +333,23 @@ def test_a_killed_conversion_goes_on(tmp_path):
     for i in range(30):
         write(tmp_path / "photos" / f"p{i:02d}_1.png", picture(300, 300, i))
         write(tmp_path / "masks" / f"p{i:02d}_1_x.png", block((300, 300), (2, 120), (3, 130)))
-    command = [sys.executable, ROOT / "scripts" / "make_index.py", "masks", "--images", tmp_path / "photos", "--masks", tmp_path / "masks",
-               "--case", r"(.+)_\d+", "--dataset", "d", "--output", tmp_path / "killed", "--num_workers", "0"]
+    command = [
+        sys.executable,
+        ROOT / "scripts" / "make_index.py",
+        "masks",
+        "--images",
+        tmp_path / "photos",
+        "--masks",
+        tmp_path / "masks",
+        "--case",
+        r"(.+)_\d+",
+        "--dataset",
+        "d",
+        "--output",
+        tmp_path / "killed",
+        "--num_workers",
+        "0",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     done = tmp_path / "killed" / ".cases"
     while process.poll() is None and len(list(done.glob("*.json"))) < 4:
@@ -266,7 +358,9 @@ def test_a_killed_conversion_goes_on(tmp_path):
     process.wait()
     whole = {path.name: path.stat().st_mtime_ns for path in done.glob("*.json")}
     assert 4 <= len(whole) < 30 and not (tmp_path / "killed" / "image2label_train.json").exists()
-    (tmp_path / "killed" / ".partial" / "d--p29" / "images").mkdir(parents=True, exist_ok=True)     # what a kill within a case leaves
+    (tmp_path / "killed" / ".partial" / "d--p29" / "images").mkdir(
+        parents=True, exist_ok=True
+    )  # what a kill within a case leaves
     (tmp_path / "killed" / ".partial" / "d--p29" / "images" / "half.png").write_bytes(b"\x89PNG")
     arguments = [str(word) for word in command[3:]]
     run("masks", *arguments[:-4], output=tmp_path / "killed")
@@ -285,7 +379,7 @@ def test_a_bad_case_does_not_cost_the_others(masks, capsys):
     assert {row["case"] for row in metadata(output)} == {"a", "c"} and "left out: b: " in capsys.readouterr().out
     write(masks / "masks" / "b_2_liver.png", block((24, 30), (2, 12), (3, 13)))
     assert {row["case"] for row in metadata(run(*sources, output=masks / "out"))} == {"a", "b", "c"}
-    (masks / "masks" / "b_2_liver.png").write_bytes(b"no image")       # what it was before must not stay in the index
+    (masks / "masks" / "b_2_liver.png").write_bytes(b"no image")  # what it was before must not stay in the index
     assert {row["case"] for row in metadata(run(*sources, "--skip_bad_cases", output=masks / "out"))} == {"a", "c"}
 
 
@@ -300,14 +394,33 @@ def test_sources_are_only_read(masks, capsys):
         for folder in folders:
             folder.chmod(0o755)
     assert {path: digest for path, digest in contents(masks).items() if not path.startswith("out")} == before
-    assert "lies inside" in error_of(capsys, "masks", "--images", masks / "photos", "--masks", masks / "masks", "--case", r"(.+)_\d+",
-                                     output=masks / "photos" / "out")
+    assert "lies inside" in error_of(
+        capsys,
+        "masks",
+        "--images",
+        masks / "photos",
+        "--masks",
+        masks / "masks",
+        "--case",
+        r"(.+)_\d+",
+        output=masks / "photos" / "out",
+    )
     training_batch(output)
 
 
 def test_an_output_that_cannot_be_written_is_one_line(masks, capsys):
     (masks / "file").write_text("")
-    said = error_of(capsys, "masks", "--images", masks / "photos", "--masks", masks / "masks", "--case", r"(.+)_\d+", output=masks / "file" / "out")
+    said = error_of(
+        capsys,
+        "masks",
+        "--images",
+        masks / "photos",
+        "--masks",
+        masks / "masks",
+        "--case",
+        r"(.+)_\d+",
+        output=masks / "file" / "out",
+    )
     assert "cannot be written" in said and "what is done stays" in said
 
 
@@ -315,8 +428,17 @@ def test_names_with_spaces_and_other_scripts(tmp_path):
     for name in ("größe 肝", "a b", "a_b", "x--y", "CON:1"):
         write(tmp_path / "my photos" / f"{name}.png", picture(seed=len(name)))
         write(tmp_path / "my masks" / f"{name}_linke Niere.png", block((24, 30), (2, 12), (3, 13)))
-    output = run("masks", "--images", tmp_path / "my photos", "--masks", tmp_path / "my masks", "--case", "(.+)", *EVERYTHING,
-                 output=tmp_path / "the output")
+    output = run(
+        "masks",
+        "--images",
+        tmp_path / "my photos",
+        "--masks",
+        tmp_path / "my masks",
+        "--case",
+        "(.+)",
+        *EVERYTHING,
+        output=tmp_path / "the output",
+    )
     rows = metadata(output)
     assert sorted(row["case"] for row in rows) == sorted(["größe 肝", "a b", "a_b", "x--y", "CON:1"])
     assert {row["class"] for row in rows} == {"linke Niere"} and len({row["image"] for row in rows}) == 5
@@ -337,21 +459,43 @@ def label_map() -> np.ndarray:
 
 def of_labels(folder: Path, *flags: object, **options) -> Path:
     options.setdefault("output", folder / "out")
-    return run("labelmaps", "--images", folder / "photos", "--labels", folder / "labels", *EVERYTHING, *flags, **options)
+    return run(
+        "labelmaps", "--images", folder / "photos", "--labels", folder / "labels", *EVERYTHING, *flags, **options
+    )
 
 
-@pytest.mark.parametrize("suffix, depth", [(".png", np.uint8), (".png", np.uint16), (".tif", np.uint8), (".tif", np.uint16), (".tif", np.float32)])
+@pytest.mark.parametrize(
+    "suffix, depth",
+    [(".png", np.uint8), (".png", np.uint16), (".tif", np.uint8), (".tif", np.uint16), (".tif", np.float32)],
+)
 def test_label_maps_of_8_and_16_bits(tmp_path, suffix, depth):
     write(tmp_path / "photos" / "x.png", picture())
     labels = label_map().astype(depth)
     if depth != np.uint8:
         labels[labels == 2] = 300
     write(tmp_path / "labels" / f"x{suffix}", labels)
-    output = of_labels(tmp_path, "--classes", "liver=1", f"kidney={2 if depth == np.uint8 else 300}", "--ignore_values", 255)
+    output = of_labels(
+        tmp_path, "--classes", "liver=1", f"kidney={2 if depth == np.uint8 else 300}", "--ignore_values", 255
+    )
     rows = metadata(output)
-    assert [(row["class"], row["instance"], int(mask_of(output, row).sum())) for row in rows] == [("liver", "0", 100), ("kidney", "0", 84)]
-    output = of_labels(tmp_path, "--classes", "liver=1", f"kidney={2 if depth == np.uint8 else 300}", "--ignore_values", 255, "--components")
-    assert [(row["class"], row["instance"]) for row in metadata(output)] == [("liver", "0"), ("kidney", "0"), ("kidney", "1")]
+    assert [(row["class"], row["instance"], int(mask_of(output, row).sum())) for row in rows] == [
+        ("liver", "0", 100),
+        ("kidney", "0", 84),
+    ]
+    output = of_labels(
+        tmp_path,
+        "--classes",
+        "liver=1",
+        f"kidney={2 if depth == np.uint8 else 300}",
+        "--ignore_values",
+        255,
+        "--components",
+    )
+    assert [(row["class"], row["instance"]) for row in metadata(output)] == [
+        ("liver", "0"),
+        ("kidney", "0"),
+        ("kidney", "1"),
+    ]
     training_batch(output)
 
 
@@ -367,7 +511,17 @@ def test_deep_images_are_scaled(tmp_path):
 def test_unexpected_values_are_named(tmp_path, capsys):
     write(tmp_path / "photos" / "x.png", picture())
     write(tmp_path / "labels" / "x.png", label_map())
-    said = error_of(capsys, "labelmaps", "--images", tmp_path / "photos", "--labels", tmp_path / "labels", "--classes", "liver=1", output=tmp_path / "out")
+    said = error_of(
+        capsys,
+        "labelmaps",
+        "--images",
+        tmp_path / "photos",
+        "--labels",
+        tmp_path / "labels",
+        "--classes",
+        "liver=1",
+        output=tmp_path / "out",
+    )
     assert "x.png: has values that no class is named for: 2, 255" in said and "--ignore_values" in said
     output = of_labels(tmp_path, "--classes", "liver=1", "--unknown_values", "ignore")
     assert [row["class"] for row in metadata(output)] == ["liver"]
@@ -379,8 +533,8 @@ def test_unexpected_values_are_named(tmp_path, capsys):
 def test_colour_coded_and_palette_label_maps(tmp_path, capsys):
     write(tmp_path / "photos" / "x.png", picture())
     colours = np.zeros((24, 30, 3), np.uint8)
-    colours[2:12, 3:13] = (0, 128, 255)                     # BGR: orange
-    colours[14:20, 2:9] = (255, 0, 0)                       # blue
+    colours[2:12, 3:13] = (0, 128, 255)  # BGR: orange
+    colours[14:20, 2:9] = (255, 0, 0)  # blue
     write(tmp_path / "labels" / "x.png", colours)
     sources = ("labelmaps", "--images", tmp_path / "photos", "--labels", tmp_path / "labels")
     said = error_of(capsys, *sources, output=tmp_path / "out")
@@ -388,7 +542,10 @@ def test_colour_coded_and_palette_label_maps(tmp_path, capsys):
     (tmp_path / "table.csv").write_text("name,r,g,b\nbackground,0,0,0\nliver,255,128,0\nkidney,0,0,255\n")
     for table in ([tmp_path / "table.csv"], ["liver=#ff8000", "kidney=#0000ff"]):
         output = of_labels(tmp_path, "--classes", *table)
-        assert [(row["class"], int(mask_of(output, row).sum())) for row in metadata(output)] == [("liver", 100), ("kidney", 42)]
+        assert [(row["class"], int(mask_of(output, row).sum())) for row in metadata(output)] == [
+            ("liver", 100),
+            ("kidney", 42),
+        ]
     said = error_of(capsys, *sources, "--classes", "liver=#ff8000", output=tmp_path / "out")
     assert "#0000ff" in said
     palette = Image.fromarray(label_map() % 255, "P")
@@ -404,13 +561,17 @@ def test_label_maps_that_are_none(tmp_path, capsys):
     write(tmp_path / "photos" / "x.png", picture())
     sources = ("labelmaps", "--images", tmp_path / "photos", "--labels", tmp_path / "labels")
     for array, suffix, said in (
-            (label_map(), ".jpg", "cannot be a JPEG"), (block((20, 30), (2, 9), (2, 9)), ".png", "30 x 20 pixels, but"),
-            (np.linspace(0, 1, 720).reshape(24, 30).astype(np.float32), ".tif", "not whole numbers"),
-            (np.full((24, 30), -3, np.float32), ".tif", "from -3 to -3")):
+        (label_map(), ".jpg", "cannot be a JPEG"),
+        (block((20, 30), (2, 9), (2, 9)), ".png", "30 x 20 pixels, but"),
+        (np.linspace(0, 1, 720).reshape(24, 30).astype(np.float32), ".tif", "not whole numbers"),
+        (np.full((24, 30), -3, np.float32), ".tif", "from -3 to -3"),
+    ):
         write(tmp_path / "labels" / f"x{suffix}", array)
         assert said in error_of(capsys, *sources, output=tmp_path / "out")
         (tmp_path / "labels" / f"x{suffix}").unlink()
-    Image.fromarray(label_map()).save(tmp_path / "labels" / "x.tif", save_all=True, append_images=[Image.fromarray(label_map())])
+    Image.fromarray(label_map()).save(
+        tmp_path / "labels" / "x.tif", save_all=True, append_images=[Image.fromarray(label_map())]
+    )
     assert "has 2 pages" in error_of(capsys, *sources, output=tmp_path / "out")
     (tmp_path / "labels" / "x.tif").write_bytes((tmp_path / "labels" / "x.tif").read_bytes()[:60])
     assert "x.tif: cannot be decoded" in error_of(capsys, *sources, output=tmp_path / "out")
@@ -429,8 +590,9 @@ def test_a_case_without_foreground_is_said_and_not_an_error(tmp_path, capsys):
     assert "1 case(s) have no object and are in no index, such as y" in capsys.readouterr().out
     assert {row["case"] for row in metadata(output)} == {"x"}
     write(tmp_path / "labels" / "x.png", label_map() * 0)
-    assert "no object is left" in error_of(capsys, "labelmaps", "--images", tmp_path / "photos", "--labels", tmp_path / "labels",
-                                           output=tmp_path / "out")
+    assert "no object is left" in error_of(
+        capsys, "labelmaps", "--images", tmp_path / "photos", "--labels", tmp_path / "labels", output=tmp_path / "out"
+    )
 
 
 def test_tables_of_classes(tmp_path):
@@ -445,7 +607,15 @@ def test_tables_of_classes(tmp_path):
     assert of("d.csv", "name,value\nliver,1\nleft kidney,2\n") == (expected, False)
     assert of("e.json", '{"liver": "#000001", "left kidney": {"rgb": [0, 0, 2]}}') == (expected, True)
     assert parse_classes(["whole=1", "t=2"])[0] == (("whole", (1,)), ("t", (2,)))
-    for words in (["liver"], ["liver=x"], ["a=1", "a=2"], ["a=1", "b=#000002"], ["background=0"], ["a=-1"], [str(tmp_path / "gone.json")]):
+    for words in (
+        ["liver"],
+        ["liver=x"],
+        ["a=1", "a=2"],
+        ["a=1", "b=#000002"],
+        ["background=0"],
+        ["a=-1"],
+        [str(tmp_path / "gone.json")],
+    ):
         with pytest.raises(UsageError, match="--classes"):
             parse_classes(words)
 
@@ -462,22 +632,48 @@ def coco(tmp_path: Path) -> dict:
     compressed = rle.encode(np.asfortranarray(block((24, 30), (14, 20), (2, 9), value=1)))
     run_lengths = {"size": [24, 30], "counts": [24 * 10 + 5, 8, 24 * 20 - 13]}
     content = {
-        "images": [{"id": i, "file_name": f"sub/{name}.png", "height": 24, "width": 30} for i, name in enumerate(("one", "two"))],
+        "images": [
+            {"id": i, "file_name": f"sub/{name}.png", "height": 24, "width": 30}
+            for i, name in enumerate(("one", "two"))
+        ],
         "categories": [{"id": 7, "name": "polyp"}, {"id": 9, "name": "tool"}],
         "annotations": [
-            {"id": 1, "image_id": 0, "category_id": 7, "iscrowd": 0, "segmentation": [square, [20, 2, 24, 2, 24, 6, 20, 6]]},
-            {"id": 2, "image_id": 0, "category_id": 7, "iscrowd": 0, "segmentation": {"size": [24, 30], "counts": compressed["counts"].decode()}},
+            {
+                "id": 1,
+                "image_id": 0,
+                "category_id": 7,
+                "iscrowd": 0,
+                "segmentation": [square, [20, 2, 24, 2, 24, 6, 20, 6]],
+            },
+            {
+                "id": 2,
+                "image_id": 0,
+                "category_id": 7,
+                "iscrowd": 0,
+                "segmentation": {"size": [24, 30], "counts": compressed["counts"].decode()},
+            },
             {"id": 3, "image_id": 1, "category_id": 9, "iscrowd": 0, "segmentation": run_lengths},
             {"id": 4, "image_id": 1, "category_id": 7, "iscrowd": 1, "segmentation": run_lengths},
             {"id": 5, "image_id": 1, "category_id": 7, "bbox": [1, 2, 3, 4]},
-        ]}
+        ],
+    }
     (tmp_path / "instances.json").write_text(json.dumps(content))
     return content
 
 
 def of_coco(folder: Path, *flags: object) -> Path:
-    return run("coco", "--annotations", folder / "instances.json", "--images", folder / "photos", "--case", ".*/(.+)", *EVERYTHING, *flags,
-               output=folder / "out")
+    return run(
+        "coco",
+        "--annotations",
+        folder / "instances.json",
+        "--images",
+        folder / "photos",
+        "--case",
+        ".*/(.+)",
+        *EVERYTHING,
+        *flags,
+        output=folder / "out",
+    )
 
 
 def test_coco_polygons_and_run_lengths(tmp_path, coco, capsys):
@@ -485,26 +681,33 @@ def test_coco_polygons_and_run_lengths(tmp_path, coco, capsys):
     said = capsys.readouterr().out
     assert "1 annotation(s) of crowds are left out" in said and "1 annotation(s) have no segmentation" in said
     rows = metadata(output)
-    assert [(row["case"], row["class"], row["instance"]) for row in rows] == [("one", "polyp", "0"), ("one", "polyp", "1"), ("two", "tool", "0")]
+    assert [(row["case"], row["class"], row["instance"]) for row in rows] == [
+        ("one", "polyp", "0"),
+        ("one", "polyp", "1"),
+        ("two", "tool", "0"),
+    ]
     polygon, encoded, lengths = (mask_of(output, row) for row in rows)
     assert (polygon == ((block((24, 30), (2, 12), (3, 13)) | block((24, 30), (2, 6), (20, 24))) > 0)).all()
     assert (encoded == (block((24, 30), (14, 20), (2, 9)) > 0)).all()
-    assert (lengths == (block((24, 30), (5, 13), (10, 11)) > 0)).all()       # run lengths go down the columns
+    assert (lengths == (block((24, 30), (5, 13), (10, 11)) > 0)).all()  # run lengths go down the columns
     training_batch(output)
     assert len(metadata(of_coco(tmp_path, "--crowd"))) == 4
 
 
-@pytest.mark.parametrize("change, said", [
-    (lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "annotation 1 of .*three points"),
-    (lambda c: c["annotations"][2]["segmentation"].update(size=[30, 24]), r"annotation 3 of .*\[30, 24\]"),
-    (lambda c: c["annotations"][2]["segmentation"].update(counts=[5, 5]), "annotation 3 of .*do not add up"),
-    (lambda c: c["annotations"][0].update(category_id=3), "annotation 1 is of category 3"),
-    (lambda c: c["annotations"][0].update(image_id=8), "annotation 1 is of image 8"),
-    (lambda c: c["images"][0].update(width=31), "one.png: has 30 x 24 pixels, its annotations are for 31 x 24"),
-    (lambda c: c["images"][0].update(file_name="sub/gone.png"), "gone.png: cannot be read"),
-    (lambda c: c.pop("categories"), "'categories' must be a list"),
-    (lambda c: c.update(annotations=[]), "no annotation with a segmentation"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), "annotation 1 of .*three points"),
+        (lambda c: c["annotations"][2]["segmentation"].update(size=[30, 24]), r"annotation 3 of .*\[30, 24\]"),
+        (lambda c: c["annotations"][2]["segmentation"].update(counts=[5, 5]), "annotation 3 of .*do not add up"),
+        (lambda c: c["annotations"][0].update(category_id=3), "annotation 1 is of category 3"),
+        (lambda c: c["annotations"][0].update(image_id=8), "annotation 1 is of image 8"),
+        (lambda c: c["images"][0].update(width=31), "one.png: has 30 x 24 pixels, its annotations are for 31 x 24"),
+        (lambda c: c["images"][0].update(file_name="sub/gone.png"), "gone.png: cannot be read"),
+        (lambda c: c.pop("categories"), "'categories' must be a list"),
+        (lambda c: c.update(annotations=[]), "no annotation with a segmentation"),
+    ],
+)
 def test_coco_that_contradicts_itself(tmp_path, coco, capsys, change, said):
     change(coco)
     (tmp_path / "instances.json").write_text(json.dumps(coco))
@@ -524,11 +727,19 @@ def published(tmp_path: Path) -> Path:
         for slice in (4, 5):
             image = f"images/ct_00--AMOS2022--amos_{case:04d}--x_{slice:04d}.png"
             entries[image] = [f"masks/{Path(image).stem}--{number:04d}_000.png" for number in (1, 3)]
-    for stem in ("mr_t1--Brain_PTM--case0005--x_0052", "ct_00--QUBIQ2020--1_brain-growth_case01--2d_none",
-                 "ct_00--QUBIQ2020--1_kidney_case01--2d_none", "fundus_photography--ichallenge_adam_task2--A0001--2d_none"):
+    for stem in (
+        "mr_t1--Brain_PTM--case0005--x_0052",
+        "ct_00--QUBIQ2020--1_brain-growth_case01--2d_none",
+        "ct_00--QUBIQ2020--1_kidney_case01--2d_none",
+        "fundus_photography--ichallenge_adam_task2--A0001--2d_none",
+    ):
         entries[f"images/{stem}.png"] = [f"masks/{stem}--0001_000.png"]
     twice = "masks/ct_00--AMOS2022--amos_0000--y_0001--0001_000.png"
-    entries["images/ct_00--AMOS2022--amos_0000--y_0001.png"] = [twice, twice, "masks/ct_00--AMOS2022--amos_0001--y_0001--0001_000.png"]
+    entries["images/ct_00--AMOS2022--amos_0000--y_0001.png"] = [
+        twice,
+        twice,
+        "masks/ct_00--AMOS2022--amos_0001--y_0001--0001_000.png",
+    ]
     entries["images/ct_00--AMOS2022--amos_0000--y_0002.png"] = []
     for image, masks in entries.items():
         write(root / image, picture(24, 30)[..., 0])
@@ -542,20 +753,42 @@ def published(tmp_path: Path) -> Path:
 def test_sa_med2d_as_published(published, capsys):
     output = run("sa-med2d", published, output=published.parent / "index")
     said = capsys.readouterr().out
-    for text in ("1 image(s) of Brain_PTM", "1 image(s) of QUBIQ2020 1_brain-growth*", "ichallenge_adam_task2: masks are inverted",
-                 "1 images without a mask: left out", "1 masks whose name is not that of their image: kept",
-                 "1 masks listed twice for an image: left out"):
+    for text in (
+        "1 image(s) of Brain_PTM",
+        "1 image(s) of QUBIQ2020 1_brain-growth*",
+        "ichallenge_adam_task2: masks are inverted",
+        "1 images without a mask: left out",
+        "1 masks whose name is not that of their image: kept",
+        "1 masks listed twice for an image: left out",
+    ):
         assert text in said
     rows = metadata(output)
     assert len(rows) == 40 * 2 * 2 + 4 + 2
     one = next(row for row in rows if "amos_0003--x_0004--0003" in row["mask"])
-    assert one == {"mask": "SAMed2Dv1/masks/ct_00--AMOS2022--amos_0003--x_0004--0003_000.png", "image": "SAMed2Dv1/images/ct_00--AMOS2022--amos_0003--x_0004.png",
-                   "dataset": "AMOS2022", "modality": "ct_00", "case": "amos_0003", "axis": "x", "slice": "4", "class": "left kidney", "instance": "0",
-                   "spacing": ""}
-    cases = [{row["case"] for row in rows if row["image"] in index(output, split) and row["dataset"] == "AMOS2022"} for split in ("train", "val", "test")]
+    assert one == {
+        "mask": "SAMed2Dv1/masks/ct_00--AMOS2022--amos_0003--x_0004--0003_000.png",
+        "image": "SAMed2Dv1/images/ct_00--AMOS2022--amos_0003--x_0004.png",
+        "dataset": "AMOS2022",
+        "modality": "ct_00",
+        "case": "amos_0003",
+        "axis": "x",
+        "slice": "4",
+        "class": "left kidney",
+        "instance": "0",
+        "spacing": "",
+    }
+    cases = [
+        {row["case"] for row in rows if row["image"] in index(output, split) and row["dataset"] == "AMOS2022"}
+        for split in ("train", "val", "test")
+    ]
     assert sum(map(len, cases)) == 40 and len(set.union(*cases)) == 40 and len(cases[0]) > 20
-    assert {p.name for p in output.iterdir()} == {"image2label_train.json", "image2label_val.json", "image2label_test.json",
-                                                  "label2image_test.json", "metadata.csv"}
+    assert {p.name for p in output.iterdir()} == {
+        "image2label_train.json",
+        "image2label_val.json",
+        "image2label_test.json",
+        "label2image_test.json",
+        "metadata.csv",
+    }
     training_batch(output)
     before = contents(output)
     assert contents(run("sa-med2d", published, output=output)) == before
@@ -575,15 +808,22 @@ def test_sa_med2d_defects_and_parts(published, capsys):
     assert elsewhere[0]["image"].startswith(f"{published}/images/")
 
 
-@pytest.mark.parametrize("text, said", [('{"images/x.png": ["a"', "not valid JSON"), ('{"images/x.png": "a"}', "wrong value"), ("[1]", "lists no mask|not valid"),
-                                        ("", "not valid JSON")])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('{"images/x.png": ["a"', "not valid JSON"),
+        ('{"images/x.png": "a"}', "wrong value"),
+        ("[1]", "lists no mask|not valid"),
+        ("", "not valid JSON"),
+    ],
+)
 def test_sa_med2d_index_that_is_broken(published, text, said):
     (published / "SAMed2D_v1.json").write_text(text)
     (published.parent / "index").mkdir()
     (published.parent / "index" / "image2label_train.json").write_text("{}")
     with pytest.raises(SystemExit, match=said):
         run("sa-med2d", published, output=published.parent / "index")
-    assert (published.parent / "index" / "image2label_train.json").read_text() == "{}"      # the old index is whole
+    assert (published.parent / "index" / "image2label_train.json").read_text() == "{}"  # the old index is whole
 
 
 # ---------------------------------------------------------------- the data that ships
@@ -591,7 +831,12 @@ def test_sa_med2d_index_that_is_broken(published, text, said):
 
 def test_the_demo_data_has_a_row_for_each_mask():
     table = read_metadata(ROOT / "data_demo" / "metadata.csv")
-    masks = [mask for split in ("train", "val", "test") for of_image in index(ROOT / "data_demo", split).values() for mask in of_image]
+    masks = [
+        mask
+        for split in ("train", "val", "test")
+        for of_image in index(ROOT / "data_demo", split).values()
+        for mask in of_image
+    ]
     assert sorted(table.rows(masks)) == list(range(len(table))) and len(table) == 138
     for mask in masks:
         row = table[mask]
@@ -604,10 +849,16 @@ def test_the_demo_data_has_a_row_for_each_mask():
 # ---------------------------------------------------------------- the command line
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--ratios", 0, 0, 0], "three shares"), (["--folds", 1], "at least 2"), (["--min_area", 100], "share in per cent"),
-    (["--min_aspect", 2], "ratio, from 0 to 1"), (["--split_file", "gone.json"], "gone.json"),
-])
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--ratios", 0, 0, 0], "three shares"),
+        (["--folds", 1], "at least 2"),
+        (["--min_area", 100], "share in per cent"),
+        (["--min_aspect", 2], "ratio, from 0 to 1"),
+        (["--split_file", "gone.json"], "gone.json"),
+    ],
+)
 def test_flags_that_make_no_sense(masks, flags, said):
     with pytest.raises(SystemExit, match=said):
         of_masks(masks, *flags)
@@ -616,17 +867,27 @@ def test_flags_that_make_no_sense(masks, flags, said):
 
 
 def commands_of(page: Path) -> list[list[str]]:
-    return [shlex.split(line) for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("python scripts/make_index.py ")]
+    return [
+        shlex.split(line)
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith("python scripts/make_index.py ")
+    ]
 
 
-@pytest.mark.parametrize("words", commands_of(ROOT / "docs" / "data.md"), ids=lambda words: " ".join(words[2:3] + words[-1:]))
+@pytest.mark.parametrize(
+    "words", commands_of(ROOT / "docs" / "data.md"), ids=lambda words: " ".join(words[2:3] + words[-1:])
+)
 def test_commands_of_the_documentation_fail_for_want_of_data_alone(words, tmp_path, monkeypatch):
     """Where the data is not there, each gets as far as looking for it. Patterns are tried apart, as they come after that."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="no such folder|cannot be read"):
         make_index.main(words[2:])
     args = make_index.parse_args(words[2:])
-    for name, fields in (("image_pattern", ("case",)), ("label_pattern", ("case", "class")), ("pattern", ("image", "class", "instance"))):
+    for name, fields in (
+        ("image_pattern", ("case",)),
+        ("label_pattern", ("case", "class")),
+        ("pattern", ("image", "class", "instance")),
+    ):
         if getattr(args, name, None):
             compile_pattern(getattr(args, name), fields)
 
@@ -642,8 +903,26 @@ def test_the_documentation_s_walk_on_shipped_data(tmp_path, monkeypatch):
 
 def test_the_script_runs_from_another_folder(masks):
     environment = {**os.environ, "PYTHONPATH": ""}
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "make_index.py", "masks", "--images", "photos", "--masks", "masks", "--case", r"(.+)_\d+",
-                           "--output", "out", *map(str, EVERYTHING)], cwd=masks, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts" / "make_index.py",
+            "masks",
+            "--images",
+            "photos",
+            "--masks",
+            "masks",
+            "--case",
+            r"(.+)_\d+",
+            "--output",
+            "out",
+            *map(str, EVERYTHING),
+        ],
+        cwd=masks,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "now: python train.py --data_path out" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr
     training_batch(masks / "out")

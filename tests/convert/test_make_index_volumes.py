@@ -37,7 +37,7 @@ from tests.convert.helpers import (
 )
 
 EVERYTHING = ("--ratios", 1, 0, 0)
-SHAPE = (14, 20, 26)        # Z, Y, X of the made scan
+SHAPE = (14, 20, 26)  # Z, Y, X of the made scan
 
 
 def itk(array: np.ndarray, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=None) -> sitk.Image:
@@ -86,7 +86,9 @@ def error_of(folder: Path, *flags: object) -> str:
 
 
 def row_of(output: Path, axis: str, slice: int, class_name: str) -> dict[str, str]:
-    found, = (row for row in metadata(output) if (row["axis"], row["slice"], row["class"]) == (axis, str(slice), class_name))
+    (found,) = (
+        row for row in metadata(output) if (row["axis"], row["slice"], row["class"]) == (axis, str(slice), class_name)
+    )
     return found
 
 
@@ -107,7 +109,13 @@ def test_slices_of_all_axes(tmp_path, suffix):
     rows = metadata(output)
     assert {row["axis"]: row["spacing"] for row in rows} == {"z": "0.8x0.7", "y": "2.5x0.7", "x": "2.5x0.8"}
     assert Counter((row["axis"], row["class"]) for row in rows) == {
-        ("z", "liver"): 8, ("y", "liver"): 10, ("x", "liver"): 10, ("z", "spleen"): 6, ("y", "spleen"): 6, ("x", "spleen"): 6}
+        ("z", "liver"): 8,
+        ("y", "liver"): 10,
+        ("x", "liver"): 10,
+        ("z", "spleen"): 6,
+        ("y", "spleen"): 6,
+        ("x", "spleen"): 6,
+    }
     assert "ct--out--one--z_0005.png" in row_of(output, "z", 5, "liver")["image"]
     training_batch(output)
 
@@ -121,25 +129,35 @@ def test_every_stored_orientation_gives_the_same_pictures(tmp_path):
         save(sitk.DICOMOrient(scan, code), tmp_path / code / "scans" / "one.nii.gz")
         save(sitk.DICOMOrient(labels, "RAS"), tmp_path / code / "labels" / "one.nii.gz")
         made = contents(of_volumes(tmp_path / code, "--dataset", "d"))
-        drop = ".cases/d--one.json"     # it remembers the source files
+        drop = ".cases/d--one.json"  # it remembers the source files
         assert {k: v for k, v in made.items() if k != drop} == {k: v for k, v in expected.items() if k != drop}
 
 
 def test_the_paper_s_filters_are_flags(tmp_path):
     labels = made_labels()
-    labels[5, 0, 0] = 2                                     # a speck
+    labels[5, 0, 0] = 2  # a speck
     save(itk(made_scan()), tmp_path / "scans" / "one.mha")
     save(itk(labels), tmp_path / "labels" / "one.mha")
     everything = ("--min_aspect", 0, "--min_area", 0)
     assert len(metadata(of_volumes(tmp_path, *everything))) == 46 + 3
-    assert len(metadata(of_volumes(tmp_path, *everything, "--components", "False"))) == 46 + 2      # x 0 and y 0 show the speck alone
-    assert len(metadata(of_volumes(tmp_path, "--min_aspect", 0, "--min_area", 1))) == 46      # a speck is 0.2 to 0.4 %
-    assert {row["axis"] for row in metadata(of_volumes(tmp_path, "--min_aspect", 0.6))} == {"x", "z"}       # 14 x 26 is out
+    assert (
+        len(metadata(of_volumes(tmp_path, *everything, "--components", "False"))) == 46 + 2
+    )  # x 0 and y 0 show the speck alone
+    assert len(metadata(of_volumes(tmp_path, "--min_aspect", 0, "--min_area", 1))) == 46  # a speck is 0.2 to 0.4 %
+    assert {row["axis"] for row in metadata(of_volumes(tmp_path, "--min_aspect", 0.6))} == {"x", "z"}  # 14 x 26 is out
     assert {row["axis"] for row in metadata(of_volumes(tmp_path, "--axes", "zy", "--min_aspect", 0))} == {"y", "z"}
-    assert {row["slice"] for row in metadata(of_volumes(tmp_path, "--axes", "z", "--step", 4, "--min_area", 1))} == {"4", "8"}
+    assert {row["slice"] for row in metadata(of_volumes(tmp_path, "--axes", "z", "--step", 4, "--min_area", 1))} == {
+        "4",
+        "8",
+    }
     assert {row["class"] for row in metadata(of_volumes(tmp_path, "--only", "label_002"))} == {"label_002"}
-    for flags, said in ((("--axes", "a"), "--axes a"), (("--step", 0), "--step"), (("--window", "liverr"), "--window liverr"),
-                        (("--window", "lung", "--scale", "slice"), "leave out --scale"), (("--percentiles", 90, 10), "--percentiles")):
+    for flags, said in (
+        (("--axes", "a"), "--axes a"),
+        (("--step", 0), "--step"),
+        (("--window", "liverr"), "--window liverr"),
+        (("--window", "lung", "--scale", "slice"), "leave out --scale"),
+        (("--percentiles", 90, 10), "--percentiles"),
+    ):
         assert said in error_of(tmp_path, *flags)
 
 
@@ -155,7 +173,13 @@ def test_windows_and_scales(tmp_path):
     assert np.abs(slice_5("--scale", "volume") - (scan[5] - scan.min()) * 255 / np.ptp(scan)).max() <= 0.51
     assert np.abs(slice_5("--window", -850, 200) - np.clip((scan[5] + 950) * 255 / 200, 0, 255)).max() <= 0.51
     low, high = np.percentile(scan, (10, 90))
-    assert np.abs(slice_5("--scale", "volume", "--percentiles", 10, 90) - np.clip((scan[5] - low) * 255 / (high - low), 0, 255)).max() <= 0.51
+    assert (
+        np.abs(
+            slice_5("--scale", "volume", "--percentiles", 10, 90)
+            - np.clip((scan[5] - low) * 255 / (high - low), 0, 255)
+        ).max()
+        <= 0.51
+    )
     assert parse_window(["lung"]) == (-1350, 150) and parse_window(["40", "400"]) == (-160, 240)
     assert all(np.diff(parse_window([name])) == width for name, (_, width) in WINDOWS.items())
     for bad in (["40"], ["a", "b"], ["40", "0"]):
@@ -169,35 +193,86 @@ def test_a_class_a_file_and_overlaps_and_patterns(tmp_path):
     for case in ("s001", "s002"):
         save(itk(made_scan()), tmp_path / "set" / case / "ct.nii.gz")
         save(itk((made_labels() == 1).astype(np.uint8)), tmp_path / "set" / case / "segmentations" / "body.nii.gz")
-        save(itk(block(SHAPE, (4, 9), (5, 12), (6, 13), value=1)), tmp_path / "set" / case / "segmentations" / "liver.nii.gz")
-    output = run("volumes", "--images", tmp_path / "set", "--labels", tmp_path / "set", "--image_pattern", "{case}/ct.nii.gz", "--label_pattern",
-                 "{case}/segmentations/{class}.nii.gz", *EVERYTHING, "--axes", "z", output=tmp_path / "out")
+        save(
+            itk(block(SHAPE, (4, 9), (5, 12), (6, 13), value=1)),
+            tmp_path / "set" / case / "segmentations" / "liver.nii.gz",
+        )
+    output = run(
+        "volumes",
+        "--images",
+        tmp_path / "set",
+        "--labels",
+        tmp_path / "set",
+        "--image_pattern",
+        "{case}/ct.nii.gz",
+        "--label_pattern",
+        "{case}/segmentations/{class}.nii.gz",
+        *EVERYTHING,
+        "--axes",
+        "z",
+        output=tmp_path / "out",
+    )
     assert Counter((row["case"], row["class"]) for row in metadata(output)) == {
-        (case, name): n for case in ("s001", "s002") for name, n in (("body", 8), ("liver", 5))}
+        (case, name): n for case in ("s001", "s002") for name, n in (("body", 8), ("liver", 5))
+    }
     assert mask_of(output, row_of_case(output, "s001", 5, "body")).sum() == 100
     assert mask_of(output, row_of_case(output, "s001", 5, "liver")).sum() == 49
-    output = run("volumes", "--images", tmp_path / "set", "--labels", tmp_path / "set", "--image_pattern", "{case}/ct.nii.gz", "--label_pattern",
-                 "{case}/segmentations/{class}.nii.gz", *EVERYTHING, "--axes", "z", "--patient", "(s).*", output=tmp_path / "one")
+    output = run(
+        "volumes",
+        "--images",
+        tmp_path / "set",
+        "--labels",
+        tmp_path / "set",
+        "--image_pattern",
+        "{case}/ct.nii.gz",
+        "--label_pattern",
+        "{case}/segmentations/{class}.nii.gz",
+        *EVERYTHING,
+        "--axes",
+        "z",
+        "--patient",
+        "(s).*",
+        output=tmp_path / "one",
+    )
     assert {row["case"] for row in metadata(output)} == {"s"}
 
 
 def row_of_case(output: Path, case: str, slice: int, class_name: str) -> dict[str, str]:
-    found, = (row for row in metadata(output) if (row["case"], row["axis"], row["slice"], row["class"]) == (case, "z", str(slice), class_name))
+    (found,) = (
+        row
+        for row in metadata(output)
+        if (row["case"], row["axis"], row["slice"], row["class"]) == (case, "z", str(slice), class_name)
+    )
     return found
 
 
 def test_names_that_slicer_keeps_in_a_segmentation(tmp_path):
     """.seg.nrrd names its segments; those that overlap are in layers, which are channels."""
     save(itk(made_scan()), tmp_path / "set" / "D1" / "D1.nrrd")
-    layers = sitk.JoinSeries([itk((made_labels() == 1).astype(np.uint8)), itk(block(SHAPE, (4, 9), (5, 12), (6, 13), value=3))])
+    layers = sitk.JoinSeries(
+        [itk((made_labels() == 1).astype(np.uint8)), itk(block(SHAPE, (4, 9), (5, 12), (6, 13), value=3))]
+    )
     vector = sitk.Compose([layers[:, :, :, i] for i in (0, 1)])
     for i, (name, layer, value) in enumerate((("Aorta", 0, 1), ("False lumen", 1, 3))):
         vector.SetMetaData(f"Segment{i}_Name", name)
         vector.SetMetaData(f"Segment{i}_Layer", str(layer))
         vector.SetMetaData(f"Segment{i}_LabelValue", str(value))
     save(vector, tmp_path / "set" / "D1" / "D1.seg.nrrd")
-    output = run("volumes", "--images", tmp_path / "set", "--labels", tmp_path / "set", "--image_pattern", "{case}/{case}.nrrd", "--label_pattern",
-                 "{case}/{case}.seg.nrrd", *EVERYTHING, "--axes", "z", output=tmp_path / "out")
+    output = run(
+        "volumes",
+        "--images",
+        tmp_path / "set",
+        "--labels",
+        tmp_path / "set",
+        "--image_pattern",
+        "{case}/{case}.nrrd",
+        "--label_pattern",
+        "{case}/{case}.seg.nrrd",
+        *EVERYTHING,
+        "--axes",
+        "z",
+        output=tmp_path / "out",
+    )
     assert Counter(row["class"] for row in metadata(output)) == {"Aorta": 8, "False lumen": 5}
     assert mask_of(output, row_of(output, "z", 5, "False lumen")).sum() == 49
 
@@ -208,8 +283,20 @@ def test_numpy_arrays(tmp_path):
         (tmp_path / "set" / case).mkdir(parents=True)
         np.save(tmp_path / "set" / case / "data.npy", made_scan())
         np.save(tmp_path / "set" / case / "gt_alpha.npy", made_labels() == 1)
-    command = ("volumes", "--images", tmp_path / "set", "--labels", tmp_path / "set", "--image_pattern", "{case}/data.npy", "--label_pattern",
-               "{case}/gt_alpha.npy", "--classes", "canal=1", *EVERYTHING)
+    command = (
+        "volumes",
+        "--images",
+        tmp_path / "set",
+        "--labels",
+        tmp_path / "set",
+        "--image_pattern",
+        "{case}/data.npy",
+        "--label_pattern",
+        "{case}/gt_alpha.npy",
+        "--classes",
+        "canal=1",
+        *EVERYTHING,
+    )
     output = run(*command, output=tmp_path / "out")
     rows = metadata(output)
     assert {(row["case"], row["class"], row["spacing"]) for row in rows} == {("P1", "canal", ""), ("P2", "canal", "")}
@@ -232,9 +319,22 @@ def test_mni152_as_nifti(tmp_path):
     shutil.copy(kinds["t1"], tmp_path / "scans" / "mni152.nii.gz")
     for name, kind in (("grey matter", "gm"), ("white matter", "wm")):
         save(sitk.ReadImage(str(kinds[kind])) > 127, tmp_path / "labels" / "mni152" / f"{name}.nii.gz")
-    output = of_volumes(tmp_path, "--label_pattern", "{case}/{class}.nii.gz", "--image_pattern", "{case}.nii.gz", "--modality", "mr_t1", "--step", 20)
+    output = of_volumes(
+        tmp_path,
+        "--label_pattern",
+        "{case}/{class}.nii.gz",
+        "--image_pattern",
+        "{case}.nii.gz",
+        "--modality",
+        "mr_t1",
+        "--step",
+        20,
+    )
     rows = metadata(output)
-    assert {row["axis"] for row in rows} == {"x", "y", "z"} and {row["class"] for row in rows} == {"grey matter", "white matter"}
+    assert {row["axis"] for row in rows} == {"x", "y", "z"} and {row["class"] for row in rows} == {
+        "grey matter",
+        "white matter",
+    }
     assert {row["spacing"] for row in rows} == {"1x1"} and {row["case"] for row in rows} == {"mni152"}
     # In axial slices the cerebellum is at the bottom (the back), in the others at the bottom too (the feet).
     low = image_of(output, next(row for row in rows if row["axis"] == "z" and row["slice"] == "20"))
@@ -242,7 +342,7 @@ def test_mni152_as_nifti(tmp_path):
     sagittal = image_of(output, next(row for row in rows if row["axis"] == "x" and row["slice"] == "80"))
     assert sagittal.shape == (189, 233)
     filled = np.nonzero(sagittal.max(1) > 100)[0]
-    assert filled.min() > 20                            # the template has room above the head, and is cut off at the neck
+    assert filled.min() > 20  # the template has room above the head, and is cut off at the neck
     for row in rows:
         assert mask_of(output, row).shape == image_of(output, row).shape
     batch = training_batch(output, 64)
@@ -286,7 +386,10 @@ def test_grids_that_differ_are_refused_resampled_or_ignored(tmp_path):
     assert (shifted == (block(SHAPE[1:], (4, 14), (7, 17)) > 0)).all()
     same = mask_of(tmp_path / "out", row_of(of_volumes(tmp_path, "--geometry", "ignore"), "z", 5, "label_001"))
     assert (same == (block(SHAPE[1:], (4, 14), (5, 15)) > 0)).all()
-    save(itk(np.repeat(np.repeat(made_labels(), 2, 1), 2, 2), spacing=(0.5, 0.5, 1), origin=(-0.25, -0.25, 0)), tmp_path / "labels" / "one.nii.gz")
+    save(
+        itk(np.repeat(np.repeat(made_labels(), 2, 1), 2, 2), spacing=(0.5, 0.5, 1), origin=(-0.25, -0.25, 0)),
+        tmp_path / "labels" / "one.nii.gz",
+    )
     assert "52 x 40 x 14 voxels against 26 x 20 x 14" in error_of(tmp_path)
     assert "so its place cannot be ignored" in error_of(tmp_path, "--geometry", "ignore")
     finer = mask_of(tmp_path / "out", row_of(of_volumes(tmp_path, "--geometry", "resample"), "z", 5, "label_001"))
@@ -295,7 +398,7 @@ def test_grids_that_differ_are_refused_resampled_or_ignored(tmp_path):
     save(itk(made_labels(), direction=turn.ravel().tolist()), tmp_path / "labels" / "one.nii.gz")
     assert "turned against each other" in error_of(tmp_path)
     almost = itk(made_labels(), origin=(0.02, 0, 0))
-    assert not grids_differ(canonical(almost), canonical(itk(made_scan())))     # as rounding in headers moves it
+    assert not grids_differ(canonical(almost), canonical(itk(made_scan())))  # as rounding in headers moves it
 
 
 def test_intensities_that_are_negative_or_no_numbers(tmp_path, capsys):
@@ -312,12 +415,15 @@ def test_intensities_that_are_negative_or_no_numbers(tmp_path, capsys):
     assert "one.nii.gz: has no finite value at all" in error_of(tmp_path)
 
 
-@pytest.mark.parametrize("labels, said", [
-    (made_labels().astype(np.float32) / 3, "not whole numbers, so it is no label map"),
-    (-made_labels().astype(np.int16), "from -2 to 0"),
-    (made_labels().astype(np.int32) * 70000, "from 0 to 140000"),
-    (np.stack([made_labels()] * 2, -1), "2 channels a voxel and names no segments"),
-])
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        (made_labels().astype(np.float32) / 3, "not whole numbers, so it is no label map"),
+        (-made_labels().astype(np.int16), "from -2 to 0"),
+        (made_labels().astype(np.int32) * 70000, "from 0 to 140000"),
+        (np.stack([made_labels()] * 2, -1), "2 channels a voxel and names no segments"),
+    ],
+)
 def test_label_volumes_that_are_none(tmp_path, labels, said):
     make_source(tmp_path, ".mha")
     save(sitk.GetImageFromArray(labels, isVector=labels.ndim == 4), tmp_path / "labels" / "one.mha")
@@ -328,13 +434,18 @@ def test_label_volumes_of_any_number_type(tmp_path):
     make_source(tmp_path)
     for kind in (np.float64, np.int16, np.int64, np.uint32):
         save(itk(made_labels().astype(kind)), tmp_path / "labels" / "one.nii.gz")
-        assert Counter(row["class"] for row in metadata(of_volumes(tmp_path, "--axes", "z"))) == {"label_001": 8, "label_002": 6}
+        assert Counter(row["class"] for row in metadata(of_volumes(tmp_path, "--axes", "z"))) == {
+            "label_001": 8,
+            "label_002": 6,
+        }
 
 
 def test_unexpected_values_and_an_empty_case(tmp_path, capsys):
     make_source(tmp_path)
     assert "has values that no class is named for: 2" in error_of(tmp_path, "--classes", "liver=1")
-    assert {r["class"] for r in metadata(of_volumes(tmp_path, "--classes", "liver=1", "--unknown_values", "ignore"))} == {"liver"}
+    assert {
+        r["class"] for r in metadata(of_volumes(tmp_path, "--classes", "liver=1", "--unknown_values", "ignore"))
+    } == {"liver"}
     save(itk(made_scan()), tmp_path / "scans" / "two.nii.gz")
     save(itk(made_labels() * 0), tmp_path / "labels" / "two.nii.gz")
     capsys.readouterr()
@@ -390,7 +501,7 @@ def stack_of(name: str, folder: Path, count: int, step: float = 2.0, **changes) 
         slice.PixelData = np.roll(pixels, i, 0).tobytes()
         for key, value in changes.items():
             setattr(slice, key, value)
-        paths.append(folder / f"IM{(7 * i) % count:03d}")       # in another order than the slices'
+        paths.append(folder / f"IM{(7 * i) % count:03d}")  # in another order than the slices'
         slice.save_as(paths[-1])
     return paths
 
@@ -400,11 +511,16 @@ def segmentation_of(paths: list[Path], masks: dict[str, np.ndarray], target: Pat
     source = [pydicom.dcmread(path) for path in paths]
     code = highdicom.sr.CodedConcept("91723000", "SCT", "Anatomical structure")
     algorithm = highdicom.AlgorithmIdentificationSequence("test", code, "1")
-    segments = [highdicom.seg.SegmentDescription(i, label, code, code, "AUTOMATIC", algorithm) for i, label in enumerate(masks, 1)]
+    segments = [
+        highdicom.seg.SegmentDescription(i, label, code, code, "AUTOMATIC", algorithm)
+        for i, label in enumerate(masks, 1)
+    ]
     pixels = np.stack([*masks.values()], -1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        highdicom.seg.Segmentation(source, pixels, kind, segments, generate_uid(), 99, generate_uid(), 1, "maker", "model", "1", "1").save_as(target)
+        highdicom.seg.Segmentation(
+            source, pixels, kind, segments, generate_uid(), 99, generate_uid(), 1, "maker", "model", "1", "1"
+        ).save_as(target)
 
 
 def structures_of(paths: list[Path], contours: dict[str, list[np.ndarray]], target: Path) -> None:
@@ -412,7 +528,12 @@ def structures_of(paths: list[Path], contours: dict[str, list[np.ndarray]], targ
     source = pydicom.dcmread(paths[0], stop_before_pixels=True)
     data = Dataset()
     data.SOPClassUID, data.SOPInstanceUID = UID("1.2.840.10008.5.1.4.1.1.481.3"), generate_uid()
-    data.Modality, data.PatientID, data.StudyInstanceUID, data.SeriesInstanceUID = "RTSTRUCT", source.PatientID, source.StudyInstanceUID, generate_uid()
+    data.Modality, data.PatientID, data.StudyInstanceUID, data.SeriesInstanceUID = (
+        "RTSTRUCT",
+        source.PatientID,
+        source.StudyInstanceUID,
+        generate_uid(),
+    )
     series, study, frame = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = source.SeriesInstanceUID
     study.RTReferencedSeriesSequence = [series]
@@ -432,7 +553,10 @@ def structures_of(paths: list[Path], contours: dict[str, list[np.ndarray]], targ
         data.ROIContourSequence.append(drawn)
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
+    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = (
+        data.SOPClassUID,
+        data.SOPInstanceUID,
+    )
     data.save_as(target, enforce_file_format=True)
 
 
@@ -447,7 +571,9 @@ def dicom_error(folder: Path, *flags: object) -> str:
     return str(stopped.value)
 
 
-@pytest.mark.parametrize("name, modality, kind", [("CT_small.dcm", "ct", "BINARY"), ("MR_small.dcm", "mr", "FRACTIONAL")])
+@pytest.mark.parametrize(
+    "name, modality, kind", [("CT_small.dcm", "ct", "BINARY"), ("MR_small.dcm", "mr", "FRACTIONAL")]
+)
 def test_series_with_a_dicom_seg(tmp_path, name, modality, kind):
     """Slices of pydicom's real CT and MR, with segments that overlap and that leave slices out."""
     study = tmp_path / "study"
@@ -457,10 +583,17 @@ def test_series_with_a_dicom_seg(tmp_path, name, modality, kind):
     one[1:4, 10:40, 5:30] = 1
     two[2:5, 20:50, 10:35] = 1
     values = {"Liver": one, "Tumour": two}
-    segmentation_of(paths, {k: v.astype(np.float32) * 0.8 for k, v in values.items()} if kind == "FRACTIONAL" else values, study / "seg.dcm", kind)
+    segmentation_of(
+        paths,
+        {k: v.astype(np.float32) * 0.8 for k, v in values.items()} if kind == "FRACTIONAL" else values,
+        study / "seg.dcm",
+        kind,
+    )
     output = of_dicom(study, "--window", *((-300, 2500) if modality == "ct" else (600, 1600)))
     table = metadata(output)
-    assert Counter((row["axis"], row["class"]) for row in table)["z", "Liver"] == 3 and {row["modality"] for row in table} == {modality}
+    assert Counter((row["axis"], row["class"]) for row in table)["z", "Liver"] == 3 and {
+        row["modality"] for row in table
+    } == {modality}
     for slice, place in enumerate(paths):
         image = pydicom.dcmread(place)
         for label, mask in values.items():
@@ -468,8 +601,12 @@ def test_series_with_a_dicom_seg(tmp_path, name, modality, kind):
                 row = row_of(output, "z", slice, label)
                 assert (mask_of(output, row) == mask[slice]).all()
                 low, high = (-1550, 950) if modality == "ct" else (-200, 1400)
-                stored = image.pixel_array * float(image.get("RescaleSlope") or 1) + float(image.get("RescaleIntercept") or 0)
-                assert np.abs(image_of(output, row) - np.clip((stored - low) * 255 / (high - low), 0, 255)).max() <= 0.51
+                stored = image.pixel_array * float(image.get("RescaleSlope") or 1) + float(
+                    image.get("RescaleIntercept") or 0
+                )
+                assert (
+                    np.abs(image_of(output, row) - np.clip((stored - low) * 255 / (high - low), 0, 255)).max() <= 0.51
+                )
     patient = str(pydicom.dcmread(paths[0]).PatientID)
     assert {row["case"] for row in table} == {patient}
     training_batch(output)
@@ -484,11 +621,17 @@ def test_series_with_an_rtstruct(tmp_path):
 
     def square(left: float, top: float, right: float, bottom: float) -> np.ndarray:
         corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-        return np.column_stack([origin[0] + corners[:, 0] * column_mm, origin[1] + corners[:, 1] * row_mm, np.full(4, origin[2])])
+        return np.column_stack(
+            [origin[0] + corners[:, 0] * column_mm, origin[1] + corners[:, 1] * row_mm, np.full(4, origin[2])]
+        )
 
-    structures_of(paths, {"Bladder": [square(10 - 0.5, 20 - 0.5, 60 - 0.5, 50 - 0.5), square(19.5, 29.5, 29.5, 39.5)]}, study / "rt.dcm")
+    structures_of(
+        paths,
+        {"Bladder": [square(10 - 0.5, 20 - 0.5, 60 - 0.5, 50 - 0.5), square(19.5, 29.5, 29.5, 39.5)]},
+        study / "rt.dcm",
+    )
     output = of_dicom(study, "--axes", "z")
-    row, = metadata(output)
+    (row,) = metadata(output)
     expected = block((128, 128), (20, 50), (10, 60))
     expected[30:40, 20:30] = 0
     assert (mask_of(output, row) == (expected > 0)).all() and (row["slice"], row["class"]) == ("2", "Bladder")
@@ -499,9 +642,13 @@ def test_points_inside_a_polygon_as_opencv_has_them():
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     polygon = np.column_stack([20.3 + 13.1 * np.cos(angles), 17.8 + 9.4 * np.sin(angles)])
     mask = inside(polygon, 36, 44)
-    expected = np.array([[cv2.pointPolygonTest(polygon.astype(np.float32), (x, y), False) > 0 for x in range(44)] for y in range(36)])
+    expected = np.array(
+        [[cv2.pointPolygonTest(polygon.astype(np.float32), (x, y), False) > 0 for x in range(44)] for y in range(36)]
+    )
     assert (mask == expected).all() and mask.sum() > 300
-    assert (inside(polygon - (30, 0), 36, 44) == np.roll(inside(polygon, 36, 74), -30, 1)[:, :44]).all()     # cut off by the border
+    assert (
+        inside(polygon - (30, 0), 36, 44) == np.roll(inside(polygon, 36, 74), -30, 1)[:, :44]
+    ).all()  # cut off by the border
 
 
 def test_a_real_dicom_seg(tmp_path, capsys):
@@ -517,7 +664,9 @@ def test_a_real_dicom_seg(tmp_path, capsys):
         template.PatientID, template.FrameOfReferenceUID = source.PatientID, source.FrameOfReferenceUID
         template.Rows = template.Columns = 512
         template.PixelSpacing = source.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
-        template.ImagePositionPatient = source.PerFrameFunctionalGroupsSequence[i].PlanePositionSequence[0].ImagePositionPatient
+        template.ImagePositionPatient = (
+            source.PerFrameFunctionalGroupsSequence[i].PlanePositionSequence[0].ImagePositionPatient
+        )
         template.PixelData = np.arange(512 * 512, dtype=np.int16).tobytes()
         template.save_as(study / f"ct{i}")
     output = of_dicom(study, "--min_area", 0)
@@ -537,15 +686,29 @@ def test_a_single_dicom_file_and_a_folder_of_slices_with_label_volumes(tmp_path)
         scan = sitk.ReadImage(str(tmp_path / "scans" / f"{name}.dcm"))
         save(scan > 700, tmp_path / "labels" / f"{name}.nii.gz")
     output = of_volumes(tmp_path, "--classes", "bright=1")
-    assert {row["axis"] for row in metadata(output)} == {"z"} and {row["case"] for row in metadata(output)} == {"CT_small", "MR_small"}
+    assert {row["axis"] for row in metadata(output)} == {"z"} and {row["case"] for row in metadata(output)} == {
+        "CT_small",
+        "MR_small",
+    }
     training_batch(output)
 
     stack_of("CT_small.dcm", tmp_path / "folders" / "p1" / "ct", 5)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "folders" / "p1" / "ct")))
     save(reader.Execute() > 0, tmp_path / "folders" / "p1" / "label.nii.gz")
-    output = run("volumes", "--images", tmp_path / "folders", "--labels", tmp_path / "folders", "--image_pattern", "{case}/ct/", "--label_pattern",
-                 "{case}/label.nii.gz", *EVERYTHING, output=tmp_path / "out2")
+    output = run(
+        "volumes",
+        "--images",
+        tmp_path / "folders",
+        "--labels",
+        tmp_path / "folders",
+        "--image_pattern",
+        "{case}/ct/",
+        "--label_pattern",
+        "{case}/label.nii.gz",
+        *EVERYTHING,
+        output=tmp_path / "out2",
+    )
     assert {row["slice"] for row in metadata(output)} == {"0", "1", "2", "3", "4"}
 
 
@@ -589,7 +752,10 @@ def test_dicom_that_is_refused(tmp_path):
     broken = pydicom.dcmread(study / "seg.dcm")
     for frame in broken.PerFrameFunctionalGroupsSequence:
         position = frame.PlanePositionSequence[0]
-        position.ImagePositionPatient = [float(position.ImagePositionPatient[0]) + 0.3, *position.ImagePositionPatient[1:]]
+        position.ImagePositionPatient = [
+            float(position.ImagePositionPatient[0]) + 0.3,
+            *position.ImagePositionPatient[1:],
+        ]
     broken.save_as(study / "seg.dcm")
     assert "seg.dcm: is not on the grid of" in dicom_error(study)
     assert len(metadata(of_dicom(study, "--geometry", "resample", "--axes", "z"))) == 4
@@ -597,8 +763,14 @@ def test_dicom_that_is_refused(tmp_path):
     assert "seg.dcm: " in dicom_error(study)
 
 
-@pytest.mark.parametrize("name, said", [("SC_rgb_rle.dcm", "is a colour image"), ("rtdose_rle.dcm", "has 15 frames in one file"),
-                                        ("MR_truncated.dcm", "cannot be read")])
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("SC_rgb_rle.dcm", "is a colour image"),
+        ("rtdose_rle.dcm", "has 15 frames in one file"),
+        ("MR_truncated.dcm", "cannot be read"),
+    ],
+)
 def test_real_dicom_files_that_are_refused(tmp_path, name, said):
     """Colour, several frames, cut off: files that pydicom ships."""
     (tmp_path / "scans").mkdir()
@@ -607,14 +779,21 @@ def test_real_dicom_files_that_are_refused(tmp_path, name, said):
     assert said in error_of(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_bigendian.dcm"])
+@pytest.mark.parametrize(
+    "name", ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_bigendian.dcm"]
+)
 def test_compressed_dicom_with_a_codec(tmp_path, name):
     for target, source in (("one", name), ("two", "MR_small.dcm")):
         (tmp_path / "scans").mkdir(exist_ok=True)
         shutil.copy(get_testdata_file(source, download=False), tmp_path / "scans" / f"{target}.dcm")
-        save(sitk.ReadImage(get_testdata_file("MR_small.dcm", download=False)) > 700, tmp_path / "labels" / f"{target}.nii.gz")
+        save(
+            sitk.ReadImage(get_testdata_file("MR_small.dcm", download=False)) > 700,
+            tmp_path / "labels" / f"{target}.nii.gz",
+        )
     output = of_volumes(tmp_path, "--components", "False")
-    one, two = (image_of(output, next(row for row in metadata(output) if row["case"] == case)) for case in ("one", "two"))
+    one, two = (
+        image_of(output, next(row for row in metadata(output) if row["case"] == case)) for case in ("one", "two")
+    )
     assert (one == two).all()
 
 
@@ -623,29 +802,46 @@ def test_compressed_dicom_with_a_codec(tmp_path, name):
 
 def nnunet(folder: Path, labels: dict, channels: dict[str, str], ending: str = ".nii.gz", **more) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "dataset.json").write_text(json.dumps({"channel_names": channels, "labels": labels, "numTraining": 2, "file_ending": ending, **more}))
+    (folder / "dataset.json").write_text(
+        json.dumps({"channel_names": channels, "labels": labels, "numTraining": 2, "file_ending": ending, **more})
+    )
     return folder
 
 
 def test_nnunet_volumes_with_channels_and_regions(tmp_path):
-    folder = nnunet(tmp_path / "Dataset001_X", {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, {"0": "T1", "1": "FLAIR"})
+    folder = nnunet(
+        tmp_path / "Dataset001_X", {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, {"0": "T1", "1": "FLAIR"}
+    )
     labels = made_labels()
     labels[0, 0] = 3
-    for images, masks, case in (("imagesTr", "labelsTr", "c1"), ("imagesTr", "labelsTr", "c2"), ("imagesTs", "labelsTs", "c3")):
+    for images, masks, case in (
+        ("imagesTr", "labelsTr", "c1"),
+        ("imagesTr", "labelsTr", "c2"),
+        ("imagesTs", "labelsTs", "c3"),
+    ):
         for channel in (0, 1):
             save(itk(made_scan() * (1 + channel)), folder / images / f"{case}_{channel:04d}.nii.gz")
         save(itk(labels), folder / masks / f"{case}.nii.gz")
     output = run("nnunet", folder, *EVERYTHING, "--axes", "z", output=tmp_path / "out")
     rows = metadata(output)
     assert Counter((row["case"], row["modality"], row["class"]) for row in rows) == {
-        (case, modality, name): n for case in ("c1", "c2", "c3") for modality in ("t1", "flair") for name, n in (("whole", 14), ("core", 6))}
-    whole = [row for row in rows if (row["case"], row["modality"], row["slice"], row["class"]) == ("c1", "t1", "5", "whole")]
-    assert [int(mask_of(output, row).sum()) for row in whole] == [100, 36]       # pieces of the union
+        (case, modality, name): n
+        for case in ("c1", "c2", "c3")
+        for modality in ("t1", "flair")
+        for name, n in (("whole", 14), ("core", 6))
+    }
+    whole = [
+        row for row in rows if (row["case"], row["modality"], row["slice"], row["class"]) == ("c1", "t1", "5", "whole")
+    ]
+    assert [int(mask_of(output, row).sum()) for row in whole] == [100, 36]  # pieces of the union
     assert {row["case"] for row in rows if row["image"] in index(output, "test")} == {"c3"}
     training_batch(output)
     rows = metadata(run("nnunet", folder, *EVERYTHING, "--channels", "FLAIR", output=tmp_path / "out"))
     assert {row["modality"] for row in rows} == {"flair"}
-    for flags, said in ((("--channels", "T9"), "0 T1, 1 FLAIR"), (("--window", "lung", "--scale", "volume"), "--scale")):
+    for flags, said in (
+        (("--channels", "T9"), "0 T1, 1 FLAIR"),
+        (("--window", "lung", "--scale", "volume"), "--scale"),
+    ):
         with pytest.raises(SystemExit, match=said):
             run("nnunet", folder, *flags, output=tmp_path / "out")
     (folder / "imagesTr" / "c1_0001.nii.gz").unlink()
@@ -660,14 +856,19 @@ def test_nnunet_pictures(tmp_path):
             write(folder / "imagesTr" / f"{case}_{channel:04d}.png", picture(seed=channel)[..., 0])
         write(folder / "labelsTr" / f"{case}.png", block((24, 30), (2, 12), (3, 13), value=1))
     rows = metadata(run("nnunet", folder, "--channels", "R", *EVERYTHING, output=tmp_path / "out"))
-    assert [(row["case"], row["modality"], row["class"], row["axis"]) for row in rows] == [("x", "r", "road", ""), ("y", "r", "road", "")]
+    assert [(row["case"], row["modality"], row["class"], row["axis"]) for row in rows] == [
+        ("x", "r", "road", ""),
+        ("y", "r", "road", ""),
+    ]
     assert len(metadata(run("nnunet", folder, *EVERYTHING, output=tmp_path / "out"))) == 6
     training_batch(tmp_path / "out")
-    for path in (folder / "imagesTr").glob("*_000[12].png"):        # the usual: colour pictures have one file
+    for path in (folder / "imagesTr").glob("*_000[12].png"):  # the usual: colour pictures have one file
         path.unlink()
         write(path.with_name(f"{path.name[0]}_0000.png"), picture())
     rows = metadata(run("nnunet", folder, *EVERYTHING, output=tmp_path / "out"))
-    assert [row["modality"] for row in rows] == ["rgb", "rgb"] and (image_of(tmp_path / "out", rows[0]) == picture()).all()
+    assert [row["modality"] for row in rows] == ["rgb", "rgb"] and (
+        image_of(tmp_path / "out", rows[0]) == picture()
+    ).all()
     with pytest.raises(SystemExit, match="--window: .* holds pictures"):
         run("nnunet", folder, "--window", "lung", output=tmp_path / "out")
 
@@ -675,17 +876,32 @@ def test_nnunet_pictures(tmp_path):
 def test_nnunet_s_splits_and_listed_files(tmp_path):
     source = make_source(tmp_path)
     save(itk(made_scan()), source / "scans" / "two.nii.gz")
-    listed = {case: {"images": [f"../scans/{scan}.nii.gz"], "label": "../labels/one.nii.gz"} for case, scan in (("a", "one"), ("b", "two"))}
+    listed = {
+        case: {"images": [f"../scans/{scan}.nii.gz"], "label": "../labels/one.nii.gz"}
+        for case, scan in (("a", "one"), ("b", "two"))
+    }
     folder = nnunet(tmp_path / "Dataset003_Z", {"background": 0, "l": 1, "s": 2}, {"0": "CT"}, dataset=listed)
     (folder / "labelsTr").mkdir()
-    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]))
+    (tmp_path / "splits_final.json").write_text(
+        json.dumps([{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}])
+    )
     output = run("nnunet", folder, "--split_file", tmp_path / "splits_final.json", output=tmp_path / "out")
-    cases = [{row["case"] for row in metadata(output / fold) if row["image"] in index(output / fold, "val")} for fold in ("fold_0", "fold_1")]
+    cases = [
+        {row["case"] for row in metadata(output / fold) if row["image"] in index(output / fold, "val")}
+        for fold in ("fold_0", "fold_1")
+    ]
     assert cases == [{"b"}, {"a"}]
 
 
-@pytest.mark.parametrize("content, said", [({"modality": {"0": "CT"}, "labels": {}}, "version 1"), ({"channel_names": {}, "labels": {}}, "lacks 'file_ending'"),
-                                           ([], "holds a list"), (None, "give the folder of one dataset")])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ({"modality": {"0": "CT"}, "labels": {}}, "version 1"),
+        ({"channel_names": {}, "labels": {}}, "lacks 'file_ending'"),
+        ([], "holds a list"),
+        (None, "give the folder of one dataset"),
+    ],
+)
 def test_nnunet_descriptions_that_are_none(tmp_path, content, said):
     (tmp_path / "set").mkdir()
     if content is not None:

@@ -41,9 +41,11 @@ def organs(tmp_path: Path) -> Path:
     for i in range(63):
         classes = ["kidney"] if i >= 60 else ["liver", "lobe", "lobe", *(["tumour"] if i % 15 == 0 else [])]
         groups[f"i{i}.png"] = [f"m{i}_{k}.png" for k in range(len(classes))]
-        rows += [{"mask": mask, "image": f"i{i}.png", "class": name, "dataset": "large" if i < 60 else "small"}
-                 for mask, name in zip(groups[f"i{i}.png"], classes)]
-    return make(tmp_path / "organs", groups, rows[::-1])      # in another order than the index
+        rows += [
+            {"mask": mask, "image": f"i{i}.png", "class": name, "dataset": "large" if i < 60 else "small"}
+            for mask, name in zip(groups[f"i{i}.png"], classes)
+        ]
+    return make(tmp_path / "organs", groups, rows[::-1])  # in another order than the index
 
 
 def drawn(dataset: TrainingDataset, epochs: int) -> tuple[Counter, Counter]:
@@ -62,12 +64,12 @@ def test_data_sets_have_the_same_share(organs):
     dataset = TrainingDataset(organs, SIZE, balance="dataset")
     assert dataset.balance.names == ["small", "large"] or dataset.balance.names == ["large", "small"]
     images, _ = drawn(dataset, epochs=1)
-    assert sum(images.values()) == 63       # an epoch is as long as ever
+    assert sum(images.values()) == 63  # an epoch is as long as ever
     small = [images[f"i{i}.png"] for i in (60, 61, 62)]
     assert sum(small) in (31, 32) and max(small) - min(small) <= 1
     assert max(images[f"i{i}.png"] for i in range(60)) == 1
     images, _ = drawn(dataset, epochs=6)
-    assert all(images[f"i{i}.png"] for i in range(60))      # in the end every image comes
+    assert all(images[f"i{i}.png"] for i in range(60))  # in the end every image comes
 
 
 def test_classes_have_the_same_share(organs):
@@ -79,7 +81,7 @@ def test_classes_have_the_same_share(organs):
     shares = Counter(class_of[mask] for mask in masks.elements())
     total = shares.total()
     assert total == plain.total() == 12 * 63 * 5
-    assert plain["tumour"] / total < 0.05 and plain["lobe"] / total > 0.55      # what it is about
+    assert plain["tumour"] / total < 0.05 and plain["lobe"] / total > 0.55  # what it is about
     assert all(0.2 < shares[name] / total < 0.3 for name in ("liver", "lobe", "tumour", "kidney"))
 
 
@@ -120,8 +122,12 @@ def test_more_groups_than_images_of_an_epoch():
 # ---------------------------------------------------------------- names of SA-Med2D-20M
 
 NAMES = {
-    "images/ct_00--AMOS--c1--x_0001.png": [f"masks/ct_00--AMOS--c1--x_0001--{number}_000.png" for number in ("0006", "0001")],
-    "images/ct_00--BTCV--c1--x_0001.png": [f"masks/ct_00--BTCV--c1--x_0001--0002_{number}.png" for number in ("000", "001")],
+    "images/ct_00--AMOS--c1--x_0001.png": [
+        f"masks/ct_00--AMOS--c1--x_0001--{number}_000.png" for number in ("0006", "0001")
+    ],
+    "images/ct_00--BTCV--c1--x_0001.png": [
+        f"masks/ct_00--BTCV--c1--x_0001--0002_{number}.png" for number in ("000", "001")
+    ],
     "images/us_00--TN3K--c1--2d_none.png": ["masks/us_00--TN3K--c1--2d_none--0001_000.png"],
 }
 
@@ -138,8 +144,10 @@ def test_file_names_and_class_names(tmp_path, monkeypatch, size):
 
     assert of("dataset") == {"AMOS": [0], "BTCV": [1], "TN3K": [2]}
     assert of("class") == {"AMOS 0006": [0], "AMOS 0001": [0], "BTCV 0002": [1], "TN3K 0001": [2]}
-    (folder / "SAMed2D_v1_class_mapping_id.json").write_text(json.dumps({"AMOS": {"spleen": 1, "liver": 6}, "BTCV": {"liver": 2}}))
-    assert of("class") == {"liver": [0, 1], "spleen": [0], "TN3K 0001": [2]}        # one class, whatever its id
+    (folder / "SAMed2D_v1_class_mapping_id.json").write_text(
+        json.dumps({"AMOS": {"spleen": 1, "liver": 6}, "BTCV": {"liver": 2}})
+    )
+    assert of("class") == {"liver": [0, 1], "spleen": [0], "TN3K 0001": [2]}  # one class, whatever its id
 
 
 def test_a_large_table_is_copied_and_mapped(organs, monkeypatch):
@@ -154,7 +162,10 @@ def test_a_large_table_is_copied_and_mapped(organs, monkeypatch):
 
 def test_neither_table_nor_names(tmp_path):
     folder = make(tmp_path / "data", {"i.png": ["m.png"]})
-    with pytest.raises(DataError, match="image2label_train.json: the class of its masks is not known: there is no metadata.csv in .*m.png"):
+    with pytest.raises(
+        DataError,
+        match="image2label_train.json: the class of its masks is not known: there is no metadata.csv in .*m.png",
+    ):
         TrainingDataset(folder, SIZE, balance="class")
 
 

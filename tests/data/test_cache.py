@@ -58,8 +58,10 @@ def same(ours: list, theirs: list) -> bool:
     fields = ("images", "content", "masks", "image_index")
     return len(ours) == len(theirs) > 0 and all(
         all(torch.equal(getattr(a, name), getattr(b, name)) for name in fields)
-        and (a.image_names, a.mask_names, a.original_sizes, a.skipped) == (b.image_names, b.mask_names, b.original_sizes, b.skipped)
-        for a, b in zip(ours, theirs))
+        and (a.image_names, a.mask_names, a.original_sizes, a.skipped)
+        == (b.image_names, b.mask_names, b.original_sizes, b.skipped)
+        for a, b in zip(ours, theirs)
+    )
 
 
 def files(cache: Path) -> Path:
@@ -78,6 +80,7 @@ def pack(data: Path, cache: Path, size: int = SIZE) -> None:
 def refuse_files(monkeypatch) -> None:
     def refuse(path, *_):
         raise AssertionError(f"{path} was read")
+
     monkeypatch.setattr(loading, "read_image", refuse)
     monkeypatch.setattr(loading, "read_mask", refuse)
 
@@ -91,7 +94,7 @@ def test_batches_are_the_same_while_it_fills_and_from_it_alone(data, tmp_path, a
     plain = batches(data, augment=augment)
     assert same(batches(data, tmp_path / "cache", augment=augment, workers=workers), plain)
     pack(data, tmp_path / "cache")
-    shutil.move(data / "images", tmp_path / "away")     # proof that nothing is decoded any more
+    shutil.move(data / "images", tmp_path / "away")  # proof that nothing is decoded any more
     for name in (tmp_path / "away").iterdir():
         (data / "images" / name.name).parent.mkdir(exist_ok=True)
         (data / "images" / name.name).write_bytes(b"no image")
@@ -122,7 +125,7 @@ def test_grey_takes_a_third(data, tmp_path):
     index = read_index(data, "train")
     cache = open_cache(tmp_path / "cache", index, SIZE)
     slots = np.fromfile(files(tmp_path / "cache") / "images", np.uint8).reshape(len(index), -1)
-    assert slots[4, :SIZE * SIZE].any() and not slots[4, SIZE * SIZE:].any() and slots[3, SIZE * SIZE:].any()
+    assert slots[4, : SIZE * SIZE].any() and not slots[4, SIZE * SIZE :].any() and slots[3, SIZE * SIZE :].any()
     image, original_size = cache.image(4)
     assert (image[..., 0] == image[..., 2]).all() and original_size == (64, 64)
 
@@ -134,14 +137,16 @@ def test_each_setting_has_its_own(data, tmp_path):
     caches = tmp_path / "cache"
     pack(data, caches)
     pack(data, caches, size=64)
-    copy = shutil.copytree(data, tmp_path / "copy")      # the same names, other files
+    copy = shutil.copytree(data, tmp_path / "copy")  # the same names, other files
     write(copy / "images/0.png", np.zeros((48, 40, 3), np.uint8))
     pack(copy, caches)
     groups = json.loads((data / "image2label_train.json").read_text())
     (data / "image2label_train.json").write_text(json.dumps(dict(reversed(groups.items()))))
     assert same(batches(data, caches), batches(data))
     assert len(list(caches.iterdir())) == 4
-    assert same(batches(copy, caches), batches(copy)) and not batches(copy, caches)[0].images.equal(batches(data)[0].images)
+    assert same(batches(copy, caches), batches(copy)) and not batches(copy, caches)[0].images.equal(
+        batches(data)[0].images
+    )
 
 
 @pytest.mark.parametrize("name", ["images", "masks", "records"])
@@ -170,7 +175,7 @@ def test_half_written_slots_are_written_again(data, tmp_path, name):
     whole = path.read_bytes()
     start = cache_room.HEADER if name == "records" else 0
     path.write_bytes(whole[:start] + bytes(b if i // 64 % 2 else 0 for i, b in enumerate(whole[start:])))
-    assert same(batches(data, tmp_path / "cache", epochs=6)[:len(plain)], plain)
+    assert same(batches(data, tmp_path / "cache", epochs=6)[: len(plain)], plain)
     pack(data, tmp_path / "cache")
     assert path.read_bytes() == whole
 
@@ -191,9 +196,11 @@ def test_a_full_disk_leaves_training_going(data, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(cache_room.os, "pwrite", limited)
     assert same(batches(data, tmp_path / "cache", workers=2), plain)
     said = capfd.readouterr().err.splitlines()
-    assert 1 <= len([line for line in said if "takes no more (No space left on device): going on" in line]) <= 2      # workers
+    assert (
+        1 <= len([line for line in said if "takes no more (No space left on device): going on" in line]) <= 2
+    )  # workers
     index = read_index(data, "train")
-    assert not open_cache(tmp_path / "cache", index, SIZE).full      # tried again by the next run
+    assert not open_cache(tmp_path / "cache", index, SIZE).full  # tried again by the next run
     monkeypatch.undo()
     assert same(batches(data, tmp_path / "cache"), plain)
     pack(data, tmp_path / "cache")
@@ -204,8 +211,15 @@ def test_a_full_disk_leaves_training_going(data, tmp_path, monkeypatch, capfd):
 def test_no_more_is_written_once_it_is_full(data, tmp_path, monkeypatch):
     index = read_index(data, "train")
     cache, other = (open_cache(tmp_path / "cache", index, SIZE) for _ in range(2))
-    monkeypatch.setattr(cache_room.os, "pwrite", lambda handle, content, place, write=os.pwrite: write(handle, content, place)
-                        if len(content) == 1 else (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(
+        cache_room.os,
+        "pwrite",
+        lambda handle, content, place, write=os.pwrite: (
+            write(handle, content, place)
+            if len(content) == 1
+            else (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+        ),
+    )
     shrunk(index, 0, [0], SIZE, cache)
     assert cache.full and other.full
     monkeypatch.undo()
@@ -217,7 +231,9 @@ def test_a_place_that_cannot_be_written_is_said_once(data, tmp_path, capfd):
     (tmp_path / "file").touch()
     assert same(batches(data, tmp_path / "file"), batches(data))
     said = capfd.readouterr().err
-    assert said.count("\n") == 1 and f"--cache {tmp_path / 'file'}: cannot be used" in said and "going on without" in said
+    assert (
+        said.count("\n") == 1 and f"--cache {tmp_path / 'file'}: cannot be used" in said and "going on without" in said
+    )
 
 
 def test_a_cache_that_may_only_be_read(data, tmp_path, monkeypatch):
@@ -226,8 +242,15 @@ def test_a_cache_that_may_only_be_read(data, tmp_path, monkeypatch):
     cache = open_cache(tmp_path / "cache", index, SIZE)
     shrunk(index, 0, [0], SIZE, cache)
     opened = os.open
-    monkeypatch.setattr(cache_room.os, "open", lambda path, flags: opened(path, flags) if flags == os.O_RDONLY else (_ for _ in ()).throw(
-        PermissionError(errno.EACCES, "Permission denied")))
+    monkeypatch.setattr(
+        cache_room.os,
+        "open",
+        lambda path, flags: (
+            opened(path, flags)
+            if flags == os.O_RDONLY
+            else (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied"))
+        ),
+    )
     content = (files(tmp_path / "cache") / "records").read_bytes()
     assert same(batches(data, tmp_path / "cache"), plain)
     assert (files(tmp_path / "cache") / "records").read_bytes() == content
@@ -252,7 +275,7 @@ def test_a_changed_file_is_packed_again_on_request(data, tmp_path):
 def test_bad_files_are_errors_as_without(data, tmp_path):
     write(data / "masks/4_0.png", np.zeros((9, 9), np.uint8))
     dataset = TrainingDataset(data, SIZE, mask_num=40, cache=tmp_path / "cache")
-    for _ in range(2):      # the second time with the image from the cache
+    for _ in range(2):  # the second time with the image from the cache
         with pytest.raises(DataError, match="masks/4_0.png: mask of 9 x 9 pixels, but .*images/4.png has 64 x 64"):
             dataset[0, 4]
 
@@ -276,7 +299,9 @@ def test_what_was_never_written_takes_no_room(data, tmp_path):
 def pack_by_script(data: Path, cache: Path, *more: str) -> int:
     """-> the exit status."""
     try:
-        pack_dataset.main(["--cache", str(cache), "--data_path", str(data), "--image_size", str(SIZE), "--num_workers", "2", *more])
+        pack_dataset.main(
+            ["--cache", str(cache), "--data_path", str(data), "--image_size", str(SIZE), "--num_workers", "2", *more]
+        )
     except SystemExit as end:
         return end.code
     return 0
@@ -318,6 +343,13 @@ def test_bad_ends_of_the_script(data, tmp_path, monkeypatch):
     assert "nothing can be packed there" in pack_by_script(data, tmp_path / "file")
     assert "no index of split 'val'" in pack_by_script(data, tmp_path / "cache", "--split", "val")
     pwrite = os.pwrite
-    monkeypatch.setattr(cache_room.os, "pwrite", lambda handle, content, place: pwrite(handle, content, place) if len(content) == 1
-                        else (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(
+        cache_room.os,
+        "pwrite",
+        lambda handle, content, place: (
+            pwrite(handle, content, place)
+            if len(content) == 1
+            else (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+        ),
+    )
     assert "is full; make room" in pack_by_script(data, tmp_path / "cache", "--num_workers", "0")

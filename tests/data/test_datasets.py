@@ -101,7 +101,7 @@ def test_fit_without_masks(side):
 
 
 def test_deep_images_use_their_whole_range(tmp_path):
-    scan = np.linspace(100, 4095, 63).round().astype(np.uint16).reshape(9, 7)     # 12 bits: its upper 8 of 16 are below 16
+    scan = np.linspace(100, 4095, 63).round().astype(np.uint16).reshape(9, 7)  # 12 bits: its upper 8 of 16 are below 16
     write(tmp_path / "deep.png", scan)
     image = read_image(str(tmp_path / "deep.png"))
     assert image.shape == (9, 7, 3) and image.dtype == np.uint8

@@ -14,7 +14,7 @@ from sam_med2d.data import index as index_room
 from sam_med2d.data.index import Index, index_columns, read_index
 from sam_med2d.data.reading import DataError
 
-GROUPS = {f"images/{i}.png": [f"masks/{i}_{k}.png" for k in range(i % 3)] for i in range(11)}      # every third has no mask
+GROUPS = {f"images/{i}.png": [f"masks/{i}_{k}.png" for k in range(i % 3)] for i in range(11)}  # every third has no mask
 KEPT = {image: masks for image, masks in GROUPS.items() if masks}
 
 
@@ -51,6 +51,7 @@ def copy_of(folder: Path, name: str = "image2label_train.json") -> Path:
 def refuse_to_build(monkeypatch) -> None:
     def refuse(*_):
         raise AssertionError("built again")
+
     monkeypatch.setattr(index_room, "_build", refuse)
 
 
@@ -62,7 +63,7 @@ def refuse_to_build(monkeypatch) -> None:
 def test_the_copy_says_what_the_json_says(data, kind, options):
     (data / "image2label_train.json").unlink()
     path = write(data, GROUPS, kind, **options)
-    for _ in range(2):      # made, then mapped
+    for _ in range(2):  # made, then mapped
         index = read_index(data, "train")
         assert list(index) == list(KEPT.items()) and index.columns.path == str(copy_of(data, path.name))
         assert (len(index), index.mask_count) == (7, 10)
@@ -92,7 +93,9 @@ def test_an_image_listed_twice_keeps_all_its_masks(data, monkeypatch, size):
     text = '{"images/1.png": ["masks/1_0.png"], "images/2.png": ["masks/2_0.png"], "images/1.png": ["masks/2_1.png"]}'
     (data / "image2label_train.json").write_text(text)
     assert list(read_index(data, "train")) == [
-        ("images/1.png", ["masks/1_0.png", "masks/2_1.png"]), ("images/2.png", ["masks/2_0.png"])]
+        ("images/1.png", ["masks/1_0.png", "masks/2_1.png"]),
+        ("images/2.png", ["masks/2_0.png"]),
+    ]
 
 
 def test_names_outside_ascii(data):
@@ -116,19 +119,22 @@ def test_an_index_of_a_dict():
     assert list(index) == list(KEPT.items()) and index.mask_count == 10 and index.path("a.png") == "/root/a.png"
 
 
-@pytest.mark.parametrize("text, message", [
-    ('{"images/1.png": ["b"]', "not valid JSON"),
-    ('{"images/1.png": ["b"],}', "not valid JSON"),
-    ('{"images/1.png": ["b"]} 3', "not valid JSON"),
-    ('{"images/1.png": ["\udcff"]}', "not valid JSON"),
-    ("[]", "does not start with {"),
-    ("", "does not start with {"),
-    ('{"images/1.png": "masks/1_0.png"}', "wrong value for 'images/1.png'"),
-    ('{"images/1.png": [1]}', "wrong value for 'images/1.png'"),
-    ('{"images/1.png": {}}', "wrong value for 'images/1.png'"),
-    ("{}", "lists no masks"),
-    ('{"images/1.png": []}', "lists no masks"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"images/1.png": ["b"]', "not valid JSON"),
+        ('{"images/1.png": ["b"],}', "not valid JSON"),
+        ('{"images/1.png": ["b"]} 3', "not valid JSON"),
+        ('{"images/1.png": ["\udcff"]}', "not valid JSON"),
+        ("[]", "does not start with {"),
+        ("", "does not start with {"),
+        ('{"images/1.png": "masks/1_0.png"}', "wrong value for 'images/1.png'"),
+        ('{"images/1.png": [1]}', "wrong value for 'images/1.png'"),
+        ('{"images/1.png": {}}', "wrong value for 'images/1.png'"),
+        ("{}", "lists no masks"),
+        ('{"images/1.png": []}', "lists no masks"),
+    ],
+)
 def test_a_bad_index_leaves_no_copy(data, text, message):
     (data / "image2label_train.json").write_bytes(os.fsencode(text))
     with pytest.raises(DataError, match=f"image2label_train.json: {message}") as caught:
@@ -157,7 +163,7 @@ def test_another_text_makes_another_copy(data):
     read_index(data, "train")
     status = path.stat()
     path.write_text(path.read_text().replace("masks/10_0", "masks/10_x"))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))     # same size, same time: only the content tells
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time: only the content tells
     assert path.stat().st_size == status.st_size
     (data / "masks/10_x.png").touch()
     assert read_index(data, "train")[6] == ("images/10.png", ["masks/10_x.png"])
@@ -169,9 +175,9 @@ def test_another_text_makes_another_copy(data):
 def test_a_half_written_copy_is_made_again(data, part):
     read_index(data, "train")
     copy = copy_of(data)
-    copy.write_bytes(copy.read_bytes()[:int(part * copy.stat().st_size)])
+    copy.write_bytes(copy.read_bytes()[: int(part * copy.stat().st_size)])
     assert list(read_index(data, "train")) == list(KEPT.items())
-    assert list(index_room.Columns(None, pa.memory_map(str(copy)).read_buffer()).facts)      # whole again
+    assert list(index_room.Columns(None, pa.memory_map(str(copy)).read_buffer()).facts)  # whole again
 
 
 def test_a_file_without_its_last_batch_is_made_again(data):
@@ -208,7 +214,7 @@ def test_an_interrupted_build_leaves_nothing_half(data, monkeypatch):
 
 
 def test_where_the_folder_cannot_be_written_the_user_cache_is_used(data, tmp_path, monkeypatch, capfd):
-    (data / ".arrow").touch()       # no folder can be made here; permissions would not stop root
+    (data / ".arrow").touch()  # no folder can be made here; permissions would not stop root
     index = read_index(data, "train")
     assert list(index) == list(KEPT.items()) and index.columns.path.startswith(str(tmp_path / "cache" / "sam-med2d"))
     refuse_to_build(monkeypatch)
@@ -239,6 +245,7 @@ def test_a_full_disk_ends_in_memory(data, monkeypatch, capfd):
     class Full:
         def __init__(self, *_):
             raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(copies.pa, "OSFile", Full)
     assert list(Index("", "", index_columns(str(data / "image2label_train.json")))) == list(KEPT.items())
     assert "No space left on device" in capfd.readouterr().err and not copy_of(data).exists()
@@ -283,7 +290,9 @@ def test_a_file_that_is_gone_is_noticed(data):
     read_index(data, "train")
     (data / "masks/4_0.png").unlink()
     for _ in range(2):
-        with pytest.raises(DataError, match=r"image2label_train.json: 1 listed file\(s\) missing under .*: masks/4_0.png;"):
+        with pytest.raises(
+            DataError, match=r"image2label_train.json: 1 listed file\(s\) missing under .*: masks/4_0.png;"
+        ):
             read_index(data, "train")
     (data / "masks/4_0.png").touch()
     assert len(read_index(data, "train")) == 7
@@ -318,5 +327,7 @@ def test_many_names_in_one_folder(tmp_path):
     assert len(read_index(tmp_path, "train")) == 3000
     for i in range(2990, 3000):
         (tmp_path / f"m{i}.png").unlink()
-    with pytest.raises(DataError, match=r"10 listed file\(s\) missing under .*: m2990.png, m2991.png, m2992.png, \.\.\.;"):
+    with pytest.raises(
+        DataError, match=r"10 listed file\(s\) missing under .*: m2990.png, m2991.png, m2992.png, \.\.\.;"
+    ):
         read_index(tmp_path, "train")

@@ -11,24 +11,47 @@ from sam_med2d.data.datasets import DataError
 from sam_med2d.data.metadata import COLUMNS, Name, parse_name, read_class_names, read_metadata
 
 
-@pytest.mark.parametrize("name, parts", [
-    ("ct_00--AbdomenCT1K--Case_00011--x_0040.png", ("ct", "00", "AbdomenCT1K", "Case_00011", "x", 40, None, None)),
-    ("ct_00--AbdomenCT1K--Case_00011--x_0040--0003_000.png", ("ct", "00", "AbdomenCT1K", "Case_00011", "x", 40, 3, 0)),
-    ("dermoscopy_00--HAM10000--ISIC_0024306--2d_none--0001_002.png",
-     ("dermoscopy", "00", "HAM10000", "ISIC_0024306", "", None, 1, 2)),
-    ("dermoscopy_00--HAM10000--ISIC_0024306--2d_none.png", ("dermoscopy", "00", "HAM10000", "ISIC_0024306", "", None, None, None)),
-    ("mr_t1_gd--a b--größe--z_0000.png", ("mr", "t1_gd", "a b", "größe", "z", 0, None, None)),
-    ("ct_00--D--a--b--y_0007--0010_011.png", ("ct", "00", "D", "a--b", "y", 7, 10, 11)),       # dashes in a case's own name
-])
+@pytest.mark.parametrize(
+    "name, parts",
+    [
+        ("ct_00--AbdomenCT1K--Case_00011--x_0040.png", ("ct", "00", "AbdomenCT1K", "Case_00011", "x", 40, None, None)),
+        (
+            "ct_00--AbdomenCT1K--Case_00011--x_0040--0003_000.png",
+            ("ct", "00", "AbdomenCT1K", "Case_00011", "x", 40, 3, 0),
+        ),
+        (
+            "dermoscopy_00--HAM10000--ISIC_0024306--2d_none--0001_002.png",
+            ("dermoscopy", "00", "HAM10000", "ISIC_0024306", "", None, 1, 2),
+        ),
+        (
+            "dermoscopy_00--HAM10000--ISIC_0024306--2d_none.png",
+            ("dermoscopy", "00", "HAM10000", "ISIC_0024306", "", None, None, None),
+        ),
+        ("mr_t1_gd--a b--größe--z_0000.png", ("mr", "t1_gd", "a b", "größe", "z", 0, None, None)),
+        (
+            "ct_00--D--a--b--y_0007--0010_011.png",
+            ("ct", "00", "D", "a--b", "y", 7, 10, 11),
+        ),  # dashes in a case's own name
+    ],
+)
 def test_parts_of_a_name(name, parts):
     for path in (name, f"SAMed2Dv1/masks/{name}", Path("/data") / name):
         assert parse_name(path) == Name(*parts)
 
 
-@pytest.mark.parametrize("name", [
-    "amos_0006_90_liver_000.png", "", "ct_00--D--case--w_0040.png", "ct_00--D--x_0040.png", "ct--D--case--x_0040.png",
-    "ct_00--D--case--x_0040--0003.png", "ct_00--D--case--x_0040", "ct_00--D--case--2d_none_000.png",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "amos_0006_90_liver_000.png",
+        "",
+        "ct_00--D--case--w_0040.png",
+        "ct_00--D--x_0040.png",
+        "ct--D--case--x_0040.png",
+        "ct_00--D--case--x_0040--0003.png",
+        "ct_00--D--case--x_0040",
+        "ct_00--D--case--2d_none_000.png",
+    ],
+)
 def test_any_other_name_is_none(name):
     assert parse_name(name) is None
 
@@ -39,10 +62,16 @@ def test_class_names(tmp_path):
     assert read_class_names(path) == {"AMOS": {"liver": 6, "spleen": 1}}
 
 
-@pytest.mark.parametrize("text, message", [
-    ("[]", "holds a list"), ("{", "not valid JSON"), ('{"AMOS": [1]}', "'AMOS' holds a list"),
-    ('{"AMOS": {"liver": "six"}}', "class 'liver' of 'AMOS' has 'six' for an id"), (None, "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[]", "holds a list"),
+        ("{", "not valid JSON"),
+        ('{"AMOS": [1]}', "'AMOS' holds a list"),
+        ('{"AMOS": {"liver": "six"}}', "class 'liver' of 'AMOS' has 'six' for an id"),
+        (None, "cannot be read"),
+    ],
+)
 def test_bad_class_names(tmp_path, text, message):
     path = tmp_path / "classes.json"
     if text is not None:
@@ -95,16 +124,19 @@ def test_unknown_masks_are_named_and_counted(tmp_path):
         metadata["zzz.png"]
 
 
-@pytest.mark.parametrize("text, message", [
-    ("mask,image\na,b\n", "not a table of the columns mask,image,dataset.*'dataset'"),
-    ("", "not a table"),
-    (",".join(COLUMNS) + "\na,b\n", "not a table.*Expected 10 columns, got 2"),
-    (",".join(COLUMNS) + "\na,b,D,ct,c,x,three,liver,0,\n", "not a table.*'three'"),
-    (",".join(COLUMNS) + "\na\udcff,b,D,ct,c,x,3,liver,0,\n", "not a table.*UTF8"),
-    (",".join(COLUMNS) + "\n", "has no rows"),
-    (",".join(COLUMNS) + "\na,b,,,,,,,,\na,b,,,,,,,,\n", "a has two rows"),
-    (None, "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("mask,image\na,b\n", "not a table of the columns mask,image,dataset.*'dataset'"),
+        ("", "not a table"),
+        (",".join(COLUMNS) + "\na,b\n", "not a table.*Expected 10 columns, got 2"),
+        (",".join(COLUMNS) + "\na,b,D,ct,c,x,three,liver,0,\n", "not a table.*'three'"),
+        (",".join(COLUMNS) + "\na\udcff,b,D,ct,c,x,3,liver,0,\n", "not a table.*UTF8"),
+        (",".join(COLUMNS) + "\n", "has no rows"),
+        (",".join(COLUMNS) + "\na,b,,,,,,,,\na,b,,,,,,,,\n", "a has two rows"),
+        (None, "cannot be read"),
+    ],
+)
 def test_bad_metadata(tmp_path, text, message):
     path = tmp_path / "metadata.csv"
     if text is not None:

@@ -46,7 +46,7 @@ class Sketcher(nn.Module):
             drawn = drawn + ((x >= x0) & (x < x1) & (y >= y0) & (y < y1)) * 0.5
         for number in range(0 if prompts.points is None else prompts.points.shape[1]):
             px, py = prompts.points[:, number].view(-1, 2, 1, 1, 1).unbind(1)
-            sign = torch.tensor([-1.0, 1.0, 0.0])[prompts.labels[:, number]].view(-1, 1, 1, 1)     # of 0, 1, -1
+            sign = torch.tensor([-1.0, 1.0, 0.0])[prompts.labels[:, number]].view(-1, 1, 1, 1)  # of 0, 1, -1
             drawn = drawn + sign / (1 + ((x - px) ** 2 + (y - py) ** 2) / 40)
         if prompts.masks is not None:
             drawn = drawn + (prompts.masks - 0.5)
@@ -74,16 +74,24 @@ def sample(name: str, height: int, width: int, count: int, seed: int) -> Sample:
     image, framed, content = fit(draw.integers(0, 256, (height, width, 3), dtype=np.uint8), masks, SIDE)
     assert framed.any(axis=(1, 2)).all()
     return Sample(
-        image=torch.from_numpy(image.transpose(2, 0, 1).copy()), content=content, masks=torch.from_numpy(framed)[:, None],
-        image_name=f"images/{name}.png", mask_names=[f"masks/{name}_{i}.png" for i in range(count)],
-        original_size=(height, width), original_masks=torch.from_numpy(np.array(masks).reshape(count, height, width)),
+        image=torch.from_numpy(image.transpose(2, 0, 1).copy()),
+        content=content,
+        masks=torch.from_numpy(framed)[:, None],
+        image_name=f"images/{name}.png",
+        mask_names=[f"masks/{name}_{i}.png" for i in range(count)],
+        original_size=(height, width),
+        original_masks=torch.from_numpy(np.array(masks).reshape(count, height, width)),
         skipped=[],
     )
 
 
 def samples() -> list[Sample]:
     """Larger than the frame, padded into it, exactly of its size."""
-    return [sample("large", 150, 90, 3, seed=1), sample("small", 40, 50, 2, seed=2), sample("exact", SIDE, SIDE, 4, seed=3)]
+    return [
+        sample("large", 150, 90, 3, seed=1),
+        sample("small", 40, 50, 2, seed=2),
+        sample("exact", SIDE, SIDE, 4, seed=3),
+    ]
 
 
 class Result(NamedTuple):
@@ -96,8 +104,11 @@ class Result(NamedTuple):
 def results_of(scored: list[evaluation.Scored]) -> dict[tuple[str, str], Result]:
     """{(mask, mode): what came of it}"""
     return {
-        (name, one.mode.name): Result(one.values["dice"][i], one.values["iou"][i], one.predicted_iou[i], int(one.masks[i].sum()))
-        for one in scored for i, name in enumerate(one.names)
+        (name, one.mode.name): Result(
+            one.values["dice"][i], one.values["iou"][i], one.predicted_iou[i], int(one.masks[i].sum())
+        )
+        for one in scored
+        for i, name in enumerate(one.names)
     }
 
 
@@ -105,10 +116,23 @@ def run(model, batches: list[Batch], modes: list[str], **options) -> dict[tuple[
     return results_of(scored_by(model, batches, modes, **options))
 
 
-def scored_by(model, batches: list[Batch], modes: list[str], seed: int = 0, strategy: str = "random",
-              frozen: FrozenPrompts | None = None, **options) -> list[evaluation.Scored]:
-    found = evaluate(model, batches, [parse_mode(mode) for mode in modes], device=CPU,
-                     annotator=frozen or SimulatedAnnotator(seed, strategy), **options)
+def scored_by(
+    model,
+    batches: list[Batch],
+    modes: list[str],
+    seed: int = 0,
+    strategy: str = "random",
+    frozen: FrozenPrompts | None = None,
+    **options,
+) -> list[evaluation.Scored]:
+    found = evaluate(
+        model,
+        batches,
+        [parse_mode(mode) for mode in modes],
+        device=CPU,
+        annotator=frozen or SimulatedAnnotator(seed, strategy),
+        **options,
+    )
     return [one for _, scored in found for one in scored]
 
 
@@ -116,31 +140,70 @@ def prompts_by(scored: list[evaluation.Scored]) -> dict[tuple[str, str], list]:
     """{(mask, mode): its prompts}"""
     return {
         (name, one.mode.name): [None if p is None else p[i].tolist() for p in one.prompts[:3]]
-        for one in scored for i, name in enumerate(one.names)
+        for one in scored
+        for i, name in enumerate(one.names)
     }
 
 
 # ---------------------------------------------------------------- modes
 
-@pytest.mark.parametrize("name, mode", [
-    ("bbox", Mode("bbox", "box", 0, 0)), ("1pt", Mode("1pt", "click", 1)), ("3pts", Mode("3pts", "click", 3)),
-    ("3pt", Mode("3pts", "click", 3)), ("12pts", Mode("12pts", "click", 12)), ("1shot", Mode("1shot", "at_once", 1)),
-    ("10shot", Mode("10shot", "at_once", 10)), ("mask", Mode("mask", "mask")), ("bbox_jitter5", Mode("bbox_jitter5", "box", 0, 5)),
-    ("bbox+1pt", Mode("bbox+1pt", "box", 1)), ("bbox+2pt", Mode("bbox+2pts", "box", 2)),
-    ("bbox_jitter10+3pts", Mode("bbox_jitter10+3pts", "box", 3, 10)),
-])
+
+@pytest.mark.parametrize(
+    "name, mode",
+    [
+        ("bbox", Mode("bbox", "box", 0, 0)),
+        ("1pt", Mode("1pt", "click", 1)),
+        ("3pts", Mode("3pts", "click", 3)),
+        ("3pt", Mode("3pts", "click", 3)),
+        ("12pts", Mode("12pts", "click", 12)),
+        ("1shot", Mode("1shot", "at_once", 1)),
+        ("10shot", Mode("10shot", "at_once", 10)),
+        ("mask", Mode("mask", "mask")),
+        ("bbox_jitter5", Mode("bbox_jitter5", "box", 0, 5)),
+        ("bbox+1pt", Mode("bbox+1pt", "box", 1)),
+        ("bbox+2pt", Mode("bbox+2pts", "box", 2)),
+        ("bbox_jitter10+3pts", Mode("bbox_jitter10+3pts", "box", 3, 10)),
+    ],
+)
 def test_modes_are_read_from_their_names(name, mode):
     assert parse_mode(name) == mode
 
 
 def test_modes_of_one_sequence():
-    sequences = [parse_mode(name).sequence for name in ("1pt", "5pts", "bbox", "bbox+2pts", "bbox_jitter3", "bbox_jitter3+2pts", "3shot")]
+    sequences = [
+        parse_mode(name).sequence
+        for name in ("1pt", "5pts", "bbox", "bbox+2pts", "bbox_jitter3", "bbox_jitter3+2pts", "3shot")
+    ]
     assert sequences == ["clicks", "clicks", "bbox", "bbox", "bbox_jitter3", "bbox_jitter3", "3shot"]
 
 
-@pytest.mark.parametrize("name", ["", "box", "bbox ", "pt", "0pts", "0shot", "-1pts", "1.5pts", "3", "3points", "x3pts",
-                                  "03pts", "3shots", "3pts\n", "BBOX", "bbox_jitter", "bbox_jitter0", "bbox+", "bbox+0pts", "bbox+3", "mask+1pt",
-                                  "3pts+bbox"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "box",
+        "bbox ",
+        "pt",
+        "0pts",
+        "0shot",
+        "-1pts",
+        "1.5pts",
+        "3",
+        "3points",
+        "x3pts",
+        "03pts",
+        "3shots",
+        "3pts\n",
+        "BBOX",
+        "bbox_jitter",
+        "bbox_jitter0",
+        "bbox+",
+        "bbox+0pts",
+        "bbox+3",
+        "mask+1pt",
+        "3pts+bbox",
+    ],
+)
 def test_other_names_are_refused(name):
     with pytest.raises(ValueError, match="unknown prompt mode.*use bbox"):
         parse_mode(name)
@@ -148,11 +211,12 @@ def test_other_names_are_refused(name):
 
 # ---------------------------------------------------------------- one pass
 
+
 @pytest.mark.parametrize("batch_size, chunk", [(1, 256), (2, 256), (3, 5)])
 def test_every_image_is_encoded_once(model, monkeypatch, batch_size, chunk):
     monkeypatch.setattr(evaluation, "PIXELS_AT_ONCE", chunk * SIDE**2)
     images = [*samples(), sample("many", 70, 80, 12, seed=4)]
-    batches = [collate(images[i:i + batch_size]) for i in range(0, len(images), batch_size)]
+    batches = [collate(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
     seen = []
     hook = model.image_encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].clone()))
     try:
@@ -160,7 +224,7 @@ def test_every_image_is_encoded_once(model, monkeypatch, batch_size, chunk):
     finally:
         hook.remove()
     assert len(rows) == 21 * len(DEFAULT_MODES)
-    assert [len(x) for x in seen] == [1] * len(images)      # on a CPU one by one, see evaluation._groups
+    assert [len(x) for x in seen] == [1] * len(images)  # on a CPU one by one, see evaluation._groups
     whole = collate(images)
     torch.testing.assert_close(torch.cat(seen), model.preprocess(whole.images, whole.content))
 
@@ -171,7 +235,9 @@ def test_all_objects_come_out_in_their_order_and_an_image_without_any_passes():
     found = list(evaluate(Sketcher(), batches, [parse_mode("1pt"), parse_mode("bbox")], device=CPU))
     assert [batch for batch, _ in found] == batches
     assert found[0][1] == []
-    assert [(one.mode.name, one.image) for one in found[1][1]] == [(mode, i) for i in range(3) for mode in ("1pt", "bbox")]
+    assert [(one.mode.name, one.image) for one in found[1][1]] == [
+        (mode, i) for i in range(3) for mode in ("1pt", "bbox")
+    ]
     for one in found[1][1]:
         image = images[one.image]
         assert one.names == image.mask_names
@@ -186,6 +252,7 @@ def test_the_model_is_left_without_a_graph(model):
 
 
 # ---------------------------------------------------------------- the protocol, read plainly
+
 
 def plain_dice(model, image: Sample, row: int, mode: str, multimask: bool, seed: int) -> float:
     """One object by itself: the iterative clicks or the box, scored at the original size."""
@@ -208,7 +275,7 @@ def plain_dice(model, image: Sample, row: int, mode: str, multimask: bool, seed:
         points, labels, fed_back, region = [], [], None, mask
         for number in range(count):
             draw = SimulatedAnnotator(seed)._uniform([name], f"clicks {number}", 1)[0, 0].numpy()
-            candidates = np.argwhere(region)        # row by row
+            candidates = np.argwhere(region)  # row by row
             if len(candidates):
                 y, x = candidates[int(draw * np.float32(len(candidates)))].tolist()
                 points.append([float(x), float(y)])
@@ -224,7 +291,7 @@ def plain_dice(model, image: Sample, row: int, mode: str, multimask: bool, seed:
     height, width = image.original_size
     if height < SIDE and width < SIDE:
         top, left = (SIDE - height) // 2, (SIDE - width) // 2
-        logits = logits[..., top:top + height, left:left + width]
+        logits = logits[..., top : top + height, left : left + width]
     elif (height, width) != (SIDE, SIDE):
         logits = enlarge(logits, height, width)
     predicted, truth = (logits[0, 0] > 0).numpy(), image.original_masks[row].numpy()
@@ -237,13 +304,15 @@ def test_scores_are_those_of_the_protocol(multimask):
     rows = run(sketcher, [collate(images)], list(DEFAULT_MODES), multimask=multimask, seed=5)
     expected = {
         (name, mode): plain_dice(sketcher, image, i, mode, multimask, 5)
-        for image in images for i, name in enumerate(image.mask_names) for mode in DEFAULT_MODES
+        for image in images
+        for i, name in enumerate(image.mask_names)
+        for mode in DEFAULT_MODES
     }
     assert rows.keys() == expected.keys()
     for key, row in rows.items():
         assert row.dice == pytest.approx(expected[key], abs=1e-6), key
         assert row.iou == pytest.approx(row.dice / (2 - row.dice), abs=1e-6)
-    assert len({round(value, 4) for value in expected.values()}) > len(expected) // 2       # not all alike
+    assert len({round(value, 4) for value in expected.values()}) > len(expected) // 2  # not all alike
 
 
 def test_one_sequence_serves_all_numbers_of_clicks():
@@ -256,24 +325,37 @@ def test_one_sequence_serves_all_numbers_of_clicks():
         assert results_of(alone).items() <= rows.items()
         for key, (points, labels, _) in prompts_by(alone).items():
             longest = prompts[key[0], "5pts"]
-            assert longest[0][:len(points)] == points == prompts[key][0]
-            assert longest[1][:len(points)] == labels
-    assert len({row.dice for row in rows.values()}) > 9      # clicks matter
+            assert longest[0][: len(points)] == points == prompts[key][0]
+            assert longest[1][: len(points)] == labels
+    assert len({row.dice for row in rows.values()}) > 9  # clicks matter
 
 
 # ---------------------------------------------------------------- what draws depend on
 
+
 def shuffled(image: Sample) -> Sample:
     order = list(range(len(image.mask_names)))[::-1]
-    return Sample(image.image, image.content, image.masks[order], image.image_name, [image.mask_names[i] for i in order],
-                  image.original_size, image.original_masks[order], [])
+    return Sample(
+        image.image,
+        image.content,
+        image.masks[order],
+        image.image_name,
+        [image.mask_names[i] for i in order],
+        image.original_size,
+        image.original_masks[order],
+        [],
+    )
 
 
-@pytest.mark.parametrize("arrange", [
-    lambda images: [collate([image]) for image in images],
-    lambda images: [collate(images[2:]), collate(images[:2])],
-    lambda images: [collate([shuffled(image) for image in reversed(images)])],
-], ids=["one by one", "in two batches", "backwards"])
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda images: [collate([image]) for image in images],
+        lambda images: [collate(images[2:]), collate(images[:2])],
+        lambda images: [collate([shuffled(image) for image in reversed(images)])],
+    ],
+    ids=["one by one", "in two batches", "backwards"],
+)
 def test_batches_and_order_change_nothing(arrange):
     expected = scored_by(Sketcher(), [collate(samples())], ALL_MODES)
     got = scored_by(Sketcher(), arrange(samples()), ALL_MODES)
@@ -315,7 +397,11 @@ def test_prompts_lie_where_they_should():
     for image in images:
         boxes = boxes_of(image.masks).tolist()
         for name, mask, box in zip(image.mask_names, image.masks[:, 0], boxes):
-            assert prompts[name, "bbox"] == [None, None, box] == [*prompts[name, "bbox+2pts"][:0], None, None, prompts[name, "bbox+2pts"][2]]
+            assert (
+                prompts[name, "bbox"]
+                == [None, None, box]
+                == [*prompts[name, "bbox+2pts"][:0], None, None, prompts[name, "bbox+2pts"][2]]
+            )
             assert prompts[name, "mask"] == [None, None, None]
             for jitter, mode in ((3, "bbox_jitter3"), (6, "bbox_jitter6+1pt")):
                 differences = [a - b for a, b in zip(prompts[name, mode][2], box)]
@@ -327,7 +413,11 @@ def test_prompts_lie_where_they_should():
                 assert [bool(mask[int(y), int(x)]) for x, y in points or []] == [label == 1 for label in labels or []]
                 if parse_mode(mode).start in ("click", "at_once"):
                     assert labels[0] == 1
-            assert [prompts[name, mode][1] for mode in ("1shot", "3shot", "6shot")] == [[1], [1, 0, 0], [1] * 3 + [0] * 3]
+            assert [prompts[name, mode][1] for mode in ("1shot", "3shot", "6shot")] == [
+                [1],
+                [1, 0, 0],
+                [1] * 3 + [0] * 3,
+            ]
     assert {d for jitter, d in moved if jitter == 3} == {-3, -2, -1, 0, 1, 2, 3}
     corrections = Counter(label for (_, mode), p in prompts.items() if mode == "5pts" for label in p[1][1:])
     assert corrections[0] and corrections[1]
@@ -356,7 +446,10 @@ def test_a_box_stays_while_clicks_are_added():
 
     scored_by(Listening(), [collate(images[:1])], ["bbox", "bbox+2pts"])
     assert [(p.boxes is not None, evaluation.clicks_of(p), p.masks is not None) for p in asked] == [
-        (True, 0, False), (True, 1, True), (True, 2, True)]
+        (True, 0, False),
+        (True, 1, True),
+        (True, 2, True),
+    ]
     assert torch.equal(asked[0].boxes, asked[2].boxes)
 
 
@@ -383,18 +476,21 @@ def test_dice_after_each_click_is_that_of_the_shorter_modes():
             continue
         assert one.dice_by_click.shape == (len(one.names), one.mode.clicks)
         for name, values in zip(one.names, one.dice_by_click.tolist()):
-            assert values == [every[name, parse_mode(f"{number}pts" if number > 1 else "1pt").name].dice
-                              for number in range(1, one.mode.clicks + 1)]
+            assert values == [
+                every[name, parse_mode(f"{number}pts" if number > 1 else "1pt").name].dice
+                for number in range(1, one.mode.clicks + 1)
+            ]
 
 
 # ---------------------------------------------------------------- geometry
+
 
 @pytest.mark.parametrize("height, width", [(1, 1), (40, 50), (63, 3)])
 def test_padding_is_cropped(height, width):
     logits = torch.randn(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     top, left = (SIDE - height) // 2, (SIDE - width) // 2
     restored = restore(logits, [top, left, height, width], (height, width))
-    assert torch.equal(restored, logits[..., top:top + height, left:left + width])
+    assert torch.equal(restored, logits[..., top : top + height, left : left + width])
 
 
 def test_a_picture_of_the_frames_size_is_left_alone():
@@ -413,11 +509,13 @@ def test_a_resized_picture_is_restored_linearly(height, width):
         torch.testing.assert_close(got, expected.expand_as(got), atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("height, width", [(40, 50), (63, 3), (SIDE, SIDE), (150, 90), (40, 300), (1000, 64), (128, 192)])
+@pytest.mark.parametrize(
+    "height, width", [(40, 50), (63, 3), (SIDE, SIDE), (150, 90), (40, 300), (1000, 64), (128, 192)]
+)
 def test_prompts_go_back_to_the_original_picture(height, width):
     """A click lands on the object it was placed on, a box around it, to within a pixel of the coarser grid."""
     mask = np.zeros((height, width), bool)
-    mask[height // 4:height // 2, width // 3:] = True
+    mask[height // 4 : height // 2, width // 3 :] = True
     _, framed, content = fit(np.zeros((height, width, 3), np.uint8), [mask], SIDE)
     framed = torch.from_numpy(framed)[:, None]
     points, _ = pick_pixels(framed, torch.rand(1, 500, generator=torch.Generator().manual_seed(0)))
@@ -441,6 +539,7 @@ def test_only_the_prompts_that_are_there_go_back():
 
 # ---------------------------------------------------------------- frozen prompts
 
+
 def freeze(path, scored: list[evaluation.Scored], key_of=os.path.basename) -> FrozenPrompts:
     """Through a file, as test.py does."""
     held = {}
@@ -456,10 +555,15 @@ def write(path, entries) -> FrozenPrompts:
     return FrozenPrompts(path, SIDE)
 
 
-@pytest.mark.parametrize("kind, chunk, order", [
-    ("sketcher", 256, ALL_MODES), ("sketcher", 2, ALL_MODES), ("sketcher", 256, ALL_MODES[::-1]),
-    ("sam", 256, ["bbox", "1pt", "3pts", "3shot", "bbox+1pt"]),
-])
+@pytest.mark.parametrize(
+    "kind, chunk, order",
+    [
+        ("sketcher", 256, ALL_MODES),
+        ("sketcher", 2, ALL_MODES),
+        ("sketcher", 256, ALL_MODES[::-1]),
+        ("sam", 256, ["bbox", "1pt", "3pts", "3shot", "bbox+1pt"]),
+    ],
+)
 def test_recorded_prompts_repeat_every_row(model, tmp_path, monkeypatch, kind, chunk, order):
     """Whatever the seed, the chunks, the order of the modes, and the modes asked along with one."""
     monkeypatch.setattr(evaluation, "PIXELS_AT_ONCE", chunk * SIDE**2)
@@ -490,15 +594,24 @@ def test_a_recorded_file_has_the_originals_shape(tmp_path):
 
 @pytest.mark.parametrize("nest", [lambda v: v, lambda v: [v], lambda v: [[v]]], ids=["as written", "nested", "twice"])
 def test_the_originals_prompt_file_is_read(tmp_path, nest):
-    frozen = write(tmp_path / "prompts.json", {
-        f"{i}.png": {"boxes": nest([[i, 2, 30, 40]]), "point_coords": nest([[i, 5], [6, 7], [8, 9]]),
-                     "point_labels": nest([1, 0, 1 - i])} for i in range(2)
-    })
+    frozen = write(
+        tmp_path / "prompts.json",
+        {
+            f"{i}.png": {
+                "boxes": nest([[i, 2, 30, 40]]),
+                "point_coords": nest([[i, 5], [6, 7], [8, 9]]),
+                "point_labels": nest([1, 0, 1 - i]),
+            }
+            for i in range(2)
+        },
+    )
     names, masks = ["somewhere/1.png", "0.png"], torch.zeros(2, 1, SIDE, SIDE, dtype=torch.bool)
     assert frozen.start(parse_mode("bbox"), masks, names).boxes.tolist() == [[1, 2, 30, 40], [0, 2, 30, 40]]
     at_once = frozen.start(parse_mode("3shot"), masks, names)
-    clicks = [frozen.start(parse_mode("3pts"), masks, names)[:2],
-              *(frozen.correct(parse_mode("3pts"), number, masks, masks, names) for number in (1, 2))]
+    clicks = [
+        frozen.start(parse_mode("3pts"), masks, names)[:2],
+        *(frozen.correct(parse_mode("3pts"), number, masks, masks, names) for number in (1, 2)),
+    ]
     for points, labels in ((at_once.points, at_once.labels), (torch.cat(part, dim=1) for part in zip(*clicks))):
         assert points.tolist() == [[[1, 5], [6, 7], [8, 9]], [[0, 5], [6, 7], [8, 9]]]
         assert labels.tolist() == [[1, 0, 0], [1, 0, 1]]
@@ -518,10 +631,19 @@ def test_masks_of_one_file_name_keep_their_own_prompts(tmp_path):
     assert run(Sketcher(), batches, ALL_MODES, frozen=frozen, seed=99) == rows
 
 
-@pytest.mark.parametrize("text, message", [
-    (None, "cannot be read"), ("{", "not valid JSON"), ("", "not valid JSON"), ("\x00", "not valid JSON"),
-    ("[]", "must hold"), ('"text"', "must hold"), ('{"a.png": [1, 2]}', "must hold"), ('{"a.png": null}', "must hold"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "cannot be read"),
+        ("{", "not valid JSON"),
+        ("", "not valid JSON"),
+        ("\x00", "not valid JSON"),
+        ("[]", "must hold"),
+        ('"text"', "must hold"),
+        ('{"a.png": [1, 2]}', "must hold"),
+        ('{"a.png": null}', "must hold"),
+    ],
+)
 def test_a_bad_prompts_file_is_named(tmp_path, text, message):
     path = tmp_path / "frozen.json"
     if text is not None:
@@ -530,34 +652,39 @@ def test_a_bad_prompts_file_is_named(tmp_path, text, message):
         FrozenPrompts(path, SIDE)
 
 
-@pytest.mark.parametrize("change, mode, message", [
-    (None, "bbox", "no prompts for masks/large_1.png"),
-    ({"boxes": []}, "bbox", "0 of the 1 box"),
-    ({"boxes": None}, "bbox", "0 of the 1 box"),
-    ({"boxes": [[1, 2, 3]]}, "bbox", "no readable box"),
-    ({"boxes": [["a", 2, 3, 4]]}, "bbox", "no readable box"),
-    ({"boxes": {"x": 1}}, "bbox", "no readable box"),
-    ({"boxes": [[1, 2, 3, 65]]}, "bbox", "outside the frame"),
-    ({"boxes": [[-1, 2, 3, 4]]}, "bbox", "outside the frame"),
-    ({"boxes": [[5, 2, 5, 4]]}, "bbox", "a box without any pixel"),
-    ({"boxes": [[5, 4, 6, 2]]}, "bbox", "a box without any pixel"),
-    ({"point_coords": [[5, 66]] * 3}, "3pts", "outside the frame"),
-    ({"others": {}}, "bbox_jitter3", "0 of the 1 box"),
-    ({"others": {"bbox_jitter3": {"boxes": [[1, 2, 3, 4]]}}}, "bbox_jitter3+2pts", "0 of the 2 click"),
-    ({}, "bbox+1pt", "0 of the 1 click"),
-    ({"others": [1]}, "bbox+1pt", "0 of the 1 click"),
-    ({"point_coords": None}, "1pt", "0 of the 1 click"),
-    ({"point_coords": [[5, 6]] * 3}, "5pts", "3 of the 5 click"),
-    ({"point_coords": [[5, 6]] * 3}, "5shot", "3 of the 5 click"),
-    ({"point_labels": [1]}, "3pts", "1 of the 3 click label"),
-    ({"point_coords": [[1, 2], [3]]}, "3pts", "no readable click"),
-    ({"point_coords": "here"}, "3shot", "no readable click"),
-])
+@pytest.mark.parametrize(
+    "change, mode, message",
+    [
+        (None, "bbox", "no prompts for masks/large_1.png"),
+        ({"boxes": []}, "bbox", "0 of the 1 box"),
+        ({"boxes": None}, "bbox", "0 of the 1 box"),
+        ({"boxes": [[1, 2, 3]]}, "bbox", "no readable box"),
+        ({"boxes": [["a", 2, 3, 4]]}, "bbox", "no readable box"),
+        ({"boxes": {"x": 1}}, "bbox", "no readable box"),
+        ({"boxes": [[1, 2, 3, 65]]}, "bbox", "outside the frame"),
+        ({"boxes": [[-1, 2, 3, 4]]}, "bbox", "outside the frame"),
+        ({"boxes": [[5, 2, 5, 4]]}, "bbox", "a box without any pixel"),
+        ({"boxes": [[5, 4, 6, 2]]}, "bbox", "a box without any pixel"),
+        ({"point_coords": [[5, 66]] * 3}, "3pts", "outside the frame"),
+        ({"others": {}}, "bbox_jitter3", "0 of the 1 box"),
+        ({"others": {"bbox_jitter3": {"boxes": [[1, 2, 3, 4]]}}}, "bbox_jitter3+2pts", "0 of the 2 click"),
+        ({}, "bbox+1pt", "0 of the 1 click"),
+        ({"others": [1]}, "bbox+1pt", "0 of the 1 click"),
+        ({"point_coords": None}, "1pt", "0 of the 1 click"),
+        ({"point_coords": [[5, 6]] * 3}, "5pts", "3 of the 5 click"),
+        ({"point_coords": [[5, 6]] * 3}, "5shot", "3 of the 5 click"),
+        ({"point_labels": [1]}, "3pts", "1 of the 3 click label"),
+        ({"point_coords": [[1, 2], [3]]}, "3pts", "no readable click"),
+        ({"point_coords": "here"}, "3shot", "no readable click"),
+    ],
+)
 def test_a_prompt_that_lacks_is_named(tmp_path, change, mode, message):
     """The file, the mask and what is missing, where the other objects have all they need."""
     whole = {"boxes": [[1, 2, 3, 4]], "point_coords": [[5, 6]] * 5, "point_labels": [1, 0, 1, 0, 1]}
-    entries = {f"large_{i}.png": {**whole, "others": {"5shot": whole, "3shot": whole, "bbox": whole, "bbox_jitter3": whole}}
-               for i in range(3)}
+    entries = {
+        f"large_{i}.png": {**whole, "others": {"5shot": whole, "3shot": whole, "bbox": whole, "bbox_jitter3": whole}}
+        for i in range(3)
+    }
     frozen = write(tmp_path / "frozen.json", entries)
     assert len(run(Sketcher(), [collate(samples()[:1])], [mode], frozen=frozen)) == 3
     entries["large_1.png"] = {**whole, **(change or {})}
@@ -581,8 +708,16 @@ def test_iterative_clicks_do_not_stand_in_for_one_shot_clicks(tmp_path):
         run(Sketcher(), [collate(samples())], ["5shot"], frozen=frozen)
 
 
-@pytest.mark.parametrize("change", [{"point_labels": [7]}, {"point_labels": [None]}, {"point_labels": [0.5]},
-                                    {"point_coords": [[None, 3]]}, {"others": [1]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"point_labels": [7]},
+        {"point_labels": [None]},
+        {"point_labels": [0.5]},
+        {"point_coords": [[None, 3]]},
+        {"others": [1]},
+    ],
+)
 def test_numbers_that_mean_nothing_are_refused(tmp_path, change):
     frozen = write(tmp_path / "frozen.json", {"a.png": {"point_coords": [[5, 6]], "point_labels": [1], **change}})
     with pytest.raises(DataError, match=r"frozen\.json.*a\.png"):
@@ -591,11 +726,23 @@ def test_numbers_that_mean_nothing_are_refused(tmp_path, change):
 
 # ---------------------------------------------------------------- means
 
+
 def test_a_mean_counts_every_object_once():
     means = Means()
     for mode, image, dice in (("1pt", 0, [1.0]), ("1pt", 1, [0.0, 0.5]), ("bbox", 0, [0.25])):
         names = [f"{image}_{i}" for i in range(len(dice))]
-        means.add(evaluation.Scored(parse_mode(mode), image, names, None, None, None, {"dice": dice, "iou": [d / 2 for d in dice]},
-                                    [0.0] * len(dice), None))
+        means.add(
+            evaluation.Scored(
+                parse_mode(mode),
+                image,
+                names,
+                None,
+                None,
+                None,
+                {"dice": dice, "iou": [d / 2 for d in dice]},
+                [0.0] * len(dice),
+                None,
+            )
+        )
     assert means.of("dice") == {"1pt": 0.5, "bbox": 0.25} and means.of("iou") == {"1pt": 0.25, "bbox": 0.125}
     assert [*means.of("dice")] == ["1pt", "bbox"] and means.objects == 3

@@ -45,7 +45,9 @@ def test_empty_masks(metric, predicted, truth, value):
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
 def test_truth_may_be_bool_or_numbers(metric, dtype):
     predicted, truth = masks(3, 5, 5, seed=1), masks(3, 5, 5, seed=2)
-    assert torch.equal(metric(predicted, truth.to(dtype), from_logits=False), metric(predicted, truth, from_logits=False))
+    assert torch.equal(
+        metric(predicted, truth.to(dtype), from_logits=False), metric(predicted, truth, from_logits=False)
+    )
 
 
 def test_logits_are_cut_above_zero():

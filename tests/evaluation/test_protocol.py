@@ -46,8 +46,11 @@ def prompts_of(mask: np.ndarray, draw: np.random.Generator) -> dict[str, list]:
     y, x = np.nonzero(mask)
     inside, outside = np.argwhere(mask), np.argwhere(~mask)
     clicks = [*inside[draw.integers(len(inside), size=2)], *outside[draw.integers(len(outside), size=2)]]
-    return {"boxes": [[int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1]],
-            "point_coords": [[int(x), int(y)] for y, x in clicks], "point_labels": [1, 1, 0, 0]}
+    return {
+        "boxes": [[int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1]],
+        "point_coords": [[int(x), int(y)] for y, x in clicks],
+        "point_labels": [1, 1, 0, 0],
+    }
 
 
 @torch.no_grad()
@@ -64,8 +67,12 @@ def plain_dice(model: Sam, image: np.ndarray, truth: np.ndarray, prompts: dict[s
     def ask(points=None, boxes=None, masks=None) -> torch.Tensor:
         sparse, dense = model.prompt_encoder(points=points, boxes=boxes, masks=masks)
         logits, iou = model.mask_decoder(
-            image_embeddings=embedding, image_pe=model.prompt_encoder.get_dense_pe(), sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense, multimask_output=True)
+            image_embeddings=embedding,
+            image_pe=model.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )
         return logits[:, [int(iou[0].argmax())]]
 
     if mode == "bbox":
@@ -75,11 +82,13 @@ def plain_dice(model: Sam, image: np.ndarray, truth: np.ndarray, prompts: dict[s
     else:
         logits = None
         for count in range(1, parse_mode(mode).clicks + 1):
-            logits = ask((points[:, :count], labels[:, :count]), masks=None if logits is None else torch.sigmoid(logits))
+            logits = ask(
+                (points[:, :count], labels[:, :count]), masks=None if logits is None else torch.sigmoid(logits)
+            )
     full = F.interpolate(logits, (SIZE, SIZE), mode="bilinear", align_corners=False)
     if is_padded(image):
         top, left = ((SIZE - side) // 2 for side in truth.shape)
-        full = full[..., top:top + truth.shape[0], left:left + truth.shape[1]]
+        full = full[..., top : top + truth.shape[0], left : left + truth.shape[1]]
     else:
         full = F.interpolate(full, truth.shape, mode="bilinear", align_corners=False)
     predicted = torch.sigmoid(full)[0, 0].numpy() > 0.5
@@ -105,12 +114,16 @@ def test_dice_of_the_originals_protocol(stand_in, shared: Path, tmp_path: Path) 
     annotator.check([*files], modes)
     ours = {
         (name, one.mode.name): dice
-        for _, scored in evaluate(model, test_loader(dataset, 1, 0), modes, device=torch.device("cpu"), annotator=annotator)
-        for one in scored for name, dice in zip(one.names, one.values["dice"])
+        for _, scored in evaluate(
+            model, test_loader(dataset, 1, 0), modes, device=torch.device("cpu"), annotator=annotator
+        )
+        for one in scored
+        for name, dice in zip(one.names, one.values["dice"])
     }
     expected = {
         (name, mode): plain_dice(model, images[image], truths[name], prompts[Path(name).name], mode)
-        for name, image in [*files.items()][::4] for mode in MODES         # every fourth mask, as each needs encoder passes
+        for name, image in [*files.items()][::4]
+        for mode in MODES  # every fourth mask, as each needs encoder passes
     }
     assert len(expected) == 12 and expected.keys() <= ours.keys() and len(ours) == 4 * len(files)
     assert {key: ours[key] for key in expected} == pytest.approx(expected, abs=1e-4)

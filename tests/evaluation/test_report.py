@@ -19,9 +19,17 @@ from sam_med2d.evaluation.summary import _tidy, all_tables, read_rows
 from tests.evaluation.test_tables import few, synthetic_rows, write_run
 
 RESULTS = {
-    "run_name": "sam-med2d", "model_type": "vit_t", "seed": 7, "data_hash": "d" * 16, "weights_hash": "c" * 16,
-    "git_commit": "d3b54fc", "device": "cpu", "versions": {"torch": "2.13.0"}, "dice": {"bbox": 0.123456},
-    "flags": {"image_size": 256, "prompt_modes": ["bbox", "1pt"], "prompt_path": None}}
+    "run_name": "sam-med2d",
+    "model_type": "vit_t",
+    "seed": 7,
+    "data_hash": "d" * 16,
+    "weights_hash": "c" * 16,
+    "git_commit": "d3b54fc",
+    "device": "cpu",
+    "versions": {"torch": "2.13.0"},
+    "dice": {"bbox": 0.123456},
+    "flags": {"image_size": 256, "prompt_modes": ["bbox", "1pt"], "prompt_path": None},
+}
 HOSTILE = '<img src=x onerror="pwned=1"><script>pwned=1</script>"\'&$x_1$'
 
 
@@ -30,7 +38,10 @@ def picture(value: int = 90) -> np.ndarray:
 
 
 def items(rows: pd.DataFrame, modes: tuple[str, ...] = ("bbox", "5pts")) -> list[GalleryItem]:
-    return [GalleryItem(c.class_name, c.rank, c.mode, f"{c.mask} {c.dice:.2f}", picture()) for c in choose_gallery(rows, modes)]
+    return [
+        GalleryItem(c.class_name, c.rank, c.mode, f"{c.mask} {c.dice:.2f}", picture())
+        for c in choose_gallery(rows, modes)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +83,11 @@ class Page(HTMLParser):
 
 def test_gallery_shows_best_median_and_worst() -> None:
     rows = few({"A/1": [0.5, 0.1, 0.9, 0.3, 0.7]})
-    assert [(c.rank, c.dice) for c in choose_gallery(rows, ["bbox"])] == [("best", 0.9), ("median", 0.5), ("worst", 0.1)]
+    assert [(c.rank, c.dice) for c in choose_gallery(rows, ["bbox"])] == [
+        ("best", 0.9),
+        ("median", 0.5),
+        ("worst", 0.1),
+    ]
     many = few({"A/1": [i / 20 for i in range(20)]})
     found = [(c.rank, round(20 * c.dice)) for c in choose_gallery(many, ["bbox"], each=2)]
     assert found == [("best", 19), ("best", 18), ("median", 9), ("median", 10), ("worst", 0), ("worst", 1)]
@@ -109,14 +124,32 @@ def test_page_shows_the_numbers_of_the_tables(tmp_path: Path) -> None:
     rows = read_rows(write_run(tmp_path, synthetic_rows(40, unscored=3)))
     text = Page(write_report(tmp_path, rows, RESULTS, items(rows))).text
     tables = all_tables(rows)
-    for name, metric in (("overall", "dice"), ("overall", "hd95"), ("dataset", "nsd"), ("class", "dice"), ("size", "iou"), ("noc", "noc85")):
+    for name, metric in (
+        ("overall", "dice"),
+        ("overall", "hd95"),
+        ("dataset", "nsd"),
+        ("class", "dice"),
+        ("size", "iou"),
+        ("noc", "noc85"),
+    ):
         for row in tables[name].query("metric == @metric").itertuples():
             assert report.tables.METRICS[metric].text(row.mean) in text
-    for expected in ("sam-med2d", "3 object(s) could not be scored", "3 empty truth", "mask-weighted mean", "c" * 16, "d3b54fc", "2.13.0",
-                     '["bbox", "1pt"]', "Dice against number of clicks", "Dice against object size", "Dice against box jitter",
-                     "Predicted against true IoU"):
+    for expected in (
+        "sam-med2d",
+        "3 object(s) could not be scored",
+        "3 empty truth",
+        "mask-weighted mean",
+        "c" * 16,
+        "d3b54fc",
+        "2.13.0",
+        '["bbox", "1pt"]',
+        "Dice against number of clicks",
+        "Dice against object size",
+        "Dice against box jitter",
+        "Predicted against true IoU",
+    ):
         assert expected in text, expected
-    assert "0.123456" not in text       # a summary is no provenance
+    assert "0.123456" not in text  # a summary is no provenance
 
 
 def test_page_holds_the_pictures_and_nothing_from_elsewhere(made: Path) -> None:
@@ -125,7 +158,12 @@ def test_page_holds_the_pictures_and_nothing_from_elsewhere(made: Path) -> None:
     assert len(sources) == 4 * 2 * 3 and all(source.startswith("data:image/jpeg;base64,") for source in sources)
     found = cv2.imdecode(np.frombuffer(base64.b64decode(sources[0].partition(",")[2]), np.uint8), cv2.IMREAD_COLOR)
     assert found.shape == (60, 50, 3) and abs(int(found.mean()) - 90) <= 2
-    links = [attributes[name] for _, attributes in page.tags for name in ("href", "xlink:href", "srcset", "action") if name in attributes]
+    links = [
+        attributes[name]
+        for _, attributes in page.tags
+        for name in ("href", "xlink:href", "srcset", "action")
+        if name in attributes
+    ]
     assert links and all(link.startswith("#") for link in links)
     assert not {"link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
     assert not re.search(r"@import|url\((?!#)", made.read_text(encoding="utf-8"))
@@ -136,7 +174,10 @@ def test_names_are_text_and_no_markup(made: Path) -> None:
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert not any("onerror" in attributes for _, attributes in page.tags)
     source = made.read_text(encoding="utf-8")
-    assert HOSTILE not in source and source.count(html.escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")) > 10
+    assert (
+        HOSTILE not in source
+        and source.count(html.escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")) > 10
+    )
     assert page.text.count(" ".join(HOSTILE.split())) > 10
 
 
@@ -161,7 +202,11 @@ def test_report_of_boxes_alone_without_names_or_results(tmp_path: Path) -> None:
     rows = synthetic_rows(3, ("bbox",), named=False).assign(predicted_iou=np.nan, image="a.png")
     rows = read_rows(write_run(tmp_path / "least", rows))
     page = Page(write_report(tmp_path / "least", rows, {}, []))
-    assert page.text.startswith("least") and "Every object was scored." in page.text and "Dice against object size" in page.text
+    assert (
+        page.text.startswith("least")
+        and "Every object was scored." in page.text
+        and "Dice against object size" in page.text
+    )
     assert "Dice against number of clicks" not in page.text and "Gallery" not in page.text
 
 
@@ -180,13 +225,23 @@ def test_an_unknown_rank_is_refused(tmp_path: Path) -> None:
 def test_a_long_list_of_the_unscored_is_cut_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "UNSCORED_LISTED", 4)
     rows = read_rows(write_run(tmp_path, synthetic_rows(20, ("bbox",), unscored=9)))
-    assert "9 object(s) could not be scored" in (text := Page(write_report(tmp_path, rows, {})).text) and "And 5 more" in text
+    assert (
+        "9 object(s) could not be scored" in (text := Page(write_report(tmp_path, rows, {})).text)
+        and "And 5 more" in text
+    )
 
 
 # ---------------------------------------------------------------- in a browser
 
-BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                 "--disable-component-update", "--disable-sync"]
+BROWSER_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +249,9 @@ def browser():
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("no Chromium here: the report is not opened in a browser (apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: the report is not opened in a browser")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright here: the report is not opened in a browser"
+    )
     with playwright.sync_playwright() as started:
         with started.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS) as opened:
             yield opened
@@ -212,7 +269,7 @@ def test_page_opens_without_an_error_or_a_request(browser, made: Path) -> None:
         page.evaluate("Promise.all([...document.images].map(image => image.decode()))")
         assert page.evaluate("typeof pwned") == "undefined"
         assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width      # tables scroll, the page does not
+        assert page.evaluate("document.documentElement.scrollWidth") <= width  # tables scroll, the page does not
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (background == "rgb(255, 255, 255)") == (scheme == "light")
         page.close()
@@ -228,22 +285,26 @@ def test_tables_sort_filter_and_change_their_metric(browser, tmp_path: Path) -> 
         .map(row => parseFloat(row.cells[column].innerText))"""
     names = """() => [...document.querySelectorAll("#by-class [data-metric]:not([hidden]) tbody tr:not([hidden])")]
         .map(row => row.cells[0].innerText)"""
-    assert page.evaluate("document.querySelector('#by-class').open") is False       # 30 classes: a long list starts closed
+    assert page.evaluate("document.querySelector('#by-class').open") is False  # 30 classes: a long list starts closed
     page.click("#by-class summary")
     before = page.evaluate(names)
     assert before[-2:] == ["mean of classes", "mask-weighted mean"] and len(before) == 32
     page.click("#by-class th:nth-child(3) button")
     values = page.evaluate(cells, 2)[:-2]
-    assert values == sorted(values, reverse=True) and page.evaluate(names)[-2:] == before[-2:]      # totals stay below
+    assert values == sorted(values, reverse=True) and page.evaluate(names)[-2:] == before[-2:]  # totals stay below
     page.click("#by-class th:nth-child(3) button")
     assert page.evaluate(cells, 2)[:-2] == values[::-1]
     page.click("#by-class th:nth-child(1) button")
-    assert page.evaluate(names)[:3] == ["organ 0", "organ 1", "organ 2"]                            # numbers in names as numbers
+    assert page.evaluate(names)[:3] == ["organ 0", "organ 1", "organ 2"]  # numbers in names as numbers
     page.fill("#by-class input", "ORGAN 2")
     assert page.evaluate(names) == ["organ 2", *(f"organ {i}" for i in range(20, 30)), *before[-2:]]
     page.select_option("#by-class select", "IoU %, median")
-    assert page.evaluate("document.querySelector('#by-class [data-metric]:not([hidden]) th').innerText").startswith("IoU %, median, by class")
+    assert page.evaluate("document.querySelector('#by-class [data-metric]:not([hidden]) th').innerText").startswith(
+        "IoU %, median, by class"
+    )
     page.click("#by-size th:nth-child(1) button")
-    sizes = page.evaluate("[...document.querySelectorAll('#by-size [data-metric]:not([hidden]) tbody td:first-child')].map(cell => cell.innerText)")
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('#by-size [data-metric]:not([hidden]) tbody td:first-child')].map(cell => cell.innerText)"
+    )
     assert sizes[0] == "below 0.1 %" and sizes[-1] == "30 % and more"
     page.close()

@@ -17,20 +17,23 @@ def blobs(seed: int, shape: tuple[int, int], threshold: float = 0.0) -> np.ndarr
 
 
 def disc(shape: tuple[int, int], y: float, x: float, radius: float) -> np.ndarray:
-    rows, columns = np.mgrid[:shape[0], :shape[1]]
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
     return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
 
 
-PAIRS = [(blobs(seed, shape, 0.2), blobs(seed + 50, shape, 0.5)) for seed, shape in enumerate([(64, 64), (40, 90), (128, 31), (200, 200)])]
+PAIRS = [
+    (blobs(seed, shape, 0.2), blobs(seed + 50, shape, 0.5))
+    for seed, shape in enumerate([(64, 64), (40, 90), (128, 31), (200, 200)])
+]
 PAIRS += [(blobs(seed, (96, 80)), np.roll(blobs(seed, (96, 80)), (2, -1), axis=(0, 1))) for seed in range(4)]
 PAIRS += [
-    (disc((60, 60), 30, 30, 12), disc((60, 60), 30, 30, 12)),                       # alike
+    (disc((60, 60), 30, 30, 12), disc((60, 60), 30, 30, 12)),  # alike
     (disc((60, 60), 30, 30, 12), disc((60, 60), 29, 33, 9)),
-    (disc((60, 60), 10, 10, 3), disc((60, 60), 50, 50, 3)),                         # apart
-    (np.ones((20, 30), bool), disc((20, 30), 10, 15, 5)),                           # up to the picture's border
-    (disc((50, 50), 25, 25, 0.5), disc((50, 50), 20, 22, 0.5)),                     # single pixels
+    (disc((60, 60), 10, 10, 3), disc((60, 60), 50, 50, 3)),  # apart
+    (np.ones((20, 30), bool), disc((20, 30), 10, 15, 5)),  # up to the picture's border
+    (disc((50, 50), 25, 25, 0.5), disc((50, 50), 20, 22, 0.5)),  # single pixels
     (disc((50, 50), 25, 25, 0.5), disc((50, 50), 20, 22, 15)),
-    (np.eye(30, dtype=bool), np.eye(30, dtype=bool)[::-1].copy()),                  # lines
+    (np.eye(30, dtype=bool), np.eye(30, dtype=bool)[::-1].copy()),  # lines
 ]
 
 
@@ -52,9 +55,15 @@ def test_the_pairs_are_of_many_kinds() -> None:
     assert {nsd for nsd, _ in found} >= {0.0, 1.0}
 
 
-@pytest.mark.parametrize("predicted, truth, expected", [
-    (False, False, (1.0, 0.0)), (True, False, (0.0, 50.0)), (False, True, (0.0, 50.0)),
-], ids=["both empty", "truth empty", "prediction empty"])
+@pytest.mark.parametrize(
+    "predicted, truth, expected",
+    [
+        (False, False, (1.0, 0.0)),
+        (True, False, (0.0, 50.0)),
+        (False, True, (0.0, 50.0)),
+    ],
+    ids=["both empty", "truth empty", "prediction empty"],
+)
 def test_empty_masks_follow_the_rule(predicted: bool, truth: bool, expected: tuple[float, float]) -> None:
     """The distance is the diagonal of a picture of 30 x 40 pixels."""
     masks = [disc((30, 40), 15, 20, 6) if there else np.zeros((30, 40), bool) for there in (predicted, truth)]

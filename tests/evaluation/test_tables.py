@@ -27,12 +27,29 @@ from sam_med2d.evaluation.summary import (
 
 METRIC_COLUMNS = ("dice", "iou", "nsd", "hd95", "predicted_iou", "noc80", "noc85", "noc90")
 MODES = ("bbox", "bbox_jitter5", "bbox_jitter10", "1pt", "3pts", "5pts", "5shot", "bbox+2pts")
-DIFFICULTY = {"bbox": 0.0, "bbox_jitter5": 0.3, "bbox_jitter10": 0.7, "1pt": 1.2, "3pts": 0.7, "5pts": 0.4, "5shot": 0.9,
-              "bbox+2pts": -0.3, "mask": 0.1}
+DIFFICULTY = {
+    "bbox": 0.0,
+    "bbox_jitter5": 0.3,
+    "bbox_jitter10": 0.7,
+    "1pt": 1.2,
+    "3pts": 0.7,
+    "5pts": 0.4,
+    "5shot": 0.9,
+    "bbox+2pts": -0.3,
+    "mask": 0.1,
+}
 
 
-def synthetic_rows(objects: int = 60, modes: Sequence[str] = MODES, *, seed: int = 0, skill: float = 0.0, unscored: int = 0,
-                   named: bool = True, classes: int = 4) -> pd.DataFrame:
+def synthetic_rows(
+    objects: int = 60,
+    modes: Sequence[str] = MODES,
+    *,
+    seed: int = 0,
+    skill: float = 0.0,
+    unscored: int = 0,
+    named: bool = True,
+    classes: int = 4,
+) -> pd.DataFrame:
     """What an evaluation might have written: slices of cases of three data sets, small objects and few clicks being harder.
 
     skill: raises every Dice of a model whose other properties (`seed`) stay the same. unscored: objects with an empty truth.
@@ -41,7 +58,9 @@ def synthetic_rows(objects: int = 60, modes: Sequence[str] = MODES, *, seed: int
     rng = np.random.default_rng(seed)
     case = rng.integers(max(2, objects // 12), size=objects)
     share = np.exp(rng.uniform(np.log(4e-4), np.log(0.4), size=objects))
-    ease = 1.8 + 0.35 * np.log(share / 0.01) + rng.normal(size=case.max() + 1)[case] * 0.5 + rng.normal(size=objects) * 0.4
+    ease = (
+        1.8 + 0.35 * np.log(share / 0.01) + rng.normal(size=case.max() + 1)[case] * 0.5 + rng.normal(size=objects) * 0.4
+    )
     rows = []
     for i in range(objects):
         dataset = ("AMOS22", "BraTS21", "KiTS23")[case[i] % 3]
@@ -56,15 +75,32 @@ def synthetic_rows(objects: int = 60, modes: Sequence[str] = MODES, *, seed: int
             iterative = mode.endswith(("pt", "pts")) and "bbox" not in mode
             first = 1 + np.floor(np.exp(rng.normal() + 1.2 - logit))
             row = {
-                "image": image, "mask": f"masks/{Path(image).stem}--{i % classes:04d}_{i:03d}.png", "dataset": dataset,
-                "modality": modality, "class": f"organ {i % classes}", "case": f"case_{case[i]:04d}", "axis": "x",
-                "slice": i // 3, "mode": mode, "strategy": "random" if clicks else "", "clicks": clicks,
-                "box": int("bbox" in mode), "true_area": area, "image_area": side * side,
-                "predicted_area": max(0, round(area * (1 + rng.normal() * 0.1))), "dice": dice, "iou": dice / (2 - dice),
-                "nsd": min(1.0, dice * 1.05), "hd95": (1 - dice) * 40 if dice > 0.05 else np.nan,
+                "image": image,
+                "mask": f"masks/{Path(image).stem}--{i % classes:04d}_{i:03d}.png",
+                "dataset": dataset,
+                "modality": modality,
+                "class": f"organ {i % classes}",
+                "case": f"case_{case[i]:04d}",
+                "axis": "x",
+                "slice": i // 3,
+                "mode": mode,
+                "strategy": "random" if clicks else "",
+                "clicks": clicks,
+                "box": int("bbox" in mode),
+                "true_area": area,
+                "image_area": side * side,
+                "predicted_area": max(0, round(area * (1 + rng.normal() * 0.1))),
+                "dice": dice,
+                "iou": dice / (2 - dice),
+                "nsd": min(1.0, dice * 1.05),
+                "hd95": (1 - dice) * 40 if dice > 0.05 else np.nan,
                 "predicted_iou": dice / (2 - dice) + 0.04 + rng.normal() * 0.06,
-                **{f"noc{level}": first + extra if iterative and first + extra <= clicks else np.nan
-                   for extra, level in enumerate((80, 85, 90))}, "status": "ok"}
+                **{
+                    f"noc{level}": first + extra if iterative and first + extra <= clicks else np.nan
+                    for extra, level in enumerate((80, 85, 90))
+                },
+                "status": "ok",
+            }
             if i < unscored:
                 row |= {name: np.nan for name in METRIC_COLUMNS} | {"status": "empty truth", "true_area": 0}
             if not named:
@@ -88,11 +124,35 @@ def few(values: dict[str, list[float]], **columns: object) -> pd.DataFrame:
         dataset, case = place.split("/")
         for dice in dices:
             i = len(rows)
-            rows.append({"image": f"{place}_{i}.png", "mask": f"{place}_{i}_m.png", "dataset": dataset, "modality": "ct",
-                         "class": "liver", "case": case, "axis": "", "slice": pd.NA, "mode": "bbox", "strategy": "", "clicks": 0.0,
-                         "box": 1.0, "true_area": 50.0, "image_area": 1000.0, "predicted_area": 50.0, "dice": dice,
-                         "iou": dice / (2 - dice), "nsd": dice, "hd95": 1.0, "predicted_iou": 0.5, "noc80": np.nan,
-                         "noc85": np.nan, "noc90": np.nan, "status": "ok"} | columns)
+            rows.append(
+                {
+                    "image": f"{place}_{i}.png",
+                    "mask": f"{place}_{i}_m.png",
+                    "dataset": dataset,
+                    "modality": "ct",
+                    "class": "liver",
+                    "case": case,
+                    "axis": "",
+                    "slice": pd.NA,
+                    "mode": "bbox",
+                    "strategy": "",
+                    "clicks": 0.0,
+                    "box": 1.0,
+                    "true_area": 50.0,
+                    "image_area": 1000.0,
+                    "predicted_area": 50.0,
+                    "dice": dice,
+                    "iou": dice / (2 - dice),
+                    "nsd": dice,
+                    "hd95": 1.0,
+                    "predicted_iou": 0.5,
+                    "noc80": np.nan,
+                    "noc85": np.nan,
+                    "noc90": np.nan,
+                    "status": "ok",
+                }
+                | columns
+            )
     return tables._tidy(pd.DataFrame(rows))
 
 
@@ -118,7 +178,7 @@ def test_rows_are_read_as_written(tmp_path: Path, kind: str) -> None:
     rows = read_rows(tmp_path)
     pd.testing.assert_frame_equal(rows, read_rows(tmp_path / f"rows.{kind}"))
     assert list(rows.columns) == list(COLUMNS)
-    assert [*rows["mode"].cat.categories] == [*MODES]           # in the order of the run
+    assert [*rows["mode"].cat.categories] == [*MODES]  # in the order of the run
     for column in COLUMNS:
         expected = written[column].astype("float64") if column in tables.NUMBERS else written[column].astype(str)
         found = rows[column].astype("float64") if column in tables.NUMBERS else rows[column].astype(str)
@@ -128,20 +188,29 @@ def test_rows_are_read_as_written(tmp_path: Path, kind: str) -> None:
             assert found.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("spoil, said", [
-    (lambda folder: (folder / "rows.csv").unlink(), "holds no rows.csv"),
-    (lambda folder: (folder / "rows.csv").write_text(""), "no column image, mask, dataset and 21 more"),
-    (lambda folder: (folder / "rows.csv").write_text(",".join(COLUMNS) + "\n"), "holds no objects"),
-    (lambda folder: (folder / "rows.csv").write_text("image,mask,mode,dice,iou\na,b,bbox,1,1\n"), "no column dataset, modality, class"),
-    (lambda folder: (folder / "rows.csv").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe\x00"), "not a text file"),
-    (lambda folder: change(folder, 3, "dice", "much"), "much"),
-    (lambda folder: change(folder, 3, "dice", ""), "line 5 has status ok but no Dice"),
-    (lambda folder: change(folder, 3, "status", ""), "line 5 is incomplete"),
-    (lambda folder: (folder / "rows.csv").write_text((folder / "rows.csv").read_text()[:-60]), "is incomplete"),
-    (lambda folder: (folder / "rows.csv").write_text((folder / "rows.csv").read_text() + "a,b,c\n"), "line 7 is incomplete"),
-    (lambda folder: (folder / "rows.parquet").write_bytes(b"PAR1"), "holds both"),
-    (lambda folder: (folder / "rows.csv").rename(folder / "rows.parquet"), "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda folder: (folder / "rows.csv").unlink(), "holds no rows.csv"),
+        (lambda folder: (folder / "rows.csv").write_text(""), "no column image, mask, dataset and 21 more"),
+        (lambda folder: (folder / "rows.csv").write_text(",".join(COLUMNS) + "\n"), "holds no objects"),
+        (
+            lambda folder: (folder / "rows.csv").write_text("image,mask,mode,dice,iou\na,b,bbox,1,1\n"),
+            "no column dataset, modality, class",
+        ),
+        (lambda folder: (folder / "rows.csv").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe\x00"), "not a text file"),
+        (lambda folder: change(folder, 3, "dice", "much"), "much"),
+        (lambda folder: change(folder, 3, "dice", ""), "line 5 has status ok but no Dice"),
+        (lambda folder: change(folder, 3, "status", ""), "line 5 is incomplete"),
+        (lambda folder: (folder / "rows.csv").write_text((folder / "rows.csv").read_text()[:-60]), "is incomplete"),
+        (
+            lambda folder: (folder / "rows.csv").write_text((folder / "rows.csv").read_text() + "a,b,c\n"),
+            "line 7 is incomplete",
+        ),
+        (lambda folder: (folder / "rows.parquet").write_bytes(b"PAR1"), "holds both"),
+        (lambda folder: (folder / "rows.csv").rename(folder / "rows.parquet"), "cannot be read"),
+    ],
+)
 def test_unusable_files_end_in_one_line(tmp_path: Path, spoil, said: str) -> None:
     write_run(tmp_path, synthetic_rows(5, ("bbox",)))
     spoil(tmp_path)
@@ -181,7 +250,11 @@ def test_unweighted_and_mask_weighted_means() -> None:
 def test_groups_without_a_name_are_shown_but_not_averaged_over() -> None:
     rows = few({"A/1": [0.2], "A/2": [0.4], "/3": [0.9], "B/4": [0.5, 0.7]})
     dice = summarise(rows, "dataset", totals=True).query("metric == 'dice'").set_index("dataset")["mean"]
-    assert dice[UNKNOWN] == 0.9 and dice["mean of datasets"] == pytest.approx(0.45) and dice[WEIGHTED] == pytest.approx(0.54)
+    assert (
+        dice[UNKNOWN] == 0.9
+        and dice["mean of datasets"] == pytest.approx(0.45)
+        and dice[WEIGHTED] == pytest.approx(0.54)
+    )
 
 
 def test_unscored_objects_are_counted_and_in_no_mean(tmp_path: Path) -> None:
@@ -207,8 +280,16 @@ def test_an_undefined_distance_is_left_out_and_counted() -> None:
 
 def test_size_bins_include_their_lower_edge() -> None:
     bins = tables.size_bins(pd.Series([0.0, 9.9, 10, 29.9, 30, 100, 3000, 10000]), pd.Series([10000] * 8))
-    assert [*bins.astype(str)] == ["below 0.1 %", "below 0.1 %", "0.1 to 0.3 %", "0.1 to 0.3 %", "0.3 to 1 %", "1 to 3 %",
-                                   "30 % and more", "30 % and more"]
+    assert [*bins.astype(str)] == [
+        "below 0.1 %",
+        "below 0.1 %",
+        "0.1 to 0.3 %",
+        "0.1 to 0.3 %",
+        "0.3 to 1 %",
+        "1 to 3 %",
+        "30 % and more",
+        "30 % and more",
+    ]
 
 
 # ---------------------------------------------------------------- intervals
@@ -221,8 +302,15 @@ def test_interval_agrees_with_scipy() -> None:
     sums = counts * rng.beta(5, 2, size=40)
     means = tables.resampled_means(sums[:, None], counts[:, None], resamples=9999, seed=3)
     low, high = tables.interval(means)
-    theirs = scipy.stats.bootstrap((sums, counts), lambda s, n, axis=-1: s.sum(axis=axis) / n.sum(axis=axis), paired=True,
-                                   vectorized=True, method="percentile", n_resamples=9999, rng=np.random.default_rng(4))
+    theirs = scipy.stats.bootstrap(
+        (sums, counts),
+        lambda s, n, axis=-1: s.sum(axis=axis) / n.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=9999,
+        rng=np.random.default_rng(4),
+    )
     assert means.std() == pytest.approx(theirs.standard_error, rel=0.04)
     width = high[0] - low[0]
     assert low[0] == pytest.approx(theirs.confidence_interval.low, abs=0.04 * width)
@@ -234,9 +322,15 @@ def test_summary_resamples_cases_where_known_else_images(tmp_path: Path) -> None
     for named in (True, False):
         frame = tables._tidy(rows.assign(case=rows["case"] if named else ""))
         groups = rows.groupby(["dataset", "case"] if named else "image")["dice"]
-        theirs = scipy.stats.bootstrap((groups.sum().to_numpy(), groups.size().to_numpy()),
-                                       lambda s, n, axis=-1: s.sum(axis=axis) / n.sum(axis=axis), paired=True, vectorized=True,
-                                       method="percentile", n_resamples=9999, rng=np.random.default_rng(0)).confidence_interval
+        theirs = scipy.stats.bootstrap(
+            (groups.sum().to_numpy(), groups.size().to_numpy()),
+            lambda s, n, axis=-1: s.sum(axis=axis) / n.sum(axis=axis),
+            paired=True,
+            vectorized=True,
+            method="percentile",
+            n_resamples=9999,
+            rng=np.random.default_rng(0),
+        ).confidence_interval
         dice = only(summarise(frame, resamples=9999), metric="dice")
         assert dice["clusters"] == len(groups)
         assert [dice["low"], dice["high"]] == pytest.approx([*theirs], abs=0.05 * (theirs.high - theirs.low))
@@ -265,7 +359,9 @@ def test_mean_of_data_sets_resamples_each_within_itself() -> None:
 def test_mean_of_classes_draws_a_case_with_all_that_is_in_it() -> None:
     """Two classes that say the same of every case are no more evidence than one."""
     rng = np.random.default_rng(0)
-    rows = few({f"{dataset}/{case}": [value, value] for dataset in "AB" for case in range(20) for value in [rng.beta(4, 2)]})
+    rows = few(
+        {f"{dataset}/{case}": [value, value] for dataset in "AB" for case in range(20) for value in [rng.beta(4, 2)]}
+    )
     rows["class"] = pd.Categorical(["liver", "spleen"] * 40)
     dice = summarise(rows, "class", totals=True, resamples=4000).query("metric == 'dice'").set_index("class")
     widths = dice["high"] - dice["low"]
@@ -280,7 +376,7 @@ def test_intervals_depend_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> 
     shuffled = rows.sample(frac=1, random_state=0)
     shuffled["mode"] = shuffled["mode"].cat.reorder_categories(["bbox", "1pt"])
     pd.testing.assert_frame_equal(summarise(shuffled, "class"), first)
-    monkeypatch.setattr(tables, "WEIGHTS_AT_ONCE", 50)          # resamples one by one
+    monkeypatch.setattr(tables, "WEIGHTS_AT_ONCE", 50)  # resamples one by one
     pd.testing.assert_frame_equal(summarise(rows, "class"), first)
     assert not summarise(rows, "class", seed=1)["low"].equals(first["low"])
 
@@ -288,7 +384,7 @@ def test_intervals_depend_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> 
 def test_memory_of_the_bootstrap_is_bounded() -> None:
     sums, counts = np.random.default_rng(0).random((20_000, 2)), np.ones((20_000, 2))
     tracemalloc.start()
-    tables.resampled_means(sums, counts, resamples=400)         # all weights at once would be 64 MB
+    tables.resampled_means(sums, counts, resamples=400)  # all weights at once would be 64 MB
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16e6
@@ -301,14 +397,21 @@ def test_number_of_clicks_counts_the_cap_where_a_dice_was_never_reached() -> Non
     rows = few({"A/1": [0.9, 0.7], "A/2": [0.86, 0.5]}, mode="5pts", clicks=5.0, box=0.0)
     rows["noc80"], rows["noc85"] = [1, np.nan, 3, np.nan], [2, np.nan, 4, np.nan]
     noc = all_tables(rows)["noc"].set_index("metric")
-    assert noc["mean"].to_dict() == {"noc80": 3.5, "never80": 0.5, "noc85": 4.0, "never85": 0.5, "noc90": 5.0, "never90": 1.0}
+    assert noc["mean"].to_dict() == {
+        "noc80": 3.5,
+        "never80": 0.5,
+        "noc85": 4.0,
+        "never85": 0.5,
+        "noc90": 5.0,
+        "never90": 1.0,
+    }
     reached = all_tables(rows)["reached"]
     assert reached[reached["level"] == 85]["share"].tolist() == [0, 0.25, 0.25, 0.5, 0.5]
 
 
 def test_number_of_clicks_is_for_modes_of_clicks() -> None:
     made = all_tables(tables._tidy(synthetic_rows(30)))
-    assert [*made["noc"]["mode"].unique()] == ["3pts", "5pts"]      # a single click has nothing to count
+    assert [*made["noc"]["mode"].unique()] == ["3pts", "5pts"]  # a single click has nothing to count
     assert not len(all_tables(few({"A/1": [0.5], "A/2": [0.6]}))["noc"])
 
 
@@ -317,11 +420,17 @@ def test_calibration_by_hand() -> None:
     rows["predicted_iou"], rows["iou"] = [0.25, 0.21, 1.2, -0.1], [0.30, 0.11, 0.9, 0.1]
     found = tables.calibration(rows).iloc[0]
     errors = np.array([-0.05, 0.1, 0.3, -0.2])
-    assert found["mean_absolute_error"] == pytest.approx(np.abs(errors).mean()) and found["bias"] == pytest.approx(errors.mean())
+    assert found["mean_absolute_error"] == pytest.approx(np.abs(errors).mean()) and found["bias"] == pytest.approx(
+        errors.mean()
+    )
     assert found["correlation"] == pytest.approx(scipy.stats.pearsonr(rows["predicted_iou"], rows["iou"]).statistic)
     bins = tables.calibration_bins(rows)
-    assert bins[["bin_from", "bin_to", "n"]].to_numpy().tolist() == pytest.approx(np.array([[0, 0.1, 1], [0.2, 0.3, 2], [0.9, 1, 1]]))
-    assert bins["predicted"].tolist() == pytest.approx([-0.1, 0.23, 1.2]) and bins["true"].tolist() == pytest.approx([0.1, 0.205, 0.9])
+    assert bins[["bin_from", "bin_to", "n"]].to_numpy().tolist() == pytest.approx(
+        np.array([[0, 0.1, 1], [0.2, 0.3, 2], [0.9, 1, 1]])
+    )
+    assert bins["predicted"].tolist() == pytest.approx([-0.1, 0.23, 1.2]) and bins["true"].tolist() == pytest.approx(
+        [0.1, 0.205, 0.9]
+    )
 
 
 def test_calibration_of_a_constant_has_no_correlation() -> None:
@@ -333,7 +442,10 @@ def test_curves() -> None:
     made = all_tables(tables._tidy(synthetic_rows(60)))
     curves = made["dice_by_clicks"]
     assert {series: part["clicks"].tolist() for series, part in curves.groupby("series")} == {
-        "box, then clicks": [0, 2], "clicks at once": [5], "iterative clicks": [1, 3, 5]}
+        "box, then clicks": [0, 2],
+        "clicks at once": [5],
+        "iterative clicks": [1, 3, 5],
+    }
     assert made["dice_by_jitter"]["jitter"].tolist() == [0, 5, 10]
     three = only(made["overall"], mode="3pts", metric="dice")
     assert only(curves[curves["clicks"] == 3], series="iterative clicks")["mean"] == three["mean"]
@@ -356,7 +468,8 @@ def test_text_and_markdown() -> None:
         "A                         2                50.00",
         "B|2                       1               100.00",
         "mean of datasets          3                75.00",
-        "mask-weighted mean        3  66.67 [50.0, 100.0]"]
+        "mask-weighted mean        3  66.67 [50.0, 100.0]",
+    ]
     markdown = format_table(made["dataset"], "markdown").splitlines()
     assert markdown[0] == "| Dice % by dataset | objects | bbox |" and markdown[1] == "|---|--:|--:|"
     assert markdown[3] == r"| B\|2 | 1 | 100.00 |"
@@ -372,7 +485,9 @@ def test_latex_escapes_names_and_has_one_cell_a_column() -> None:
 
 def test_csv_and_json_carry_every_number() -> None:
     table = all_tables(few({"A/1": [0.5], "B/2": [1 / 3]}))["dataset"]
-    pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(format_table(table, "csv"))), table, check_dtype=False, rtol=1e-14)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(io.StringIO(format_table(table, "csv"))), table, check_dtype=False, rtol=1e-14
+    )
     records = json.loads(format_table(table, "json"), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert len(records) == len(table) and records[0]["mean"] == 0.5 and records[0]["low"] is None
 

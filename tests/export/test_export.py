@@ -45,7 +45,7 @@ IMAGES = [ROOT / f"data_demo/images/mni152_{name}.png" for name in ("axial_094",
 @pytest.fixture(scope="module")
 def images() -> list[np.ndarray]:
     first, second = (read_image(str(path)) for path in IMAGES)
-    return [first, second[:60, :50]]        # larger and smaller than the frame
+    return [first, second[:60, :50]]  # larger and smaller than the frame
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +77,24 @@ def test_adapter_is_the_models(height, width):
 def test_other_exporters_can_take_the_encoder_as_it_is(model, opset, tmp_path):
     """A tracer sees the convolutions of the adapters, not the products that a CPU computes, which have no form in ONNX."""
     image = torch.randn(1, 3, model.image_size, model.image_size)
-    torch.onnx.export(model.image_encoder, (image,), str(tmp_path / "plain.onnx"), dynamo=False, opset_version=opset, input_names=["x"])
-    got, = OnnxRuntimeSession(tmp_path / "plain.onnx")({"x": image.numpy()}).values()
+    torch.onnx.export(
+        model.image_encoder,
+        (image,),
+        str(tmp_path / "plain.onnx"),
+        dynamo=False,
+        opset_version=opset,
+        input_names=["x"],
+    )
+    (got,) = OnnxRuntimeSession(tmp_path / "plain.onnx")({"x": image.numpy()}).values()
     with torch.inference_mode():
         assert_near(torch.from_numpy(got), model.image_encoder(image))
 
 
 def test_the_model_keeps_its_own_layers(model):
     EncoderGraph(model)
-    assert isinstance(model.image_encoder.blocks[0].attn, Attention) and isinstance(model.image_encoder.blocks[0].Adapter, Adapter)
+    assert isinstance(model.image_encoder.blocks[0].attn, Attention) and isinstance(
+        model.image_encoder.blocks[0].Adapter, Adapter
+    )
 
 
 def test_stretching_in_the_graph_picks_opencvs_pixels():
@@ -104,10 +113,15 @@ def test_stretching_in_the_graph_picks_opencvs_pixels():
 def test_encoder_file_is_the_model(model, images, tmp_path, options):
     save(trace_encoder(EncoderGraph(model, **options), 17), tmp_path / "e.onnx")
     session = OnnxRuntimeSession(tmp_path / "e.onnx", 1)
-    assert session.inputs == {"input_image": {"{}": (1, 3, 96, 96), "{'preprocess': True}": (None, None, 3),
-                                              "{'batch': None}": (None, 3, 96, 96)}[str(options)]}
+    assert session.inputs == {
+        "input_image": {
+            "{}": (1, 3, 96, 96),
+            "{'preprocess': True}": (None, None, 3),
+            "{'batch': None}": (None, 3, 96, 96),
+        }[str(options)]
+    }
     assert encoder_difference(model, session, images) < 1e-4
-    odd = np.random.default_rng(0).integers(0, 256, (186, 198, 3), dtype=np.uint8)     # where OpenCV rounds the other way
+    odd = np.random.default_rng(0).integers(0, 256, (186, 198, 3), dtype=np.uint8)  # where OpenCV rounds the other way
     assert encoder_difference(model, session, [odd]) < 1e-4
 
 
@@ -121,8 +135,15 @@ def test_other_opsets(model, images, tmp_path, opset):
     assert max(value for kind in found.values() for value in kind.values()) < 1e-4
 
 
-@pytest.mark.parametrize("options", [{}, {"single_mask": True}, {"single_mask": True, "stability_score": True},
-                                     {"extra_metrics": True, "longest_side": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"single_mask": True},
+        {"single_mask": True, "stability_score": True},
+        {"extra_metrics": True, "longest_side": True},
+    ],
+)
 def test_decoder_file_is_the_model(model, images, tmp_path, options):
     graph = DecoderGraph(model, **options)
     save(trace_decoder(graph, 17), tmp_path / "d.onnx")
@@ -135,21 +156,38 @@ def test_decoder_file_is_the_model(model, images, tmp_path, options):
 def test_names_that_clients_know(model, tmp_path):
     save(trace_decoder(DecoderGraph(model), 17), tmp_path / "d.onnx")
     graph = onnx.load(str(tmp_path / "d.onnx")).graph
-    assert [one.name for one in graph.input] == ["image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input",
-                                                 "orig_im_size"]
+    assert [one.name for one in graph.input] == [
+        "image_embeddings",
+        "point_coords",
+        "point_labels",
+        "mask_input",
+        "has_mask_input",
+        "orig_im_size",
+    ]
     assert [one.name for one in graph.output] == ["masks", "iou_predictions", "low_res_masks"]
-    assert DecoderGraph(model, extra_metrics=True).output_names == ["masks", "iou_predictions", "stability_scores", "areas",
-                                                                    "low_res_masks"]
+    assert DecoderGraph(model, extra_metrics=True).output_names == [
+        "masks",
+        "iou_predictions",
+        "stability_scores",
+        "areas",
+        "low_res_masks",
+    ]
 
 
 def test_extra_metrics_are_of_the_masks(model, tmp_path):
     graph = DecoderGraph(model, extra_metrics=True)
     save(trace_decoder(graph, 17), tmp_path / "d.onnx")
     session = OnnxRuntimeSession(tmp_path / "d.onnx", 1)
-    found = session({"image_embeddings": np.random.default_rng(0).normal(size=(1, 256, 6, 6)).astype(np.float32),
-                     "point_coords": np.full((1, 1, 2), 30, np.float32), "point_labels": np.ones((1, 1), np.float32),
-                     "mask_input": np.zeros((1, 1, 24, 24), np.float32), "has_mask_input": np.zeros(1, np.float32),
-                     "orig_im_size": np.array([40, 55], np.float32)})
+    found = session(
+        {
+            "image_embeddings": np.random.default_rng(0).normal(size=(1, 256, 6, 6)).astype(np.float32),
+            "point_coords": np.full((1, 1, 2), 30, np.float32),
+            "point_labels": np.ones((1, 1), np.float32),
+            "mask_input": np.zeros((1, 1, 24, 24), np.float32),
+            "has_mask_input": np.zeros(1, np.float32),
+            "orig_im_size": np.array([40, 55], np.float32),
+        }
+    )
     assert np.array_equal(found["areas"], (found["masks"] > 0).sum((-2, -1)))
     stability = (found["masks"] > 1).sum((-2, -1)) / np.maximum((found["masks"] > -1).sum((-2, -1)), 1)
     assert np.abs(found["stability_scores"] - stability).max() < 1e-6
@@ -201,20 +239,53 @@ def test_what_fails_leaves_the_old_file(tmp_path):
 
 
 def run(*command: object, folder: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *map(str, command)], cwd=folder, capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     """Both files, by the commands of the README, from the weights that ship."""
     folder = tmp_path_factory.mktemp("files")
-    encoder = run("scripts/export_onnx_encoder_model.py", "--sam_checkpoint", WEIGHTS, "--output", folder / "t.encoder.onnx", "--model-type",
-                  "vit_t", "--image_size", "64", "--encoder_adapter", "True", "--quantize", "--calibration_images", "4")
+    encoder = run(
+        "scripts/export_onnx_encoder_model.py",
+        "--sam_checkpoint",
+        WEIGHTS,
+        "--output",
+        folder / "t.encoder.onnx",
+        "--model-type",
+        "vit_t",
+        "--image_size",
+        "64",
+        "--encoder_adapter",
+        "True",
+        "--quantize",
+        "--calibration_images",
+        "4",
+    )
     assert encoder.returncode == 0, encoder.stderr
     (folder / "encoder.txt").write_text(encoder.stdout)
-    decoder = run("scripts/export_onnx_model.py", "--checkpoint", WEIGHTS, "--output", folder / "t.decoder.onnx", "--model-type", "vit_t",
-                  "--return-single-mask", "--opset", "16", "--image_size", "64", "--encoder_adapter", "True")
+    decoder = run(
+        "scripts/export_onnx_model.py",
+        "--checkpoint",
+        WEIGHTS,
+        "--output",
+        folder / "t.decoder.onnx",
+        "--model-type",
+        "vit_t",
+        "--return-single-mask",
+        "--opset",
+        "16",
+        "--image_size",
+        "64",
+        "--encoder_adapter",
+        "True",
+    )
     assert decoder.returncode == 0, decoder.stderr
     (folder / "decoder.txt").write_text(decoder.stdout)
     return folder
@@ -222,18 +293,36 @@ def exported(tmp_path_factory) -> Path:
 
 def test_exports_end_with_a_comparison(exported):
     encoder, decoder = (exported / "encoder.txt").read_text(), (exported / "decoder.txt").read_text()
-    assert "image_embeddings" in encoder and "largest difference" in encoder and "float32, eager" in encoder and "int8" in encoder
+    assert (
+        "image_embeddings" in encoder
+        and "largest difference" in encoder
+        and "float32, eager" in encoder
+        and "int8" in encoder
+    )
     assert all(kind in decoder for kind in ("box", "points + mask", "low_res_masks"))
-    table = {line.split(",")[0]: line.split()[-3:] for line in encoder.splitlines() if line.startswith(("float32, eager", "int8, ONNX"))}
+    table = {
+        line.split(",")[0]: line.split()[-3:]
+        for line in encoder.splitlines()
+        if line.startswith(("float32, eager", "int8, ONNX"))
+    }
     full, int8 = (np.array(table[name], float) for name in ("float32", "int8"))
     assert np.abs(full - int8).mean() < 1, "int8 changes the Dice of the demo's model by more than a point"
 
 
 def test_the_example_gives_the_predictors_masks(exported, tmp_path):
-    done = run("main.py", "--encoder_model", exported / "t.encoder.onnx", "--decoder_model", exported / "t.decoder.onnx", "--work_dir", tmp_path,
-               folder=ROOT / "examples/SAM-Med2D-onnxruntime")
+    done = run(
+        "main.py",
+        "--encoder_model",
+        exported / "t.encoder.onnx",
+        "--decoder_model",
+        exported / "t.decoder.onnx",
+        "--work_dir",
+        tmp_path,
+        folder=ROOT / "examples/SAM-Med2D-onnxruntime",
+    )
     assert done.returncode == 0, done.stderr
     from segment_anything import sam_model_registry
+
     predictor = SamPredictor(sam_model_registry["vit_t"](image_size=64, encoder_adapter=True, checkpoint=str(WEIGHTS)))
     predictor.set_image(read_image(str(IMAGES[0])), "BGR")
     point = predictor.predict([[110, 60]], [1])
@@ -252,13 +341,28 @@ def test_the_example_needs_no_pytorch():
     assert "import torch" not in text and "segment_anything" not in text.replace("SAM-Med2D", "")
 
 
-@pytest.mark.parametrize("script, flags, message", [
-    ("export_onnx_model", ["--checkpoint", "nowhere.pth", "--output", "x.onnx"], "nowhere.pth"),
-    ("export_onnx_model", ["--checkpoint", str(WEIGHTS), "--output", "x.bin"], "ends in .onnx"),
-    ("export_onnx_encoder_model", ["--checkpoint", str(WEIGHTS), "--output", "x.onnx", "--opset", "9"], "--opset 9"),
-    ("export_onnx_encoder_model", ["--checkpoint", str(WEIGHTS), "--output", "x.onnx", "--use-preprocess", "--quantize"], "int8"),
-    ("export_onnx_encoder_model", ["--checkpoint", str(WEIGHTS), "--output", "x.onnx", "--data_path", "nowhere"], "nowhere"),
-])
+@pytest.mark.parametrize(
+    "script, flags, message",
+    [
+        ("export_onnx_model", ["--checkpoint", "nowhere.pth", "--output", "x.onnx"], "nowhere.pth"),
+        ("export_onnx_model", ["--checkpoint", str(WEIGHTS), "--output", "x.bin"], "ends in .onnx"),
+        (
+            "export_onnx_encoder_model",
+            ["--checkpoint", str(WEIGHTS), "--output", "x.onnx", "--opset", "9"],
+            "--opset 9",
+        ),
+        (
+            "export_onnx_encoder_model",
+            ["--checkpoint", str(WEIGHTS), "--output", "x.onnx", "--use-preprocess", "--quantize"],
+            "int8",
+        ),
+        (
+            "export_onnx_encoder_model",
+            ["--checkpoint", str(WEIGHTS), "--output", "x.onnx", "--data_path", "nowhere"],
+            "nowhere",
+        ),
+    ],
+)
 def test_bad_input_ends_in_one_line(script, flags, message, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     monkeypatch.chdir(tmp_path)

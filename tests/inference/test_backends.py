@@ -64,7 +64,9 @@ def test_every_kind_of_prompt_and_output(model, files, backend, rows):
     for kind in PROMPT_KINDS:
         prompts = prompts_of(kind, rows, 96)
         for multimask in (True, False, None):
-            for got, want in zip(runtime.predict(embeddings, prompts, multimask), model.predict(embeddings, prompts, multimask)):
+            for got, want in zip(
+                runtime.predict(embeddings, prompts, multimask), model.predict(embeddings, prompts, multimask)
+            ):
                 assert got.shape == want.shape
                 assert_near(got, want)
 
@@ -73,7 +75,9 @@ def test_every_kind_of_prompt_and_output(model, files, backend, rows):
 def test_the_file_of_the_best_mask_gives_the_best_and_nothing_else(model, files, backend):
     runtime = open_runtime(backend, files / "encoder.onnx", files / "decoder_best.onnx", threads=1)
     embeddings, prompts = torch.randn(4, 256, 6, 6), prompts_of("points", 4, 96)
-    for got, want in zip(best_of(runtime.predict(embeddings, prompts, True)), best_of(model.predict(embeddings, prompts, True))):
+    for got, want in zip(
+        best_of(runtime.predict(embeddings, prompts, True)), best_of(model.predict(embeddings, prompts, True))
+    ):
         assert_near(got, want)
     with pytest.raises(UsageError, match="return-single-mask"):
         runtime.predict(embeddings, prompts, False)
@@ -86,8 +90,13 @@ def test_the_predictor_works_on_it_unchanged(model, files, backend):
         predictor = SamPredictor(one)
         predictor.set_image(image)
         first = predictor.predict([[30, 40]], [1], return_logits=True)
-        found.append((*first, *predictor.predict(box=[[5, 5, 60, 60], [20, 10, 120, 69]], return_logits=True),
-                      *predictor.predict([[30, 40], [90, 20]], [1, 0], mask_input=first.low_res[0], return_logits=True)))
+        found.append(
+            (
+                *first,
+                *predictor.predict(box=[[5, 5, 60, 60], [20, 10, 120, 69]], return_logits=True),
+                *predictor.predict([[30, 40], [90, 20]], [1, 0], mask_input=first.low_res[0], return_logits=True),
+            )
+        )
     for got, want in zip(*found):
         assert got.shape == want.shape and np.abs(got - want).max() < 1e-4
 
@@ -98,12 +107,21 @@ def test_clients_get_the_eager_answer_with_and_without_an_absent_point_of_their_
     session = open_session(backend, files / "decoder.onnx", 1)
     embeddings, prompts = torch.randn(1, 256, 6, 6), prompts_of("points", 1, 96)
     want = model.predict(embeddings, prompts, None)
-    feeds = {"image_embeddings": embeddings.numpy(), "mask_input": np.zeros((1, 1, 24, 24), np.float32),
-             "has_mask_input": np.zeros(1, np.float32), "orig_im_size": np.array([50, 40], np.float32)}
+    feeds = {
+        "image_embeddings": embeddings.numpy(),
+        "mask_input": np.zeros((1, 1, 24, 24), np.float32),
+        "has_mask_input": np.zeros(1, np.float32),
+        "orig_im_size": np.array([50, 40], np.float32),
+    }
     points, labels = prompts.points.numpy(), prompts.labels.float().numpy()
     for appended in (0, 1):
-        found = session(feeds | {"point_coords": np.pad(points, ((0, 0), (0, appended), (0, 0))),
-                                 "point_labels": np.pad(labels, ((0, 0), (0, appended)), constant_values=-1)})
+        found = session(
+            feeds
+            | {
+                "point_coords": np.pad(points, ((0, 0), (0, appended), (0, 0))),
+                "point_labels": np.pad(labels, ((0, 0), (0, appended)), constant_values=-1),
+            }
+        )
         assert np.abs(found["low_res_masks"] - want.logits.numpy()).max() < 1e-4
         assert found["masks"].shape == (1, 4, 50, 40)
 

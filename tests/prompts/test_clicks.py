@@ -17,7 +17,7 @@ from sam_med2d.prompts.clicks import (
     shift_boxes,
 )
 
-ALMOST_ONE = float(np.nextafter(np.float32(1), np.float32(0)))     # the largest number that a caller may hand in
+ALMOST_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # the largest number that a caller may hand in
 
 
 def uniform(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -46,10 +46,18 @@ def at(masks: Tensor, points: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- boxes
 
-MASKS = torch.cat([
-    noise(4, 16, 0.05), noise(2, 16, 0.5), torch.ones(1, 1, 16, 16, dtype=torch.bool),
-    pixels(16, (0, 0)), pixels(16, (15, 15)), pixels(16, (0, 15), (15, 0)), pixels(16, (7, 3)), pixels(16),
-])
+MASKS = torch.cat(
+    [
+        noise(4, 16, 0.05),
+        noise(2, 16, 0.5),
+        torch.ones(1, 1, 16, 16, dtype=torch.bool),
+        pixels(16, (0, 0)),
+        pixels(16, (15, 15)),
+        pixels(16, (0, 15), (15, 0)),
+        pixels(16, (7, 3)),
+        pixels(16),
+    ]
+)
 
 
 def test_a_box_is_tight_around_all_pieces():
@@ -75,7 +83,7 @@ def test_a_shift_moves_within_its_limits(width, height):
     assert torch.equal(moved[:, :2], moved[:, 2:])
     for axis in (0, 1):
         assert set(moved[:, axis].tolist()) == set(range(-reach, reach + 1))
-    assert reach == 0 or (moved[:, 0] != moved[:, 1]).any()        # x and y are drawn apart
+    assert reach == 0 or (moved[:, 0] != moved[:, 1]).any()  # x and y are drawn apart
 
 
 @pytest.mark.parametrize("value, direction", [(0.0, -1), (ALMOST_ONE, 1)])
@@ -95,6 +103,7 @@ def test_a_shifted_box_stays_in_the_frame_and_is_not_empty():
 
 # ---------------------------------------------------------------- picking pixels
 
+
 def test_every_pixel_of_a_region_is_as_likely_as_any_other():
     region = noise(1, 9, 0.4, seed=3)
     count = int(region.sum())
@@ -102,14 +111,22 @@ def test_every_pixel_of_a_region_is_as_likely_as_any_other():
     assert found.all() and at(region, points).all()
     _, hits = torch.unique(points[0], dim=0, return_counts=True)
     assert len(hits) == count
-    chi_square = ((hits - 400) ** 2 / 400).sum()       # mean count - 1, deviation sqrt(2 (count - 1))
+    chi_square = ((hits - 400) ** 2 / 400).sum()  # mean count - 1, deviation sqrt(2 (count - 1))
     assert chi_square < (count - 1) + 4 * (2 * (count - 1)) ** 0.5
 
 
-@pytest.mark.parametrize("region", [
-    torch.ones(1, 1, 512, 512, dtype=torch.bool), pixels(512, (0, 0)), pixels(512, (511, 511)),
-    pixels(512, (0, 511), (511, 0)), ~pixels(512, (511, 511), (0, 0)), ~pixels(512, (511, 510)),
-], ids=["all", "first", "last", "two", "all but the corners", "all but one"])
+@pytest.mark.parametrize(
+    "region",
+    [
+        torch.ones(1, 1, 512, 512, dtype=torch.bool),
+        pixels(512, (0, 0)),
+        pixels(512, (511, 511)),
+        pixels(512, (0, 511), (511, 0)),
+        ~pixels(512, (511, 511), (0, 0)),
+        ~pixels(512, (511, 510)),
+    ],
+    ids=["all", "first", "last", "two", "all but the corners", "all but one"],
+)
 def test_the_extreme_draws_are_the_first_and_the_last_pixel(region):
     points, found = pick_pixels(region, torch.tensor([[0.0, ALMOST_ONE]]))
     y, x = np.nonzero(region[0, 0].numpy())
@@ -124,11 +141,12 @@ def test_the_rows_of_a_batch_do_not_touch_each_other():
     assert not found.all()
     assert at(MASKS, together)[found].all()
     for i in range(len(MASKS)):
-        alone, _ = pick_pixels(MASKS[i:i + 1], draws[i:i + 1])
+        alone, _ = pick_pixels(MASKS[i : i + 1], draws[i : i + 1])
         assert torch.equal(alone[0], together[i])
 
 
 # ---------------------------------------------------------------- clicks
+
 
 def test_first_clicks_are_on_the_object():
     points, labels = clicks_on(MASKS, uniform(len(MASKS), 6))
@@ -167,11 +185,12 @@ def test_one_shot_clicks_are_half_on_the_object(clicks):
     assert points.shape == (7, clicks, 2) and labels.dtype == torch.int64
     assert labels[:5].tolist() == [[1] * inside + [0] * (clicks - inside)] * 5
     assert torch.equal(at(masks[:5], points[:5]), labels[:5] == 1)
-    assert labels[5].tolist() == [1] * inside + [-1] * (clicks - inside)        # no background to click on
-    assert labels[6].tolist() == [-1] * inside + [0] * (clicks - inside)        # no object to click on
+    assert labels[5].tolist() == [1] * inside + [-1] * (clicks - inside)  # no background to click on
+    assert labels[6].tolist() == [-1] * inside + [0] * (clicks - inside)  # no object to click on
 
 
 # ---------------------------------------------------------------- jitter
+
 
 @pytest.mark.parametrize("jitter", [1, 4, 30])
 def test_each_side_moves_on_its_own_and_a_pixel_is_left(jitter):
@@ -179,7 +198,7 @@ def test_each_side_moves_on_its_own_and_a_pixel_is_left(jitter):
     moved = jitter_boxes(boxes, uniform(2000, 4), 64, jitter)
     assert torch.equal(moved, moved.round()) and 0 <= moved.min() and moved.max() <= 64
     assert (moved[:, 2:] - moved[:, :2]).min() >= 1
-    difference = (moved - boxes)[3::4]              # a box that is large, and near no middle for a small jitter
+    difference = (moved - boxes)[3::4]  # a box that is large, and near no middle for a small jitter
     assert difference.abs().max() <= jitter
     if jitter == 4:
         assert {*difference[:, 0].tolist()} == {*range(-4, 5)} and {*difference[:, 1].tolist()} == {*range(-2, 5)}
@@ -187,6 +206,7 @@ def test_each_side_moves_on_its_own_and_a_pixel_is_left(jitter):
 
 
 # ---------------------------------------------------------------- the centre of the largest error
+
 
 def plain_centre(mask: np.ndarray, predicted: np.ndarray) -> tuple[list[float], int]:
     """By other means: scipy's regions and distances."""
@@ -206,7 +226,7 @@ def plain_centre(mask: np.ndarray, predicted: np.ndarray) -> tuple[list[float], 
 @pytest.mark.parametrize("density", [0.02, 0.3, 0.6])
 def test_central_clicks_against_scipy(density):
     masks, predicted = noise(12, 24, density, seed=1), noise(12, 24, density, seed=2)
-    predicted[0], masks[1], predicted[1] = masks[0], True, False       # nothing wrong; all missed
+    predicted[0], masks[1], predicted[1] = masks[0], True, False  # nothing wrong; all missed
     points, labels = central_clicks(masks, predicted)
     assert points.shape == (12, 1, 2) and labels.shape == (12, 1) and labels.dtype == torch.int64
     for i in range(12):
@@ -216,7 +236,7 @@ def test_central_clicks_against_scipy(density):
 
 def test_a_central_click_is_in_the_larger_region_and_away_from_the_border():
     mask = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
-    mask[0, 0, :11, :11] = True             # at the picture's corner: its middle, not the corner
+    mask[0, 0, :11, :11] = True  # at the picture's corner: its middle, not the corner
     mask[0, 0, 20:25, 20:25] = True
     points, labels = central_clicks(mask, torch.zeros_like(mask))
     assert (points.tolist(), labels.tolist()) == ([[[5.0, 5.0]]], [[1]])

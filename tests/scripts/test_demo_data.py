@@ -29,8 +29,7 @@ def image_to_masks(split: str) -> dict[str, list[str]]:
 
 def all_pairs() -> list[tuple[str, str]]:
     """Every (image path, mask path) of the three splits."""
-    return [(image, mask) for split in SPLITS
-            for image, masks in image_to_masks(split).items() for mask in masks]
+    return [(image, mask) for split in SPLITS for image, masks in image_to_masks(split).items() for mask in masks]
 
 
 def read_grey(path: str) -> np.ndarray:
@@ -48,8 +47,7 @@ def plane_and_index(image_path: str) -> tuple[str, int]:
 
 def load_script():
     """Import scripts/make_demo_data.py, which is not part of a package."""
-    spec = importlib.util.spec_from_file_location(
-        "make_demo_data", ROOT / "scripts" / "make_demo_data.py")
+    spec = importlib.util.spec_from_file_location("make_demo_data", ROOT / "scripts" / "make_demo_data.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -60,8 +58,7 @@ def test_indexes_name_exactly_the_files_present():
     masks = [mask for _, mask in all_pairs()]
     for named, folder in ((images, "images"), (masks, "masks")):
         assert len(named) == len(set(named))
-        assert set(named) == {f"data_demo/{folder}/{p.name}"
-                              for p in (DATA / folder).glob("*.png")}
+        assert set(named) == {f"data_demo/{folder}/{p.name}" for p in (DATA / folder).glob("*.png")}
 
 
 def test_label2image_is_the_test_split_turned_round():
@@ -101,8 +98,7 @@ def test_left_is_on_the_right_of_the_image():
 
 
 def test_splits_are_apart():
-    slices = {split: [plane_and_index(path) for path in image_to_masks(split)]
-              for split in SPLITS}
+    slices = {split: [plane_and_index(path) for path in image_to_masks(split)] for split in SPLITS}
     for one, other in combinations(SPLITS, 2):
         for plane, index in slices[one]:
             nearest = min(abs(index - i) for p, i in slices[other] if p == plane)

@@ -1,6 +1,5 @@
 """Tests of the phantom generator."""
 
-
 import numpy as np
 import phantoms
 import pytest

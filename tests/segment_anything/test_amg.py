@@ -35,7 +35,7 @@ class Discs:
         return images[:, :1, 2::4, 2::4].float().repeat_interleave(4, 2)[:, :, :4, :4] * 0 + self._keep(images)
 
     def _keep(self, images):
-        self.values = images[0, 0, 2::4, 2::4]          # the quarter frame
+        self.values = images[0, 0, 2::4, 2::4]  # the quarter frame
         return 0
 
     def predict(self, embeddings, prompts, multimask_output):
@@ -59,7 +59,9 @@ def image() -> np.ndarray:
 
 
 def generated(image, model=None, **options):
-    return SamAutomaticMaskGenerator(model or Discs(), **{"points_per_side": 6, "pred_iou_thresh": 0.5, **options}).generate(image)
+    return SamAutomaticMaskGenerator(
+        model or Discs(), **{"points_per_side": 6, "pred_iou_thresh": 0.5, **options}
+    ).generate(image)
 
 
 # ---------------------------------------------------------------- what is found
@@ -67,17 +69,25 @@ def generated(image, model=None, **options):
 
 def test_every_object_once_with_all_that_is_known_of_it(image) -> None:
     found = generated(image)
-    assert sorted(found[0]) == ["area", "bbox", "crop_box", "point_coords", "predicted_iou", "segmentation", "stability_score"]
+    assert sorted(found[0]) == [
+        "area",
+        "bbox",
+        "crop_box",
+        "point_coords",
+        "predicted_iou",
+        "segmentation",
+        "stability_score",
+    ]
     assert [mask["predicted_iou"] for mask in found] == sorted((mask["predicted_iou"] for mask in found), reverse=True)
     objects = [mask for mask in found if mask["predicted_iou"] > 0.85]
-    assert len(objects) == 3                        # two rectangles and the ground, from 36 clicks
+    assert len(objects) == 3  # two rectangles and the ground, from 36 clicks
     for mask in found:
         pixels = mask["segmentation"]
         rows, columns = np.nonzero(pixels)
         assert pixels.shape == image.shape and pixels.dtype == bool and mask["area"] == pixels.sum()
         x, y, width, height = mask["bbox"]
         assert (x, y, x + width, y + height) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-        (click_x, click_y), = mask["point_coords"]
+        ((click_x, click_y),) = mask["point_coords"]
         assert pixels[int(click_y), int(click_x)] or mask["predicted_iou"] < 0.85
         assert mask["crop_box"] == [0, 0, 96, 64] and mask["stability_score"] == 1
     values = {int(np.median(image[mask["segmentation"]])) for mask in objects}
@@ -89,9 +99,15 @@ def test_thresholds_drop_what_is_below(image) -> None:
     assert {mask["predicted_iou"] > 0.85 for mask in generated(image, pred_iou_thresh=0.85)} == {True}
     blurred = Discs()
     blurred.upscale = lambda logits: torch.nn.functional.interpolate(logits, size=(SIDE, SIDE), mode="bilinear")
-    stable = [mask["stability_score"] for mask in generated(image, blurred, stability_score_offset=5.0, stability_score_thresh=0.0)]
+    stable = [
+        mask["stability_score"]
+        for mask in generated(image, blurred, stability_score_offset=5.0, stability_score_thresh=0.0)
+    ]
     assert min(stable) < 0.8 < max(stable)
-    kept = [mask["stability_score"] for mask in generated(image, blurred, stability_score_offset=5.0, stability_score_thresh=0.8)]
+    kept = [
+        mask["stability_score"]
+        for mask in generated(image, blurred, stability_score_offset=5.0, stability_score_thresh=0.8)
+    ]
     assert kept and min(kept) >= 0.8 and len(kept) < len(stable)
 
 
@@ -103,8 +119,8 @@ def test_duplicates_go_by_masks_and_on_request_by_boxes() -> None:
     model = Discs(scores=(0.9, 0.0, 0.0))
     areas = lambda **options: sorted(mask["area"] for mask in generated(picture, model, points_per_side=16, **options))
     assert areas() == [48 * 48 - 40 * 40, 40 * 40, SIDE * SIDE - 48 * 48]
-    assert len(areas(box_nms_thresh=0.6)) == 2       # the boxes of square and frame have an IoU of 0.69
-    assert len(areas(mask_nms_thresh=1.0)) == 256    # every click its own mask
+    assert len(areas(box_nms_thresh=0.6)) == 2  # the boxes of square and frame have an IoU of 0.69
+    assert len(areas(mask_nms_thresh=1.0)) == 256  # every click its own mask
 
 
 def test_batches_of_points_change_nothing(image) -> None:
@@ -114,7 +130,7 @@ def test_batches_of_points_change_nothing(image) -> None:
 
 def test_crops_find_what_the_whole_image_loses() -> None:
     picture = np.full((128, 128), 10, np.uint8)
-    picture[26:34, 106:114] = 250                   # between the clicks of the whole image, and under those of small crops
+    picture[26:34, 106:114] = 250  # between the clicks of the whole image, and under those of small crops
     picture[70:110, 20:60] = 100
     small = lambda found: [mask for mask in found if np.median(picture[mask["segmentation"]]) == 250]
     model = Discs()
@@ -122,7 +138,7 @@ def test_crops_find_what_the_whole_image_loses() -> None:
     found = generated(picture, model, points_per_side=4, crop_n_layers=2, crop_overlap_ratio=0.25)
     assert model.encoded == 1 + 1 + 4 + 16
     assert len(small(found)) == 1 and small(found)[0]["crop_box"] != [0, 0, 128, 128] and small(found)[0]["area"] <= 100
-    for mask in found:          # nothing that a crop's edge has cut
+    for mask in found:  # nothing that a crop's edge has cut
         x, y, width, height = mask["crop_box"]
         left, top, wide, high = mask["bbox"]
         assert x <= left and y <= top and left + wide <= x + width and top + high <= y + height
@@ -139,10 +155,10 @@ def test_small_regions_go(image) -> None:
     assert (remove_small_regions(mask, 1) == mask).all()
     lone = np.zeros((9, 9), bool)
     lone[4, 4] = True
-    assert (remove_small_regions(lone, 50) == lone).all()       # an object is not emptied
+    assert (remove_small_regions(lone, 50) == lone).all()  # an object is not emptied
     assert remove_small_regions(np.zeros((9, 9), bool), 5).sum() == 0
     picture = image.copy()
-    picture[20:24, 20:24] = 10                      # a hole in the rectangle
+    picture[20:24, 20:24] = 10  # a hole in the rectangle
     filled = generated(picture, min_mask_region_area=40)
     assert 32 * 36 in {mask["area"] for mask in filled} and 32 * 36 not in {mask["area"] for mask in generated(picture)}
 
@@ -151,7 +167,9 @@ def test_small_regions_go(image) -> None:
 
 
 def test_encodings_say_the_same(image) -> None:
-    masks, plain, coco = (generated(image, output_mode=mode) for mode in ("binary_mask", "uncompressed_rle", "coco_rle"))
+    masks, plain, coco = (
+        generated(image, output_mode=mode) for mode in ("binary_mask", "uncompressed_rle", "coco_rle")
+    )
     assert len(masks) == len(plain) == len(coco) > 2
     for mask, counts, text in zip(masks, plain, coco):
         pixels = mask["segmentation"]
@@ -168,11 +186,17 @@ def test_grid_and_stability() -> None:
     assert stability_score(logits - 9, 1.0).tolist() == [0]
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(points_per_side=None), "points_per_side"), (dict(point_grids=[point_grid(2)]), "points_per_side"),
-    (dict(points_per_side=None, point_grids=[point_grid(2)], crop_n_layers=1), "2"), (dict(output_mode="polygons"), "output_mode"),
-    (dict(points_per_side=0), "at least 1"), (dict(points_per_batch=0), "at least 1"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(points_per_side=None), "points_per_side"),
+        (dict(point_grids=[point_grid(2)]), "points_per_side"),
+        (dict(points_per_side=None, point_grids=[point_grid(2)], crop_n_layers=1), "2"),
+        (dict(output_mode="polygons"), "output_mode"),
+        (dict(points_per_side=0), "at least 1"),
+        (dict(points_per_batch=0), "at least 1"),
+    ],
+)
 def test_options_without_sense(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         SamAutomaticMaskGenerator(Discs(), **options)
@@ -200,20 +224,44 @@ def run(weights, tmp_path, image):
         assert cv2.imwrite(str(tmp_path / "images" / name), image)
 
     def run(*flags):
-        amg.main(["--input", str(tmp_path / "images"), "--output", str(tmp_path / "out"), "--checkpoint", str(weights), "--device", "cpu",
-                  "--points-per-side", "3", "--pred-iou-thresh", "-9", "--stability-score-thresh", "0", *map(str, flags)])
+        amg.main(
+            [
+                "--input",
+                str(tmp_path / "images"),
+                "--output",
+                str(tmp_path / "out"),
+                "--checkpoint",
+                str(weights),
+                "--device",
+                "cpu",
+                "--points-per-side",
+                "3",
+                "--pred-iou-thresh",
+                "-9",
+                "--stability-score-thresh",
+                "0",
+                *map(str, flags),
+            ]
+        )
         return tmp_path / "out"
+
     return run
 
 
 def test_the_script_writes_what_sams_does(run, image, weights, capsys) -> None:
     out = run()
-    masks = SamAutomaticMaskGenerator(sam_model_registry["vit_t"](image_size=SIDE, encoder_adapter=False, checkpoint=str(weights)),
-                                      points_per_side=3, pred_iou_thresh=-9, stability_score_thresh=0).generate(image)
+    masks = SamAutomaticMaskGenerator(
+        sam_model_registry["vit_t"](image_size=SIDE, encoder_adapter=False, checkpoint=str(weights)),
+        points_per_side=3,
+        pred_iou_thresh=-9,
+        stability_score_thresh=0,
+    ).generate(image)
     assert masks
     for folder in (out / "a", out / "deep" / "b"):
         lines = (folder / "metadata.csv").read_text().splitlines()
-        assert lines[0].startswith("id,area,bbox_x0,bbox_y0,bbox_w,bbox_h,point_input_x") and len(lines) == 1 + len(masks)
+        assert lines[0].startswith("id,area,bbox_x0,bbox_y0,bbox_w,bbox_h,point_input_x") and len(lines) == 1 + len(
+            masks
+        )
         for number, mask in enumerate(masks):
             written = cv2.imread(str(folder / f"{number}.png"), cv2.IMREAD_UNCHANGED)
             assert ((written == 255) == mask["segmentation"]).all() and {*np.unique(written)} <= {0, 255}
@@ -221,19 +269,30 @@ def test_the_script_writes_what_sams_does(run, image, weights, capsys) -> None:
     assert (out / "a_overlay.png").is_file() and f"{2 * len(masks)} masks in 2 images" in capsys.readouterr().out
     (out / "a" / "notes.png").write_bytes(b"")
     run("--pred-iou-thresh", 99)
-    assert sorted(path.name for path in (out / "a").iterdir()) == ["metadata.csv", "notes.png"]       # no mask of the first run is left
+    assert sorted(path.name for path in (out / "a").iterdir()) == [
+        "metadata.csv",
+        "notes.png",
+    ]  # no mask of the first run is left
 
 
 def test_the_script_writes_run_lengths(run) -> None:
     out = run("--convert-to-rle", "--save_overlays", "False")
-    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == ["a.json", "deep/b.json"]
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
+        "a.json",
+        "deep/b.json",
+    ]
     for mask in json.loads((out / "a.json").read_text()):
         assert coco_mask.decode(mask["segmentation"]).sum() == mask["area"]
 
 
-@pytest.mark.parametrize("flags, message", [
-    (("--input", "nowhere"), "nowhere: does not exist"), (("--points-per-side", 0), "at least 1"), (("--checkpoint", "nowhere.pth"), "nowhere.pth"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--input", "nowhere"), "nowhere: does not exist"),
+        (("--points-per-side", 0), "at least 1"),
+        (("--checkpoint", "nowhere.pth"), "nowhere.pth"),
+    ],
+)
 def test_bad_input_ends_in_one_line(run, flags, message) -> None:
     with pytest.raises(SystemExit) as end:
         run(*flags)

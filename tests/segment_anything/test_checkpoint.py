@@ -22,7 +22,7 @@ from segment_anything.sizes import SIZES, Size
 CONVERTER = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 POSITIONS = "image_encoder.pos_embed"
 GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-MINI = Size(channels=32, depth=4, heads=2, global_blocks=(1, 3))     # most files here: 17 MB, nearly all decoder
+MINI = Size(channels=32, depth=4, heads=2, global_blocks=(1, 3))  # most files here: 17 MB, nearly all decoder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,8 +80,9 @@ def saved(content: object, path: Path, **options: object) -> Path:
 # ---------------------------------------------------------------- kinds of files
 
 
-def used_optimizer(weights: dict[str, Tensor], optimizer: type[torch.optim.Optimizer],
-                   **options: float) -> torch.optim.Optimizer:
+def used_optimizer(
+    weights: dict[str, Tensor], optimizer: type[torch.optim.Optimizer], **options: float
+) -> torch.optim.Optimizer:
     """An optimizer with the state of one step in it."""
     parameters = [nn.Parameter(tensor.clone()) for tensor in weights.values()]
     made = optimizer(parameters, lr=1e-4, **options)
@@ -94,8 +95,12 @@ def used_optimizer(weights: dict[str, Tensor], optimizer: type[torch.optim.Optim
 def training_checkpoint(weights: dict[str, Tensor]) -> dict[str, object]:
     """As this project's training writes it: tensors and plain values."""
     return {
-        "model": weights, "optimizer": used_optimizer(weights, torch.optim.Adam).state_dict(), "epoch": 3, "best": 0.9,
-        "flags": {"lr": 1e-4, "resume": None, "milestones": [5, 10]}, "random": torch.get_rng_state(),
+        "model": weights,
+        "optimizer": used_optimizer(weights, torch.optim.Adam).state_dict(),
+        "epoch": 3,
+        "best": 0.9,
+        "flags": {"lr": 1e-4, "resume": None, "milestones": [5, 10]},
+        "random": torch.get_rng_state(),
     }
 
 
@@ -107,11 +112,13 @@ WRITERS = {
     "pickled AdamW": lambda w, p: saved({"model": w, "optimizer": used_optimizer(w, torch.optim.AdamW)}, p),
     "pickled SGD": lambda w, p: saved({"model": w, "optimizer": used_optimizer(w, torch.optim.SGD, momentum=0.9)}, p),
     "pickled Adam, before PyTorch 1.6": lambda w, p: saved(
-        {"model": w, "optimizer": used_optimizer(w, torch.optim.Adam)}, p, _use_new_zipfile_serialization=False),
+        {"model": w, "optimizer": used_optimizer(w, torch.optim.Adam)}, p, _use_new_zipfile_serialization=False
+    ),
     "training checkpoint": lambda w, p: saved(training_checkpoint(w), p),
     "DistributedDataParallel": lambda w, p: saved({"model": {f"module.{n}": t for n, t in w.items()}}, p),
     "with pixel_mean and pixel_std": lambda w, p: saved(
-        {**w, "pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}, p),
+        {**w, "pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}, p
+    ),
     "safetensors": lambda w, p: save_weights(w, p.with_suffix(".safetensors")) or p.with_suffix(".safetensors"),
 }
 
@@ -139,7 +146,7 @@ def test_the_pickled_optimizer_is_not_built(plain, tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(torch.optim.Adam, "__setstate__", lambda *_: pytest.fail("code of the optimizer ran"))
     allowed = set(torch.serialization.get_safe_globals())
     assert_same(read_weights(path), plain)
-    assert set(torch.serialization.get_safe_globals()) == allowed       # the permission ends with the reading
+    assert set(torch.serialization.get_safe_globals()) == allowed  # the permission ends with the reading
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -208,9 +215,16 @@ def linear(table: Tensor, length: int) -> Tensor:
     return torch.from_numpy(np.stack(columns, axis=1)).float()
 
 
-@pytest.mark.parametrize(("model_type", "source", "target"), [
-    ("vit_t", 1024, 256), ("mini", 1024, 256), ("mini", 256, 512), ("mini", 512, 256), ("mini", 256, 224),
-])
+@pytest.mark.parametrize(
+    ("model_type", "source", "target"),
+    [
+        ("vit_t", 1024, 256),
+        ("mini", 1024, 256),
+        ("mini", 256, 512),
+        ("mini", 512, 256),
+        ("mini", 256, 224),
+    ],
+)
 def test_positions_are_resized_and_all_else_is_kept(model_type: str, source: int, target: int, tmp_path: Path) -> None:
     weights = copied(build(source, True, model_type=model_type).state_dict())
     model = build(target, True, seed=1, model_type=model_type)
@@ -261,7 +275,7 @@ def test_metas_vit_b_in_models_of_other_sizes(tmp_path: Path) -> None:
     image = torch.randn(1, 3, 256, 256)
     with torch.no_grad():
         assert torch.equal(adapted.image_encoder(image), bare.image_encoder(image))
-    del adapted, bare       # a gigabyte
+    del adapted, bare  # a gigabyte
 
     larger = build_sam(model_type="vit_b", image_size=512, encoder_adapter=False)
     report = load_checkpoint(larger, path)
@@ -344,12 +358,15 @@ def test_missing_and_extra_names_come_together(plain, tmp_path: Path) -> None:
     assert GAUSSIAN in message and "unexpected 1 name: head" in message
 
 
-@pytest.mark.parametrize(("name", "shape"), [
-    ("mask_decoder.mask_tokens.weight", (5, 256)),
-    ("image_encoder.blocks.0.attn.rel_pos_h", (31, 16)),    # a windowed block: another window is another model
-    ("image_encoder.blocks.1.attn.rel_pos_h", (31, 80)),
-    (POSITIONS, (1, 8, 4, 32)),
-])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("mask_decoder.mask_tokens.weight", (5, 256)),
+        ("image_encoder.blocks.0.attn.rel_pos_h", (31, 16)),  # a windowed block: another window is another model
+        ("image_encoder.blocks.1.attn.rel_pos_h", (31, 80)),
+        (POSITIONS, (1, 8, 4, 32)),
+    ],
+)
 def test_other_shapes_are_listed(name: str, shape: tuple[int, ...], plain, tmp_path: Path) -> None:
     message = refusal(saved(plain | {name: torch.zeros(shape)}, tmp_path / "w.pth"))
     assert f"1 name: {name} {shape} instead of {tuple(plain[name].shape)}" in message
@@ -415,14 +432,12 @@ NO_CHECKPOINTS = {
     "git lfs": (lambda p: write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0", p), "git lfs pull"),
     "noise": (lambda p: write_bytes(bytes(range(256)) * 9, p), "not a PyTorch checkpoint"),
     "truncated": (lambda p: truncated(saved(TINY, p)), "damaged"),
-    "truncated, old format": (
-        lambda p: truncated(saved(TINY, p, _use_new_zipfile_serialization=False)), "damaged"),
+    "truncated, old format": (lambda p: truncated(saved(TINY, p, _use_new_zipfile_serialization=False)), "damaged"),
     "numpy": (numpy_archive, "not a PyTorch checkpoint"),
     "one tensor": (lambda p: saved(torch.ones(2), p), "holds no weights"),
     "numbers": (lambda p: saved({"epoch": 3}, p), "holds no weights"),
     "no tensors": (lambda p: saved({"model": {}}, p), "holds no weights"),
-    "truncated safetensors": (
-        lambda p: truncated(WRITERS["safetensors"](TINY, p)), "damaged"),
+    "truncated safetensors": (lambda p: truncated(WRITERS["safetensors"](TINY, p)), "damaged"),
 }
 
 
@@ -443,21 +458,26 @@ class Runs:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize(("function", "named"), [
-    (os.system, f"{os.name}.system"), (exec, "exec"), (os.mkdir, ".mkdir"),
-])
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (os.system, f"{os.name}.system"),
+        (exec, "exec"),
+        (os.mkdir, ".mkdir"),
+    ],
+)
 def test_a_pickled_call_is_refused_and_not_executed(function, named: str, zipped: bool, plain, tmp_path: Path) -> None:
     victim = tmp_path / "executed"
-    argument = {
-        os.system: f"mkdir '{victim}'", exec: f"import os; os.mkdir({str(victim)!r})", os.mkdir: str(victim)
-    }[function]
+    argument = {os.system: f"mkdir '{victim}'", exec: f"import os; os.mkdir({str(victim)!r})", os.mkdir: str(victim)}[
+        function
+    ]
     content = {"model": plain, "optimizer": Runs(function, argument)}
     path = saved(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
     message = refusal(path)
     assert named in message and "not executed" in message
     assert not victim.exists()
 
-    torch.load(path, weights_only=False)        # the trap is a real one
+    torch.load(path, weights_only=False)  # the trap is a real one
     assert victim.exists()
 
 
@@ -531,14 +551,14 @@ def test_converter(adapted, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "med2d.pth: an unknown size (32 channels, 4 blocks), 64 px, adapters, " in result.stdout
     assert_same(read_weights(target), adapted)
-    assert target.stat().st_size < 0.35 * source.stat().st_size     # two thirds were the optimizer's moments
+    assert target.stat().st_size < 0.35 * source.stat().st_size  # two thirds were the optimizer's moments
 
     refused = convert("med2d.pth", "--half", folder=tmp_path)
     assert refused.returncode == 1 and "--overwrite" in refused.stderr and "Traceback" not in refused.stderr
     assert_same(read_weights(target), adapted)
 
     full = target.stat().st_size
-    assert convert(target, "--half", "--overwrite", folder=tmp_path).returncode == 0       # in place
+    assert convert(target, "--half", "--overwrite", folder=tmp_path).returncode == 0  # in place
     assert target.stat().st_size < 0.51 * full
     assert_same(read_weights(target), adapted, tolerance=1e-3)
 

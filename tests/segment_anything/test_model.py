@@ -54,11 +54,13 @@ def prompts_for(kind: str, size: int, rows: int, seed: int = 0) -> Prompts:
     points = torch.rand(rows, clicks, 2, generator=generator) * (size - 1)
     labels = torch.randint(0, 2, (rows, clicks), generator=generator)
     if clicks > 1:
-        labels[-1, 1] = -1      # one absent point among the others
+        labels[-1, 1] = -1  # one absent point among the others
     masks = torch.rand(rows, 1, size // 4, size // 4, generator=generator)
     return Prompts(
-        points=points if "point" in kind else None, labels=labels if "point" in kind else None,
-        boxes=corners.flatten(1) if "box" in kind else None, masks=masks if "mask" in kind else None,
+        points=points if "point" in kind else None,
+        labels=labels if "point" in kind else None,
+        boxes=corners.flatten(1) if "box" in kind else None,
+        masks=masks if "mask" in kind else None,
     )
 
 
@@ -73,8 +75,9 @@ BOXES = [[60, 50, 180, 170], [10, 20, 90, 200]]
 RECORDED_PROMPTS = {
     "box": dict(boxes=BOXES),
     "point": dict(points=[[[128, 100]], [[30, 200]]], labels=[[1], [1]]),
-    "points": dict(points=[[[128, 100], [20, 30], [200, 220]], [[30, 200], [60, 60], [0, 255]]],
-                   labels=[[1, 0, 1], [1, -1, 0]]),
+    "points": dict(
+        points=[[[128, 100], [20, 30], [200, 220]], [[30, 200], [60, 60], [0, 255]]], labels=[[1, 0, 1], [1, -1, 0]]
+    ),
     "box+point": dict(boxes=BOXES, points=[[[128, 100]], [[30, 150]]], labels=[[1], [0]]),
     "mask": {},
     "point+mask": dict(points=[[[128, 100]], [[30, 200]]], labels=[[1], [0]]),
@@ -101,7 +104,7 @@ def recorded(stand_in: ModuleType) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def original(stand_in: ModuleType) -> tuple[Sam, Tensor]:
     """ViT-B with adapters and the stand-in weights, and its embedding of the stand-in images."""
-    with torch.device("meta"):      # no initialisation of 271 M numbers that are overwritten anyway
+    with torch.device("meta"):  # no initialisation of 271 M numbers that are overwritten anyway
         model = sam_model_registry["vit_b"](image_size=256)
     model.to_empty(device="cpu")
     stand_in.fill(model.state_dict())
@@ -139,8 +142,10 @@ def test_masks_of_the_original(kind: str, multimask: bool, original: tuple[Sam, 
 RENAMED = (
     ("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection"),
     ("image_encoder.blocks", "vision_encoder.layers"),
-    ("image_encoder.neck.0", "vision_encoder.neck.conv1"), ("image_encoder.neck.1", "vision_encoder.neck.layer_norm1"),
-    ("image_encoder.neck.2", "vision_encoder.neck.conv2"), ("image_encoder.neck.3", "vision_encoder.neck.layer_norm2"),
+    ("image_encoder.neck.0", "vision_encoder.neck.conv1"),
+    ("image_encoder.neck.1", "vision_encoder.neck.layer_norm1"),
+    ("image_encoder.neck.2", "vision_encoder.neck.conv2"),
+    ("image_encoder.neck.3", "vision_encoder.neck.layer_norm2"),
     ("image_encoder", "vision_encoder"),
     ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", "shared_image_embedding.positional_embedding"),
     ("prompt_encoder.point_embeddings", "prompt_encoder.point_embed"),
@@ -173,11 +178,15 @@ def their_model(model: Sam, model_type: str) -> torch.nn.Module:
     size, side = SIZES[model_type], model.image_size
     config = transformers.SamConfig(
         vision_config=dict(
-            image_size=side, hidden_size=size.channels, num_hidden_layers=size.depth, num_attention_heads=size.heads,
-            global_attn_indexes=list(size.global_blocks), num_pos_feats=128,
+            image_size=side,
+            hidden_size=size.channels,
+            num_hidden_layers=size.depth,
+            num_attention_heads=size.heads,
+            global_attn_indexes=list(size.global_blocks),
+            num_pos_feats=128,
         ),
         prompt_encoder_config=dict(image_size=side, image_embedding_size=side // 16),
-        mask_decoder_config=dict(layer_norm_eps=1e-5),      # SAM's own; theirs is 1e-6
+        mask_decoder_config=dict(layer_norm_eps=1e-5),  # SAM's own; theirs is 1e-6
     )
     with torch.device("meta"):
         theirs = transformers.SamModel(config)
@@ -386,11 +395,14 @@ def test_images_of_another_size_are_refused() -> None:
         tiny().encode(images_of(1, 64))
 
 
-@pytest.mark.parametrize(("adapter", "encoder", "learns"), [
-    (True, "adapters", lambda name: not name.startswith("image_encoder.") or ".Adapter." in name),
-    (False, "adapters", lambda name: not name.startswith("image_encoder.")),
-    (True, "all", lambda name: True),
-])
+@pytest.mark.parametrize(
+    ("adapter", "encoder", "learns"),
+    [
+        (True, "adapters", lambda name: not name.startswith("image_encoder.") or ".Adapter." in name),
+        (False, "adapters", lambda name: not name.startswith("image_encoder.")),
+        (True, "all", lambda name: True),
+    ],
+)
 def test_what_is_trained(adapter: bool, encoder: str, learns) -> None:
     model = sam_model_registry["vit_t"](image_size=64, encoder_adapter=adapter)
     parameters = model.train_for(encoder)
@@ -420,7 +432,7 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
 def test_padding_is_zero_after_preprocess() -> None:
     """And the picture is normalised channel by channel in the order it comes in."""
     model, images = tiny(), images_of(2, 128).to(torch.uint8)
-    content = torch.tensor([[10, 20, 100, 90], [0, 64, 128, 1]])       # top, left, height, width
+    content = torch.tensor([[10, 20, 100, 90], [0, 64, 128, 1]])  # top, left, height, width
     got = model.preprocess(images, content)
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     want = (images.permute(0, 2, 3, 1).numpy() - mean) / std
@@ -436,7 +448,7 @@ def test_upscale_keeps_rows_and_is_float32() -> None:
     ramp = torch.arange(32.0).expand(2, 3, 32, 32) + torch.arange(6.0).view(2, 3, 1, 1)
     upscaled = tiny().upscale(ramp.bfloat16())
     assert upscaled.shape == (2, 3, 128, 128) and upscaled.dtype == torch.float32
-    want = ((torch.arange(128.0) + 0.5) / 4 - 0.5).clamp(0, 31)      # pixel centres; flat at the border
+    want = ((torch.arange(128.0) + 0.5) / 4 - 0.5).clamp(0, 31)  # pixel centres; flat at the border
     assert_near(upscaled, want + torch.arange(6.0).view(2, 3, 1, 1).expand_as(upscaled), 1e-5)
 
 
@@ -454,4 +466,4 @@ def test_bfloat16_autocast_is_finite_and_near(adapter: bool) -> None:
         for low, full in ((embeddings_low, embeddings), (got.logits, want.logits), (got.iou, want.iou)):
             assert low.isfinite().all()
             error = (low.float() - full).norm() / full.norm()
-            assert error < 0.05, (kind, error)     # 0.03 is what rounding the weights alone costs
+            assert error < 0.05, (kind, error)  # 0.03 is what rounding the weights alone costs

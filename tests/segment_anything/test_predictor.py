@@ -93,16 +93,23 @@ def test_lists_arrays_and_tensors_say_the_same(predictor) -> None:
     want = predictor.predict([[50, 40]], [1], BOX)
     same(predictor.predict(np.array([[50, 40]]), np.array([1]), np.array(BOX)), want)
     same(predictor.predict(torch.tensor([[50.0, 40]]), torch.tensor([1]), torch.tensor([BOX])), want)
-    same(predictor.predict(((50, 40),), (1,), [BOX]), want)       # (1, 4), as SAM's callers write a single box
+    same(predictor.predict(((50, 40),), (1,), [BOX]), want)  # (1, 4), as SAM's callers write a single box
 
 
 def test_the_mask_prompt_is_the_sigmoid_of_what_was_returned(predictor, model) -> None:
     low_res = predictor.predict(box=BOX, multimask_output=False).low_res
-    want = model.predict(predictor.get_image_embedding(), Prompts(masks=torch.from_numpy(low_res)[None].sigmoid()), True)
+    want = model.predict(
+        predictor.get_image_embedding(), Prompts(masks=torch.from_numpy(low_res)[None].sigmoid()), True
+    )
     for given in (low_res, low_res[0], torch.from_numpy(low_res)):
         got = predictor.predict(mask_input=given)
         np.testing.assert_allclose(got.low_res, want.logits[0].detach(), atol=1e-5)
-    assert abs(predictor.predict([[50, 40]], [1], mask_input=low_res).low_res - predictor.predict([[50, 40]], [1]).low_res).max() > 0.01
+    assert (
+        abs(
+            predictor.predict([[50, 40]], [1], mask_input=low_res).low_res - predictor.predict([[50, 40]], [1]).low_res
+        ).max()
+        > 0.01
+    )
 
 
 def test_a_mask_of_ones_own_as_prompt(predictor) -> None:
@@ -148,15 +155,27 @@ def test_ragged_points_are_as_one_by_one(predictor) -> None:
 
 
 def test_objects_with_different_kinds_of_prompts(predictor, monkeypatch) -> None:
-    monkeypatch.setattr("segment_anything.predictor.PIXELS_AT_ONCE", 2 * 3 * HEIGHT * WIDTH)     # two objects a step
+    monkeypatch.setattr("segment_anything.predictor.PIXELS_AT_ONCE", 2 * 3 * HEIGHT * WIDTH)  # two objects a step
     click = np.array([[50, 40]], np.float32), np.array([1])
     mask = predictor.predict(box=OTHER_BOX, multimask_output=False).low_res[0]
     box = np.array(BOX, np.float32)
-    objects = [ObjectPrompt(box=box), ObjectPrompt(*click), ObjectPrompt(mask=mask), ObjectPrompt(*click, box, mask),
-               ObjectPrompt(box=np.array(OTHER_BOX, np.float32)), ObjectPrompt(box=box)]
+    objects = [
+        ObjectPrompt(box=box),
+        ObjectPrompt(*click),
+        ObjectPrompt(mask=mask),
+        ObjectPrompt(*click, box, mask),
+        ObjectPrompt(box=np.array(OTHER_BOX, np.float32)),
+        ObjectPrompt(box=box),
+    ]
     many = predictor.predict_objects(objects)
-    alone = [predictor.predict(box=BOX), predictor.predict(*click), predictor.predict(mask_input=mask),
-             predictor.predict(*click, BOX, mask), predictor.predict(box=OTHER_BOX), predictor.predict(box=BOX)]
+    alone = [
+        predictor.predict(box=BOX),
+        predictor.predict(*click),
+        predictor.predict(mask_input=mask),
+        predictor.predict(*click, BOX, mask),
+        predictor.predict(box=OTHER_BOX),
+        predictor.predict(box=BOX),
+    ]
     for i, want in enumerate(alone):
         same(type(many)(*(part[i] for part in many)), want)
 
@@ -180,7 +199,7 @@ def test_every_kind_of_image(model, image) -> None:
 
     want = embedding(image)
     assert_near(embedding(image[..., ::-1], "BGR"), want)
-    assert_near(embedding(np.dstack([image, image[..., :1]])), want)            # alpha is dropped
+    assert_near(embedding(np.dstack([image, image[..., :1]])), want)  # alpha is dropped
     assert (embedding(image, "BGR") - want).abs().max() > 0.01
     grey = image[..., 0]
     assert_near(embedding(grey), embedding(np.repeat(grey[..., None], 3, axis=2)))
@@ -195,10 +214,16 @@ def test_deep_images_by_the_rule_of_the_training_data(tmp_path, image) -> None:
     assert (to_8_bits(np.full((2, 2), -5.0)) == 0).all()
 
 
-@pytest.mark.parametrize("bad, message", [
-    (np.zeros((8, 8, 2), np.uint8), "shape"), (np.zeros(8, np.uint8), "shape"), (np.zeros((0, 8), np.uint8), "shape"),
-    (np.zeros((8, 8), bool), "type bool"), (np.full((8, 8), np.nan), "not finite"),
-])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (np.zeros((8, 8, 2), np.uint8), "shape"),
+        (np.zeros(8, np.uint8), "shape"),
+        (np.zeros((0, 8), np.uint8), "shape"),
+        (np.zeros((8, 8), bool), "type bool"),
+        (np.full((8, 8), np.nan), "not finite"),
+    ],
+)
 def test_no_image(model, bad, message) -> None:
     with pytest.raises(ImageError, match=message):
         SamPredictor(model).set_image(bad)
@@ -211,8 +236,12 @@ def test_an_embedding_can_be_kept_and_given(predictor, model) -> None:
     with pytest.raises(ValueError, match=r"\(1, 256, 4, 4\)"):
         other.set_embedding(torch.zeros(1, 256, 8, 8), (HEIGHT, WIDTH))
     other.reset_image()
-    for call in (other.get_image_embedding, lambda: other.predict(box=BOX), lambda: other.apply_coords(np.zeros((1, 2))),
-                 lambda: other.predict_torch(None, None, torch.zeros(1, 4))):
+    for call in (
+        other.get_image_embedding,
+        lambda: other.predict(box=BOX),
+        lambda: other.apply_coords(np.zeros((1, 2))),
+        lambda: other.predict_torch(None, None, torch.zeros(1, 4)),
+    ):
         with pytest.raises(RuntimeError, match="set_image"):
             call()
 
@@ -220,44 +249,50 @@ def test_an_embedding_can_be_kept_and_given(predictor, model) -> None:
 # ---------------------------------------------------------------- bad prompts
 
 
-@pytest.mark.parametrize("prompt, message", [
-    (dict(), "points, a box or a mask"),
-    (dict(point_coords=[[50, 40]]), "come together"),
-    (dict(point_labels=[1]), "come together"),
-    (dict(point_coords=[50, 40], point_labels=[1]), r"shape \(2,\)"),
-    (dict(point_coords=[[50, 40, 3]], point_labels=[1]), r"shape \(1, 3\)"),
-    (dict(point_coords=[[50, 40]], point_labels=[1, 0]), "differ in number"),
-    (dict(point_coords=[[50, 40]], point_labels=[2]), "must be 1"),
-    (dict(point_coords=[["a", 40]], point_labels=[1]), "not made of numbers"),
-    (dict(point_coords=[[WIDTH + 1, 40]], point_labels=[1]), r"\(121, 40\) lies outside the image of 120 x 80"),
-    (dict(point_coords=[[50, 90]], point_labels=[0]), "x comes before y"),
-    (dict(point_coords=[[np.nan, 40]], point_labels=[1]), "outside"),
-    (dict(point_coords=[[-1, 40]], point_labels=[1]), "outside"),
-    (dict(box=[10, 10, 20]), r"shape \(3,\)"),
-    (dict(box=[20, 10, 10, 20]), "no area"),
-    (dict(box=[10, 10, 20, np.nan]), "no area"),
-    (dict(box=[10, 10, 200, 20]), "clip it"),
-    (dict(box=[BOX, [10, 10, 20, 90]]), "object 1: box"),
-    (dict(box=[BOX, BOX], point_coords=[[5, 5]], point_labels=[1]), "point_coords for 1, box for 2"),
-    (dict(mask_input=np.zeros((SIDE // 4, SIDE // 4))), "logits"),
-    (dict(mask_input=np.full((SIDE, SIDE), -3)), r"\(N, 1, 16, 16\)"),
-    (dict(mask_input=np.full(SIDE, -3)), "shape"),
-    (dict(point_coords=[[[5, 5]], []], point_labels=[[1], []]), "object 1 has no prompt"),
-])
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        (dict(), "points, a box or a mask"),
+        (dict(point_coords=[[50, 40]]), "come together"),
+        (dict(point_labels=[1]), "come together"),
+        (dict(point_coords=[50, 40], point_labels=[1]), r"shape \(2,\)"),
+        (dict(point_coords=[[50, 40, 3]], point_labels=[1]), r"shape \(1, 3\)"),
+        (dict(point_coords=[[50, 40]], point_labels=[1, 0]), "differ in number"),
+        (dict(point_coords=[[50, 40]], point_labels=[2]), "must be 1"),
+        (dict(point_coords=[["a", 40]], point_labels=[1]), "not made of numbers"),
+        (dict(point_coords=[[WIDTH + 1, 40]], point_labels=[1]), r"\(121, 40\) lies outside the image of 120 x 80"),
+        (dict(point_coords=[[50, 90]], point_labels=[0]), "x comes before y"),
+        (dict(point_coords=[[np.nan, 40]], point_labels=[1]), "outside"),
+        (dict(point_coords=[[-1, 40]], point_labels=[1]), "outside"),
+        (dict(box=[10, 10, 20]), r"shape \(3,\)"),
+        (dict(box=[20, 10, 10, 20]), "no area"),
+        (dict(box=[10, 10, 20, np.nan]), "no area"),
+        (dict(box=[10, 10, 200, 20]), "clip it"),
+        (dict(box=[BOX, [10, 10, 20, 90]]), "object 1: box"),
+        (dict(box=[BOX, BOX], point_coords=[[5, 5]], point_labels=[1]), "point_coords for 1, box for 2"),
+        (dict(mask_input=np.zeros((SIDE // 4, SIDE // 4))), "logits"),
+        (dict(mask_input=np.full((SIDE, SIDE), -3)), r"\(N, 1, 16, 16\)"),
+        (dict(mask_input=np.full(SIDE, -3)), "shape"),
+        (dict(point_coords=[[[5, 5]], []], point_labels=[[1], []]), "object 1 has no prompt"),
+    ],
+)
 def test_bad_prompts_are_told_in_one_line(predictor, prompt, message) -> None:
     with pytest.raises(PromptError, match=message) as error:
         predictor.predict(**prompt)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("prompt, message", [
-    ((None, None), "points, boxes or a mask"),
-    ((torch.zeros(1, 2), torch.ones(1)), "point_coords of shape"),
-    ((torch.zeros(1, 2, 2), torch.ones(1, 1)), "point_labels of shape"),
-    ((None, None, torch.zeros(4)), "boxes of shape"),
-    ((torch.zeros(2, 1, 2), torch.ones(2, 1), torch.zeros(3, 4)), "different numbers"),
-    ((None, None, None, -torch.ones(1, 16, 16)), "mask_input of shape"),
-])
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        ((None, None), "points, boxes or a mask"),
+        ((torch.zeros(1, 2), torch.ones(1)), "point_coords of shape"),
+        ((torch.zeros(1, 2, 2), torch.ones(1, 1)), "point_labels of shape"),
+        ((None, None, torch.zeros(4)), "boxes of shape"),
+        ((torch.zeros(2, 1, 2), torch.ones(2, 1), torch.zeros(3, 4)), "different numbers"),
+        ((None, None, None, -torch.ones(1, 16, 16)), "mask_input of shape"),
+    ],
+)
 def test_bad_tensors(predictor, prompt, message) -> None:
     with pytest.raises(PromptError, match=message):
         predictor.predict_torch(*prompt)
@@ -273,12 +308,16 @@ def test_answers_of_the_original(kind, original, recorded) -> None:  # noqa: F81
     for row in range(2):
         predictor, sammed = SamPredictor(model), SammedPredictor(model)
         for one in (predictor, sammed):
-            one.set_embedding(embeddings[row:row + 1], (256, 256))
+            one.set_embedding(embeddings[row : row + 1], (256, 256))
         said = RECORDED_PROMPTS[kind]
         prompt = dict(point_coords=said["points"][row], point_labels=said["labels"][row]) if "points" in said else {}
         prompt |= dict(box=BOXES[row]) if "boxes" in said else {}
         probabilities = recorded["mask_input"][row] if "mask" in kind else None
-        logits = None if probabilities is None else np.log(probabilities.clip(1e-7, 1 - 1e-7) / (1 - probabilities.clip(1e-7, 1 - 1e-7)))
+        logits = (
+            None
+            if probabilities is None
+            else np.log(probabilities.clip(1e-7, 1 - 1e-7) / (1 - probabilities.clip(1e-7, 1 - 1e-7)))
+        )
         for multimask in (True, False):
             want_masks, want_iou = (recorded[f"{kind}|{multimask:d}|{part}"][row] for part in ("masks", "iou"))
             got = predictor.predict(**prompt, mask_input=logits, multimask_output=multimask)
@@ -286,7 +325,7 @@ def test_answers_of_the_original(kind, original, recorded) -> None:  # noqa: F81
             np.testing.assert_allclose(got.iou, want_iou, atol=1e-4)
             best = want_iou.argmax()
             one = sammed.predict(**prompt, mask_input=probabilities, multimask_output=multimask)
-            np.testing.assert_allclose(one.low_res, want_masks[best:best + 1], atol=1e-4)
+            np.testing.assert_allclose(one.low_res, want_masks[best : best + 1], atol=1e-4)
             assert one.masks.shape == (1, 256, 256)
 
 
@@ -303,10 +342,13 @@ def args(model, tmp_path_factory) -> Namespace:
 def test_a_caller_of_sam_med2d(args, image, model) -> None:
     """As its notebook and its page do it: a Namespace, a click, the sigmoid by the caller, several boxes by predict_torch."""
     from segment_anything.predictor_sammed import SammedPredictor
-    caller = SammedPredictor(sam_model_registry["vit_t"](args).to(args.device))
-    caller.set_image(image)         # cv2.imread's order, as in its notebook
 
-    masks, scores, logits = caller.predict(point_coords=np.array([[50, 40]]), point_labels=np.array([1]), multimask_output=True)
+    caller = SammedPredictor(sam_model_registry["vit_t"](args).to(args.device))
+    caller.set_image(image)  # cv2.imread's order, as in its notebook
+
+    masks, scores, logits = caller.predict(
+        point_coords=np.array([[50, 40]]), point_labels=np.array([1]), multimask_output=True
+    )
     assert masks.shape == (1, HEIGHT, WIDTH) and scores.shape == (1,) and logits.shape == (1, SIDE // 4, SIDE // 4)
     reference = SamPredictor(model)
     reference.set_image(image, "BGR")
@@ -314,8 +356,12 @@ def test_a_caller_of_sam_med2d(args, image, model) -> None:
     np.testing.assert_allclose(logits[0], three.low_res[three.iou.argmax()], atol=1e-5)
 
     last_mask = torch.sigmoid(torch.as_tensor(logits, dtype=torch.float, device=args.device))
-    refined, _, _ = caller.predict(point_coords=np.array([[50, 40], [20, 20]]), point_labels=np.array([1, 0]),
-                                   mask_input=last_mask, multimask_output=True)
+    refined, _, _ = caller.predict(
+        point_coords=np.array([[50, 40], [20, 20]]),
+        point_labels=np.array([1, 0]),
+        mask_input=last_mask,
+        multimask_output=True,
+    )
     best = reference.predict([[50, 40], [20, 20]], [1, 0], mask_input=logits)
     assert (refined[0] != best.masks[best.iou.argmax()]).mean() < 1e-3
     with pytest.raises(PromptError, match="sigmoid"):
@@ -323,12 +369,14 @@ def test_a_caller_of_sam_med2d(args, image, model) -> None:
 
     boxes = torch.tensor(np.array([BOX, OTHER_BOX, [1, 2, 30, 40]]), device=caller.device)
     transformed = caller.apply_boxes_torch(boxes, image.shape[:2], (args.image_size, args.image_size))
-    masks, scores, logits = caller.predict_torch(point_coords=None, point_labels=None, boxes=transformed, multimask_output=True)
+    masks, scores, logits = caller.predict_torch(
+        point_coords=None, point_labels=None, boxes=transformed, multimask_output=True
+    )
     assert masks.shape == (3, 1, HEIGHT, WIDTH) and scores.shape == (3, 1) and len({*scores.flatten().tolist()}) == 3
     for i, box in enumerate((BOX, OTHER_BOX, [1, 2, 30, 40])):
         three = reference.predict(box=box)
         np.testing.assert_allclose(logits[i, 0], three.low_res[three.iou.argmax()], atol=1e-4)
-    assert (boxes == torch.tensor([BOX, OTHER_BOX, [1, 2, 30, 40]])).all()      # left as they were
+    assert (boxes == torch.tensor([BOX, OTHER_BOX, [1, 2, 30, 40]])).all()  # left as they were
 
     points = caller.apply_coords_torch(torch.tensor([[[50, 40]], [[60, 70]]]), caller.original_size, caller.new_size)
     masks, _, _ = caller.predict_torch(points, torch.ones(2, 1), multimask_output=False)
@@ -341,12 +389,20 @@ def test_a_caller_of_sam(args, image) -> None:
     sam.to(device="cpu")
     caller = SamPredictor(sam)
     caller.set_image(image)
-    masks, scores, logits = caller.predict(point_coords=np.array([[50, 40]]), point_labels=np.array([1]), multimask_output=True)
+    masks, scores, logits = caller.predict(
+        point_coords=np.array([[50, 40]]), point_labels=np.array([1]), multimask_output=True
+    )
     mask_input = logits[np.argmax(scores), :, :]
-    masks, _, _ = caller.predict(point_coords=np.array([[50, 40]]), point_labels=np.array([1]), mask_input=mask_input[None, :, :],
-                                 multimask_output=False)
+    masks, _, _ = caller.predict(
+        point_coords=np.array([[50, 40]]),
+        point_labels=np.array([1]),
+        mask_input=mask_input[None, :, :],
+        multimask_output=False,
+    )
     assert masks.shape == (1, HEIGHT, WIDTH)
-    masks, _, _ = caller.predict(point_coords=None, point_labels=None, box=np.array(BOX)[None, :], multimask_output=False)
+    masks, _, _ = caller.predict(
+        point_coords=None, point_labels=None, box=np.array(BOX)[None, :], multimask_output=False
+    )
     assert masks.shape == (1, HEIGHT, WIDTH)
     boxes = caller.transform.apply_boxes_torch(torch.tensor([BOX, OTHER_BOX]), image.shape[:2])
     masks, _, _ = caller.predict_torch(point_coords=None, point_labels=None, boxes=boxes, multimask_output=False)
@@ -358,7 +414,9 @@ def test_a_caller_of_sam(args, image) -> None:
 def test_coordinates_of_arrays_and_tensors(predictor) -> None:
     points = np.array([[[0, 0], [WIDTH, HEIGHT]], [[60, 40], [30, 20]]])
     want = np.array([[[0, 0], [SIDE, SIDE]], [[SIDE / 2, SIDE / 2], [SIDE / 4, SIDE / 4]]])
-    assert np.allclose(predictor.apply_coords(points), want) and np.allclose(predictor.apply_coords(points, (HEIGHT, WIDTH)), want)
+    assert np.allclose(predictor.apply_coords(points), want) and np.allclose(
+        predictor.apply_coords(points, (HEIGHT, WIDTH)), want
+    )
     assert np.allclose(predictor.apply_coords_torch(torch.from_numpy(points)), want)
     assert np.allclose(predictor.apply_boxes(points.reshape(-1, 4)), want.reshape(-1, 4))
     assert np.allclose(predictor.apply_boxes_torch(torch.from_numpy(points).reshape(-1, 4)), want.reshape(-1, 4))

@@ -38,16 +38,21 @@ def data(tmp_path: Path) -> Path:
     draw, groups, rows = np.random.default_rng(0), {}, []
     folder = tmp_path / "data"
     for i in range(6):
-        classes = ["liver", "tumour"][:2 if i == 0 else 1]
+        classes = ["liver", "tumour"][: 2 if i == 0 else 1]
         groups[f"{i}.png"] = [f"{i}_{name}.png" for name in classes]
         mask = np.zeros((50 + 20 * i, 60), np.uint8)
         mask[10:30, 10:40] = 255
         folder.mkdir(exist_ok=True)
-        arrays = {f"{i}.png": draw.integers(0, 256, (*mask.shape, 3), np.uint8), **dict.fromkeys(groups[f"{i}.png"], mask)}
+        arrays = {
+            f"{i}.png": draw.integers(0, 256, (*mask.shape, 3), np.uint8),
+            **dict.fromkeys(groups[f"{i}.png"], mask),
+        }
         for name, array in arrays.items():
             (folder / name).write_bytes(cv2.imencode(".png", array)[1].tobytes())
-        rows += [dict.fromkeys(COLUMNS, "") | {"mask": mask, "image": f"{i}.png", "dataset": "D", "class": name}
-                 for mask, name in zip(groups[f"{i}.png"], classes)]
+        rows += [
+            dict.fromkeys(COLUMNS, "") | {"mask": mask, "image": f"{i}.png", "dataset": "D", "class": name}
+            for mask, name in zip(groups[f"{i}.png"], classes)
+        ]
     (folder / "image2label_train.json").write_text(json.dumps(groups))
     with open(folder / "metadata.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -58,8 +63,31 @@ def data(tmp_path: Path) -> Path:
 
 def run(data: Path, work: Path, *flags: str) -> dict[str, torch.Tensor]:
     """-> the weights it ends with."""
-    train.main(["--data_path", str(data), "--work_dir", str(work), "--model_type", "mini", "--image_size", "64",
-                "--sam_checkpoint", "none", "--num_workers", "0", "--mask_num", "2", "--iter_point", "1", "--epochs", "2", "--device", "cpu", *flags])
+    train.main(
+        [
+            "--data_path",
+            str(data),
+            "--work_dir",
+            str(work),
+            "--model_type",
+            "mini",
+            "--image_size",
+            "64",
+            "--sam_checkpoint",
+            "none",
+            "--num_workers",
+            "0",
+            "--mask_num",
+            "2",
+            "--iter_point",
+            "1",
+            "--epochs",
+            "2",
+            "--device",
+            "cpu",
+            *flags,
+        ]
+    )
     return torch.load(work / "models/sam-med2d/last.pth")["model"]
 
 
@@ -96,8 +124,27 @@ def test_bad_flags_end_in_a_line(data, tmp_path, capsys):
 def test_benchmark_runs(data, capsys):
     parser = argparse.ArgumentParser()
     benchmark_data.add_arguments(parser)
-    benchmark_data.run(parser.parse_args(["--data_path", str(data), "--image_size", "64", "--rounds", "1", "--images", "300",
-                                          "--masks", "1000", "--workers", "1", "--parts", "reading", "scale"]))
+    benchmark_data.run(
+        parser.parse_args(
+            [
+                "--data_path",
+                str(data),
+                "--image_size",
+                "64",
+                "--rounds",
+                "1",
+                "--images",
+                "300",
+                "--masks",
+                "1000",
+                "--workers",
+                "1",
+                "--parts",
+                "reading",
+                "scale",
+            ]
+        )
+    )
     said = capsys.readouterr().out
     for part in ("bare cv2.imread", "the cache is", "copied from JSON", "40000 images read; added"):
         assert part in said

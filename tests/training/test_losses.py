@@ -34,6 +34,7 @@ def certain(masks: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- the terms
 
+
 @pytest.mark.parametrize("gamma, alpha", [(2.0, 0.25), (0.0, 0.25), (1.0, 0.9), (5.0, 0.5)])
 def test_focal_is_the_textbooks(gamma, alpha):
     logits, target = example()
@@ -71,21 +72,27 @@ def test_the_target_of_a_predicted_iou_is_that_of_its_own_object_and_output():
     p, t = logits.numpy() > 0, target.numpy() > 0
     true_iou = (p & t).sum((2, 3)) / (p | t).sum((2, 3))
     guess = torch.rand(3, 4, generator=torch.Generator().manual_seed(1))
-    np.testing.assert_allclose(iou_error(guess, logits, target).numpy(), (guess.numpy() - true_iou) ** 2, rtol=1e-5, atol=1e-7)
-    assert len(np.unique(true_iou)) == true_iou.size       # else a pooled target would pass
+    np.testing.assert_allclose(
+        iou_error(guess, logits, target).numpy(), (guess.numpy() - true_iou) ** 2, rtol=1e-5, atol=1e-7
+    )
+    assert len(np.unique(true_iou)) == true_iou.size  # else a pooled target would pass
 
 
-@pytest.mark.parametrize("term", [focal, dice, lambda logits, target: iou_error(logits[..., 0, 0], logits, target)],
-                         ids=["focal", "dice", "iou"])
+@pytest.mark.parametrize(
+    "term",
+    [focal, dice, lambda logits, target: iou_error(logits[..., 0, 0], logits, target)],
+    ids=["focal", "dice", "iou"],
+)
 def test_an_objects_terms_do_not_depend_on_the_other_rows(term):
     logits, target = example()
     together = term(logits, target)
     assert together.shape == (3, 4)
     for i in range(3):
-        torch.testing.assert_close(term(logits[i:i + 1], target[i:i + 1])[0], together[i])
+        torch.testing.assert_close(term(logits[i : i + 1], target[i : i + 1])[0], together[i])
 
 
 # ---------------------------------------------------------------- the objective
+
 
 def test_a_large_object_does_not_hide_a_small_one():
     """The large one is found, the small one is missed: the mean of the two, not of their pixels."""
@@ -133,7 +140,7 @@ def test_what_an_output_learns(best):
     logits = logits.float() * 0.1
     masks = target[:, :1].bool()
     for row, output in enumerate(best):
-        logits[row, output] = certain(masks[row, 0]) / 10      # better than noise, not perfect
+        logits[row, output] = certain(masks[row, 0]) / 10  # better than noise, not perfect
     guess = torch.rand(3, 4, generator=torch.Generator().manual_seed(1))
     losses = objective(Prediction(logits, guess), logits, masks)
     for name, term in (("focal", focal), ("dice", dice)):

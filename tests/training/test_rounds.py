@@ -36,7 +36,7 @@ def objects(rows: int, seed: int = 0) -> Tensor:
     """Rectangles of different places and sizes: (rows, 1, S, S) bool."""
     masks = torch.zeros(rows, 1, SIDE, SIDE, dtype=torch.bool)
     for mask, (x, y, w, h) in zip(masks, torch.randint(1, 30, (rows, 4), generator=generator(seed)).tolist()):
-        mask[0, y:y + h, x:x + w] = True
+        mask[0, y : y + h, x : x + w] = True
     return masks
 
 
@@ -46,6 +46,7 @@ def round_of(logits: Tensor, masks: Tensor) -> Round:
 
 
 # ---------------------------------------------------------------- the plan
+
 
 @pytest.mark.parametrize("rounds", range(10))
 def test_the_mask_is_alone_at_the_end_and_once_before(rounds):
@@ -60,7 +61,9 @@ def test_the_mask_is_alone_at_the_end_and_once_before(rounds):
         if alone:
             assert alone[-1] == rounds - 1
             earlier.update(alone[:-1])
-    assert earlier == (set(range(1, rounds - 1)) if rounds > 4 else set())      # any of rounds 1 .. rounds - 2, and only these
+    assert earlier == (
+        set(range(1, rounds - 1)) if rounds > 4 else set()
+    )  # any of rounds 1 .. rounds - 2, and only these
 
 
 def test_every_count_of_clicks_is_drawn():
@@ -70,6 +73,7 @@ def test_every_count_of_clicks_is_drawn():
 
 
 # ---------------------------------------------------------------- the start
+
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 8])
 def test_half_of_the_objects_start_from_a_box(rows):
@@ -108,24 +112,25 @@ def test_a_start_is_predicted_in_the_objects_order(model, rows):
         assert together.logits.shape == (rows, 4, SIDE // 4, SIDE // 4) and together.iou.shape == (rows, 4)
         for own, prompts in ((start.box_rows, start.boxes), (start.click_rows, start.clicks)):
             for i, row in enumerate(own.tolist()):
-                alone = model.predict(embeddings[row:row + 1], prompts.rows(torch.tensor([i])), None)
+                alone = model.predict(embeddings[row : row + 1], prompts.rows(torch.tensor([i])), None)
                 torch.testing.assert_close(together.logits[row], alone.logits[0], atol=1e-4, rtol=1e-4)
                 torch.testing.assert_close(together.iou[row], alone.iou[0], atol=1e-4, rtol=1e-4)
-    if rows == 5:       # the draw is one where the order matters, and so does its direction
+    if rows == 5:  # the draw is one where the order matters, and so does its direction
         order = torch.cat([start.box_rows, start.click_rows])
         assert not torch.equal(order, order.argsort())
 
 
 # ---------------------------------------------------------------- corrections
 
+
 @pytest.mark.parametrize("clicks", [0, 1, 9])
 def test_a_correction_is_the_last_mask_with_clicks_on_its_errors(clicks):
     masks = objects(4, seed=0)
     logits = 10 * torch.randn(4, 1, SIDE // 4, SIDE // 4, generator=generator())
-    predicted = torch.cat([objects(4, seed=1)[:3], masks[3:]])      # the last one is perfect
+    predicted = torch.cat([objects(4, seed=1)[:3], masks[3:]])  # the last one is perfect
     prompts = correction_prompts(round_of(logits, predicted), masks, clicks, uniform_from(generator()))
     assert prompts.boxes is None
-    torch.testing.assert_close(prompts.masks, 1 / (1 + (-logits).exp()))       # probabilities, not logits
+    torch.testing.assert_close(prompts.masks, 1 / (1 + (-logits).exp()))  # probabilities, not logits
     assert 0 <= prompts.masks.min() and prompts.masks.max() <= 1
     if not clicks:
         assert prompts.points is prompts.labels is None
@@ -146,13 +151,14 @@ def test_the_fed_back_mask_is_float32_under_mixed_precision():
 
 # ---------------------------------------------------------------- judging
 
+
 @pytest.mark.parametrize("multimask", [True, False])
 def test_the_output_that_goes_on(model, multimask):
     """Of outputs 1 to 3 the one with the highest predicted IoU, whatever output 0 expects; or output 0."""
     masks = objects(6)
     logits = torch.randn(6, 4, SIDE // 4, SIDE // 4, generator=generator(), requires_grad=True)
     expected = torch.rand(6, 4, generator=generator(4))
-    expected[:, 0] = torch.tensor([2.0, -1, 2, -1, 2, -1])      # above or below all the others
+    expected[:, 0] = torch.tensor([2.0, -1, 2, -1, 2, -1])  # above or below all the others
     expected.requires_grad_()
     judged = judge(model, "clicks", Prediction(logits, expected), masks, multimask)
 
@@ -165,7 +171,7 @@ def test_the_output_that_goes_on(model, multimask):
     assert torch.equal(judged.masks, model.upscale(judged.chosen.logits) > 0)
     assert torch.equal(judged.dice, dice(judged.masks[:, 0], masks[:, 0], from_logits=False))
 
-    judged.losses["loss"].backward()        # of all four outputs, while what goes on is cut from the graph
+    judged.losses["loss"].backward()  # of all four outputs, while what goes on is cut from the graph
     assert (logits.grad.abs().amax(dim=(2, 3)) > 0).all() and (expected.grad != 0).all()
     assert not any(t.requires_grad for t in (*judged.chosen, judged.masks, judged.dice))
 

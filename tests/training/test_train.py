@@ -30,10 +30,26 @@ from segment_anything.sizes import SIZES, Size
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64
-MINI = Size(channels=32, depth=4, heads=2, global_blocks=(1, 3))     # nearly all decoder: files of 17 MB
-RUN = "sam-med2d"                                                    # the default --run_name
-FLAGS = ["--model_type", "mini", "--image_size", str(SIZE), "--sam_checkpoint", "none", "--num_workers", "0",
-         "--mask_num", "2", "--iter_point", "2", "--prompt_modes", "bbox", "--device", "cpu"]
+MINI = Size(channels=32, depth=4, heads=2, global_blocks=(1, 3))  # nearly all decoder: files of 17 MB
+RUN = "sam-med2d"  # the default --run_name
+FLAGS = [
+    "--model_type",
+    "mini",
+    "--image_size",
+    str(SIZE),
+    "--sam_checkpoint",
+    "none",
+    "--num_workers",
+    "0",
+    "--mask_num",
+    "2",
+    "--iter_point",
+    "2",
+    "--prompt_modes",
+    "bbox",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,7 +87,9 @@ def make_data(folder: Path, splits: tuple[str, ...] = ("train",), images: int = 
         for name in names:
             mask = np.zeros((height, width), np.uint8)
             x, y, r = draw.integers(12, 28), draw.integers(12, 38), draw.integers(6, 12)
-            cv2.circle(mask, (int(x), int(y)), int(r), 255, -1) if draw.random() < 0.5 else mask[y - r:y + r, x - r:x + r].fill(255)
+            cv2.circle(mask, (int(x), int(y)), int(r), 255, -1) if draw.random() < 0.5 else mask[
+                y - r : y + r, x - r : x + r
+            ].fill(255)
             picture[mask > 0] += 120
             write(folder / name, mask)
         write(folder / f"images/{i}.png", picture)
@@ -138,12 +156,17 @@ def objects(seed: int = 0) -> Batch:
     masks = torch.zeros(8, 1, SIZE, SIZE, dtype=torch.bool)
     for i in range(8):
         y, x = torch.randint(2, 30, (2,), generator=generator).tolist()
-        masks[i, 0, y:y + 12 + i, x:x + 20] = True
+        masks[i, 0, y : y + 12 + i, x : x + 20] = True
     return Batch(
         images=torch.randint(0, 256, (2, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8),
-        content=torch.tensor([[0, 0, SIZE, SIZE]] * 2), masks=masks, image_index=torch.tensor([0] * 4 + [1] * 4),
-        image_names=["a", "b"], mask_names=[str(i) for i in range(8)], original_sizes=[(SIZE, SIZE)] * 2,
-        original_masks=None, skipped=[],
+        content=torch.tensor([[0, 0, SIZE, SIZE]] * 2),
+        masks=masks,
+        image_index=torch.tensor([0] * 4 + [1] * 4),
+        image_names=["a", "b"],
+        mask_names=[str(i) for i in range(8)],
+        original_sizes=[(SIZE, SIZE)] * 2,
+        original_masks=None,
+        skipped=[],
     )
 
 
@@ -163,7 +186,9 @@ class Trainer:
 
     def batch(self, batch: Batch | None = None) -> dict[str, torch.Tensor]:
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        scalars = train.train_batch(self.model, batch or objects(self.steps), self.optimizer, scaler, self.args, self.steps)
+        scalars = train.train_batch(
+            self.model, batch or objects(self.steps), self.optimizer, scaler, self.args, self.steps
+        )
         self.steps += 1
         return scalars
 
@@ -172,8 +197,11 @@ class Trainer:
 
     def meant(self) -> set[str]:
         """By name: adapters, prompt encoder and mask decoder, but for the fixed matrix of the positions."""
-        return {name for name in self.start if (".Adapter." in name or not name.startswith("image_encoder."))
-                and not name.endswith("gaussian_matrix")}
+        return {
+            name
+            for name in self.start
+            if (".Adapter." in name or not name.startswith("image_encoder.")) and not name.endswith("gaussian_matrix")
+        }
 
 
 @pytest.mark.parametrize("adapter", [True, False])
@@ -187,7 +215,7 @@ def test_one_batch_moves_all_that_is_trained_and_nothing_else(adapter: bool, mul
     decoder = "mask_decoder."
     for table in ("mask_tokens.weight", "iou_prediction_head.layers.2.weight", "iou_prediction_head.layers.2.bias"):
         change = (trainer.model.state_dict()[decoder + table] - trainer.start[decoder + table]).abs()
-        assert (change.reshape(4, -1).amax(dim=1) > 0).all(), table         # each of the four outputs
+        assert (change.reshape(4, -1).amax(dim=1) > 0).all(), table  # each of the four outputs
 
 
 def test_no_op_adapters_move_whole_from_the_second_batch() -> None:
@@ -195,7 +223,7 @@ def test_no_op_adapters_move_whole_from_the_second_batch() -> None:
     trainer.batch()
     inner = {name for name in trainer.meant() if ".Adapter." in name and ".Adapter.norm." not in name}
     assert len(inner) == 4 * SIZES["vit_t"].depth
-    assert trainer.moved() == trainer.meant() - inner       # behind a zero weight nothing has a gradient
+    assert trainer.moved() == trainer.meant() - inner  # behind a zero weight nothing has a gradient
     trainer.batch()
     assert trainer.moved() == trainer.meant()
 
@@ -204,7 +232,11 @@ def test_no_op_adapters_move_whole_from_the_second_batch() -> None:
 def test_few_objects_start_from_boxes_and_from_clicks(count: int) -> None:
     """Whatever the number of objects in a batch, over several batches both kinds of start come up."""
     batch = objects()
-    batch.masks, batch.image_index, batch.mask_names = batch.masks[:count], batch.image_index[:count], batch.mask_names[:count]
+    batch.masks, batch.image_index, batch.mask_names = (
+        batch.masks[:count],
+        batch.image_index[:count],
+        batch.mask_names[:count],
+    )
     trainer = Trainer("--iter_point", "0")
     seen = set().union(*(trainer.batch(batch) for _ in range(8 if count == 1 else 1)))
     assert {"dice/start_box", "dice/start_click"} <= seen
@@ -216,7 +248,9 @@ def test_corrections_replace_the_clicks_before_them_or_keep_them(keep: bool, mon
     trainer = Trainer("--iter_point", "3", "--point_list", "2", "--keep_clicks", str(keep))
     asked = []
     original = trainer.model.predict
-    monkeypatch.setattr(trainer.model, "predict", lambda e, prompts, **kind: (asked.append(prompts), original(e, prompts, **kind))[1])
+    monkeypatch.setattr(
+        trainer.model, "predict", lambda e, prompts, **kind: (asked.append(prompts), original(e, prompts, **kind))[1]
+    )
     trainer.batch()
     boxes, first, second, third, alone = asked
     assert boxes.boxes is not None and first.labels.tolist() == [[1]] * 4
@@ -228,7 +262,7 @@ def test_corrections_replace_the_clicks_before_them_or_keep_them(keep: bool, mon
         assert started.sum() == 4 and (second.labels[~started, 0] == -1).all()
         assert {*map(tuple, second.points[started, 0].tolist())} == {*map(tuple, first.points[:, 0].tolist())}
         x, y = second.points[:, 0].long().unbind(1)
-        assert objects(0).masks[torch.arange(8), 0, y, x][started].all()        # each on its own object
+        assert objects(0).masks[torch.arange(8), 0, y, x][started].all()  # each on its own object
 
 
 # ---------------------------------------------------------------- resuming
@@ -252,7 +286,7 @@ def kill_after(owner: object, name: str, patch: pytest.MonkeyPatch, calls: int =
     patch.setattr(owner, name, stop)
 
 
-MOMENTS = {     # what returns last before the end, how often; the flags; the epoch and step of the checkpoint then
+MOMENTS = {  # what returns last before the end, how often; the flags; the epoch and step of the checkpoint then
     "after an epoch": ("save", 1, (), (1, 3)),
     "after an epoch, before validation": ("validate", 1, ("--save_every", 3), (0, 3)),
     "within the second epoch": ("save_last", 3, ("--save_every", 2), (1, 4)),
@@ -295,8 +329,12 @@ def test_killed_while_writing_a_checkpoint(data: Path, work: Path, tmp_path: Pat
 
     models = work / "parts" / "models" / RUN
     flags += ["--work_dir", str(work / "parts"), "--save_every", "1"]
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", *flags], cwd=tmp_path,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *flags],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
     try:
         deadline = time.monotonic() + 120
         while not ((models / "last.pth").exists() and any(models.glob(".last.pth.*"))):
@@ -306,24 +344,27 @@ def test_killed_while_writing_a_checkpoint(data: Path, work: Path, tmp_path: Pat
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert process.returncode == -signal.SIGKILL
-    assert saved(work / "parts")["progress"]["step"] in (1, 2)       # of three: within the first epoch
+    assert saved(work / "parts")["progress"]["step"] in (1, 2)  # of three: within the first epoch
 
     train.main([*flags, "--resume"])
     assert differences(saved(work / "whole"), saved(work / "parts")) == []
-    assert {path.name for path in models.iterdir()} == {"last.pth", "best.pth"}      # no half-written files are left
+    assert {path.name for path in models.iterdir()} == {"last.pth", "best.pth"}  # no half-written files are left
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--batch_size", 3], "--batch_size"),
-    (["--image_size", 96], "--image_size 64"),
-    (["--encoder_adapter", "False"], "--encoder_adapter True"),
-    (["--seed", 5], "--seed 0"),
-    (["--point_list", 1], "--point_list"),
-    (["--keep_clicks"], "--keep_clicks False"),
-    (["--augment"], "--augment False"),
-    (["--box_shift", 1], "--box_shift 5"),
-    (["--model_type", "vit_t"], "mini"),
-])
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--batch_size", 3], "--batch_size"),
+        (["--image_size", 96], "--image_size 64"),
+        (["--encoder_adapter", "False"], "--encoder_adapter True"),
+        (["--seed", 5], "--seed 0"),
+        (["--point_list", 1], "--point_list"),
+        (["--keep_clicks"], "--keep_clicks False"),
+        (["--augment"], "--augment False"),
+        (["--box_shift", 1], "--box_shift 5"),
+        (["--model_type", "vit_t"], "mini"),
+    ],
+)
 def test_resuming_another_run_is_refused(flags: list, said: str, data: Path, work: Path) -> None:
     fit(data, work, "--epochs", 1)
     before = saved(work)
@@ -390,9 +431,12 @@ def nan_last_step(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train, "train_batch", poisoned)
 
 
-@pytest.mark.parametrize("poison, terms", [(nan_loss, "dice nan"), (nan_weight, "focal nan"), (nan_last_step, "not finite")])
+@pytest.mark.parametrize(
+    "poison, terms", [(nan_loss, "dice nan"), (nan_weight, "focal nan"), (nan_last_step, "not finite")]
+)
 def test_what_is_not_finite_stops_the_run_and_spares_the_checkpoint(
-        poison: Callable, terms: str, data: Path, work: Path, monkeypatch) -> None:
+    poison: Callable, terms: str, data: Path, work: Path, monkeypatch
+) -> None:
     fit(data, work, "--epochs", 1)
     files = {path: path.read_bytes() for path in (work / "models" / RUN).iterdir()}
     poison(monkeypatch)
@@ -451,13 +495,21 @@ def test_an_error_in_a_worker_is_one_line_too(tmp_path: Path) -> None:
     """In a process of its own: with the exception still referenced, torch waits five seconds for each worker."""
     named = truncated_image(make_data(tmp_path / "data"))
     flags = ["vit_t" if word == "mini" else word for word in FLAGS]
-    done = subprocess.run([sys.executable, ROOT / "train.py", *flags, "--data_path", "data", "--num_workers", "2"],
-                          cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *flags, "--data_path", "data", "--num_workers", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.fullmatch(f"error: .*{named}: truncated.*", done.stderr.splitlines()[-1])
 
 
-def test_missing_default_checkpoint_says_where_weights_come_from(data: Path, work: Path, tmp_path: Path, monkeypatch) -> None:
+def test_missing_default_checkpoint_says_where_weights_come_from(
+    data: Path, work: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     message = fails(lambda: fit(data, work, "--sam_checkpoint", train.DEFAULT_CHECKPOINT))
     for said in (train.DEFAULT_CHECKPOINT, "sam_vit_b_01ec64.pth", "--sam_checkpoint none"):
@@ -477,11 +529,18 @@ def test_a_device_that_is_not_there_ends_in_one_line(name: str, data: Path, work
     assert name in fails(lambda: fit(data, work, "--device", name))
 
 
-@pytest.mark.parametrize("flags", [
-    ["--image_size", "100"],            # not a multiple of 32
-    ["--iter_point", "-1"], ["--point_list", "3", "0"], ["--lr", "nan"], ["--lr", "0"], ["--batch_size", "0"],
-    ["--prompt_modes", "7clicks"],
-])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--image_size", "100"],  # not a multiple of 32
+        ["--iter_point", "-1"],
+        ["--point_list", "3", "0"],
+        ["--lr", "nan"],
+        ["--lr", "0"],
+        ["--batch_size", "0"],
+        ["--prompt_modes", "7clicks"],
+    ],
+)
 def test_impossible_settings_are_refused_by_name(flags: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as end:
         train.parse_args(flags)
@@ -516,10 +575,25 @@ def test_nothing_but_empty_masks_is_an_error(tmp_path: Path, work: Path) -> None
 # ---------------------------------------------------------------- flags
 
 
-DEFAULTS = dict(    # those of the original
-    work_dir="workdir", run_name="sam-med2d", epochs=15, batch_size=2, image_size=256, mask_num=5, data_path="data_demo",
-    metrics=["iou", "dice"], lr=1e-4, resume=None, model_type="vit_b", sam_checkpoint="pretrain_model/sam_vit_b.pth",
-    iter_point=8, lr_scheduler=None, point_list=[1, 3, 5, 9], multimask=True, encoder_adapter=True, use_amp=False,
+DEFAULTS = dict(  # those of the original
+    work_dir="workdir",
+    run_name="sam-med2d",
+    epochs=15,
+    batch_size=2,
+    image_size=256,
+    mask_num=5,
+    data_path="data_demo",
+    metrics=["iou", "dice"],
+    lr=1e-4,
+    resume=None,
+    model_type="vit_b",
+    sam_checkpoint="pretrain_model/sam_vit_b.pth",
+    iter_point=8,
+    lr_scheduler=None,
+    point_list=[1, 3, 5, 9],
+    multimask=True,
+    encoder_adapter=True,
+    use_amp=False,
 )
 
 
@@ -528,13 +602,18 @@ def test_flags_and_defaults_of_the_original() -> None:
     assert {name: args[name] for name in DEFAULTS} == DEFAULTS
     assert "device" in args
     spelled = {name: value for name, value in DEFAULTS.items() if value is not None} | {"device": "cpu"}
-    command = [word for name, value in spelled.items()
-               for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))]
+    command = [
+        word
+        for name, value in spelled.items()
+        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
+    ]
     again = vars(train.parse_args(command))
     assert {name: again[name] for name in DEFAULTS} == DEFAULTS and again["device"] == "cpu"
 
 
-@pytest.mark.parametrize("name, default", [("use_amp", False), ("augment", False), ("multimask", True), ("encoder_adapter", True)])
+@pytest.mark.parametrize(
+    "name, default", [("use_amp", False), ("augment", False), ("multimask", True), ("encoder_adapter", True)]
+)
 def test_booleans(name: str, default: bool) -> None:
     assert getattr(train.parse_args([]), name) is default
     for words, value in (([], True), (["True"], True), (["False"], False), (["false"], False), (["0"], False)):
@@ -544,25 +623,38 @@ def test_booleans(name: str, default: bool) -> None:
 
 
 def test_lists_and_resume() -> None:
-    args = train.parse_args(["--point_list", "1", "3", "--milestones", "2", "--metrics", "dice", "--run_name", "r", "--resume"])
+    args = train.parse_args(
+        ["--point_list", "1", "3", "--milestones", "2", "--metrics", "dice", "--run_name", "r", "--resume"]
+    )
     assert (args.point_list, args.milestones, args.metrics) == ([1, 3], [2], ["dice"])
     assert Path(args.resume) == Path("workdir/models/r/last.pth")
     assert train.parse_args(["--resume", "other.pth"]).resume == "other.pth"
 
 
-@pytest.mark.parametrize("flags", [["--epochs", "0"], ["--point_list", "0"], ["--prompt_modes", "circle"],
-                                   ["--lr_scheduler", "sometimes"], ["--model_type", "vit_x"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--epochs", "0"],
+        ["--point_list", "0"],
+        ["--prompt_modes", "circle"],
+        ["--lr_scheduler", "sometimes"],
+        ["--model_type", "vit_x"],
+    ],
+)
 def test_senseless_flags_are_refused(flags: list[str]) -> None:
     with pytest.raises(SystemExit):
         train.parse_args(flags)
 
 
-@pytest.mark.parametrize("flags, factors", [
-    ([], [1] * 6),
-    (["--lr_scheduler", "multistep", "--milestones", "1", "2"], [1, 1, 0.5, 0.5, 0.25, 0.25]),
-    (["--lr_scheduler", "cosine"], [(1 + math.cos(math.pi * k / 6)) / 2 for k in range(6)]),
-    (["--warmup", "4"], [0.25, 0.5, 0.75, 1, 1, 1]),
-])
+@pytest.mark.parametrize(
+    "flags, factors",
+    [
+        ([], [1] * 6),
+        (["--lr_scheduler", "multistep", "--milestones", "1", "2"], [1, 1, 0.5, 0.5, 0.25, 0.25]),
+        (["--lr_scheduler", "cosine"], [(1 + math.cos(math.pi * k / 6)) / 2 for k in range(6)]),
+        (["--warmup", "4"], [0.25, 0.5, 0.75, 1, 1, 1]),
+    ],
+)
 def test_learning_rate_over_three_epochs_of_two_batches(flags: list[str], factors: list[float]) -> None:
     args = train.parse_args(["--epochs", "3", *flags])
     assert [train.lr_factor(args, step, 2) for step in range(6)] == pytest.approx(factors)
@@ -593,19 +685,46 @@ def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
 
 
 def test_tensorboard_and_the_best_epoch(validated: Path, work: Path) -> None:
-    fit(validated, work, "--epochs", 2, "--log_every", 1, "--lr_scheduler", "cosine", "--prompt_modes", "bbox", "1pt",
-        "--iter_point", 3)
+    fit(
+        validated,
+        work,
+        "--epochs",
+        2,
+        "--log_every",
+        1,
+        "--lr_scheduler",
+        "cosine",
+        "--prompt_modes",
+        "bbox",
+        "1pt",
+        "--iter_point",
+        3,
+    )
     board = board_of(work)
-    every_batch = {*(f"loss/{term}" for term in ("loss", "focal", "dice", "iou")), "dice/start_box", "dice/start_click",
-                   "dice/round_1", "dice/round_2", "dice/round_3", "dice/correction_clicks", "dice/correction_mask", "lr", "images_per_second"}
+    every_batch = {
+        *(f"loss/{term}" for term in ("loss", "focal", "dice", "iou")),
+        "dice/start_box",
+        "dice/start_click",
+        "dice/round_1",
+        "dice/round_2",
+        "dice/round_3",
+        "dice/correction_clicks",
+        "dice/correction_mask",
+        "lr",
+        "images_per_second",
+    }
     every_epoch = {f"val_{metric}/{mode}" for metric in ("dice", "iou") for mode in ("bbox", "1pt")}
     assert set(board.Tags()["scalars"]) == every_batch | every_epoch
     assert all([*points(board, tag)] == [1, 2, 3, 4, 5, 6] for tag in every_batch)
     assert all([*points(board, tag)] == [3, 6] for tag in every_epoch)
 
-    loss, focal, dice, iou = (np.array([*points(board, f"loss/{term}").values()]) for term in ("loss", "focal", "dice", "iou"))
+    loss, focal, dice, iou = (
+        np.array([*points(board, f"loss/{term}").values()]) for term in ("loss", "focal", "dice", "iou")
+    )
     assert loss == pytest.approx(20 * focal + dice + iou, rel=1e-4)
-    assert [*points(board, "lr").values()] == pytest.approx([1e-4 * (1 + math.cos(math.pi * k / 6)) / 2 for k in range(6)])
+    assert [*points(board, "lr").values()] == pytest.approx(
+        [1e-4 * (1 + math.cos(math.pi * k / 6)) / 2 for k in range(6)]
+    )
     assert all(0 <= value <= 1 for tag in every_epoch for value in points(board, tag).values())
 
     best = saved(work, "best.pth")
@@ -643,10 +762,12 @@ def test_validation_every_other_epoch_and_after_the_last(validated: Path, work: 
     assert [*pictures(board_of(work), "panel/bbox")] == [6, 12, 15]
     assert next(scores, None) is None and saved(work)["progress"]["epoch"] == 5
     best = saved(work, "best.pth")
-    assert (best["epoch"], best["validation_dice"]) == (2, 0.7)         # and no epoch between was judged by its training loss
+    assert (best["epoch"], best["validation_dice"]) == (2, 0.7)  # and no epoch between was judged by its training loss
 
 
-def test_weights_of_another_run_do_not_stand_for_one_that_was_not_validated(validated: Path, work: Path, monkeypatch, capsys) -> None:
+def test_weights_of_another_run_do_not_stand_for_one_that_was_not_validated(
+    validated: Path, work: Path, monkeypatch, capsys
+) -> None:
     best = work / "models" / RUN / "best.pth"
     fit(validated, work, "--epochs", 1)
     assert best.exists()
@@ -716,11 +837,19 @@ def test_a_run_does_not_overwrite_another_unasked(data: Path, work: Path) -> Non
     assert differences(before, saved(work))
 
 
-@pytest.mark.parametrize("first, then, scales", [
-    ([], [], [1, 1, 1]), (["--adapter_lr", 5e-4], [], [5, 5, 1]), (["--adapter_lr", 5e-4, "--adapter_norm_lr", 1e-2], [], [100, 5, 1]),
-    (["--adapter_norm_lr", 1e-2], ["--adapter_lr", 3e-4], [100, 3, 1]), ([], ["--adapter_norm_lr", 4e-4], [4, 1, 1]),
-])
-def test_rates_of_adapters_count_also_in_a_resumed_run(first: list, then: list, scales: list[int], data: Path, work: Path) -> None:
+@pytest.mark.parametrize(
+    "first, then, scales",
+    [
+        ([], [], [1, 1, 1]),
+        (["--adapter_lr", 5e-4], [], [5, 5, 1]),
+        (["--adapter_lr", 5e-4, "--adapter_norm_lr", 1e-2], [], [100, 5, 1]),
+        (["--adapter_norm_lr", 1e-2], ["--adapter_lr", 3e-4], [100, 3, 1]),
+        ([], ["--adapter_norm_lr", 4e-4], [4, 1, 1]),
+    ],
+)
+def test_rates_of_adapters_count_also_in_a_resumed_run(
+    first: list, then: list, scales: list[int], data: Path, work: Path
+) -> None:
     """Groups: last norms of adapters, the rest of adapters, the decoder side."""
     fit(data, work, "--epochs", 1, "--lr", 1e-4, *first)
     fit(data, work, "--epochs", 2, "--resume", *then)

@@ -19,7 +19,7 @@ from segment_anything.checkpoint import save_weights
 from tests.segment_anything.test_model import randomise
 
 FRAME = 128
-SIZE = (40, 48, 56)         # z, y, x
+SIZE = (40, 48, 56)  # z, y, x
 
 
 class Bright:
@@ -42,7 +42,7 @@ class Bright:
         _, pieces = cv2.connectedComponents(bright)
         if prompts.boxes is not None:
             x0, y0, x1, y1 = (prompts.boxes[0] / 4).tolist()
-            inside = pieces[int(y0):int(np.ceil(y1)), int(x0):int(np.ceil(x1))]
+            inside = pieces[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))]
             counts = np.bincount(inside.ravel(), minlength=pieces.max() + 1)
             counts[0] = 0
             piece = counts.argmax() if counts.any() else -1
@@ -97,7 +97,11 @@ def test_an_object_is_followed_to_both_its_ends(axis, carry, scene) -> None:
     middle = (18, 16, 18)[axis]
     x, y = [c for i, c in enumerate((18, 16, 18)) if i != axis][::-1]
     y = y if axis == 0 else sliced.size[0] - 1 - y
-    found = propagate(sliced, {middle: ObjectPrompt(np.array([[x, y]], np.float32), np.array([1]))}, Rule(carry, least_area=3, shrink=0.1))
+    found = propagate(
+        sliced,
+        {middle: ObjectPrompt(np.array([[x, y]], np.float32), np.array([1]))},
+        Rule(carry, least_area=3, shrink=0.1),
+    )
     mask = sliced.assemble(found.slices) > 0.5
     assert dice(mask, first) > 0.9 and not (mask & second).any()
     assert min(found.slices) - 1 <= middle - 10 and max(found.slices) + 1 >= middle + 10
@@ -111,11 +115,16 @@ def test_what_is_carried(scene) -> None:
     first, *others = model.asked
     assert first.points is None and first.masks is None and others
     for prompts in others:
-        assert prompts.boxes.shape == (1, 4) and prompts.points.shape == (1, 1, 2) and prompts.masks.shape == (1, 1, FRAME // 4, FRAME // 4)
+        assert (
+            prompts.boxes.shape == (1, 4)
+            and prompts.points.shape == (1, 1, 2)
+            and prompts.masks.shape == (1, 1, FRAME // 4, FRAME // 4)
+        )
 
 
 def test_an_object_does_not_jump_to_what_it_lies_in(scene) -> None:
     """Where the model offers the part and the whole, and is surer of the whole, the one like the last mask is taken."""
+
     class Ambiguous(Bright):
         def predict(self, embeddings, prompts, multimask_output):
             part = super().predict(embeddings, prompts, multimask_output).logits[:, :1]
@@ -143,14 +152,18 @@ def test_every_slice_is_encoded_once(scene) -> None:
 def test_embeddings_kept_are_bounded(scene, monkeypatch) -> None:
     monkeypatch.setattr("sam_med2d.volumes.propagation.KEPT_BYTES", 3 * FRAME * FRAME // 16 * 4)
     sliced = slices_of(scene[0], 0)
-    found = propagate(sliced, {18: ObjectPrompt(box=np.array([5, 3, 32, 30], np.float32))}, Rule(least_area=3, shrink=0.1))
+    found = propagate(
+        sliced, {18: ObjectPrompt(box=np.array([5, 3, 32, 30], np.float32))}, Rule(least_area=3, shrink=0.1)
+    )
     assert len(sliced._kept) == 3 and dice(sliced.assemble(found.slices) > 0.5, scene[1]) > 0.9
 
 
 def test_rules_end_an_object(scene) -> None:
     volume = scene[0].copy()
     box = {18: ObjectPrompt(box=np.array([5, 3, 32, 30], np.float32))}
-    ends = lambda volume, **rule: propagate(slices_of(volume, 0), box, Rule(**{"least_area": 1, "shrink": 0.0, **rule})).ends
+    ends = lambda volume, **rule: (
+        propagate(slices_of(volume, 0), box, Rule(**{"least_area": 1, "shrink": 0.0, **rule})).ends
+    )
     assert "predicted IoU of 0.10" in ends(volume)[0]
     assert "falls from" in ends(volume, least_area=120)[1]
     leak = volume.copy()
@@ -182,7 +195,7 @@ def test_two_seeds_meet_half_way() -> None:
 def test_other_axes_mend_what_one_axis_gets_wrong(scene) -> None:
     volume, first, _ = scene
     wrong = first.copy()
-    wrong[18:20] = ball((18, 16, 18), 6)[18:20]         # two slices that came out too small
+    wrong[18:20] = ball((18, 16, 18), 6)[18:20]  # two slices that came out too small
     looked = [wrong.astype(np.float16)]
     covered = [np.ones((SIZE[0], 1, 1), bool)]
     for axis in (1, 2):
@@ -193,7 +206,9 @@ def test_other_axes_mend_what_one_axis_gets_wrong(scene) -> None:
         where[list(again)] = True
         covered.append(where.reshape([-1 if i == axis else 1 for i in range(3)]))
     fused = fuse(looked, covered) > 0.5
-    assert dice(fused, first) > dice(wrong, first) and dice(wrong[18:20], first[18:20]) < 0.5 < 0.85 < dice(fused[18:20], first[18:20])
+    assert dice(fused, first) > dice(wrong, first) and dice(wrong[18:20], first[18:20]) < 0.5 < 0.85 < dice(
+        fused[18:20], first[18:20]
+    )
 
 
 def test_assembled_slices_lie_where_they_were_cut() -> None:
@@ -215,10 +230,25 @@ def run(tmp_path, monkeypatch):
 
     def run(source: Path, *flags: object, output: str = "out.nii.gz") -> tuple[sitk.Image, list[dict[str, str]]]:
         path = tmp_path / "results" / output
-        script.main(["--input", str(source), "--output", str(path), "--least_area", "3", "--shrink", "0.1", "--window", "100", "200",
-                     *map(str, flags)])
+        script.main(
+            [
+                "--input",
+                str(source),
+                "--output",
+                str(path),
+                "--least_area",
+                "3",
+                "--shrink",
+                "0.1",
+                "--window",
+                "100",
+                "200",
+                *map(str, flags),
+            ]
+        )
         with open(path.with_name(f"{script.stem_of(path)}.csv"), newline="") as file:
             return sitk.ReadImage(str(path)), list(csv.DictReader(file))
+
     return run
 
 
@@ -232,7 +262,9 @@ def image_of(volume: np.ndarray, orientation: str = "LPS") -> sitk.Image:
     return sitk.DICOMOrient(image, orientation)
 
 
-def stored(tmp_path: Path, volume: np.ndarray, orientation: str = "LPS", name: str = "ct.nii.gz") -> tuple[Path, sitk.Image]:
+def stored(
+    tmp_path: Path, volume: np.ndarray, orientation: str = "LPS", name: str = "ct.nii.gz"
+) -> tuple[Path, sitk.Image]:
     path = tmp_path / name
     sitk.WriteImage(image_of(volume, orientation), str(path))
     return path, sitk.ReadImage(str(path))
@@ -247,19 +279,35 @@ def test_labels_lie_on_the_volume_however_it_is_stored(orientation, axis, run, t
     truth = [sitk.GetArrayFromImage(image_of(mask.astype(np.uint8), orientation)) > 0 for mask in (first, second)]
     clicks = [np.argwhere(mask).mean(axis=0).round().astype(int)[::-1] for mask in truth]
     prompts = tmp_path / "prompts.json"
-    prompts.write_text(json.dumps({"objects": [
-        {"label": label, "name": name, "axis": axis, "points": [click.tolist()]} for label, name, click in ((7, "one", clicks[0]), (300, "two", clicks[1]))]}))
+    prompts.write_text(
+        json.dumps(
+            {
+                "objects": [
+                    {"label": label, "name": name, "axis": axis, "points": [click.tolist()]}
+                    for label, name, click in ((7, "one", clicks[0]), (300, "two", clicks[1]))
+                ]
+            }
+        )
+    )
     labels, rows = run(path, "--prompts", prompts)
     assert labels.GetSize() == image.GetSize() and np.allclose(labels.GetOrigin(), image.GetOrigin(), atol=1e-4)
-    assert np.allclose(labels.GetDirection(), image.GetDirection(), atol=1e-5) and np.allclose(labels.GetSpacing(), image.GetSpacing())
+    assert np.allclose(labels.GetDirection(), image.GetDirection(), atol=1e-5) and np.allclose(
+        labels.GetSpacing(), image.GetSpacing()
+    )
     got = sitk.GetArrayFromImage(labels)
     assert {*np.unique(got)} == {0, 7, 300}
     assert dice(got == 7, truth[0]) > 0.9 and dice(got == 300, truth[1]) > 0.85 and array.shape == got.shape
     for row, label in zip(rows, (7, 300)):
         along = {"x": 0, "y": 1, "z": 2}[axis]
-        numbers = [np.flatnonzero((got == label).any(axis=tuple(i for i in range(3) if i != axis_))) for axis_ in range(3)]
-        assert [int(row["first_slice"]), int(row["last_slice"])] in [[found[0], found[-1]] for found in numbers] and along < 3
-        assert int(row["voxels"]) == (got == label).sum() and float(row["millilitres"]) == pytest.approx(int(row["voxels"]) * 1.8e-3, abs=1e-3)
+        numbers = [
+            np.flatnonzero((got == label).any(axis=tuple(i for i in range(3) if i != axis_))) for axis_ in range(3)
+        ]
+        assert [int(row["first_slice"]), int(row["last_slice"])] in [
+            [found[0], found[-1]] for found in numbers
+        ] and along < 3
+        assert int(row["voxels"]) == (got == label).sum() and float(row["millilitres"]) == pytest.approx(
+            int(row["voxels"]) * 1.8e-3, abs=1e-3
+        )
         assert int(row["first_slice"]) < int(row["last_slice"])
 
 
@@ -275,7 +323,9 @@ def test_boxes_thin_and_rough(orientation, run, tmp_path, scene) -> None:
     assert dice(sitk.GetArrayFromImage(rough) > 0, first) > 0.9
     cut, rows = run(path, "--box", *low[:2], low[2] + 4, *high[:2], high[2] - 4)
     planes = np.flatnonzero((sitk.GetArrayFromImage(cut) > 0).any(axis=(1, 2)))
-    assert (planes[0], planes[-1]) == (low[2] + 4, high[2] - 5) and rows[0]["first_end"] == rows[0]["last_end"] == "end of the box"
+    assert (planes[0], planes[-1]) == (low[2] + 4, high[2] - 5) and rows[0]["first_end"] == rows[0][
+        "last_end"
+    ] == "end of the box"
     inside, _ = run(path, "--box", *(low - 1), *(high + 1), "--point", *((low + high) // 2))
     assert dice(sitk.GetArrayFromImage(inside) > 0, first) > 0.9
 
@@ -294,10 +344,17 @@ def test_a_dicom_series(run, tmp_path, scene) -> None:
     image = image_of(scene[0])
     for number in range(image.GetSize()[2]):
         one = image[:, :, number]
-        tags = {"0008|0060": "CT", "0010|0020": "p1", "0020|000d": "1.2.3", "0020|000e": "1.2.3.4", "0008|0018": f"1.2.3.4.{number + 1}",
-                "0020|0013": str(number), "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
-                "0020|0032": "\\".join(f"{v:.6f}" for v in image.TransformIndexToPhysicalPoint((0, 0, number))),
-                "0020|0037": "\\".join(f"{image.GetDirection()[i]:.8f}" for i in (0, 3, 6, 1, 4, 7))}
+        tags = {
+            "0008|0060": "CT",
+            "0010|0020": "p1",
+            "0020|000d": "1.2.3",
+            "0020|000e": "1.2.3.4",
+            "0008|0018": f"1.2.3.4.{number + 1}",
+            "0020|0013": str(number),
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
+            "0020|0032": "\\".join(f"{v:.6f}" for v in image.TransformIndexToPhysicalPoint((0, 0, number))),
+            "0020|0037": "\\".join(f"{image.GetDirection()[i]:.8f}" for i in (0, 3, 6, 1, 4, 7)),
+        }
         for key, value in tags.items():
             one.SetMetaData(key, value)
         writer = sitk.ImageFileWriter()
@@ -313,15 +370,37 @@ def test_with_a_real_model_from_its_file(tmp_path, scene) -> None:
     weights = tmp_path / "tiny.safetensors"
     save_weights(randomise(sam_model_registry["vit_t"](image_size=64, encoder_adapter=False)).state_dict(), weights)
     path, image = stored(tmp_path, scene[0][14:22], name="ct.mha")
-    script.main(["--input", str(path), "--output", str(tmp_path / "labels.nii.gz"), "--box", "5", "3", "4", "32", "30", "5", "--least_iou", "-9",
-                 "--sam_checkpoint", str(weights), "--device", "cpu"])
+    script.main(
+        [
+            "--input",
+            str(path),
+            "--output",
+            str(tmp_path / "labels.nii.gz"),
+            "--box",
+            "5",
+            "3",
+            "4",
+            "32",
+            "30",
+            "5",
+            "--least_iou",
+            "-9",
+            "--sam_checkpoint",
+            str(weights),
+            "--device",
+            "cpu",
+        ]
+    )
     assert sitk.ReadImage(str(tmp_path / "labels.nii.gz")).GetSize() == image.GetSize()
 
 
 def test_the_volume_itself_is_never_written(run, tmp_path, scene) -> None:
     path, _ = stored(tmp_path, scene[0])
     before = path.read_bytes()
-    ends_with("is the volume itself", lambda: script.main(["--input", str(path), "--output", str(path), "--point", "18", "16", "18"]))
+    ends_with(
+        "is the volume itself",
+        lambda: script.main(["--input", str(path), "--output", str(path), "--point", "18", "16", "18"]),
+    )
     assert path.read_bytes() == before
 
 
@@ -331,27 +410,39 @@ def ends_with(message: str, call) -> None:
     assert message in str(end.value.code) and "\n" not in str(end.value.code)
 
 
-@pytest.mark.parametrize("flags, message", [
-    (("--point", 56, 1, 1), "point (56, 1, 1) of object lies outside the volume of 56 x 48 x 40 voxels"),
-    (("--box", 1, 1, 1, 1, 5, 5), "is empty"),
-    (("--box", 1, 1, 1, 99, 5, 5), "reaches outside"),
-    (("--box", 1, 1, 1, 9, 9, 9, "--box", 1, 1, 1, 9, 9, 9), "more than one box that is thicker"),
-    (("--box", 1, 1, 5, 9, 9, 6, "--box", 2, 2, 5, 9, 9, 6), "two boxes on slice 5"),
-    (("--point", 9, 9, 20, "--background", 9, 9, 21), "only background clicks on slice 21"),
-    (("--box", 1, 1, 1, 9, 9, 9, "--point", 4, 4, 20), "outside its rough box"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--point", 56, 1, 1), "point (56, 1, 1) of object lies outside the volume of 56 x 48 x 40 voxels"),
+        (("--box", 1, 1, 1, 1, 5, 5), "is empty"),
+        (("--box", 1, 1, 1, 99, 5, 5), "reaches outside"),
+        (("--box", 1, 1, 1, 9, 9, 9, "--box", 1, 1, 1, 9, 9, 9), "more than one box that is thicker"),
+        (("--box", 1, 1, 5, 9, 9, 6, "--box", 2, 2, 5, 9, 9, 6), "two boxes on slice 5"),
+        (("--point", 9, 9, 20, "--background", 9, 9, 21), "only background clicks on slice 21"),
+        (("--box", 1, 1, 1, 9, 9, 9, "--point", 4, 4, 20), "outside its rough box"),
+    ],
+)
 def test_bad_prompts_in_flags(flags, message, run, tmp_path, scene) -> None:
     path, _ = stored(tmp_path, scene[0])
     ends_with(message, lambda: run(path, *flags))
 
 
-@pytest.mark.parametrize("content, message", [
-    ("{", "not valid JSON"), ({}, "must hold"), ({"objects": []}, "at least one"), ({"objects": [3]}, "object 1 must hold"),
-    ({"objects": [{"box": [1]}]}, "nothing else"), ({"objects": [{"name": "a"}]}, "neither points nor boxes"),
-    ({"objects": [{"points": [[1, 2]]}]}, "rows of 3 numbers"), ({"objects": [{"points": [[1, 2, 3]], "point_labels": [4]}]}, "point_labels must be"),
-    ({"objects": [{"points": [[1, 2, 3]], "label": 0}]}, "label must be"), ({"objects": [{"points": [[1, 2, 3]], "axis": "w"}]}, "axis must be"),
-    ({"objects": [{"points": [[1, 2, 3]], "label": 2}, {"points": [[1, 2, 3]]}]}, "same label"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "not valid JSON"),
+        ({}, "must hold"),
+        ({"objects": []}, "at least one"),
+        ({"objects": [3]}, "object 1 must hold"),
+        ({"objects": [{"box": [1]}]}, "nothing else"),
+        ({"objects": [{"name": "a"}]}, "neither points nor boxes"),
+        ({"objects": [{"points": [[1, 2]]}]}, "rows of 3 numbers"),
+        ({"objects": [{"points": [[1, 2, 3]], "point_labels": [4]}]}, "point_labels must be"),
+        ({"objects": [{"points": [[1, 2, 3]], "label": 0}]}, "label must be"),
+        ({"objects": [{"points": [[1, 2, 3]], "axis": "w"}]}, "axis must be"),
+        ({"objects": [{"points": [[1, 2, 3]], "label": 2}, {"points": [[1, 2, 3]]}]}, "same label"),
+    ],
+)
 def test_bad_prompts_files(content, message, run, tmp_path, scene) -> None:
     path, _ = stored(tmp_path, scene[0])
     prompts = tmp_path / "prompts.json"
@@ -360,7 +451,9 @@ def test_bad_prompts_files(content, message, run, tmp_path, scene) -> None:
 
 
 def test_other_bad_input(run, tmp_path, scene) -> None:
-    ends_with("give centre and width", lambda: run(stored(tmp_path, scene[0])[0], "--point", 1, 1, 1, "--window", "wide"))
+    ends_with(
+        "give centre and width", lambda: run(stored(tmp_path, scene[0])[0], "--point", 1, 1, 1, "--window", "wide")
+    )
     ends_with("does not exist", lambda: run(tmp_path / "gone.nii.gz", "--point", 1, 1, 1))
     (tmp_path / "text.nii.gz").write_text("no volume")
     ends_with("text.nii.gz", lambda: run(tmp_path / "text.nii.gz", "--point", 1, 1, 1))
@@ -375,10 +468,15 @@ def test_other_bad_input(run, tmp_path, scene) -> None:
     assert labels.GetDimension() == 3
 
 
-@pytest.mark.parametrize("flags, message", [
-    (("--background", 1, 1, 1), "say what to segment"), (("--point", 1, 1, 1, "--prompts", "p.json"), "say what to segment"),
-    (("--point", 1, 1, 1, "--grow", 0.5), "--grow above 1"), (("--point", 1, 1, 1, "--output", "labels.png"), "must end in"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--background", 1, 1, 1), "say what to segment"),
+        (("--point", 1, 1, 1, "--prompts", "p.json"), "say what to segment"),
+        (("--point", 1, 1, 1, "--grow", 0.5), "--grow above 1"),
+        (("--point", 1, 1, 1, "--output", "labels.png"), "must end in"),
+    ],
+)
 def test_contradicting_flags(flags, message, capsys) -> None:
     with pytest.raises(SystemExit) as end:
         script.main(["--input", "ct.nii.gz", *map(str, flags)])
