@@ -16,47 +16,39 @@ them), prompts.json (for --prompt_path) and, with --save_pred, masks/{mode}/ at 
 import argparse
 import json
 import os
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from sam_med2d import drawing
-from sam_med2d.data.datasets import Batch, DataError, Index, TestingDataset, test_loader
+from sam_med2d.cli import add_flag, check_numbers, finish
+from sam_med2d.data.datasets import TestingDataset, test_loader
+from sam_med2d.data.index import Index
+from sam_med2d.data.metadata import Describer
+from sam_med2d.device import best_device, seed_everything
+from sam_med2d.distributed import Processes, join_processes
+from sam_med2d.errors import DataError, UsageError
+from sam_med2d.evaluation import estimates as estimates_room
 from sam_med2d.evaluation import gallery, report
 from sam_med2d.evaluation import summary as tables
-from sam_med2d.evaluation.evaluate import CLICK_STRATEGIES, Scored, SimulatedAnnotator, evaluate
+from sam_med2d.evaluation.evaluate import evaluate
+from sam_med2d.evaluation.gallery import GalleryItem, choose_gallery, shown_in_gallery
+from sam_med2d.evaluation.grids import format_table, to_records
 from sam_med2d.evaluation.metrics import METRICS
-from sam_med2d.evaluation.rows import SCORED, Describer, Part, Row, clicks_until, merged, write_rows
-from sam_med2d.evaluation.surface import surface_metrics
-from sam_med2d.prompts.files import FrozenPrompts, record_prompts, write_prompts
+from sam_med2d.evaluation.record import record
+from sam_med2d.evaluation.rows import SURFACE_METRICS, merged, read_rows, write_rows
+from sam_med2d.prompts.annotators import CLICK_STRATEGIES, SimulatedAnnotator
+from sam_med2d.prompts.files import FrozenPrompts, write_prompts
 from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, parse_mode
 from sam_med2d.provenance import provenance
-from sam_med2d.utils import (
-    Processes,
-    UsageError,
-    add_flag,
-    best_device,
-    check_numbers,
-    finish,
-    join_processes,
-    seed_everything,
-)
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import CheckpointError, load_checkpoint
 from segment_anything.files import replacing
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
-SURFACE_METRICS = ("nsd", "hd95")
-WAITING = 8  # images a worker, whose surface metrics are being computed while the model goes on
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -211,52 +203,6 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
     return folder
 
 
-def record(
-    args: argparse.Namespace,
-    folder: Path,
-    rank: int,
-    dataset: TestingDataset,
-    own: range,
-    scores: Iterable[tuple[Batch, list[Scored]]],
-    describer: Describer,
-    strategy: str,
-) -> float:
-    """Write this process's part of the rows, prompts and predictions, image by image. -> seconds, without drawing.
-
-    own: the numbers of its images, in the order of `scores`.
-    """
-    key_of = file_keys(mask for _, masks in dataset.index for mask in masks)
-    picture_of = file_keys(image for image, _ in dataset.index)
-    part = Part(folder, rank)
-    kept = gallery.Predictions(folder, rank) if args.report else None
-    shown = shown_in_gallery(args.modes)
-    started, drawing_time = time.monotonic(), 0.0
-    with tqdm(total=len(own), unit="image", dynamic_ncols=True, disable=rank > 0) as bar:
-        for number, (batch, image, scored, distances) in zip(own, with_distances(scores, args)):
-            name, masks = dataset.index[number]
-            described = {mask: describer.describe(name, mask) for mask in masks}
-            skipped = [mask for mask in masks if mask in batch.skipped]
-            by_mode = [rows_of(one, name, described, strategy, d) for one, d in zip(scored, distances)]
-            rows = [row for rows_of_object in zip(*by_mode) for row in rows_of_object]
-            rows += [unscored_row(name, mask, described, mode) for mask in skipped for mode in args.modes]
-            prompts: dict = {key_of(mask): {} for mask in skipped}
-            for one in scored:
-                record_prompts(prompts, one, key_of)
-                if kept and one.mode in shown:
-                    kept.add(one, batch.content[image].tolist())
-            part.add(number, rows, prompts)
-            if args.save_pred:
-                paused = time.monotonic()
-                for one in scored:
-                    save_predictions(folder, batch, one, dataset, key_of, picture_of)
-                drawing_time += time.monotonic() - paused
-            bar.update()
-    part.close()
-    if kept:
-        kept.close()
-    return time.monotonic() - started - drawing_time
-
-
 def build_model(args: argparse.Namespace, say: Callable) -> Sam:
     if args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
         raise CheckpointError(
@@ -269,81 +215,6 @@ def build_model(args: argparse.Namespace, say: Callable) -> Sam:
 
 
 # ---------------------------------------------------------------- rows
-
-
-Distances = list[tuple[float | None, float | None]]  # of each object: normalised surface Dice, Hausdorff distance
-
-
-def with_distances(
-    scores: Iterable[tuple[Batch, list[Scored]]],
-    args: argparse.Namespace,
-) -> Iterator[tuple[Batch, int, list[Scored], list[Distances]]]:
-    """Image by image, in order: its batch and place there, its scores mode by mode, and their surface metrics.
-
-    These are computed by threads while the model goes on; only so many images wait for theirs.
-    """
-    asked = set(SURFACE_METRICS) & set(args.metrics)
-
-    def distances(scored: Scored) -> Distances:
-        if not asked:
-            return [(None, None)] * len(scored.names)
-        pairs = zip(scored.masks.numpy(), scored.truth.numpy())
-        found = [surface_metrics(predicted, truth, args.nsd_tolerance) for predicted, truth in pairs]
-        return [tuple(value if name in asked else None for name, value in zip(SURFACE_METRICS, both)) for both in found]
-
-    def finished(batch: Batch, image: int, scored: list[Scored], futures: list[Future]):
-        return batch, image, scored, [future.result() for future in futures]
-
-    threads = max(1, args.num_workers)
-    waiting: deque = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for batch, scored in scores:
-            for image in range(len(batch.images)):
-                here = [one for one in scored if one.image == image]
-                waiting.append((batch, image, here, [pool.submit(distances, one) for one in here]))
-            while len(waiting) > WAITING * threads:
-                yield finished(*waiting.popleft())
-        while waiting:
-            yield finished(*waiting.popleft())
-
-
-def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str, distances: Distances) -> list[Row]:
-    """The rows of one image's objects in one mode. strategy: of iterative clicks."""
-    mode = scored.mode
-    areas = zip(scored.truth.sum(dim=(1, 2)).tolist(), scored.masks.sum(dim=(1, 2)).tolist())
-    return [
-        {
-            "image": image,
-            "mask": mask,
-            **described[mask],
-            **mode_columns(mode, strategy),
-            "true_area": true_area,
-            "image_area": scored.truth[0].numel(),
-            "predicted_area": predicted_area,
-            **{name: values[i] for name, values in scored.values.items()},
-            "nsd": nsd,
-            "hd95": hd95,
-            "predicted_iou": scored.predicted_iou[i],
-            **({} if scored.dice_by_click is None else clicks_until(scored.dice_by_click[i].tolist())),
-            "status": SCORED,
-        }
-        for i, (mask, (true_area, predicted_area), (nsd, hd95)) in enumerate(zip(scored.names, areas, distances))
-    ]
-
-
-def unscored_row(image: str, mask: str, described: dict[str, Row], mode: Mode) -> Row:
-    """Of a mask that is empty, or emptied by resizing it to the frame: it has no prompts, so nothing to score."""
-    return {"image": image, "mask": mask, **described[mask], **mode_columns(mode, ""), "status": "empty truth"}
-
-
-def mode_columns(mode: Mode, strategy: str) -> Row:
-    corrected = mode.start == "click" or (mode.start == "box" and mode.clicks)
-    return {
-        "mode": mode.name,
-        "strategy": strategy if corrected else None,
-        "clicks": mode.clicks,
-        "box": int(mode.start == "box"),
-    }
 
 
 # ---------------------------------------------------------------- what is made from the rows
@@ -370,8 +241,8 @@ def summarise(
             (item for _, _, prompts in merged(folder, processes) for item in prompts.items()),
         )
 
-    rows = tables.read_rows(folder)
-    unscored = tables.unscored(rows)
+    rows = read_rows(folder)
+    unscored = estimates_room.unscored(rows)
     objects = len(rows) // len(args.modes) - len(unscored)
     if not objects:
         raise DataError(f"{args.data_path}: every mask of its test split is empty; correct the index")
@@ -394,21 +265,21 @@ def summarise(
             },
         ),
         "flags": {name: value for name, value in vars(args).items() if name != "modes"},
-        "tables": {name: tables.to_records(table) for name, table in found.items()},
+        "tables": {name: to_records(table) for name, table in found.items()},
     }
     with replacing(folder / "results.json") as path:
         path.write_text(json.dumps(results, indent=1), encoding="utf-8")
     for name in ("overall", "noc", "dataset"):
         if name in found and len(found[name]):
-            print(f"\n{tables.format_table(found[name])}")
+            print(f"\n{format_table(found[name])}")
     print(
         f"\n{objects} objects in {len(index)} images, {speed:.1f} images/s"
         + (f"; {len(unscored)} empty mask(s) skipped, such as {unscored['mask'].iloc[0]}" if len(unscored) else "")
     )
     if args.report:
-        choices = report.choose_gallery(rows, [mode.name for mode in shown_in_gallery(args.modes)])
+        choices = choose_gallery(rows, [mode.name for mode in shown_in_gallery(args.modes)])
         tiles = [
-            report.GalleryItem(
+            GalleryItem(
                 choice.class_name,
                 choice.rank,
                 choice.mode,
@@ -423,47 +294,9 @@ def summarise(
     print(f"rows, prompts, results{' and report' * args.report}: {folder}")
 
 
-def shown_in_gallery(modes: list[Mode]) -> list[Mode]:
-    """The first mode, and of those of iterative clicks the one with the most."""
-    clicked = [mode for mode in modes if mode.start == "click"]
-    return list(dict.fromkeys([modes[0], max(clicked, key=lambda mode: mode.clicks, default=modes[0])]))
-
-
 def mean_by_mode(overall: pd.DataFrame, metric: str) -> dict[str, float]:
     own = overall[overall["metric"] == metric]
     return dict(zip(own["mode"], own["mean"].tolist()))
-
-
-def file_keys(paths: Iterable[str]) -> Callable[[str], str]:
-    """-> path of the index -> its file name, or the path itself where two files have one name."""
-    names = Counter(map(os.path.basename, paths))
-    shared = {name for name, count in names.items() if count > 1}
-    return lambda path: path if os.path.basename(path) in shared else os.path.basename(path)
-
-
-def save_predictions(
-    folder: Path,
-    batch: Batch,
-    scored: Scored,
-    dataset: TestingDataset,
-    key_of: Callable[[str], str],
-    picture_of: Callable[[str], str],
-) -> None:
-    """Masks as 0/255 PNG at the original size, and one overlay an image: a tile an object, prompts drawn."""
-    for name, mask in zip(scored.names, scored.masks):
-        write_image(folder / "masks" / scored.mode.name, key_of(name), mask.numpy().astype(np.uint8) * 255)
-    write_image(
-        folder / "overlays" / scored.mode.name,
-        picture_of(batch.image_names[scored.image]),
-        drawing.grid(drawing.tiles_of(batch, scored, dataset.index)),
-    )
-
-
-def write_image(folder: Path, name: str, image: np.ndarray) -> None:
-    """As PNG, under its own name; a name with another ending gets .png added. imwrite would fail on some silently."""
-    path = folder / (name if name.lower().endswith(".png") else f"{name}.png").lstrip("./")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
 
 
 if __name__ == "__main__":

@@ -14,56 +14,30 @@ image, step), so a resumed run needs no random state: it draws what the uninterr
 import argparse
 import math
 import os
-import random
-import time
-from collections import defaultdict
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from sam_med2d import drawing
-from sam_med2d.data.balance import KINDS as BALANCE_KINDS
-from sam_med2d.data.datasets import (
-    Batch,
-    DataError,
-    Index,
-    TestingDataset,
-    TrainingDataset,
-    collate,
-    scoring_sample,
-    test_loader,
-    train_loader,
-)
-from sam_med2d.evaluation.evaluate import Means, SimulatedAnnotator, evaluate
+from sam_med2d.cli import add_flag, check_numbers, finish
+from sam_med2d.data.batch import collate
+from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loader
+from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
+from sam_med2d.device import amp_dtype, best_device, seed_everything
+from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.prompts.modes import DEFAULT_MODES, parse_mode
+from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
+from sam_med2d.training.optimizer import build_optimizer, lr_factor
 from sam_med2d.training.rounds import (
-    Round,
-    correction_prompts,
-    judge,
-    plan_of_corrections,
-    predict_start,
-    starting_prompts,
-    uniform_from,
+    train_batch,
 )
-from sam_med2d.utils import (
-    UsageError,
-    add_flag,
-    amp_dtype,
-    best_device,
-    check_numbers,
-    finish,
-    seed_everything,
-    seed_of,
-)
+from sam_med2d.training.state import Progress, flags_of_run, models_folder, resume, save, save_last
 from segment_anything import Sam, sam_model_registry
-from segment_anything.checkpoint import CheckpointError, load_checkpoint, read_checkpoint
-from segment_anything.files import replacing
+from segment_anything.checkpoint import CheckpointError, load_checkpoint
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam_vit_b.pth"
-PANEL_IMAGES = 4  # images drawn for TensorBoard after each epoch
 
 
 def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> argparse.Namespace:
@@ -200,10 +174,6 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     return args
 
 
-def models_folder(args: argparse.Namespace) -> Path:
-    return Path(args.work_dir) / "models" / args.run_name
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
@@ -247,7 +217,7 @@ def run(args: argparse.Namespace) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=half_floats)
     progress = Progress(steps_an_epoch=math.ceil(len(dataset) / args.batch_size))
     if args.resume:
-        progress.load(resume(args, model, optimizer, scaler), args)
+        progress.load(resume(args, vars(parse_args([])), model, optimizer, scaler), args)
     else:  # --overwrite: the weights of another run would stand there until this one is judged
         (models_folder(args) / "best.pth").unlink(missing_ok=True)
 
@@ -275,14 +245,6 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def validation_loader(args: argparse.Namespace):
-    """None where the data has no index of a `val` split."""
-    folder = Path(args.data_path)
-    if not any((folder / f"{kind}_val.json").exists() for kind in ("image2label", "label2image")):
-        return None
-    return test_loader(TestingDataset(args.data_path, args.image_size, "val"), args.batch_size, args.num_workers)
-
-
 def build_model(args: argparse.Namespace) -> Sam:
     from_weights = not args.resume and args.sam_checkpoint.lower() != "none"
     if from_weights and args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
@@ -297,88 +259,7 @@ def build_model(args: argparse.Namespace) -> Sam:
     return model
 
 
-def build_optimizer(model: Sam, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """Adam over what is trained; a group's "lr_scale" is its share of the learning rate."""
-    adapters = model.image_encoder.adapters()
-    adapter_lr = args.adapter_lr or args.lr
-    rates = (
-        ([p for adapter in adapters for p in adapter.norm.parameters()], args.adapter_norm_lr or adapter_lr),
-        ([p for adapter in adapters for p in adapter.parameters()], adapter_lr),
-        (model.parameters(), args.lr),
-    )
-    groups, taken = [], set()
-    for parameters, rate in rates:
-        own = [p for p in parameters if p.requires_grad and id(p) not in taken]
-        taken.update(map(id, own))
-        if own:
-            groups.append({"params": own, "lr_scale": rate / args.lr})
-    return torch.optim.Adam(groups, lr=args.lr, fused=model.device.type in ("cpu", "cuda"))
-
-
 # ---------------------------------------------------------------- one batch, one epoch
-
-
-def train_batch(
-    model: Sam,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    args: argparse.Namespace,
-    step: int,
-) -> dict[str, torch.Tensor]:
-    """A start from boxes and clicks, which trains everything that is trained, then `iter_point` corrections, each
-    with a step of its own for the decoder side (SAM-Med2D paper, section 3.3).
-
-    Returns detached scalars: the loss and its terms as means over rounds, and Dice by kind of prompt and by round.
-    """
-    uniform = uniform_from(torch.Generator(model.device).manual_seed(seed_of(args.seed, "prompts", step)))
-    draw = random.Random(seed_of(args.seed, "corrections", step))
-    masks, device = batch.masks, model.device
-    autocast = lambda: torch.autocast(device.type, amp_dtype(device), enabled=args.use_amp)
-
-    def learn(round: Round) -> None:
-        scaler.scale(round.losses["loss"]).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        # to None, not zero: Adam would go on moving the adapters in rounds that do not reach them
-        optimizer.zero_grad(set_to_none=True)
-
-    with autocast():
-        embeddings = model.encode(batch.images, batch.content)
-        start = starting_prompts(masks, uniform, odd_from_box=draw.random() < 0.5, box_shift=args.box_shift)
-        prediction = predict_start(model, embeddings[batch.image_index], start)
-        last = judge(model, "start", prediction, masks, args.multimask)
-    learn(last)
-    rounds = [detached(last)]
-    dice = {
-        kind: last.dice[rows].mean()
-        for kind, rows in (("box", start.box_rows), ("click", start.click_rows))
-        if len(rows)
-    }
-
-    embeddings = embeddings.detach()[batch.image_index]
-    earlier = start.clicks_of_all() if args.keep_clicks else None
-    for clicks in plan_of_corrections(args.iter_point, args.point_list, draw):
-        with autocast():
-            prompts = correction_prompts(last, masks, clicks, uniform, earlier)
-            if clicks and args.keep_clicks:
-                earlier = prompts.points, prompts.labels
-            prediction = model.predict(embeddings, prompts, multimask_output=None)
-            last = judge(model, "clicks" if clicks else "mask", prediction, masks, args.multimask)
-        learn(last)
-        rounds.append(detached(last))
-
-    scalars = {f"loss/{name}": torch.stack([r.losses[name] for r in rounds]).mean() for name in last.losses}
-    scalars |= {f"dice/start_{kind}": value for kind, value in dice.items()}
-    for number, round in enumerate(rounds[1:], start=1):
-        scalars[f"dice/round_{number}"] = round.dice.mean()
-        scalars[f"dice/correction_{round.kind}"] = round.dice.mean()
-    return scalars
-
-
-def detached(round: Round) -> Round:
-    """Without the graph, so that the rounds of a batch do not pile up in memory."""
-    return round._replace(losses={name: value.detach() for name, value in round.losses.items()})
 
 
 def train_epoch(
@@ -427,256 +308,10 @@ def train_epoch(
         raise DataError(f"{args.data_path}: every mask of its train split is empty; correct the index")
 
 
-def lr_factor(args: argparse.Namespace, step: int, steps_an_epoch: int) -> float:
-    """What --lr is multiplied by; a function of the place in the run, so there is no state to save."""
-    warmup = min(1.0, (step + 1) / args.warmup) if args.warmup else 1.0
-    if args.lr_scheduler == "multistep":
-        return warmup * 0.5 ** sum(step // steps_an_epoch >= milestone for milestone in args.milestones)
-    if args.lr_scheduler == "cosine":
-        return warmup * 0.5 * (1 + math.cos(math.pi * step / (args.epochs * steps_an_epoch)))
-    return warmup
-
-
-def check_finite(scalars: dict[str, float], args: argparse.Namespace, step: int) -> None:
-    terms = {name: value for name, value in scalars.items() if name.startswith("loss/")}
-    if not all(map(math.isfinite, terms.values())):
-        said = ", ".join(f"{name.removeprefix('loss/')} {value:g}" for name, value in terms.items())
-        raise UsageError(
-            f"the loss is not finite in step {step}: {said}. Nothing was saved after the last checkpoint in "
-            f"{models_folder(args)}; lower --lr or switch --use_amp off, and --resume"
-        )
-
-
-class Window:
-    """Means of the scalars since it was opened."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = defaultdict(float)
-        self.counts: dict[str, int] = defaultdict(int)
-        self.count = self.images = 0
-        self.opened = time.monotonic()
-
-    def add(self, scalars: dict[str, float], images: int) -> None:
-        self.latest = scalars
-        self.count += 1
-        self.images += images
-        for name, value in scalars.items():
-            self.sums[name] += value
-            self.counts[name] += 1
-
-    def mean(self, name: str) -> float:
-        return self.sums[name] / self.counts[name]
-
-    def latest_dice(self) -> float:
-        """Of the last round."""
-        rounds = [value for name, value in self.latest.items() if name.startswith(("dice/start", "dice/round"))]
-        return rounds[-1]
-
-    def images_per_second(self) -> float:
-        return self.images / (time.monotonic() - self.opened)
-
-    def write(self, board: SummaryWriter, step: int, rate: float) -> None:
-        for name in self.sums:
-            board.add_scalar(name, self.mean(name), step)
-        board.add_scalar("lr", rate, step)
-        board.add_scalar("images_per_second", self.images_per_second(), step)
-
-
 # ---------------------------------------------------------------- validation and pictures
 
 
-def validate(model: Sam, loader, args: argparse.Namespace, board: SummaryWriter, step: int) -> dict[str, float]:
-    """-> mean Dice of each prompt mode on the val split."""
-    means, skipped = Means(), []
-    batches = tqdm(loader, desc="validation", unit="batch", leave=False, dynamic_ncols=True)
-    for batch, scored in evaluate(
-        model,
-        batches,
-        args.modes,
-        device=model.device,
-        annotator=SimulatedAnnotator(args.seed),
-        multimask=args.multimask,
-        use_amp=args.use_amp,
-    ):
-        for one in scored:
-            means.add(one)
-        skipped += batch.skipped
-    if not means.objects:
-        raise DataError(f"{args.data_path}: every mask of its val split is empty; correct or remove that index")
-    for metric in args.metrics:
-        for mode, value in means.of(metric).items():
-            board.add_scalar(f"val_{metric}/{mode}", value, step)
-    said = "  ".join(f"{mode} {value:.4f}" for mode, value in means.of("dice").items())
-    print(
-        f"validation Dice of {means.objects} objects: {said}" + (f"  ({len(skipped)} empty skipped)" if skipped else "")
-    )
-    return means.of("dice")
-
-
-def draw_panels(
-    model: Sam, batch: Batch, index: Index, args: argparse.Namespace, board: SummaryWriter, step: int
-) -> None:
-    """Some training images with predictions, truths and prompts, from a box and after three clicks."""
-    for _, scored in evaluate(
-        model,
-        [batch],
-        [parse_mode("bbox"), parse_mode("3pts")],
-        device=model.device,
-        annotator=SimulatedAnnotator(args.seed),
-        multimask=args.multimask,
-        use_amp=args.use_amp,
-    ):
-        for mode in ("bbox", "3pts"):
-            tiles = [tile for one in scored if one.mode.name == mode for tile in drawing.tiles_of(batch, one, index)]
-            if tiles:
-                board.add_image(f"panel/{mode}", drawing.grid(tiles)[..., ::-1].copy(), step, dataformats="HWC")
-
-
 # ---------------------------------------------------------------- checkpoints
-
-
-class Progress:
-    """Where the run is: `epoch`, `step` (batches since its start), the best epoch so far, the losses of this epoch."""
-
-    def __init__(self, steps_an_epoch: int) -> None:
-        self.steps_an_epoch = steps_an_epoch
-        self.epoch = self.step = 0
-        self.loss_sum, self.loss_count = 0.0, 0
-        self.best_name, self.best, self.best_epoch = "", math.inf, 0
-        self.improved = False
-
-    def add_loss(self, loss: float) -> None:
-        self.loss_sum += loss
-        self.loss_count += 1
-
-    def end_epoch(self, validation_dice: dict[str, float] | None) -> None:
-        """Judge the epoch by the mean of the modes' validation Dice; by the training loss where the data has no val index
-        ({}); not at all where this is not an epoch for it (None)."""
-        self.epoch += 1
-        name, value, better = "training loss", self.loss_sum / max(1, self.loss_count), lambda a, b: a < b
-        if validation_dice:
-            name, value, better = (
-                "validation Dice",
-                sum(validation_dice.values()) / len(validation_dice),
-                lambda a, b: a > b,
-            )
-        self.improved = validation_dice is not None and (name != self.best_name or better(value, self.best))
-        if self.improved:
-            self.best_name, self.best, self.best_epoch = name, value, self.epoch
-        self.loss_sum, self.loss_count = 0.0, 0
-
-    def state(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name != "improved"}
-
-    def load(self, state: dict, args: argparse.Namespace) -> None:
-        if state["steps_an_epoch"] != self.steps_an_epoch:
-            raise UsageError(
-                f"{args.resume}: its run had {state['steps_an_epoch']} batches an epoch, this one has "
-                f"{self.steps_an_epoch}; resume with the same data and --batch_size"
-            )
-        vars(self).update(state)
-        if not (models_folder(args) / "best.pth").exists():  # the run goes on under another name
-            self.best_name = ""
-
-
-def resume(args: argparse.Namespace, model: Sam, optimizer, scaler) -> dict:
-    """Restore a last.pth into model, optimizer and scaler. -> the state of its Progress."""
-    saved = read_checkpoint(args.resume)
-    if "progress" not in saved:
-        raise CheckpointError(
-            f"{args.resume}: holds weights but no state of a run; name a last.pth of this project, or give "
-            "the weights to --sam_checkpoint"
-        )
-    flags = vars(parse_args([])) | saved["flags"]  # a flag that is newer than the file was at its default
-    changed = [name for name in MUST_AGREE if getattr(args, name) != flags[name]]
-    if changed:
-        raise UsageError(
-            f"{args.resume}: its run had "
-            + ", ".join(f"--{name} {flags[name]}" for name in changed)
-            + "; resume with the same, or start a new run from its weights with --sam_checkpoint"
-        )
-    print(load_checkpoint(model, args.resume))
-    scales = [group["lr_scale"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(saved["optimizer"])
-    for group, scale in zip(optimizer.param_groups, scales):
-        group["lr_scale"] = scale  # --lr and --adapter_lr of this run, not of the one that was saved
-    if saved["scaler"] and scaler.is_enabled():
-        scaler.load_state_dict(saved["scaler"])
-    return saved["progress"]
-
-
-def flags_of_run(path: str) -> dict:
-    """The flags that a run was started with, but for those that say where and on what it runs."""
-    flags = read_checkpoint(path).get("flags", {})
-    return {
-        name: value
-        for name, value in flags.items()
-        if name not in ("resume", "overwrite", "work_dir", "run_name", "device")
-    }
-
-
-MUST_AGREE = (
-    "model_type",
-    "image_size",
-    "encoder_adapter",
-    "seed",
-    "batch_size",
-    "mask_num",
-    "augment",
-    "balance",
-    "iter_point",
-    "point_list",
-    "keep_clicks",
-    "box_shift",
-    "multimask",
-)
-
-
-def save(args: argparse.Namespace, model: Sam, optimizer, scaler, progress: Progress) -> None:
-    """After an epoch: last.pth, and best.pth where the epoch was the best so far."""
-    if progress.improved:
-        write_checkpoint(
-            args,
-            "best.pth",
-            {
-                "model": model.state_dict(),
-                "flags": flags_of(args),
-                "epoch": progress.best_epoch,
-                progress.best_name.replace(" ", "_").lower(): progress.best,
-            },
-        )
-    save_last(args, model, optimizer, scaler, progress)
-
-
-def save_last(args: argparse.Namespace, model: Sam, optimizer, scaler, progress: Progress) -> None:
-    write_checkpoint(
-        args,
-        "last.pth",
-        {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "progress": progress.state(),
-            "flags": flags_of(args),
-        },
-    )
-
-
-def write_checkpoint(args: argparse.Namespace, name: str, content: dict) -> None:
-    """Raises UsageError for weights that are not finite: the last step can break them without a loss that shows it."""
-    broken = [name for name, tensor in content["model"].items() if not tensor.isfinite().all()]
-    if broken:
-        raise UsageError(
-            f"{len(broken)} tensors of the model are not finite, such as {broken[0]}. Nothing was saved after the "
-            f"last checkpoint in {models_folder(args)}; lower --lr or switch --use_amp off, and --resume"
-        )
-    with replacing(models_folder(args) / name) as temporary:
-        torch.save(content, temporary)
-
-
-def flags_of(args: argparse.Namespace) -> dict:
-    return {name: value for name, value in vars(args).items() if name != "modes"}
-
 
 if __name__ == "__main__":
     main()

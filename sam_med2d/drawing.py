@@ -3,31 +3,41 @@
 Images are (H, W, 3) uint8 in BGR order, as OpenCV reads and writes them.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from torch import Tensor
 
-from sam_med2d.data.datasets import Batch, Index, read_image
-from sam_med2d.evaluation.evaluate import Scored, to_original_frame
-from segment_anything import ABSENT, FOREGROUND, Prompts
+from segment_anything import ABSENT, FOREGROUND, ObjectPrompt, Prompts
 
 PREDICTION = (0, 140, 255)  # orange, filled
+
 TRUTH = (80, 220, 80)  # green, outline
+
 BOX = (255, 200, 0)  # cyan
+
 CLICK = {True: (80, 255, 80), False: (60, 60, 255)}  # foreground green, background red
+
 CAPTION_HEIGHT = 18
 
+# Of the same lightness and far apart in hue, so that no object stands out; in BGR.
+COLOURS = (
+    (0, 140, 255),
+    (230, 160, 60),
+    (100, 200, 60),
+    (200, 100, 220),
+    (60, 200, 230),
+    (120, 90, 250),
+    (190, 190, 70),
+    (150, 210, 150),
+    (70, 110, 200),
+    (240, 130, 160),
+)
 
-def tiles_of(batch: Batch, scored: Scored, index: Index) -> list[np.ndarray]:
-    """A tile for each object of one image in one mode, on the original picture, with its Dice."""
-    image = read_image(index.path(batch.image_names[scored.image]))
-    prompts = to_original_frame(scored.prompts, batch.content[scored.image].tolist(), image.shape[:2])
-    return [
-        tile(image, scored.masks[i], scored.truth[i], prompts, i, f"{Path(name).stem}  {scored.values['dice'][i]:.2f}")
-        for i, name in enumerate(scored.names)
-    ]
+OPACITY = 0.4
+
+SMALLEST_SIDE = 512  # of the longer side in pixels: smaller pictures are enlarged, so that lines and names can be read
 
 
 def tile(
@@ -81,3 +91,53 @@ def grid(tiles: list[np.ndarray], columns: int = 6) -> np.ndarray:
     empty = np.zeros_like(tiles[0])
     tiles = tiles + [empty] * (-len(tiles) % columns)
     return np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    return COLOURS[number % len(COLOURS)]
+
+
+def overlay(
+    image: np.ndarray, masks: Sequence[np.ndarray], prompts: Sequence[ObjectPrompt] = (), names: Sequence[str] = ()
+) -> np.ndarray:
+    """masks: n of (H, W) bool; prompts: n, or none, in pixels of the image; names: n, or none, drawn above their objects.
+
+    -> (H * k, W * k, 3), with a whole number k.
+    """
+    k = max(1, round(SMALLEST_SIDE / max(image.shape[:2])))
+    picture = cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_NEAREST)
+    large = [cv2.resize(mask.astype(np.uint8), None, fx=k, fy=k, interpolation=cv2.INTER_NEAREST) for mask in masks]
+    for number, mask in enumerate(large):
+        tinted = (1 - OPACITY) * picture[mask > 0] + OPACITY * np.array(colour_of(number))
+        picture[mask > 0] = np.round(tinted).astype(np.uint8)
+    for number, mask in enumerate(large):
+        outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, outlines, -1, colour_of(number), 1)
+    for number, prompt in enumerate(prompts):
+        _draw_prompt(picture, prompt, k, colour_of(number))
+    for number, name in enumerate(names):
+        x, y, width, _ = cv2.boundingRect(large[number])
+        if width:
+            _write(picture, name, x, y - 4, colour_of(number))
+    return picture
+
+
+def _draw_prompt(picture: np.ndarray, prompt: ObjectPrompt, k: int, colour: tuple[int, int, int]) -> None:
+    if prompt.box is not None:
+        x0, y0, x1, y1 = (round(float(side) * k) for side in prompt.box)
+        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
+    if prompt.points is not None:
+        for (x, y), label in zip(prompt.points, prompt.labels):
+            if label != ABSENT:
+                centre = round((float(x) + 0.5) * k), round((float(y) + 0.5) * k)
+                kind = cv2.MARKER_CROSS if label == FOREGROUND else cv2.MARKER_TILTED_CROSS  # + adds, x takes away
+                cv2.drawMarker(picture, centre, (0, 0, 0), kind, 13, 4)
+                cv2.drawMarker(picture, centre, (255, 255, 255) if label == FOREGROUND else (60, 60, 255), kind, 11, 2)
+
+
+def _write(picture: np.ndarray, text: str, x: int, y: int, colour: tuple[int, int, int]) -> None:
+    """On a ground of the object's colour, within the picture."""
+    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
+    x, y = max(0, min(x, picture.shape[1] - width)), max(height + 2, y)
+    cv2.rectangle(picture, (x, y - height - 2), (x + width, y + below), colour, -1)
+    cv2.putText(picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)

@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 from sam_med2d.data.cache import open_cache  # noqa: E402
 from sam_med2d.data.datasets import TrainingDataset, shrunk  # noqa: E402
-from sam_med2d.data.index import Index, index_columns, read_index  # noqa: E402
+from sam_med2d.data.index import Index, read_index
+from sam_med2d.data.index_build import index_columns  # noqa: E402
 from sam_med2d.data.reading import read_image, read_mask  # noqa: E402
 
 PARTS = ("reading", "scale", "files")

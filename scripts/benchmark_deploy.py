@@ -20,14 +20,8 @@ from timing import by_convolutions, compare  # noqa: E402
 
 from sam_med2d.export.command import images_of  # noqa: E402
 from sam_med2d.export.graphs import DecoderGraph, EncoderGraph  # noqa: E402
-from sam_med2d.export.onnx_files import (  # noqa: E402
-    dice_table,
-    encoder_inputs,
-    placed,
-    save,
-    trace_decoder,
-    trace_encoder,
-)
+from sam_med2d.export.onnx_files import placed, save, trace_decoder, trace_encoder
+from sam_med2d.export.parity import dice_table, encoder_inputs
 from sam_med2d.export.quantize import quantize  # noqa: E402
 from sam_med2d.inference.backends import OnnxRuntimeSession, RuntimeSam, open_runtime  # noqa: E402
 from sam_med2d.inference.models import add_model_flags, load_model  # noqa: E402

@@ -25,10 +25,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from phantoms import phantom
 
+from sam_med2d.cli import add_flag
+from sam_med2d.device import amp_dtype, best_device, seed_everything
 from sam_med2d.prompts.clicks import clicks_on
-from sam_med2d.training import rounds as interactive
+from sam_med2d.training import rounds as training_rounds
 from sam_med2d.training.rounds import Round, correction_prompts, judge, predict_start, starting_prompts, uniform_from
-from sam_med2d.utils import add_flag, amp_dtype, best_device, seed_everything
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import load_checkpoint, save_weights
 
@@ -126,7 +127,7 @@ def main() -> None:
     device = best_device(args.device)
     cv2.setNumThreads(1)  # the pictures are too small to share out
     if args.compile:
-        interactive.objective = torch.compile(interactive.objective)
+        training_rounds.objective = torch.compile(training_rounds.objective)
     model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=False).to(device).train()
     if args.start:
         print(load_checkpoint(model, args.start))

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from sam_med2d.data.datasets import Batch, Index
-from sam_med2d.drawing import BOX, CAPTION_HEIGHT, CLICK, PREDICTION, TRUTH, grid, tile, tiles_of
-from sam_med2d.evaluation.evaluate import Scored, to_original_frame
+from sam_med2d.data.batch import Batch
+from sam_med2d.data.geometry import to_original_frame
+from sam_med2d.data.index import Index
+from sam_med2d.drawing import BOX, CAPTION_HEIGHT, CLICK, PREDICTION, TRUTH, grid, tile
+from sam_med2d.evaluation.evaluate import Scored
+from sam_med2d.evaluation.gallery import tiles_of
 from sam_med2d.prompts.modes import parse_mode
 from segment_anything import Prompts
 

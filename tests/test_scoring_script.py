@@ -21,7 +21,8 @@ import pytest
 import torch
 
 import test as scoring
-from sam_med2d.evaluation.rows import COLUMNS, Part, class_beyond, merged, write_rows
+from sam_med2d.data.metadata import class_beyond
+from sam_med2d.evaluation.rows import COLUMNS, Part, merged, write_rows
 from sam_med2d.evaluation.surface import surface_metrics
 from sam_med2d.prompts.files import write_prompts
 from segment_anything import sam_model_registry

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from sam_med2d.utils import add_flag, amp_dtype, best_device, boolean, finish, seed_everything, seed_of
+from sam_med2d.cli import add_flag, boolean, finish
+from sam_med2d.device import amp_dtype, best_device, seed_everything
+from sam_med2d.seeds import seed_of
 from segment_anything.files import replacing
 
 

@@ -9,35 +9,37 @@ anywhere, and uploads are deleted as soon as they are read. `--host 0.0.0.0` ope
 """
 
 import argparse
-import copy
 import html
 import os
 import tempfile
 from pathlib import Path
 
+from sam_med2d.cli import finish
+from sam_med2d.drawing import colour_of
+from sam_med2d.errors import DataError, UsageError
+from sam_med2d.image_files import ENDINGS
+from sam_med2d.inference.backends import BACKENDS, PRECISIONS
+from sam_med2d.inference.models import WITH, WITHOUT, add_model_flags, models_of
+from sam_med2d.inference.session import VOLUMES, AnnotationSession
+from segment_anything import PromptError
+from segment_anything.checkpoint import CheckpointError
+from segment_anything.predictor import Segmenter
+
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: no telemetry
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 try:
     import gradio as gr
 except ImportError as missing:
     raise SystemExit("error: Gradio is not installed: pip install -r requirements-app.txt") from missing
-import torch
-
-from sam_med2d.data.reading import DataError
-from sam_med2d.image_files import ENDINGS, colour_of
-from sam_med2d.inference.backends import BACKENDS, PRECISIONS, open_runtime
-from sam_med2d.inference.models import add_model_flags, load_model
-from sam_med2d.inference.session import VOLUMES, AnnotationSession
-from sam_med2d.utils import UsageError, finish
-from segment_anything import PromptError, Sam
-from segment_anything.checkpoint import CheckpointError
-from segment_anything.predictor import Segmenter
 
 ROOT = Path(__file__).resolve().parents[2]
+
 SMALL_MODEL = str(ROOT / "pretrain_model/vit_t_phantoms.safetensors")
+
 EXAMPLES = ROOT / "data_demo/images"
-WITH, WITHOUT = "with adapters", "without adapters"
+
 DRAG = 4  # CSS pixels; a shorter drag is a click
 
 SCRIPT = """
@@ -110,38 +112,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
     return args
-
-
-def models_of(args: argparse.Namespace) -> dict[str, Segmenter]:
-    """By name, the one to start with first. Raises CheckpointError, UsageError."""
-    if args.backend != "pytorch":
-        return {
-            args.backend: open_runtime(
-                args.backend, args.encoder_model, args.decoder_model, threads=args.threads, precision=args.precision
-            )
-        }
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    model = load_model(args).eval()
-    return {WITH: model, WITHOUT: without_adapters(model)} if model.image_encoder.adapters() else {WITHOUT: model}
-
-
-def without_adapters(model: Sam) -> Sam:
-    """The same weights, and nothing beside the MLPs: the paper's SAM-Med2D*."""
-    encoder = _alias(model.image_encoder)
-    encoder.blocks = torch.nn.ModuleList(_alias(block) for block in encoder.blocks)
-    for block in encoder.blocks:
-        block.Adapter = None
-    plain = _alias(model)
-    plain.image_encoder = encoder
-    return plain
-
-
-def _alias(module: torch.nn.Module) -> torch.nn.Module:
-    """A module of the same layers, whose own list of layers can be changed."""
-    alias = copy.copy(module)
-    alias._modules = dict(module._modules)
-    return alias
 
 
 def build(models: dict[str, Segmenter]) -> gr.Blocks:

@@ -21,10 +21,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from sam_med2d.data.reading import DataError, read_image
-from sam_med2d.image_files import check_output, find_images, overlay, without_endings, write_picture
+from sam_med2d.cli import add_flag, finish
+from sam_med2d.data.reading import read_image
+from sam_med2d.drawing import overlay
+from sam_med2d.errors import DataError, UsageError
+from sam_med2d.image_files import check_output, find_images, without_endings, write_picture
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
-from sam_med2d.utils import UsageError, add_flag, finish
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.checkpoint import CheckpointError
 from segment_anything.files import replacing

@@ -37,12 +37,13 @@ from tqdm import tqdm
 from xxhash import xxh3_64_intdigest
 
 from sam_med2d import drawing
+from sam_med2d.cli import finish
 from sam_med2d.data.arrow_copy import Columns
-from sam_med2d.data.index import Index, find_index, index_columns, root_of
-from sam_med2d.data.labels import labels_of
-from sam_med2d.data.metadata import METADATA, read_metadata
-from sam_med2d.data.reading import DataError, read_image, read_mask
-from sam_med2d.utils import UsageError, finish
+from sam_med2d.data.index import Index, find_index, root_of
+from sam_med2d.data.index_build import index_columns
+from sam_med2d.data.metadata import METADATA, labels_of, read_metadata
+from sam_med2d.data.reading import read_image, read_mask
+from sam_med2d.errors import DataError, UsageError
 from segment_anything.files import replacing
 
 KINDS = ("missing", "unreadable", "size", "values", "metadata", "disagree", "empty", "duplicate", "listed", "case")

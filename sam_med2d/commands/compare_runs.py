@@ -22,10 +22,13 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from sam_med2d.data.datasets import DataError
-from sam_med2d.evaluation import summary as tables
-from sam_med2d.evaluation.summary import METRICS, Cell, Grid
-from sam_med2d.utils import UsageError, add_flag, finish
+from sam_med2d.cli import add_flag, finish
+from sam_med2d.errors import DataError, UsageError
+from sam_med2d.evaluation import estimates as estimates_room
+from sam_med2d.evaluation.columns import METRICS
+from sam_med2d.evaluation.estimates import GROUPS, RESAMPLES, WEIGHTED, summarise
+from sam_med2d.evaluation.grids import Cell, Grid, count, format_table, number, render
+from sam_med2d.evaluation.rows import SCORED, read_rows
 
 COMPARED = [name for name in METRICS if not name.startswith("never")]
 MUST_AGREE = "pass --allow_differences to compare them all the same"
@@ -54,13 +57,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--names", nargs="+", help="one for each run; default: the names of the folders")
     parser.add_argument("--metric", default="dice", choices=COMPARED)
     parser.add_argument("--modes", nargs="+", help="default: all that the runs share")
-    parser.add_argument("--by", choices=[*tables.GROUPS], help="a row a group, in place of a row a model")
+    parser.add_argument("--by", choices=[*GROUPS], help="a row a group, in place of a row a model")
     parser.add_argument("--format", default="markdown", choices=["markdown", "latex", "csv", "text"])
     add_flag(parser, "--differences", True, "False prints the means alone")
     add_flag(
         parser, "--allow_differences", False, "warn, in place of refusing, where runs differ in data, seed or prompts"
     )
-    parser.add_argument("--resamples", type=int, default=tables.RESAMPLES, help="of the bootstrap")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     args = parser.parse_args(argv)
     if len(args.runs) < 2:
@@ -111,7 +114,7 @@ def compare(args: argparse.Namespace) -> str:
     }
     means = pd.concat(
         [
-            tables.summarise(values.assign(**{args.metric: values[column(run.name)]}), **options).assign(model=run.name)
+            summarise(values.assign(**{args.metric: values[column(run.name)]}), **options).assign(model=run.name)
             for run in runs
         ],
         ignore_index=True,
@@ -133,7 +136,7 @@ def compare(args: argparse.Namespace) -> str:
         )
         speeds = {run.name: run.know("images_per_second") for run in runs}
         table = table.assign(images_per_second=table["model"].map(speeds))
-        return tables.format_table(table[[*keys, *table.columns.drop(keys)]], "csv")
+        return format_table(table[[*keys, *table.columns.drop(keys)]], "csv")
     grids = [means_by_group(means, runs, modes, args) if args.by else means_by_model(means, runs, modes, args.metric)]
     if args.differences:
         grids.append(differences_grid(paired, reference.name, args))
@@ -147,7 +150,7 @@ def compare(args: argparse.Namespace) -> str:
         "corrected for the number of comparisons.",
     )
     comment = "% " if args.format == "latex" else ""
-    return "\n\n".join(f"{comment}{note}\n\n{tables.render(grid, args.format)}" for grid, note in zip(grids, notes))
+    return "\n\n".join(f"{comment}{note}\n\n{render(grid, args.format)}" for grid, note in zip(grids, notes))
 
 
 def warn(text: str) -> None:
@@ -174,7 +177,7 @@ def load_runs(folders: Sequence[str], names: Sequence[str] | None) -> list[Run]:
 
 
 def read_run_rows(folder: str) -> pd.DataFrame:
-    rows = tables.read_rows(folder)
+    rows = read_rows(folder)
     twice = rows.duplicated(["mask", "mode"])
     if twice.any():
         row = rows[twice].iloc[0]
@@ -255,7 +258,7 @@ def other_data(runs: Sequence[Run], modes: list[str]) -> list[str]:
                 f"lacks ({len(both)} in common)"
             )
         scored = [
-            set(frame["mask"][(frame["status"] == tables.SCORED) & frame["mode"].isin(modes)])
+            set(frame["mask"][(frame["status"] == SCORED) & frame["mode"].isin(modes)])
             for frame in (first.rows, run.rows)
         ]
         one_only = (scored[0] ^ scored[1]) & set(both)
@@ -341,10 +344,10 @@ def common_objects(runs: Sequence[Run], reference: Run, modes: list[str], metric
     def keys(rows: pd.DataFrame) -> pd.MultiIndex:
         return pd.MultiIndex.from_arrays([rows["mask"].astype(str), rows["mode"].astype(str)])
 
-    wide = tables.scored(reference.rows)
+    wide = estimates_room.scored(reference.rows)
     wide = wide[wide["mode"].isin(modes)].reset_index(drop=True)
     for run in runs:
-        rows = tables.scored(run.rows)
+        rows = estimates_room.scored(run.rows)
         wide[column(run.name)] = pd.Series(rows[metric].to_numpy(), keys(rows)).reindex(keys(wide)).to_numpy()
     complete = wide[[column(run.name) for run in runs]].notna().all(axis=1)
     without = wide["mode"][~complete].value_counts()
@@ -369,8 +372,8 @@ def difference_table(values: pd.DataFrame, run: str, reference: str, metric: str
     """-> as tables.summarise, of run - reference: difference, difference_low, difference_high, p; one row a group and mode."""
     values = values.assign(**{metric: values[column(run)] - values[column(reference)]})
     by = options["by"]
-    table = tables.summarise(values, **options)
-    everyone = values.assign(**{by: tables.WEIGHTED}) if by else values
+    table = summarise(values, **options)
+    everyone = values.assign(**{by: WEIGHTED}) if by else values
     parts = [everyone] if not by else [values, everyone]
     keys = [*([by] if by else []), "mode"]
     p = {}
@@ -406,7 +409,7 @@ def means_by_model(means: pd.DataFrame, runs: Sequence[Run], modes: list[str], m
         row = [Cell(run.name)]
         for mode in shown:
             mean, low, high = mine.loc[mode, ["mean", "low", "high"]]
-            row.append(tables.number(METRICS[metric], mean, low, high, best=run.name in best[mode]))
+            row.append(number(METRICS[metric], mean, low, high, best=run.name in best[mode]))
         if any(speeds.values()):
             row.append(Cell("–" if speeds[run.name] is None else f"{speeds[run.name]:.1f}"))
         body.append(row)
@@ -420,11 +423,11 @@ def means_by_group(means: pd.DataFrame, runs: Sequence[Run], modes: list[str], a
     body = []
     for group in means[args.by].drop_duplicates():
         here = means[means[args.by] == group]
-        row = [Cell(str(group)), tables.count(here["objects"].max())]
+        row = [Cell(str(group)), count(here["objects"].max())]
         for mode in shown:
             mean_of = here[here["mode"] == mode].set_index("model")["mean"]
             best = best_of(here[here["mode"] == mode], args.metric)
-            row += [tables.number(metric, mean_of.get(run.name, np.nan), best=run.name in best) for run in runs]
+            row += [number(metric, mean_of.get(run.name, np.nan), best=run.name in best) for run in runs]
         body.append(row)
     return Grid(
         [f"{metric.title} by {args.by}", "objects", *[run.name for _ in shown for run in runs]],
@@ -449,10 +452,10 @@ def differences_grid(paired: pd.DataFrame, reference: str, args: argparse.Namesp
         body.append(
             [
                 *(Cell(str(name)) for name in (*group, row.mode, row.model)),
-                tables.number(METRICS[args.metric], row.difference, row.difference_low, row.difference_high, sign="+"),
+                number(METRICS[args.metric], row.difference, row.difference_low, row.difference_high, sign="+"),
                 Cell("–" if np.isnan(row.p) else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"),
-                tables.count(row.n),
-                tables.count(row.clusters),
+                count(row.n),
+                count(row.clusters),
             ]
         )
     return Grid([*names, f"minus {reference}", "p", "objects", "clusters"], body, names=len(names))

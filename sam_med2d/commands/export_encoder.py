@@ -22,12 +22,13 @@ try:
     import onnxruntime
 except ImportError as missing:
     raise SystemExit(f"error: {missing.name} is not installed: pip install -r requirements-deploy.txt") from missing
-from sam_med2d.data.reading import DataError
+from sam_med2d.cli import finish
+from sam_med2d.errors import DataError, UsageError
 from sam_med2d.export.command import add_export_flags, load_for_export, write
 from sam_med2d.export.graphs import EncoderGraph
-from sam_med2d.export.onnx_files import encoder_difference, encoder_inputs, trace_encoder
+from sam_med2d.export.onnx_files import trace_encoder
+from sam_med2d.export.parity import encoder_difference, encoder_inputs
 from sam_med2d.inference.backends import RuntimeEncoder, Session
-from sam_med2d.utils import UsageError, finish
 from segment_anything import Sam
 from segment_anything.checkpoint import CheckpointError
 

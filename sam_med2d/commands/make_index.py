@@ -18,12 +18,12 @@ import argparse
 import os
 from pathlib import Path
 
+from sam_med2d.cli import add_flag, finish
 from sam_med2d.convert.classes import Classes, parse_classes
 from sam_med2d.convert.objects import PAPER_MIN_AREA, PAPER_MIN_ASPECT, Preparation
 from sam_med2d.convert.pipeline import convert
 from sam_med2d.convert.splits import Splits, read_split_file
-from sam_med2d.data.reading import DataError
-from sam_med2d.utils import UsageError, add_flag, finish
+from sam_med2d.errors import DataError, UsageError
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
 
 EXTRAS = "pip install -r requirements-data.txt"
@@ -327,8 +327,8 @@ def run_volumes(args: argparse.Namespace) -> None:
             "DICOM names its series, patients and modalities itself: leave out --image_pattern, "
             "--label_pattern, --patient and --modality"
         )
+    from sam_med2d.convert.dicom import find_dicom
     from sam_med2d.convert.volumes import Volumes, find_volumes
-    from sam_med2d.volumes.dicom import find_dicom
 
     classes = classes_of(args)
     if classes.colours:

@@ -16,11 +16,11 @@ from pathlib import Path
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from sam_med2d.cli import check_numbers, finish
 from sam_med2d.data.cache import PackedCache, open_cache
 from sam_med2d.data.datasets import shrunk, start_worker
 from sam_med2d.data.index import Index, read_index
-from sam_med2d.data.reading import DataError
-from sam_med2d.utils import UsageError, check_numbers, finish
+from sam_med2d.errors import DataError, UsageError
 
 BAD_SHOWN = 10  # bad files that are named; the rest are counted
 

@@ -23,44 +23,35 @@ is) and a .png to look at. The volume is only read. Needs: pip install -r requir
 
 import argparse
 import csv
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
+
+from sam_med2d import drawing
+from sam_med2d.cli import add_flag, finish
+from sam_med2d.drawing import overlay
+from sam_med2d.errors import DataError, UsageError
+from sam_med2d.image_files import check_output, write_picture
+from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
+from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
+from sam_med2d.volumes.prompts import Object3d, check_inside, object_of_flags, objects_of_file, seeds_of, turned
+from sam_med2d.volumes.propagation import CARRIED, Propagated, Rule, Slices, fuse, propagate, refine_along
+from sam_med2d.volumes.scans import AXES, canonical, read_scan, upright, write_labels
+from segment_anything import PromptError, SamPredictor
+from segment_anything.checkpoint import CheckpointError
+from segment_anything.files import replacing
 
 try:
     import SimpleITK as sitk
 except ImportError as missing:
     raise SystemExit("error: SimpleITK is not installed: pip install -r requirements-data.txt") from missing
-from tqdm import tqdm
-
-from sam_med2d import drawing
-from sam_med2d.convert.volumes import AXES, canonical, read_scan, upright, write_labels
-from sam_med2d.data.reading import DataError
-from sam_med2d.image_files import check_output, overlay, write_picture
-from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
-from sam_med2d.utils import UsageError, add_flag, finish
-from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
-from sam_med2d.volumes.propagation import CARRIED, Propagated, Rule, Slices, fuse, propagate, refine_along
-from segment_anything import BACKGROUND, FOREGROUND, ObjectPrompt, PromptError, SamPredictor
-from segment_anything.checkpoint import CheckpointError
-from segment_anything.files import replacing
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+
 SHOWN = 12  # slices in the picture
-
-
-class Object3d(NamedTuple):
-    """points: (P, 3) voxels xyz of the stored volume, labels: (P,); boxes: n of (6,) x0 y0 z0 x1 y1 z1; axis: x, y or z."""
-
-    label: int
-    name: str
-    axis: str
-    points: np.ndarray
-    labels: np.ndarray
-    boxes: list[np.ndarray]
 
 
 class Result(NamedTuple):
@@ -223,157 +214,6 @@ def files_of(source: Path) -> str | list[str]:
 
 
 # ---------------------------------------------------------------- prompts
-
-
-def object_of_flags(args: argparse.Namespace) -> Object3d:
-    clicks = [*(args.point or []), *(args.background or [])]
-    labels = [FOREGROUND] * len(args.point or []) + [BACKGROUND] * len(args.background or [])
-    boxes = [np.array(box) for box in args.box or []]
-    return Object3d(1, "object", args.axis, np.array(clicks, float).reshape(-1, 3), np.array(labels, int), boxes)
-
-
-def objects_of_file(path: Path, axis: str) -> list[Object3d]:
-    """axis: of objects that name none. Raises DataError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); correct it") from error
-    entries = content.get("objects") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise DataError(
-            f'{path}: must hold {{"objects": [...]}}, with at least one; see scripts/segment_volume.py --help'
-        )
-    objects = [
-        _from_entry(entry, number, axis, f"{path}: object {number}") for number, entry in enumerate(entries, start=1)
-    ]
-    labels = [one.label for one in objects]
-    if len({*labels}) < len(labels):
-        raise DataError(f"{path}: two objects have the same label; give each its own")
-    return objects
-
-
-def _from_entry(entry: object, number: int, axis: str, where: str) -> Object3d:
-    known = {"label", "name", "axis", "points", "point_labels", "boxes"}
-    if not isinstance(entry, dict) or entry.keys() - known:
-        raise DataError(f"{where} must hold {', '.join(sorted(known))} and nothing else")
-    label, axis = entry.get("label", number), entry.get("axis", axis)
-    if type(label) is not int or not 1 <= label <= 65535:
-        raise DataError(f"{where}: label must be a whole number from 1 to 65535")
-    if axis not in [*AXES]:
-        raise DataError(f"{where}: axis must be x, y or z")
-    points = _numbers(entry.get("points", []), 3, f"{where}: points")
-    boxes = _numbers(entry.get("boxes", []), 6, f"{where}: boxes")
-    labels = entry.get("point_labels", [FOREGROUND] * len(points))
-    if not isinstance(labels, list) or len(labels) != len(points) or any(one not in (0, 1) for one in labels):
-        raise DataError(f"{where}: point_labels must be 1 (on the object) or 0 (off it), one for each point")
-    if not len(points) and not len(boxes):
-        raise DataError(f"{where} has neither points nor boxes; add one")
-    return Object3d(label, str(entry.get("name", f"object {number}")), axis, points, np.array(labels, int), [*boxes])
-
-
-def _numbers(values: object, width: int, where: str) -> np.ndarray:
-    try:
-        return np.array(values, float).reshape(-1, width)
-    except (TypeError, ValueError):
-        raise DataError(f"{where} must be a list of rows of {width} numbers") from None
-
-
-def check_inside(one: Object3d, size: Sequence[int], where: str) -> None:
-    """size: of the stored volume, xyz. Raises DataError."""
-    extent = f"the volume of {' x '.join(map(str, size))} voxels"
-    for point in one.points:
-        if not ((point >= 0) & (point < size)).all():
-            raise DataError(f"{where}: point {_text(point)} of {one.name} lies outside {extent}")
-    for box in one.boxes:
-        if not (box[:3] < box[3:]).all():
-            raise DataError(
-                f"{where}: box {_text(box)} of {one.name} is empty; give x0 y0 z0 x1 y1 z1, the last three one past "
-                "the last voxel"
-            )
-        if not ((box[:3] >= 0) & (box[3:] <= size)).all():
-            raise DataError(f"{where}: box {_text(box)} of {one.name} reaches outside {extent}")
-
-
-def _text(values: np.ndarray) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
-
-
-def seeds_of(
-    one: Object3d,
-    stored: sitk.Image,
-    scan: sitk.Image,
-    sliced: Slices,
-) -> tuple[dict[int, ObjectPrompt], tuple[int, int] | None]:
-    """-> what is said of the object on each slice, in pixels as `upright`; and of a rough box the first slice and one past
-    the last.
-
-    Raises PromptError: boxes that contradict each other.
-    """
-    axis = 2 - sliced.axis  # of xyz
-    points = turned(one.points, stored, scan)
-    boxes = []
-    for box in one.boxes:
-        corners = turned(box.reshape(2, 3) - 0.5, stored, scan) + 0.5  # edges of voxels, not their centres
-        boxes.append(np.concatenate([corners.min(axis=0), corners.max(axis=0)]))
-    clicks: dict[int, list[tuple[np.ndarray, int]]] = {}
-    for point, label in zip(points, one.labels):
-        clicks.setdefault(int(np.rint(point[axis])), []).append((point, int(label)))
-    on_slices: dict[int, np.ndarray] = {}
-    rough = [box for box in boxes if box[3 + axis] - box[axis] > 1.5]
-    if len(rough) > 1:
-        raise PromptError(
-            "has more than one box that is thicker than a slice; give one rough box, or boxes on single slices"
-        )
-    for box in boxes:
-        number = int((box[axis] + box[3 + axis]) // 2)
-        if rough and box is rough[0] and (clicks or len(boxes) > 1):
-            continue  # other prompts say where to start; it only bounds
-        if number in on_slices:
-            raise PromptError(f"has two boxes on slice {number}; give one")
-        on_slices[number] = box
-    bounds = (int(np.floor(rough[0][axis] + 0.5)), int(np.ceil(rough[0][3 + axis] - 0.5))) if rough else None
-    seeds = {}
-    for number in sorted(clicks.keys() | on_slices.keys()):
-        here = clicks.get(number, [])
-        box = on_slices.get(number)
-        seeds[number] = ObjectPrompt(
-            np.array([in_slice(point, sliced) for point, _ in here], np.float32) if here else None,
-            np.array([label for _, label in here]) if here else None,
-            None if box is None else box_in_slice(box, sliced),
-        )
-    outside = [number for number in seeds if bounds and not bounds[0] <= number < bounds[1]]
-    if outside:
-        raise PromptError(f"is prompted on slice {outside[0]}, outside its rough box")
-    without = [
-        number for number, prompt in seeds.items() if prompt.box is None and not (prompt.labels == FOREGROUND).any()
-    ]
-    if without:
-        raise PromptError(f"has only background clicks on slice {without[0]}; add one on the object, or a box")
-    return seeds, bounds
-
-
-def turned(points: np.ndarray, here: sitk.Image, there: sitk.Image) -> np.ndarray:
-    """(P, 3) voxels xyz of one volume -> of the other, which differs in how its axes run."""
-    places = [here.TransformContinuousIndexToPhysicalPoint(point.tolist()) for point in points]
-    return np.array([there.TransformPhysicalPointToContinuousIndex(place) for place in places]).reshape(-1, 3)
-
-
-def in_slice(point: np.ndarray, sliced: Slices) -> tuple[float, float]:
-    """xyz -> xy of the pixel in the slice as it is looked at."""
-    x, y = (value for axis, value in enumerate(point) if axis != 2 - sliced.axis)
-    return x, y if sliced.axis == 0 else sliced.size[0] - 1 - y
-
-
-def box_in_slice(box: np.ndarray, sliced: Slices) -> np.ndarray:
-    """x0 y0 z0 x1 y1 z1 -> x0 y0 x1 y1 in the slice as it is looked at, clipped to it."""
-    in_plane = [axis for axis in range(3) if axis != 2 - sliced.axis]
-    (x0, y0), (x1, y1) = box[:3][in_plane], box[3:][in_plane]
-    height, width = sliced.size
-    if sliced.axis != 0:
-        y0, y1 = height - y1, height - y0
-    return np.array([max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)], np.float32)
 
 
 # ---------------------------------------------------------------- objects

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sam_med2d.data.reading import DataError
-from sam_med2d.utils import UsageError
+from sam_med2d.errors import DataError, UsageError
 
 BACKGROUND = 0
 SHOWN = 8  # values that an error lists

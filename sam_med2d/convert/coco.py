@@ -13,7 +13,7 @@ from sam_med2d.convert.cases import Case, Picture
 from sam_med2d.convert.images import cases_of_pictures, read_picture
 from sam_med2d.convert.objects import Preparation
 from sam_med2d.convert.patterns import below, groups_of
-from sam_med2d.data.reading import DataError
+from sam_med2d.errors import DataError
 
 
 @dataclass(frozen=True)

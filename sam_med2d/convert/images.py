@@ -13,8 +13,8 @@ from sam_med2d.convert.cases import Case, Picture
 from sam_med2d.convert.classes import Classes, values_in
 from sam_med2d.convert.objects import Preparation
 from sam_med2d.convert.patterns import below, groups_of, matches, some, stem, walk
-from sam_med2d.data.reading import DataError, read_image, read_mask
-from sam_med2d.utils import UsageError
+from sam_med2d.data.reading import read_image, read_mask
+from sam_med2d.errors import DataError, UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 SEPARATORS = "_-. "

@@ -9,8 +9,7 @@ from sam_med2d.convert.classes import BACKGROUND, Classes
 from sam_med2d.convert.images import SUFFIXES as PICTURES
 from sam_med2d.convert.images import cases_of_pictures
 from sam_med2d.convert.patterns import below, groups_of, some, walk
-from sam_med2d.data.reading import DataError
-from sam_med2d.utils import UsageError
+from sam_med2d.errors import DataError, UsageError
 
 FOLDERS = (("imagesTr", "labelsTr", ""), ("imagesTs", "labelsTs", "test"))
 

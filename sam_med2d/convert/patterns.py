@@ -11,8 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from sam_med2d.data.reading import DataError
-from sam_med2d.utils import UsageError
+from sam_med2d.errors import DataError, UsageError
 
 SHOWN = 3
 

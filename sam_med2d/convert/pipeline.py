@@ -29,8 +29,8 @@ from sam_med2d.convert.writer import (
     remove_case,
     write_case,
 )
-from sam_med2d.data.reading import DataError
-from sam_med2d.utils import UsageError, seed_of
+from sam_med2d.errors import DataError, UsageError
+from sam_med2d.seeds import seed_of
 
 VERSION = 1  # of what a conversion writes; raised when the same source would give other files
 SHOWN = 5  # bad cases that an error lists

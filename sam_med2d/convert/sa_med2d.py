@@ -14,9 +14,8 @@ from tqdm import tqdm
 from sam_med2d.convert.pipeline import check_apart, remove_stale_indexes
 from sam_med2d.convert.splits import SPLITS, Splits
 from sam_med2d.convert.writer import index_files
-from sam_med2d.data.metadata import CLASS_NAMES, Name, parse_name, read_class_names
-from sam_med2d.data.reading import DataError
-from sam_med2d.utils import UsageError
+from sam_med2d.data.names import CLASS_NAMES, Name, parse_name, read_class_names
+from sam_med2d.errors import DataError, UsageError
 
 INDEX = "SAMed2D_v1.json"
 

@@ -5,7 +5,8 @@ import os
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from sam_med2d.utils import UsageError, seed_of
+from sam_med2d.errors import UsageError
+from sam_med2d.seeds import seed_of
 
 SPLITS = ("train", "val", "test")
 

@@ -29,7 +29,7 @@ import numpy as np
 from sam_med2d.convert.cases import Case, Picture
 from sam_med2d.convert.splits import SPLITS
 from sam_med2d.data.metadata import COLUMNS, METADATA
-from sam_med2d.data.reading import DataError
+from sam_med2d.errors import DataError
 from segment_anything.files import replacing
 
 RECEIPTS = ".cases"

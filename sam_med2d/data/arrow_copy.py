@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from xxhash import xxh3_64_hexdigest, xxh3_128
 
-from sam_med2d.data.reading import DataError
+from sam_med2d.errors import DataError
 from segment_anything.files import replacing
 
 FORMAT = 1  # of the copies; raise it when their content changes

@@ -8,22 +8,8 @@ Images are (H, W, 3) uint8 in BGR order, as OpenCV reads them; masks are (H, W) 
 import cv2
 import numpy as np
 
+from sam_med2d.errors import DataError
 from segment_anything.images import ImageError, to_8_bits
-
-
-class DataError(ValueError):
-    """Bad input. `str(error)` is one line that names the file and says what to do.
-
-    A DataLoader worker's exception is raised again by torch with the worker's traceback as its message,
-    as `DataError(traceback)`. The traceback's last line is the one meant for people, so only it is kept.
-    """
-
-    def __init__(self, message: str, kind: str = "") -> None:
-        """kind: "size" or "values" where a file can be read but not used, for programs that tell these apart."""
-        if message.startswith("Caught DataError in "):
-            message = message.rstrip().rpartition("\n")[2].partition("DataError: ")[2]
-        super().__init__(" ".join(message.splitlines()))
-        self.kind = kind
 
 
 def read_image(path: str) -> np.ndarray:

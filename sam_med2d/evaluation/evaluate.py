@@ -3,85 +3,23 @@
 Scores are taken at the original resolution. Every draw depends on the seed, the mode and the mask's file name alone.
 """
 
-import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sam_med2d.data.datasets import Batch
+from sam_med2d.data.batch import Batch
+from sam_med2d.data.geometry import restore
+from sam_med2d.device import amp_dtype
 from sam_med2d.evaluation.metrics import METRICS
-from sam_med2d.prompts.clicks import (
-    boxes_of,
-    central_clicks,
-    clicks_on,
-    corrective_clicks,
-    jitter_boxes,
-    join_clicks,
-    one_shot_clicks,
-)
+from sam_med2d.prompts.annotators import Annotator, SimulatedAnnotator
+from sam_med2d.prompts.clicks import clicks_of, join_clicks
 from sam_med2d.prompts.modes import Mode
-from sam_med2d.utils import amp_dtype, seed_of
 from segment_anything import Prediction, Prompts, Sam, best_of
 
 PIXELS_AT_ONCE = 2**24  # of masks worked on together, 256 objects at 256 px (about 2 GB), however many an image has
-CLICK_STRATEGIES = ("random", "center")
-
-
-class Annotator(Protocol):
-    """Who answers for some objects, masks (N, 1, S, S) bool with their names: drawn, or read from a file."""
-
-    def start(self, mode: Mode, masks: Tensor, names: list[str]) -> Prompts:
-        """What an object's sequence starts from."""
-
-    def correct(
-        self, mode: Mode, number: int, masks: Tensor, predicted: Tensor, names: list[str]
-    ) -> tuple[Tensor, Tensor]:
-        """The click that follows `number` clicks. predicted: (N, 1, S, S) bool -> points (N, 1, 2), labels (N, 1)."""
-
-
-class SimulatedAnnotator:
-    """Draws from the true masks. strategy: of iterative clicks, "random" wrong pixels, or "center" of the largest error."""
-
-    def __init__(self, seed: int = 0, strategy: str = "random") -> None:
-        self.seed = seed
-        self.strategy = strategy
-
-    def start(self, mode: Mode, masks: Tensor, names: list[str]) -> Prompts:
-        if mode.start == "mask":
-            return Prompts(masks=F.avg_pool2d(masks.float(), 4))
-        if mode.start == "box":
-            boxes = boxes_of(masks)
-            if mode.jitter:  # one direction and share for all jitters: a curve over them is of one annotator
-                boxes = jitter_boxes(
-                    boxes, self._uniform(names, "jitter", 4).to(masks.device), masks.shape[-1], mode.jitter
-                )
-            return Prompts(boxes=boxes)
-        if mode.start == "at_once":
-            return Prompts(*one_shot_clicks(masks, self._uniform(names, mode.sequence, mode.clicks).to(masks.device)))
-        if self.strategy == "center":
-            return Prompts(*central_clicks(masks, torch.zeros_like(masks)))
-        return Prompts(*clicks_on(masks, self._uniform(names, "clicks 0", 1).to(masks.device)))
-
-    def correct(
-        self, mode: Mode, number: int, masks: Tensor, predicted: Tensor, names: list[str]
-    ) -> tuple[Tensor, Tensor]:
-        if self.strategy == "center":
-            return central_clicks(masks, predicted)
-        return corrective_clicks(
-            masks, predicted, self._uniform(names, f"{mode.sequence} {number}", 1).to(masks.device)
-        )
-
-    def _uniform(self, names: list[str], use: str, columns: int) -> Tensor:
-        """(N, columns) in [0, 1), each row from the seed, the use and the mask's file name alone."""
-        draws = [
-            np.random.default_rng(seed_of(self.seed, use, os.path.basename(name))).random(columns, np.float32)
-            for name in names
-        ]
-        return torch.from_numpy(np.stack(draws))
 
 
 class Step(NamedTuple):
@@ -208,10 +146,6 @@ def answer(
     return steps
 
 
-def clicks_of(prompts: Prompts) -> int:
-    return 0 if prompts.points is None else prompts.points.shape[1]
-
-
 def score(
     model: Sam, batch: Batch, image: int, first: int, modes: list[Mode], steps: dict[str, list[Step]]
 ) -> list[Scored]:
@@ -259,28 +193,6 @@ def full_size(model: Sam, logits: Tensor, content: list[int], size: tuple[int, i
             for chunk in _chunks(slice(0, len(logits)), max(size[0] * size[1], model.image_size**2))
         ]
     )
-
-
-def restore(logits: Tensor, content: list[int], size: tuple[int, int]) -> Tensor:
-    """From the S x S frame to the original picture: crop the padding, or bilinear where it was resized.
-
-    logits: (n, 1, S, S); content: top, left, height, width in the frame -> (n, 1, *size).
-    """
-    top, left, height, width = content
-    logits = logits[..., top : top + height, left : left + width]
-    if logits.shape[-2:] == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def to_original_frame(prompts: Prompts, content: list[int], size: tuple[int, int]) -> Prompts:
-    """Points and boxes of one image, from the S x S frame to pixels of the original picture (height, width)."""
-    top, left, height, width = content
-    offset = torch.tensor([left, top])
-    scale = torch.tensor([size[1] / width, size[0] / height])
-    points = None if prompts.points is None else (prompts.points - offset) * scale
-    boxes = None if prompts.boxes is None else (prompts.boxes - offset.repeat(2)) * scale.repeat(2)
-    return prompts._replace(points=points, boxes=boxes)
 
 
 class Means:

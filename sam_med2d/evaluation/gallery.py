@@ -3,16 +3,28 @@
 import json
 import sqlite3
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from sam_med2d import drawing
-from sam_med2d.data.datasets import Index, read_image, read_mask
-from sam_med2d.evaluation.evaluate import Scored, to_original_frame
+from sam_med2d.data.batch import Batch
+from sam_med2d.data.geometry import to_original_frame
+from sam_med2d.data.index import Index
+from sam_med2d.data.reading import read_image, read_mask
+from sam_med2d.drawing import tile
+from sam_med2d.evaluation import estimates as estimates_room
+from sam_med2d.evaluation.evaluate import Scored
+from sam_med2d.prompts.modes import Mode
 from segment_anything import Prompts
+
+RANKS = ("best", "median", "worst")
 
 
 class Predictions:
@@ -76,3 +88,69 @@ def _find(folder: Path, processes: int, mask: str, mode: str) -> tuple[Tensor, P
             prompts = (None if p is None else torch.tensor([p]) for p in json.loads(found[2]))
             return torch.from_numpy(bits.reshape(height, width).astype(bool)), Prompts(*prompts)
     raise LookupError(f"no prediction of {mask} in mode {mode} was kept")
+
+
+def tiles_of(batch: Batch, scored: Scored, index: Index) -> list[np.ndarray]:
+    """A tile for each object of one image in one mode, on the original picture, with its Dice."""
+    image = read_image(index.path(batch.image_names[scored.image]))
+    prompts = to_original_frame(scored.prompts, batch.content[scored.image].tolist(), image.shape[:2])
+    return [
+        tile(image, scored.masks[i], scored.truth[i], prompts, i, f"{Path(name).stem}  {scored.values['dice'][i]:.2f}")
+        for i, name in enumerate(scored.names)
+    ]
+
+
+@dataclass(frozen=True)
+class GalleryItem:
+    """An object to show. image: (H, W, 3) uint8 BGR, as drawing.tile makes it; rank: one of RANKS."""
+
+    class_name: str
+    rank: str
+    mode: str
+    caption: str
+    image: np.ndarray
+
+
+class Choice(NamedTuple):
+    """An object whose tile the gallery wants; image and mask as in the rows."""
+
+    class_name: str
+    rank: str
+    mode: str
+    image: str
+    mask: str
+    dice: float
+
+
+def choose_gallery(rows: pd.DataFrame, modes: Sequence[str], classes_at_most: int = 12, each: int = 1) -> list[Choice]:
+    """The best, median and worst objects by Dice of each class in each of `modes`.
+
+    The classes are those with most objects (ties: by name), in order of name; `each` objects a rank, no object twice
+    in one class and mode, fewer where there are fewer objects. Depends on the rows alone, not on their order.
+    """
+    rows = estimates_room.scored(rows)
+    rows = rows[rows["mode"].isin(modes)]
+    counts = rows.drop_duplicates("mask")["class"].astype(str).value_counts().rename_axis("class").reset_index()
+    classes = sorted(counts.sort_values(["count", "class"], ascending=[False, True])["class"][:classes_at_most])
+    choices = []
+    for name in classes:
+        of_class = rows[rows["class"] == name]
+        for mode in dict.fromkeys(modes):
+            part = of_class[of_class["mode"] == mode]
+            part = part.assign(name=part["mask"].astype(str)).sort_values(["dice", "name"]).to_dict("records")
+            worst = part[:each]
+            best = part[max(each, len(part) - each) :][::-1]
+            rest = part[each : len(part) - each]
+            middle = rest[max(0, (len(rest) - each) // 2) :][:each]
+            choices += [
+                Choice(name, rank, mode, str(row["image"]), str(row["mask"]), float(row["dice"]))
+                for rank, chosen in zip(RANKS, (best, middle, worst))
+                for row in chosen
+            ]
+    return choices
+
+
+def shown_in_gallery(modes: list[Mode]) -> list[Mode]:
+    """The first mode, and of those of iterative clicks the one with the most."""
+    clicked = [mode for mode in modes if mode.start == "click"]
+    return list(dict.fromkeys([modes[0], max(clicked, key=lambda mode: mode.clicks, default=modes[0])]))

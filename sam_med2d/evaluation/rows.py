@@ -4,18 +4,26 @@ While a run goes on, each of its processes appends to a file of its own, a JSON 
 merged in the order of the index. So memory does not grow with the test set, and rows do not depend on who made them.
 """
 
+import argparse
 import csv
 import heapq
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.parquet import ParquetFile
 
-from sam_med2d.data.datasets import DataError
-from sam_med2d.data.metadata import CLASS_NAMES, METADATA, parse_name, read_class_names, read_metadata
+from sam_med2d.data.batch import Batch
+from sam_med2d.errors import DataError
+from sam_med2d.evaluation.evaluate import Scored
+from sam_med2d.evaluation.surface import surface_metrics
+from sam_med2d.prompts.modes import Mode
 from segment_anything.files import replacing
 
 NOC_TARGETS = {"noc80": 0.80, "noc85": 0.85, "noc90": 0.90}  # columns of clicks until Dice was first reached
@@ -45,89 +53,22 @@ COLUMNS = {
     **dict.fromkeys(NOC_TARGETS, pa.int32()),
     "status": pa.string(),
 }
+
 Row = dict[str, object]  # a value for each of COLUMNS, None where empty
+
 SCORED = "ok"  # the status of rows that carry metrics; any other says why there are none
+
 ROWS_AT_ONCE = 10_000  # of a Parquet row group
 
+NAMES = tuple(name for name, kind in COLUMNS.items() if kind == pa.string())
 
-class Describer:
-    """What is known of a mask beside its pixels: dataset, modality, class, case, axis, slice.
+NUMBERS = tuple(name for name in COLUMNS if name not in (*NAMES, "slice"))
 
-    From the table of metadata where it says something, else from the file name if that is one of SA-Med2D-20M, else
-    the class from what a mask's name has beyond its image's (`ct_7.png`, `ct_7_left_kidney_000.png`: left_kidney).
-    """
+SURFACE_METRICS = ("nsd", "hd95")
 
-    FIELDS = ("dataset", "modality", "class", "case", "axis", "slice")
+WAITING = 8  # images a worker, whose surface metrics are being computed while the model goes on
 
-    def __init__(
-        self, data_path: str | os.PathLike, metadata: str | None = None, class_names: str | None = None
-    ) -> None:
-        """metadata, class_names: files; by default those of their usual names in data_path, if there.
-
-        Raises DataError: a file that cannot be read or is none of its kind.
-        """
-        usual = lambda given, name: given or (path if os.path.exists(path := os.path.join(data_path, name)) else None)
-        metadata, self.class_file = usual(metadata, METADATA), usual(class_names, CLASS_NAMES)
-        self.metadata = read_metadata(metadata) if metadata else None
-        self._columns = {field: self.metadata.column(field) for field in self.FIELDS} if metadata else {}
-        names = read_class_names(self.class_file) if self.class_file else None
-        self.classes = (
-            {dataset: {number: name for name, number in ids.items()} for dataset, ids in names.items()}
-            if names
-            else None
-        )
-
-    def check(self, masks: list[str]) -> None:
-        """Raises DataError where a table lacks one of these masks: before a run, not in its middle."""
-        if self.metadata:
-            self.metadata.rows(masks)
-        if self.classes is not None:
-            for mask in masks:
-                self._class(mask)
-
-    def describe(self, image: str, mask: str) -> Row:
-        name = parse_name(mask)
-        found = dict.fromkeys(self.FIELDS)
-        if name:
-            found |= {
-                "dataset": name.dataset,
-                "modality": name.modality,
-                "class": self._class(mask),
-                "case": name.case,
-                "axis": name.axis or None,
-                "slice": name.slice,
-            }
-        if self.metadata:
-            row = int(self.metadata.rows([mask])[0])
-            known = {field: column[row].as_py() for field, column in self._columns.items()}
-            found |= {field: value for field, value in known.items() if value not in (None, "")}
-        if not found["class"]:
-            found["class"] = class_beyond(image, mask)
-        return found
-
-    def _class(self, mask: str) -> str | None:
-        name = parse_name(mask)
-        if name is None or name.class_id is None:
-            return None
-        if self.classes is None:
-            return f"{name.class_id:04d}"
-        if name.dataset not in self.classes or name.class_id not in self.classes[name.dataset]:
-            raise DataError(
-                f"{self.class_file}: has no class {name.class_id} of data set {name.dataset}, which {mask} is of; "
-                "give the class names of this data with --class_names"
-            )
-        return self.classes[name.dataset][name.class_id]
-
-
-def class_beyond(image: str, mask: str) -> str | None:
-    """`ct_7.png`, `ct_7_left_kidney_000.png` -> `left_kidney`; None where the names do not go together."""
-    image, mask = Path(image).stem, Path(mask).stem
-    if not mask.startswith(image) or mask == image:
-        return None
-    words = mask[len(image) :].strip("_-. ").split("_")
-    if words[-1].isdigit():  # the instance
-        words.pop()
-    return "_".join(words) or None
+Distances = list[tuple[float | None, float | None]]  # of each object: normalised surface Dice, Hausdorff distance
 
 
 def clicks_until(dice_by_click: list[float]) -> Row:
@@ -193,3 +134,168 @@ def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
             yield group
             group = []
     yield group
+
+
+def read_rows(path: str | Path) -> pd.DataFrame:
+    """The rows that test.py left in a folder, or a rows.csv or rows.parquet itself.
+
+    -> columns COLUMNS: names as categories ("" where not known; modes in the order of the run), numbers as float64
+    with NaN for empty, slice as Int64. Raises DataError: missing, empty, or not such a file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in ("rows.csv", "rows.parquet") if (path / name).is_file()]
+        if len(found) != 1:
+            raise DataError(
+                f"{path}: holds both rows.csv and rows.parquet; name the one you mean"
+                if found
+                else f"{path}: holds no rows.csv and no rows.parquet; name the folder of a finished run of test.py"
+            )
+        path = found[0]
+    elif not path.is_file():
+        raise DataError(f"{path}: not found; name the folder of a finished run of test.py")
+    rows = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    if rows.empty:
+        raise DataError(f"{path}: holds no objects; run test.py again")
+    spoiled = rows["status"].eq("") | rows["mask"].eq("") | rows["mode"].eq("")
+    if spoiled.any():
+        raise DataError(f"{path}: line {_line(spoiled)} is incomplete (no mask, mode or status); run test.py again")
+    spoiled = rows["status"].eq(SCORED) & rows[["dice", "true_area", "image_area"]].isna().any(axis=1)
+    if spoiled.any():
+        raise DataError(f"{path}: line {_line(spoiled)} has status {SCORED} but no Dice or area; run test.py again")
+    return rows
+
+
+def _line(spoiled: pd.Series) -> int:
+    """The line of the first True in a CSV file with a header, from 1."""
+    return int(np.argmax(spoiled.to_numpy())) + 2
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    missing = [column for column in COLUMNS if column not in columns]
+    if missing:
+        raise DataError(
+            f"{path}: is no rows file of this test.py (has no column {', '.join(missing[:3])}"
+            + f" and {len(missing) - 3} more" * (len(missing) > 3)
+            + "); run test.py again"
+        )
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            _check_columns(path, next(csv.reader(file), []))
+        # a class may be called "NA" or "None": only in columns of numbers does an empty field mean nothing is there
+        kinds = {name: "category" for name in NAMES} | {name: "float64" for name in NUMBERS} | {"slice": "Int64"}
+        rows = pd.read_csv(
+            path,
+            usecols=COLUMNS,
+            dtype=kinds,
+            keep_default_na=False,
+            encoding="utf-8",
+            na_values={name: ["", "nan"] for name in (*NUMBERS, "slice")},
+        )
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not a text file; name the rows.csv of a finished run of test.py") from error
+    except (ValueError, csv.Error) as error:  # among them pandas' ParserError
+        raise DataError(f"{path}: cannot be read as rows of test.py ({error}); run test.py again") from error
+    return _tidy(rows)
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        with ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow.names)
+            rows = file.read(columns=list(COLUMNS)).to_pandas()
+        for name in NUMBERS:
+            rows[name] = rows[name].astype("float64")
+        rows["slice"] = rows["slice"].astype("float64").astype("Int64")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: cannot be read as rows of test.py ({error}); run test.py again") from error
+    return _tidy(rows)
+
+
+def _tidy(rows: pd.DataFrame) -> pd.DataFrame:
+    for name in NAMES:
+        values = rows[name].astype(object)
+        rows[name] = values.where(values.notna(), "").astype(str).astype("category")
+    rows["mode"] = rows["mode"].cat.reorder_categories([*rows["mode"].unique()])
+    return rows[list(COLUMNS)]
+
+
+def with_distances(
+    scores: Iterable[tuple[Batch, list[Scored]]],
+    args: argparse.Namespace,
+) -> Iterator[tuple[Batch, int, list[Scored], list[Distances]]]:
+    """Image by image, in order: its batch and place there, its scores mode by mode, and their surface metrics.
+
+    These are computed by threads while the model goes on; only so many images wait for theirs.
+    """
+    asked = set(SURFACE_METRICS) & set(args.metrics)
+
+    def distances(scored: Scored) -> Distances:
+        if not asked:
+            return [(None, None)] * len(scored.names)
+        pairs = zip(scored.masks.numpy(), scored.truth.numpy())
+        found = [surface_metrics(predicted, truth, args.nsd_tolerance) for predicted, truth in pairs]
+        return [tuple(value if name in asked else None for name, value in zip(SURFACE_METRICS, both)) for both in found]
+
+    def finished(batch: Batch, image: int, scored: list[Scored], futures: list[Future]):
+        return batch, image, scored, [future.result() for future in futures]
+
+    threads = max(1, args.num_workers)
+    waiting: deque = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for batch, scored in scores:
+            for image in range(len(batch.images)):
+                here = [one for one in scored if one.image == image]
+                waiting.append((batch, image, here, [pool.submit(distances, one) for one in here]))
+            while len(waiting) > WAITING * threads:
+                yield finished(*waiting.popleft())
+        while waiting:
+            yield finished(*waiting.popleft())
+
+
+def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str, distances: Distances) -> list[Row]:
+    """The rows of one image's objects in one mode. strategy: of iterative clicks."""
+    mode = scored.mode
+    areas = zip(scored.truth.sum(dim=(1, 2)).tolist(), scored.masks.sum(dim=(1, 2)).tolist())
+    return [
+        {
+            "image": image,
+            "mask": mask,
+            **described[mask],
+            **mode_columns(mode, strategy),
+            "true_area": true_area,
+            "image_area": scored.truth[0].numel(),
+            "predicted_area": predicted_area,
+            **{name: values[i] for name, values in scored.values.items()},
+            "nsd": nsd,
+            "hd95": hd95,
+            "predicted_iou": scored.predicted_iou[i],
+            **({} if scored.dice_by_click is None else clicks_until(scored.dice_by_click[i].tolist())),
+            "status": SCORED,
+        }
+        for i, (mask, (true_area, predicted_area), (nsd, hd95)) in enumerate(zip(scored.names, areas, distances))
+    ]
+
+
+def unscored_row(image: str, mask: str, described: dict[str, Row], mode: Mode) -> Row:
+    """Of a mask that is empty, or emptied by resizing it to the frame: it has no prompts, so nothing to score."""
+    return {"image": image, "mask": mask, **described[mask], **mode_columns(mode, ""), "status": "empty truth"}
+
+
+def mode_columns(mode: Mode, strategy: str) -> Row:
+    corrected = mode.start == "click" or (mode.start == "box" and mode.clicks)
+    return {
+        "mode": mode.name,
+        "strategy": strategy if corrected else None,
+        "clicks": mode.clicks,
+        "box": int(mode.start == "box"),
+    }

@@ -9,14 +9,15 @@ import numpy as np
 import onnx
 
 from sam_med2d.data.index import find_index, read_index
-from sam_med2d.data.reading import DataError, read_image
+from sam_med2d.data.reading import read_image
+from sam_med2d.errors import DataError, UsageError
 from sam_med2d.export.graphs import approximate_gelu
-from sam_med2d.export.onnx_files import HALF, PARITY, agreement, describe, dice_table, halve, placed, save
+from sam_med2d.export.onnx_files import HALF, describe, halve, placed, save
+from sam_med2d.export.parity import PARITY, agreement, dice_table
 from sam_med2d.export.quantize import quantize
 from sam_med2d.image_files import find_images
 from sam_med2d.inference.backends import OnnxRuntimeSession, Session
 from sam_med2d.inference.models import add_model_flags, load_model
-from sam_med2d.utils import UsageError
 from segment_anything import Sam
 
 COMPARED = 3  # images, in the comparison with the eager model

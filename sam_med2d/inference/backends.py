@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam_med2d.utils import UsageError
+from sam_med2d.errors import UsageError
 from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam
 from segment_anything.modeling.prompt_encoder import labels_of_corners
 from segment_anything.modeling.sam import PIXEL_MEAN, PIXEL_STD

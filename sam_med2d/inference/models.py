@@ -5,14 +5,21 @@ for those who want something else.
 """
 
 import argparse
+import copy
 
+import torch
+
+from sam_med2d.cli import add_flag
+from sam_med2d.device import best_device
+from sam_med2d.errors import UsageError
 from sam_med2d.inference.backends import BACKENDS, PRECISIONS, open_runtime
-from sam_med2d.utils import UsageError, add_flag, best_device
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import CheckpointError, describe, load_checkpoint, read_weights
 from segment_anything.predictor import Segmenter
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
+
+WITH, WITHOUT = "with adapters", "without adapters"
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -98,3 +105,35 @@ def open_model(
     model = sam_model_registry[model_type](image_size=image_size, encoder_adapter=adapters)
     print(load_checkpoint(model, checkpoint))
     return model.to(on)
+
+
+def models_of(args: argparse.Namespace) -> dict[str, Segmenter]:
+    """By name, the one to start with first. Raises CheckpointError, UsageError."""
+    if args.backend != "pytorch":
+        return {
+            args.backend: open_runtime(
+                args.backend, args.encoder_model, args.decoder_model, threads=args.threads, precision=args.precision
+            )
+        }
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model = load_model(args).eval()
+    return {WITH: model, WITHOUT: without_adapters(model)} if model.image_encoder.adapters() else {WITHOUT: model}
+
+
+def without_adapters(model: Sam) -> Sam:
+    """The same weights, and nothing beside the MLPs: the paper's SAM-Med2D*."""
+    encoder = _alias(model.image_encoder)
+    encoder.blocks = torch.nn.ModuleList(_alias(block) for block in encoder.blocks)
+    for block in encoder.blocks:
+        block.Adapter = None
+    plain = _alias(model)
+    plain.image_encoder = encoder
+    return plain
+
+
+def _alias(module: torch.nn.Module) -> torch.nn.Module:
+    """A module of the same layers, whose own list of layers can be changed."""
+    alias = copy.copy(module)
+    alias._modules = dict(module._modules)
+    return alias

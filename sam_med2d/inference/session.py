@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from sam_med2d.coco import Annotations
-from sam_med2d.data.reading import DataError, read_image
-from sam_med2d.image_files import OPACITY, colour_of, write_picture
+from sam_med2d.data.reading import read_image
+from sam_med2d.drawing import OPACITY, colour_of
+from sam_med2d.errors import DataError
+from sam_med2d.image_files import write_picture
 from segment_anything import SamPredictor
 from segment_anything.files import replacing
 from segment_anything.images import ImageError, to_bgr
@@ -58,7 +60,7 @@ def read_upload(path: str | Path) -> Scan:
     try:
         import SimpleITK
 
-        from sam_med2d.convert.volumes import canonical, read_scan
+        from sam_med2d.volumes.scans import canonical, read_scan
     except ImportError as error:
         raise DataError(
             f"{path.name}: volumes and DICOM need more packages: pip install -r requirements-data.txt"
@@ -263,7 +265,7 @@ class AnnotationSession:
     def _save_volume(self, slices: list[int], path: Path) -> list[Path]:
         """The label volume on the grid of the file that was opened. -> [path], or nothing where SimpleITK is not installed."""
         try:
-            from sam_med2d.convert.volumes import write_labels
+            from sam_med2d.volumes.scans import write_labels
         except ImportError:
             return []
         labels = np.zeros(self.scan.slices.shape[:3], np.uint8)

@@ -13,7 +13,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from segment_anything import ABSENT, BACKGROUND, FOREGROUND
+from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
 
 Clicks = tuple[Tensor, Tensor]  # points (N, P, 2), labels (N, P)
 
@@ -133,3 +133,7 @@ def one_shot_clicks(masks: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     outside, found = pick_pixels(~masks, uniform[:, inside:])
     outside_labels = torch.where(found, BACKGROUND, ABSENT).unsqueeze(1).expand(outside.shape[:2])
     return torch.cat([points, outside], dim=1), torch.cat([labels, outside_labels], dim=1)
+
+
+def clicks_of(prompts: Prompts) -> int:
+    return 0 if prompts.points is None else prompts.points.shape[1]

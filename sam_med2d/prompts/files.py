@@ -11,15 +11,16 @@ that follow a box. The mask prompt is made from the truth and is not written.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TextIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sam_med2d.data.datasets import DataError
-from sam_med2d.evaluation.evaluate import Scored, SimulatedAnnotator, clicks_of
+from sam_med2d.errors import DataError
+from sam_med2d.prompts.annotators import SimulatedAnnotator
+from sam_med2d.prompts.clicks import clicks_of
 from sam_med2d.prompts.modes import Mode
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
 
@@ -27,14 +28,13 @@ ObjectPrompts = dict[str, list | dict]
 SETTINGS = ("image_size", "click_strategy")  # beside the objects; files of the original have neither
 
 
-def record_prompts(into: dict[str, ObjectPrompts], scored: Scored, key_of: Callable[[str], str]) -> None:
+def record_prompts(into: dict[str, ObjectPrompts], mode: Mode, names: list[str], prompts: Prompts) -> None:
     """Add the prompts of some objects in one mode to what a prompts file will hold.
 
-    key_of: mask path of the index -> its key in the file.
+    names: the keys of the objects in the file, one for each row of `prompts`.
     """
-    mode, prompts = scored.mode, scored.prompts
-    for i, name in enumerate(scored.names):
-        entry = into.setdefault(key_of(name), {})
+    for i, name in enumerate(names):
+        entry = into.setdefault(name, {})
         if mode.sequence != "clicks" and (mode.sequence != "bbox" or mode.clicks):
             if mode.sequence == "bbox":
                 entry["boxes"] = [prompts.boxes[i].tolist()]

@@ -4,6 +4,7 @@ Round 0 starts from a box or a click, with the encoder in the graph; in the roun
 corrects the last prediction. Masks are (N, 1, S, S) bool, one row an object.
 """
 
+import argparse
 import random
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -11,8 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sam_med2d.data.batch import Batch
+from sam_med2d.device import amp_dtype
 from sam_med2d.evaluation.metrics import dice
 from sam_med2d.prompts.clicks import Clicks, boxes_of, clicks_on, corrective_clicks, join_clicks, shift_boxes
+from sam_med2d.seeds import seed_of
 from sam_med2d.training.losses import objective
 from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of
 
@@ -116,3 +120,66 @@ def plan_of_corrections(rounds: int, click_counts: list[int], draw: random.Rando
         alone.add(draw.randrange(1, rounds - 1))
     for i in range(rounds):
         yield 0 if i in alone else draw.choice(click_counts)
+
+
+def train_batch(
+    model: Sam,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    args: argparse.Namespace,
+    step: int,
+) -> dict[str, torch.Tensor]:
+    """A start from boxes and clicks, which trains everything that is trained, then `iter_point` corrections, each
+    with a step of its own for the decoder side (SAM-Med2D paper, section 3.3).
+
+    Returns detached scalars: the loss and its terms as means over rounds, and Dice by kind of prompt and by round.
+    """
+    uniform = uniform_from(torch.Generator(model.device).manual_seed(seed_of(args.seed, "prompts", step)))
+    draw = random.Random(seed_of(args.seed, "corrections", step))
+    masks, device = batch.masks, model.device
+    autocast = lambda: torch.autocast(device.type, amp_dtype(device), enabled=args.use_amp)
+
+    def learn(round: Round) -> None:
+        scaler.scale(round.losses["loss"]).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        # to None, not zero: Adam would go on moving the adapters in rounds that do not reach them
+        optimizer.zero_grad(set_to_none=True)
+
+    with autocast():
+        embeddings = model.encode(batch.images, batch.content)
+        start = starting_prompts(masks, uniform, odd_from_box=draw.random() < 0.5, box_shift=args.box_shift)
+        prediction = predict_start(model, embeddings[batch.image_index], start)
+        last = judge(model, "start", prediction, masks, args.multimask)
+    learn(last)
+    rounds = [detached(last)]
+    dice = {
+        kind: last.dice[rows].mean()
+        for kind, rows in (("box", start.box_rows), ("click", start.click_rows))
+        if len(rows)
+    }
+
+    embeddings = embeddings.detach()[batch.image_index]
+    earlier = start.clicks_of_all() if args.keep_clicks else None
+    for clicks in plan_of_corrections(args.iter_point, args.point_list, draw):
+        with autocast():
+            prompts = correction_prompts(last, masks, clicks, uniform, earlier)
+            if clicks and args.keep_clicks:
+                earlier = prompts.points, prompts.labels
+            prediction = model.predict(embeddings, prompts, multimask_output=None)
+            last = judge(model, "clicks" if clicks else "mask", prediction, masks, args.multimask)
+        learn(last)
+        rounds.append(detached(last))
+
+    scalars = {f"loss/{name}": torch.stack([r.losses[name] for r in rounds]).mean() for name in last.losses}
+    scalars |= {f"dice/start_{kind}": value for kind, value in dice.items()}
+    for number, round in enumerate(rounds[1:], start=1):
+        scalars[f"dice/round_{number}"] = round.dice.mean()
+        scalars[f"dice/correction_{round.kind}"] = round.dice.mean()
+    return scalars
+
+
+def detached(round: Round) -> Round:
+    """Without the graph, so that the rounds of a batch do not pile up in memory."""
+    return round._replace(losses={name: value.detach() for name, value in round.losses.items()})

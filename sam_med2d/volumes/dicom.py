@@ -1,23 +1,20 @@
 """DICOM: series of slices, and the segmentations (DICOM-SEG, RTSTRUCT) that belong to them."""
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.errors import InvalidDicomError
-from tqdm import tqdm
 
-from sam_med2d.convert.cases import Case
-from sam_med2d.convert.patterns import below, some, walk
-from sam_med2d.data.reading import DataError
+from sam_med2d.errors import DataError
 
 LABELS = ("SEG", "RTSTRUCT")
+
 EVEN = 0.1  # of the distance of slices that they may be off, before slices count as missing
+
 HEADER = [
     "PatientID",
     "StudyInstanceUID",
@@ -28,6 +25,7 @@ HEADER = [
     "ReferencedSeriesSequence",
     "ReferencedFrameOfReferenceSequence",
 ]
+
 GEOMETRY = [
     "SeriesInstanceUID",
     "ImagePositionPatient",
@@ -39,6 +37,7 @@ GEOMETRY = [
     "NumberOfFrames",
     "RescaleSlope",
 ]
+
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")  # contours that have an inside
 
 
@@ -59,80 +58,6 @@ def read_header(path: str, tags: Sequence[str] | None = None) -> pydicom.Dataset
 
 
 # ---------------------------------------------------------------- which series has which labels
-
-
-@dataclass
-class _Series:
-    header: pydicom.Dataset
-    files: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-
-
-def find_dicom(folder: Path) -> list[Case]:
-    """Every series below a folder that has a SEG or an RTSTRUCT there -> a case; its patient is the group.
-
-    Raises DataError: nothing labelled, or a label whose series is not there.
-    """
-    series: dict[str, _Series] = {}
-    labels: list[tuple[str, pydicom.Dataset]] = []
-    for name in tqdm(walk(folder), desc="reading headers", unit="file", leave=False, dynamic_ncols=True):
-        path = below(folder, name)
-        header = read_header(path, HEADER)
-        if header is None or "SeriesInstanceUID" not in header:
-            continue
-        if header.get("Modality") in LABELS:
-            labels.append((path, header))
-        else:
-            series.setdefault(str(header.SeriesInstanceUID), _Series(header)).files.append(path)
-    if not series:
-        raise DataError(f"{folder}: holds no DICOM series; check the path")
-    for path, header in labels:
-        series[_series_of(path, header, series)].labels.append(path)
-    cases = [_case(one) for one in series.values() if one.labels]
-    if not cases:
-        raise DataError(
-            f"{folder}: holds {len(series)} series but neither DICOM-SEG nor RTSTRUCT; give label volumes with "
-            "--images and --labels"
-        )
-    if len(cases) < len(series):
-        lacking = [Path(one.files[0]).parent.name for one in series.values() if not one.labels]
-        print(f"{len(lacking)} series have no labels and are left out: in {some(lacking)}")
-    return sorted(cases, key=lambda case: case.name)
-
-
-def _series_of(path: str, label: pydicom.Dataset, series: dict[str, _Series]) -> str:
-    """The series a SEG or RTSTRUCT was drawn on: the one it names, or the only one of its frame of reference."""
-    named = [str(item.SeriesInstanceUID) for item in label.get("ReferencedSeriesSequence") or ()]
-    for frame in label.get("ReferencedFrameOfReferenceSequence") or ():
-        for study in frame.get("RTReferencedStudySequence") or ():
-            named += [str(item.SeriesInstanceUID) for item in study.get("RTReferencedSeriesSequence") or ()]
-    frames = {str(label.get("FrameOfReferenceUID", ""))}
-    frames |= {
-        str(frame.get("FrameOfReferenceUID", "")) for frame in label.get("ReferencedFrameOfReferenceSequence") or ()
-    }
-    there = [uid for uid in named if uid in series]
-    if not there and not named:
-        there = [uid for uid, one in series.items() if str(one.header.get("FrameOfReferenceUID", "-")) in frames]
-    if len(there) != 1:
-        what = f"series {named[0]}, which is not in the folder"
-        if not named:
-            what = f"no series, and {len(there)} share its frame of reference"
-        raise DataError(f"{path}: refers to {what}; put the scan it was drawn on beside it, or take it out")
-    return there[0]
-
-
-def _case(one: _Series) -> Case:
-    uid = str(one.header.SeriesInstanceUID)
-    patient = str(one.header.get("PatientID") or one.header.get("StudyInstanceUID") or uid)
-    mark = hashlib.blake2b(uid.encode(), digest_size=3).hexdigest()
-    name = f"{patient}_{one.header.get('SeriesNumber') or 0}_{mark}"
-    files, labels = sorted(one.files), sorted(one.labels)
-    return Case(
-        name,
-        patient,
-        (*files, *labels),
-        {"images": [[files, str(one.header.get("Modality", "")).lower()]], "labels": [[path, ""] for path in labels]},
-    )
 
 
 # ---------------------------------------------------------------- a series as a volume

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sam_med2d.data.reading import DataError
-from sam_med2d.utils import UsageError
+from sam_med2d.errors import DataError, UsageError
 
 # (centre, width) in Hounsfield units, as radiologists set them.
 WINDOWS = {

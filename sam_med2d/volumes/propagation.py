@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from sam_med2d.convert.volumes import upright
 from sam_med2d.volumes.intensity import Intensity, to_8_bits
+from sam_med2d.volumes.scans import upright
 from segment_anything import ObjectPrompt, SamPredictor
 
 KEPT_BYTES = 1 << 29  # of embeddings: those of 2000 slices at 256 px, of 128 at 1024 px

@@ -16,7 +16,9 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install -r re
 import gradio
 
 from sam_med2d.app import page as app
-from sam_med2d.data.reading import DataError, read_image
+from sam_med2d.data.reading import read_image
+from sam_med2d.errors import DataError
+from sam_med2d.inference import models as models_room
 from sam_med2d.inference.session import AnnotationSession
 from segment_anything import PromptError, SamPredictor, sam_model_registry
 from tests.segment_anything.test_model import randomise
@@ -51,7 +53,7 @@ def expected(model, path: Path = IMAGE, **prompts) -> tuple[np.ndarray, float, n
 
 
 def opened(model, path: Path = IMAGE) -> AnnotationSession:
-    session = AnnotationSession({app.WITHOUT: model})
+    session = AnnotationSession({models_room.WITHOUT: model})
     session.open(path)
     return session
 
@@ -104,7 +106,7 @@ def test_adapters_can_be_left_out():
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if "Adapter" not in k})
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
-        without = app.without_adapters(model)
+        without = models_room.without_adapters(model)
         assert torch.equal(without.encode(images), plain.encode(images))
         assert not torch.allclose(model.encode(images), plain.encode(images), atol=1e-2)  # and the model still has them
     assert without.image_encoder.blocks[0].attn is model.image_encoder.blocks[0].attn  # no second copy in memory
@@ -168,7 +170,7 @@ def test_bad_input_leaves_the_session_as_it_was(model, tmp_path):
     with pytest.raises(DataError, match="nothing to save"):
         opened(model).save(tmp_path / "out")
     with pytest.raises(DataError, match="open an image"):
-        AnnotationSession({app.WITHOUT: model}).click(1, 1, True)
+        AnnotationSession({models_room.WITHOUT: model}).click(1, 1, True)
 
 
 # ---------------------------------------------------------------- the page

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from sam_med2d.coco import has_holes, segmentation_of
 from sam_med2d.commands import predict as script
-from sam_med2d.image_files import overlay
+from sam_med2d.drawing import overlay
 from segment_anything import ObjectPrompt, SamPredictor, sam_model_registry
 from segment_anything.checkpoint import save_weights
 from tests.segment_anything.test_model import randomise

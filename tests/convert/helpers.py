@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from sam_med2d.commands import make_index
-from sam_med2d.data.datasets import Batch, TrainingDataset, train_loader
+from sam_med2d.data.batch import Batch
+from sam_med2d.data.datasets import TrainingDataset, train_loader
 
 ROOT = Path(__file__).resolve().parents[2]
 

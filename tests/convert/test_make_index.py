@@ -24,7 +24,7 @@ from sam_med2d.convert.patterns import compile_pattern, groups_of, matches
 from sam_med2d.convert.splits import Splits, read_split_file
 from sam_med2d.convert.writer import safe_name
 from sam_med2d.data.metadata import read_metadata
-from sam_med2d.utils import UsageError
+from sam_med2d.errors import UsageError
 from tests.convert.helpers import (
     ROOT,
     block,

@@ -11,10 +11,11 @@ import pytest
 
 from sam_med2d.data import arrow_copy as copies
 from sam_med2d.data import index as index_room
-from sam_med2d.data.balance import Balance, balance_of
-from sam_med2d.data.datasets import BalancedSampler, DataError, TrainingDataset, train_loader
+from sam_med2d.data.datasets import TrainingDataset, train_loader
 from sam_med2d.data.index import Index, read_index
 from sam_med2d.data.metadata import COLUMNS
+from sam_med2d.data.samplers import Balance, BalancedSampler, balance_of
+from sam_med2d.errors import DataError
 
 SIZE = 8
 

@@ -15,9 +15,11 @@ import torch
 from sam_med2d.commands import pack_dataset
 from sam_med2d.data import cache as cache_room
 from sam_med2d.data import datasets as loading
+from sam_med2d.data import reading as reading_room
 from sam_med2d.data.cache import open_cache
-from sam_med2d.data.datasets import DataError, TrainingDataset, shrunk, train_loader
+from sam_med2d.data.datasets import TrainingDataset, shrunk, train_loader
 from sam_med2d.data.index import read_index
+from sam_med2d.errors import DataError
 
 SIZE = 32
 
@@ -319,7 +321,7 @@ def test_packed_again_only_what_changed_is_read(data, tmp_path, monkeypatch):
     pack_by_script(data, tmp_path / "cache", "--num_workers", "0")
     write(data / "masks/4_1.png", np.full((64, 64), 255, np.uint8))
     read = []
-    read_mask = loading.read_mask
+    read_mask = reading_room.read_mask
     refuse_files(monkeypatch)
     monkeypatch.setattr(loading, "read_mask", lambda path, *others: read.append(path) or read_mask(path, *others))
     assert pack_by_script(data, tmp_path / "cache", "--num_workers", "0") == 0

@@ -10,21 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from sam_med2d.data import datasets as DataLoader
+from sam_med2d.data import batch as batch_room
 from sam_med2d.data import reading
-from sam_med2d.data.datasets import (
-    DataError,
-    EpochSampler,
-    TestingDataset,
-    TrainingDataset,
-    collate,
-    fit,
-    read_image,
-    read_index,
-    read_mask,
-    test_loader,
-    train_loader,
-)
+from sam_med2d.data.batch import collate
+from sam_med2d.data.datasets import TestingDataset, TrainingDataset, test_loader, train_loader
+from sam_med2d.data.geometry import fit
+from sam_med2d.data.index import read_index
+from sam_med2d.data.reading import read_image, read_mask
+from sam_med2d.data.samplers import EpochSampler
+from sam_med2d.errors import DataError
 
 SIZE = 32  # side of the frame in these tests
 
@@ -66,7 +60,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def same(a: DataLoader.Batch, b: DataLoader.Batch) -> bool:
+def same(a: batch_room.Batch, b: batch_room.Batch) -> bool:
     tensors = all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("images", "content", "masks", "image_index"))
     return tensors and (a.image_names, a.mask_names, a.skipped) == (b.image_names, b.mask_names, b.skipped)
 

@@ -9,10 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from sam_med2d.data import arrow_copy as arrow_copy_room
 from sam_med2d.data import arrow_copy as copies
 from sam_med2d.data import index as index_room
-from sam_med2d.data.index import Index, index_columns, read_index
-from sam_med2d.data.reading import DataError
+from sam_med2d.data import index_build as index_build_room
+from sam_med2d.data import index_check as index_check_room
+from sam_med2d.data.index import Index, read_index
+from sam_med2d.data.index_build import index_columns
+from sam_med2d.errors import DataError
 
 GROUPS = {f"images/{i}.png": [f"masks/{i}_{k}.png" for k in range(i % 3)] for i in range(11)}  # every third has no mask
 KEPT = {image: masks for image, masks in GROUPS.items() if masks}
@@ -23,7 +27,7 @@ def large(monkeypatch, tmp_path):
     """Every index counts as large, batches are short, and folders need not rest before their time stamps count."""
     monkeypatch.setattr(copies, "COPY_FROM", 0)
     monkeypatch.setattr(index_room, "ROWS", 3)
-    monkeypatch.setattr(index_room, "JUST_NOW", -1)
+    monkeypatch.setattr(index_check_room, "JUST_NOW", -1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -52,7 +56,7 @@ def refuse_to_build(monkeypatch) -> None:
     def refuse(*_):
         raise AssertionError("built again")
 
-    monkeypatch.setattr(index_room, "_build", refuse)
+    monkeypatch.setattr(index_build_room, "_build", refuse)
 
 
 # ---------------------------------------------------------------- content
@@ -177,14 +181,14 @@ def test_a_half_written_copy_is_made_again(data, part):
     copy = copy_of(data)
     copy.write_bytes(copy.read_bytes()[: int(part * copy.stat().st_size)])
     assert list(read_index(data, "train")) == list(KEPT.items())
-    assert list(index_room.Columns(None, pa.memory_map(str(copy)).read_buffer()).facts)  # whole again
+    assert list(arrow_copy_room.Columns(None, pa.memory_map(str(copy)).read_buffer()).facts)  # whole again
 
 
 def test_a_file_without_its_last_batch_is_made_again(data):
     """As a writer leaves it that closes its file although it was interrupted."""
     read_index(data, "train")
-    with pa.ipc.new_file(str(copy_of(data)), index_room.SCHEMA) as writer:
-        writer.write_batch(pa.record_batch([[b"x"], [[b"y"]]], schema=index_room.SCHEMA))
+    with pa.ipc.new_file(str(copy_of(data)), index_build_room.SCHEMA) as writer:
+        writer.write_batch(pa.record_batch([[b"x"], [[b"y"]]], schema=index_build_room.SCHEMA))
     assert list(read_index(data, "train")) == list(KEPT.items())
 
 
@@ -197,7 +201,7 @@ def test_a_copy_of_another_version_is_made_again(data, monkeypatch):
 
 
 def test_an_interrupted_build_leaves_nothing_half(data, monkeypatch):
-    entries = index_room._entries
+    entries = index_build_room._entries
 
     def interrupted(*arguments):
         for number, entry in enumerate(entries(*arguments)):
@@ -205,11 +209,11 @@ def test_an_interrupted_build_leaves_nothing_half(data, monkeypatch):
                 raise KeyboardInterrupt
             yield entry
 
-    monkeypatch.setattr(index_room, "_entries", interrupted)
+    monkeypatch.setattr(index_build_room, "_entries", interrupted)
     with pytest.raises(KeyboardInterrupt):
         read_index(data, "train")
     assert not copy_of(data).exists()
-    monkeypatch.setattr(index_room, "_entries", entries)
+    monkeypatch.setattr(index_build_room, "_entries", entries)
     assert list(read_index(data, "train")) == list(KEPT.items())
 
 
@@ -259,8 +263,8 @@ def test_processes_started_anew_map_the_same_file(data):
 
 def build_and_count(folder: str, queue) -> None:
     built = []
-    build = index_room._build
-    index_room._build = lambda *arguments: built.append(1) or build(*arguments)
+    build = index_build_room._build
+    index_build_room._build = lambda *arguments: built.append(1) or build(*arguments)
     queue.put((len(list(read_index(folder, "train"))), len(built)))
 
 
@@ -308,7 +312,7 @@ def test_a_moved_folder_is_looked_through_again(data):
 
 
 def test_a_folder_that_just_changed_is_listed_next_time(data, monkeypatch):
-    monkeypatch.setattr(index_room, "JUST_NOW", 1e9)
+    monkeypatch.setattr(index_check_room, "JUST_NOW", 1e9)
     read_index(data, "train")
     status = (data / "masks").stat()
     (data / "masks/4_0.png").unlink()

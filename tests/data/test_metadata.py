@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sam_med2d.data.datasets import DataError
-from sam_med2d.data.metadata import COLUMNS, Name, parse_name, read_class_names, read_metadata
+from sam_med2d.data.metadata import COLUMNS, read_metadata
+from sam_med2d.data.names import Name, parse_name, read_class_names
+from sam_med2d.errors import DataError
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam_med2d.data.datasets import Batch, DataError, Sample, collate, fit
+from sam_med2d.data.batch import Batch, Sample, collate
+from sam_med2d.data.geometry import fit, restore, to_original_frame
+from sam_med2d.errors import DataError
 from sam_med2d.evaluation import evaluate as evaluation
-from sam_med2d.evaluation.evaluate import Means, SimulatedAnnotator, evaluate, restore, to_original_frame
+from sam_med2d.evaluation.evaluate import Means, evaluate
+from sam_med2d.prompts import clicks as clicks_room
+from sam_med2d.prompts.annotators import SimulatedAnnotator
 from sam_med2d.prompts.clicks import boxes_of, pick_pixels
 from sam_med2d.prompts.files import FrozenPrompts, record_prompts, write_prompts
 from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, parse_mode
@@ -445,7 +449,7 @@ def test_a_box_stays_while_clicks_are_added():
             return super().predict(embeddings, prompts, multimask_output)
 
     scored_by(Listening(), [collate(images[:1])], ["bbox", "bbox+2pts"])
-    assert [(p.boxes is not None, evaluation.clicks_of(p), p.masks is not None) for p in asked] == [
+    assert [(p.boxes is not None, clicks_room.clicks_of(p), p.masks is not None) for p in asked] == [
         (True, 0, False),
         (True, 1, True),
         (True, 2, True),
@@ -544,7 +548,7 @@ def freeze(path, scored: list[evaluation.Scored], key_of=os.path.basename) -> Fr
     """Through a file, as test.py does."""
     held = {}
     for one in scored:
-        record_prompts(held, one, key_of)
+        record_prompts(held, one.mode, [*map(key_of, one.names)], one.prompts)
     with open(path, "w") as file:
         write_prompts(file, {"image_size": SIDE}, iter(held.items()))
     return FrozenPrompts(path, SIDE)

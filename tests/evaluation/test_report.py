@@ -12,10 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sam_med2d.data.datasets import DataError
+from sam_med2d import evaluation as evaluation_room
+from sam_med2d.errors import DataError
 from sam_med2d.evaluation import report
-from sam_med2d.evaluation.report import RANKS, GalleryItem, choose_gallery, write_report
-from sam_med2d.evaluation.summary import _tidy, all_tables, read_rows
+from sam_med2d.evaluation.gallery import RANKS, GalleryItem, choose_gallery
+from sam_med2d.evaluation.report import write_report
+from sam_med2d.evaluation.rows import _tidy, read_rows
+from sam_med2d.evaluation.summary import all_tables
 from tests.evaluation.test_tables import few, synthetic_rows, write_run
 
 RESULTS = {
@@ -133,7 +136,7 @@ def test_page_shows_the_numbers_of_the_tables(tmp_path: Path) -> None:
         ("noc", "noc85"),
     ):
         for row in tables[name].query("metric == @metric").itertuples():
-            assert report.tables.METRICS[metric].text(row.mean) in text
+            assert evaluation_room.summary.METRICS[metric].text(row.mean) in text
     for expected in (
         "sam-med2d",
         "3 object(s) could not be scored",

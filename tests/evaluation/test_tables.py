@@ -11,19 +11,14 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from sam_med2d.data.datasets import DataError
-from sam_med2d.evaluation import summary as tables
-from sam_med2d.evaluation.rows import COLUMNS
-from sam_med2d.evaluation.summary import (
-    UNKNOWN,
-    WEIGHTED,
-    all_tables,
-    format_table,
-    read_rows,
-    scored,
-    summarise,
-    unscored,
-)
+from sam_med2d.errors import DataError
+from sam_med2d.evaluation import curves as curves_room
+from sam_med2d.evaluation import estimates as estimates_room
+from sam_med2d.evaluation import rows as rows_room
+from sam_med2d.evaluation.estimates import UNKNOWN, WEIGHTED, scored, summarise, unscored
+from sam_med2d.evaluation.grids import format_table
+from sam_med2d.evaluation.rows import COLUMNS, read_rows
+from sam_med2d.evaluation.summary import all_tables
 
 METRIC_COLUMNS = ("dice", "iou", "nsd", "hd95", "predicted_iou", "noc80", "noc85", "noc90")
 MODES = ("bbox", "bbox_jitter5", "bbox_jitter10", "1pt", "3pts", "5pts", "5shot", "bbox+2pts")
@@ -153,7 +148,7 @@ def few(values: dict[str, list[float]], **columns: object) -> pd.DataFrame:
                 }
                 | columns
             )
-    return tables._tidy(pd.DataFrame(rows))
+    return rows_room._tidy(pd.DataFrame(rows))
 
 
 def only(table: pd.DataFrame, **wanted: str) -> pd.Series:
@@ -180,9 +175,9 @@ def test_rows_are_read_as_written(tmp_path: Path, kind: str) -> None:
     assert list(rows.columns) == list(COLUMNS)
     assert [*rows["mode"].cat.categories] == [*MODES]  # in the order of the run
     for column in COLUMNS:
-        expected = written[column].astype("float64") if column in tables.NUMBERS else written[column].astype(str)
-        found = rows[column].astype("float64") if column in tables.NUMBERS else rows[column].astype(str)
-        if column in tables.NUMBERS:
+        expected = written[column].astype("float64") if column in rows_room.NUMBERS else written[column].astype(str)
+        found = rows[column].astype("float64") if column in rows_room.NUMBERS else rows[column].astype(str)
+        if column in rows_room.NUMBERS:
             np.testing.assert_allclose(found, expected, rtol=1e-14, err_msg=column)
         else:
             assert found.tolist() == expected.tolist()
@@ -279,7 +274,7 @@ def test_an_undefined_distance_is_left_out_and_counted() -> None:
 
 
 def test_size_bins_include_their_lower_edge() -> None:
-    bins = tables.size_bins(pd.Series([0.0, 9.9, 10, 29.9, 30, 100, 3000, 10000]), pd.Series([10000] * 8))
+    bins = estimates_room.size_bins(pd.Series([0.0, 9.9, 10, 29.9, 30, 100, 3000, 10000]), pd.Series([10000] * 8))
     assert [*bins.astype(str)] == [
         "below 0.1 %",
         "below 0.1 %",
@@ -300,8 +295,8 @@ def test_interval_agrees_with_scipy() -> None:
     rng = np.random.default_rng(1)
     counts = rng.integers(1, 9, size=40).astype(float)
     sums = counts * rng.beta(5, 2, size=40)
-    means = tables.resampled_means(sums[:, None], counts[:, None], resamples=9999, seed=3)
-    low, high = tables.interval(means)
+    means = estimates_room.resampled_means(sums[:, None], counts[:, None], resamples=9999, seed=3)
+    low, high = estimates_room.interval(means)
     theirs = scipy.stats.bootstrap(
         (sums, counts),
         lambda s, n, axis=-1: s.sum(axis=axis) / n.sum(axis=axis),
@@ -320,7 +315,7 @@ def test_interval_agrees_with_scipy() -> None:
 def test_summary_resamples_cases_where_known_else_images(tmp_path: Path) -> None:
     rows = synthetic_rows(90, ("bbox",), seed=2)
     for named in (True, False):
-        frame = tables._tidy(rows.assign(case=rows["case"] if named else ""))
+        frame = rows_room._tidy(rows.assign(case=rows["case"] if named else ""))
         groups = rows.groupby(["dataset", "case"] if named else "image")["dice"]
         theirs = scipy.stats.bootstrap(
             (groups.sum().to_numpy(), groups.size().to_numpy()),
@@ -371,12 +366,12 @@ def test_mean_of_classes_draws_a_case_with_all_that_is_in_it() -> None:
 
 
 def test_intervals_depend_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = tables._tidy(synthetic_rows(80, ("bbox", "1pt")))
+    rows = rows_room._tidy(synthetic_rows(80, ("bbox", "1pt")))
     first = summarise(rows, "class")
     shuffled = rows.sample(frac=1, random_state=0)
     shuffled["mode"] = shuffled["mode"].cat.reorder_categories(["bbox", "1pt"])
     pd.testing.assert_frame_equal(summarise(shuffled, "class"), first)
-    monkeypatch.setattr(tables, "WEIGHTS_AT_ONCE", 50)  # resamples one by one
+    monkeypatch.setattr(estimates_room, "WEIGHTS_AT_ONCE", 50)  # resamples one by one
     pd.testing.assert_frame_equal(summarise(rows, "class"), first)
     assert not summarise(rows, "class", seed=1)["low"].equals(first["low"])
 
@@ -384,7 +379,7 @@ def test_intervals_depend_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> 
 def test_memory_of_the_bootstrap_is_bounded() -> None:
     sums, counts = np.random.default_rng(0).random((20_000, 2)), np.ones((20_000, 2))
     tracemalloc.start()
-    tables.resampled_means(sums, counts, resamples=400)  # all weights at once would be 64 MB
+    estimates_room.resampled_means(sums, counts, resamples=400)  # all weights at once would be 64 MB
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16e6
@@ -410,7 +405,7 @@ def test_number_of_clicks_counts_the_cap_where_a_dice_was_never_reached() -> Non
 
 
 def test_number_of_clicks_is_for_modes_of_clicks() -> None:
-    made = all_tables(tables._tidy(synthetic_rows(30)))
+    made = all_tables(rows_room._tidy(synthetic_rows(30)))
     assert [*made["noc"]["mode"].unique()] == ["3pts", "5pts"]  # a single click has nothing to count
     assert not len(all_tables(few({"A/1": [0.5], "A/2": [0.6]}))["noc"])
 
@@ -418,13 +413,13 @@ def test_number_of_clicks_is_for_modes_of_clicks() -> None:
 def test_calibration_by_hand() -> None:
     rows = few({"A/1": [0.1] * 4})
     rows["predicted_iou"], rows["iou"] = [0.25, 0.21, 1.2, -0.1], [0.30, 0.11, 0.9, 0.1]
-    found = tables.calibration(rows).iloc[0]
+    found = curves_room.calibration(rows).iloc[0]
     errors = np.array([-0.05, 0.1, 0.3, -0.2])
     assert found["mean_absolute_error"] == pytest.approx(np.abs(errors).mean()) and found["bias"] == pytest.approx(
         errors.mean()
     )
     assert found["correlation"] == pytest.approx(scipy.stats.pearsonr(rows["predicted_iou"], rows["iou"]).statistic)
-    bins = tables.calibration_bins(rows)
+    bins = curves_room.calibration_bins(rows)
     assert bins[["bin_from", "bin_to", "n"]].to_numpy().tolist() == pytest.approx(
         np.array([[0, 0.1, 1], [0.2, 0.3, 2], [0.9, 1, 1]])
     )
@@ -435,11 +430,11 @@ def test_calibration_by_hand() -> None:
 
 def test_calibration_of_a_constant_has_no_correlation() -> None:
     rows = few({"A/1": [0.1, 0.2]})
-    assert np.isnan(tables.calibration(rows)["correlation"][0])
+    assert np.isnan(curves_room.calibration(rows)["correlation"][0])
 
 
 def test_curves() -> None:
-    made = all_tables(tables._tidy(synthetic_rows(60)))
+    made = all_tables(rows_room._tidy(synthetic_rows(60)))
     curves = made["dice_by_clicks"]
     assert {series: part["clicks"].tolist() for series, part in curves.groupby("series")} == {
         "box, then clicks": [0, 2],
@@ -454,8 +449,8 @@ def test_curves() -> None:
 
 
 def test_breakdowns_that_no_row_tells_are_left_out() -> None:
-    assert {"dataset", "modality", "class", "size"} <= all_tables(tables._tidy(synthetic_rows(20))).keys()
-    assert {"dataset", "modality", "class"}.isdisjoint(all_tables(tables._tidy(synthetic_rows(20, named=False))))
+    assert {"dataset", "modality", "class", "size"} <= all_tables(rows_room._tidy(synthetic_rows(20))).keys()
+    assert {"dataset", "modality", "class"}.isdisjoint(all_tables(rows_room._tidy(synthetic_rows(20, named=False))))
 
 
 # ---------------------------------------------------------------- text
@@ -494,5 +489,5 @@ def test_csv_and_json_carry_every_number() -> None:
 
 @pytest.mark.parametrize("format", ["text", "markdown", "latex", "csv", "json"])
 def test_every_table_in_every_format(format: str) -> None:
-    for name, table in all_tables(tables._tidy(synthetic_rows(30)), resamples=50).items():
+    for name, table in all_tables(rows_room._tidy(synthetic_rows(30)), resamples=50).items():
         assert format_table(table, format), name

@@ -17,21 +17,12 @@ for module in ("onnx", "onnxruntime"):
 import onnx
 
 from sam_med2d.data.reading import read_image
+from sam_med2d.errors import UsageError
 from sam_med2d.export.graphs import AdapterGraph, AttentionGraph, DecoderGraph, EncoderGraph
-from sam_med2d.export.onnx_files import (
-    HALF,
-    decoder_differences,
-    encoder_difference,
-    encoder_inputs,
-    halve,
-    placed,
-    save,
-    trace_decoder,
-    trace_encoder,
-)
+from sam_med2d.export.onnx_files import HALF, halve, placed, save, trace_decoder, trace_encoder
+from sam_med2d.export.parity import decoder_differences, encoder_difference, encoder_inputs
 from sam_med2d.export.quantize import quantize
 from sam_med2d.inference.backends import OnnxRuntimeSession
-from sam_med2d.utils import UsageError
 from segment_anything import SamPredictor
 from segment_anything.modeling.image_encoder import Adapter, Attention
 from tests.inference.test_backends import small

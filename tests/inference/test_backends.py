@@ -9,10 +9,11 @@ import torch
 for module in ("onnx", "onnxruntime"):
     pytest.importorskip(module, reason=f"{module} is not installed: pip install -r requirements-deploy.txt")
 
+from sam_med2d.errors import UsageError
 from sam_med2d.export.graphs import DecoderGraph, EncoderGraph
-from sam_med2d.export.onnx_files import PROMPT_KINDS, prompts_of, save, trace_decoder, trace_encoder
+from sam_med2d.export.onnx_files import save, trace_decoder, trace_encoder
+from sam_med2d.export.parity import PROMPT_KINDS, prompts_of
 from sam_med2d.inference.backends import BACKENDS, open_runtime, open_session
-from sam_med2d.utils import UsageError
 from segment_anything import Sam, SamPredictor, best_of
 from segment_anything.modeling import ImageEncoder, MaskDecoder, PromptEncoder
 from tests.segment_anything.test_model import assert_near, randomise

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sam_med2d.data import datasets as DataLoader
-from sam_med2d.evaluation.evaluate import restore
+from sam_med2d.data import reading as reading_room
+from sam_med2d.data.geometry import restore
 from segment_anything import (
     ABSENT,
     ImageError,
@@ -209,7 +209,7 @@ def test_every_kind_of_image(model, image) -> None:
 def test_deep_images_by_the_rule_of_the_training_data(tmp_path, image) -> None:
     deep = image[..., 0].astype(np.uint16) * 13 + 700
     assert cv2.imwrite(str(tmp_path / "deep.png"), deep)
-    assert (to_8_bits(deep) == DataLoader.read_image(str(tmp_path / "deep.png"))[..., 0]).all()
+    assert (to_8_bits(deep) == reading_room.read_image(str(tmp_path / "deep.png"))[..., 0]).all()
     assert (to_8_bits(deep.astype(np.float32) - 1024) == to_8_bits(deep)).all()
     assert (to_8_bits(np.full((2, 2), -5.0)) == 0).all()
 

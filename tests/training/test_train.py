@@ -21,8 +21,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from sam_med2d import drawing
-from sam_med2d.data.datasets import Batch
+from sam_med2d.data.batch import Batch
+from sam_med2d.training import losses as losses_room
+from sam_med2d.training import optimizer as optimizer_room
 from sam_med2d.training import rounds as interactive
+from sam_med2d.training import rounds as rounds_room
+from sam_med2d.training import state as state_room
 from segment_anything import Sam, sam_model_registry
 from segment_anything.build_sam import build_sam
 from segment_anything.checkpoint import save_weights
@@ -186,7 +190,7 @@ class Trainer:
 
     def batch(self, batch: Batch | None = None) -> dict[str, torch.Tensor]:
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        scalars = train.train_batch(
+        scalars = rounds_room.train_batch(
             self.model, batch or objects(self.steps), self.optimizer, scaler, self.args, self.steps
         )
         self.steps += 1
@@ -403,12 +407,12 @@ def test_the_comparison_sees_one_bit(data: Path, work: Path) -> None:
 
 
 def nan_loss(patch: pytest.MonkeyPatch) -> None:
-    original = interactive.objective
+    original = losses_room.objective
     patch.setattr(interactive, "objective", lambda *a: original(*a) | {"dice": torch.tensor(math.nan)})
 
 
 def nan_weight(patch: pytest.MonkeyPatch) -> None:
-    original = train.train_batch
+    original = rounds_room.train_batch
 
     def poisoned(model, *rest):
         with torch.no_grad():
@@ -420,7 +424,7 @@ def nan_weight(patch: pytest.MonkeyPatch) -> None:
 
 def nan_last_step(patch: pytest.MonkeyPatch) -> None:
     """The loss of every round is finite, but the last optimizer step of the epoch breaks the weights."""
-    original = train.train_batch
+    original = rounds_room.train_batch
 
     def poisoned(model, *rest):
         scalars = original(model, *rest)
@@ -657,7 +661,7 @@ def test_senseless_flags_are_refused(flags: list[str]) -> None:
 )
 def test_learning_rate_over_three_epochs_of_two_batches(flags: list[str], factors: list[float]) -> None:
     args = train.parse_args(["--epochs", "3", *flags])
-    assert [train.lr_factor(args, step, 2) for step in range(6)] == pytest.approx(factors)
+    assert [optimizer_room.lr_factor(args, step, 2) for step in range(6)] == pytest.approx(factors)
 
 
 # ---------------------------------------------------------------- what a run leaves behind
@@ -798,7 +802,7 @@ def test_best_is_kept_when_later_epochs_are_worse(validated: Path, work: Path, m
     scores = iter([0.5, 0.7, 0.6])
     monkeypatch.setattr(train, "validate", lambda *_: {"bbox": next(scores)})
     kept = []
-    original = train.save
+    original = state_room.save
     monkeypatch.setattr(train, "save", lambda *a: (original(*a), kept.append(saved(work)["model"])))
     fit(validated, work, "--epochs", 3, "--lr", 1e-3)
     best = saved(work, "best.pth")

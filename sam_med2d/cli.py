@@ -1,0 +1,34 @@
+"""What the command lines of this project share: flags, checks of their values, and how a person's mistake ends."""
+
+import argparse
+
+
+def boolean(text: str) -> bool:
+    """An argparse type for flags written as `--flag True` and `--flag False`."""
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+
+
+def add_flag(group: argparse._ActionsContainer, name: str, default: bool | None, help: str) -> None:
+    """A boolean that parses `--flag`, `--flag True` and `--flag False`."""
+    group.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
+
+
+def check_numbers(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, positive: tuple[str, ...], not_negative: tuple[str, ...]
+) -> None:
+    """End with the parser's message where a flag has a number that makes no sense."""
+    for least, names in ((1, positive), (0, not_negative)):
+        for name in names:
+            if getattr(args, name) < least:
+                parser.error(f"--{name} must be at least {least}")
+    if args.image_size % 32:
+        parser.error(f"--image_size must be a multiple of 32, not {args.image_size}")
+
+
+def finish(message: object) -> None:
+    """End the script with one line for people and a failing exit status."""
+    raise SystemExit(f"error: {message}")

@@ -1,0 +1,72 @@
+"""Into the square frame that the model sees, and back."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segment_anything import Prompts
+
+Content = tuple[int, int, int, int]  # top, left, height, width of the picture inside the frame
+
+
+def fit(image: np.ndarray, masks: Sequence[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray, Content]:
+    """Bring an image and its masks into the S x S frame.
+
+    Smaller than the frame on both sides: centred, padded with 0. Any other: stretched to S x S, nearest neighbour,
+    for image and masks alike (what the published weights were trained on). At exactly S x S nothing changes.
+
+    image: (H, W, 3); masks: n of (H, W) bool, n may be 0.
+    Returns (S, S, 3), (n, S, S) bool and the picture's (top, left, height, width) in the frame.
+    """
+    shrunk = [shrink(mask, size) for mask in masks]
+    image = shrink(image, size)
+    return pad(image, np.array(shrunk, bool).reshape(len(masks), *image.shape[:2]), size)
+
+
+def shrink(array: np.ndarray, size: int) -> np.ndarray:
+    """The first half of `fit`, of an image or a mask: what is not smaller than the frame on both sides becomes S x S."""
+    height, width = array.shape[:2]
+    if height < size and width < size:
+        return array
+    resized = cv2.resize(array.view(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)
+    return resized.view(array.dtype)
+
+
+def pad(image: np.ndarray, masks: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, Content]:
+    """The second half of `fit`: centre (h, w, 3) and (n, h, w) in the frame, zeros around."""
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image, masks, (0, 0, size, size)
+    top, left = (size - height) // 2, (size - width) // 2
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    framed = np.zeros((size, size, 3), image.dtype)
+    framed[rows, columns] = image
+    framed_masks = np.zeros((len(masks), size, size), bool)
+    framed_masks[:, rows, columns] = masks
+    return framed, framed_masks, (top, left, height, width)
+
+
+def restore(logits: Tensor, content: list[int], size: tuple[int, int]) -> Tensor:
+    """From the S x S frame to the original picture: crop the padding, or bilinear where it was resized.
+
+    logits: (n, 1, S, S); content: top, left, height, width in the frame -> (n, 1, *size).
+    """
+    top, left, height, width = content
+    logits = logits[..., top : top + height, left : left + width]
+    if logits.shape[-2:] == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def to_original_frame(prompts: Prompts, content: list[int], size: tuple[int, int]) -> Prompts:
+    """Points and boxes of one image, from the S x S frame to pixels of the original picture (height, width)."""
+    top, left, height, width = content
+    offset = torch.tensor([left, top])
+    scale = torch.tensor([size[1] / width, size[0] / height])
+    points = None if prompts.points is None else (prompts.points - offset) * scale
+    boxes = None if prompts.boxes is None else (prompts.boxes - offset.repeat(2)) * scale.repeat(2)
+    return prompts._replace(points=points, boxes=boxes)

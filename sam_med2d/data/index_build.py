@@ -1,0 +1,173 @@
+"""A JSON index -> columns: images in the order of their first appearance, each with its masks."""
+
+import json
+import os
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import BinaryIO
+
+import ijson
+import numpy as np
+import pyarrow as pa
+from xxhash import xxh3_64_intdigest
+
+from sam_med2d.data import arrow_copy as copies
+from sam_med2d.data.arrow_copy import Columns, Write, columns_of, in_memory
+from sam_med2d.errors import DataError
+
+# Names are kept as bytes: a file name need not be valid Unicode.
+SCHEMA = pa.schema({"image": pa.binary(), "masks": pa.list_(pa.binary())})
+
+ROWS = 1 << 14  # images a record batch; all but the last have so many
+
+
+def index_columns(source: str) -> Columns:
+    """The columns of an index file, whether or not the files it lists exist. Raises DataError as read_index does."""
+    try:
+        return columns_of(source, SCHEMA, partial(_build, source, write_groups))
+    except _Interleaved:  # rare: scripts write the masks of an image together
+        return columns_of(source, SCHEMA, partial(_build, source, _write_joined))
+
+
+class _Interleaved(Exception):
+    """An image comes again after another one, so its masks have to be gathered first."""
+
+
+def _build(source: str, write_groups: Callable, file: BinaryIO, write: Write, scratch: str | None) -> dict:
+    """Either kind of index -> record batches of SCHEMA, images in the order of their first appearance."""
+    by_mask = os.path.basename(source).startswith("label2image")
+    shape = "{mask path: image path}" if by_mask else "{image path: [mask path, ...]}"
+
+    def groups() -> Iterator[tuple[str, list[str]]]:
+        image, members = "", []
+        for key, value in _entries(source, file, shape):
+            # not isinstance: an inner JSON object is a list too, of pairs
+            if (
+                type(value) is not (str if by_mask else list)
+                or not by_mask
+                and not all(isinstance(name, str) for name in value)
+            ):
+                raise DataError(f"{source}: wrong value for '{key}'; the file must be {shape}")
+            if not by_mask:
+                yield key, value
+            elif value == image:
+                members.append(key)
+            else:
+                if members:
+                    yield image, members
+                image, members = value, [key]
+        if members:
+            yield image, members
+
+    try:
+        facts = write_groups(groups(), write, scratch)
+    except UnicodeEncodeError as error:
+        raise DataError(f"{source}: {error.object!r} cannot be a file name; write the index again") from error
+    if not facts["masks"]:
+        raise DataError(f"{source}: lists no masks; give at least one image with a mask")
+    return facts
+
+
+class _Pairs(list):
+    """The entries of a JSON object, all of them: a dict would keep only the last of those with one key."""
+
+
+def _entries(source: str, file: BinaryIO, shape: str) -> Iterable[tuple[str, object]]:
+    """Key and value of each entry of the JSON object in a file; a large file is parsed as it is read."""
+    try:
+        if os.stat(source).st_size < copies.COPY_FROM:
+            entries = json.loads(file.read(), object_pairs_hook=_Pairs)
+            if not isinstance(entries, _Pairs):
+                raise DataError(f"{source}: holds a {type(entries).__name__}; it must be {shape}")
+            yield from entries
+        else:
+            with open(source, "rb") as start:
+                if not start.read(1 << 10).lstrip().startswith(b"{"):
+                    raise DataError(f"{source}: does not start with {{; it must be {shape}")
+            yield from ijson.kvitems(file, "", buf_size=1 << 20)
+    except DataError:
+        raise
+    except (ijson.JSONError, ValueError) as error:  # bad JSON and bad UTF-8 alike
+        said = str(error).splitlines()[0]
+        raise DataError(f"{source}: not valid JSON ({said}); write the index again") from error
+
+
+def write_groups(groups: Iterable[tuple[str, list[str]]], write: Write, scratch: str | None = None) -> dict:
+    """(image, its masks) -> batches of ROWS images. -> facts. Raises _Interleaved where an image comes again."""
+    seen = array("Q")
+    facts = _write_rows(groups, write, seen)
+    hashes = np.sort(np.frombuffer(seen, np.uint64))
+    if (hashes[1:] == hashes[:-1]).any():
+        raise _Interleaved
+    return facts
+
+
+def _write_rows(groups: Iterable[tuple[str, list[str]]], write: Write, seen: array) -> dict:
+    """The same, but an image may come again. The hash of each image is added to seen."""
+    facts = {"images": 0, "masks": 0, "images_without_masks": 0}
+    images: list[bytes] = []
+    masks: list[list[bytes]] = []
+
+    def flush() -> None:
+        write(pa.record_batch([pa.array(images, SCHEMA.types[0]), pa.array(masks, SCHEMA.types[1])], schema=SCHEMA))
+        facts["images"] += len(images)
+        seen.extend(map(xxh3_64_intdigest, images))
+        images.clear()
+        masks.clear()
+
+    for image, members in groups:
+        if not members:
+            facts["images_without_masks"] += 1
+            continue
+        images.append(os.fsencode(image))
+        masks.append([os.fsencode(name) for name in members])
+        facts["masks"] += len(members)
+        if len(images) == ROWS:
+            flush()
+    if images:
+        flush()
+    return facts
+
+
+def _write_joined(groups: Iterable[tuple[str, list[str]]], write: Write, scratch: str | None) -> dict:
+    """As write_groups, with the masks of an image gathered from wherever they are: through a file in the folder scratch."""
+    seen = array("Q")
+    if scratch is None:
+        facts: dict = {}
+        rows = in_memory(SCHEMA, lambda write: facts.update(_write_rows(groups, write, seen)) or facts)
+        return facts | _write_in_order(lambda: rows.batches, seen, write)
+    with tempfile.NamedTemporaryFile(dir=scratch, prefix=".rows-") as file:
+        with pa.OSFile(file.name, "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+            facts = _write_rows(groups, writer.write_batch, seen)
+
+        def batches() -> list[pa.RecordBatch]:
+            reader = pa.ipc.open_file(pa.memory_map(file.name))
+            return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+
+        return facts | _write_in_order(batches, seen, write)
+
+
+def _write_in_order(batches: Callable[[], list[pa.RecordBatch]], seen: array, write: Write) -> dict:
+    """Rows of which some have the same image -> batches of ROWS images, in the order of their first rows."""
+    _, first, image_of = np.unique(np.frombuffer(seen, np.uint64), return_index=True, return_inverse=True)
+    first = first[image_of]  # of each row, the first row of its image
+    order = np.argsort(first, kind="stable")
+    starts = np.flatnonzero(np.diff(first[order], prepend=-1))
+    del first, image_of
+    for k in range(0, len(starts), ROWS):
+        cuts = starts[k : k + ROWS + 1] if k + ROWS < len(starts) else np.append(starts[k:], len(order))
+        rows = order[cuts[0] : cuts[-1]]
+        cuts = cuts - cuts[0]
+        taken, places, opened = [], [], batches()  # mapped anew: pages of an old mapping count as ours
+        for number in np.unique(rows // ROWS):
+            here = np.flatnonzero(rows // ROWS == number)
+            taken.append(opened[number].take(pa.array(rows[here] % ROWS)))
+            places.append(here)
+        back = pa.array(np.argsort(np.concatenate(places)))
+        table = pa.Table.from_batches(taken).combine_chunks().take(back).combine_chunks()
+        lists = table["masks"].chunk(0)
+        masks = pa.ListArray.from_arrays(pa.array(lists.offsets.to_numpy()[cuts]), lists.flatten())
+        write(pa.record_batch([table["image"].chunk(0).take(pa.array(cuts[:-1])), masks], schema=SCHEMA))
+    return {"images": len(starts)}

@@ -1,0 +1,76 @@
+"""File names of SA-Med2D-20M and its table of class names.
+
+python -c "from sam_med2d.data.names import *; print(parse_name('ct_00--AbdomenCT1K--Case_00011--x_0040--0003_000.png'))"
+"""
+
+import json
+import os
+import re
+from typing import NamedTuple
+
+from sam_med2d.errors import DataError
+
+CLASS_NAMES = "SAMed2D_v1_class_mapping_id.json"
+
+# For Python's re and for RE2, which pyarrow searches whole columns with.
+NAME_PATTERN = (
+    r"^(?P<modality>[^_/]+)_(?P<sub_modality>[^/]+?)--(?P<dataset>[^/]+?)--(?P<case>[^/]+)"
+    r"--(?:(?P<axis>[xyz])_(?P<slice>[0-9]+)|2d_none)(?:--(?P<class_id>[0-9]+)_(?P<instance>[0-9]+))?\.[a-zA-Z0-9]+$"
+)
+
+_NAME = re.compile(NAME_PATTERN)
+
+
+class Name(NamedTuple):
+    """The parts of an SA-Med2D-20M file name."""
+
+    modality: str  # ct
+    sub_modality: str  # 00
+    dataset: str
+    case: str
+    axis: str  # x, y, z, or empty for sources that are pictures
+    slice: int | None  # None with an empty axis
+    class_id: int | None  # None, as is the instance, for images
+    instance: int | None
+
+
+def parse_name(path: str | os.PathLike) -> Name | None:
+    """An image's or a mask's path -> the parts of its file name, None if it is not one of SA-Med2D-20M."""
+    match = _NAME.match(os.path.basename(path))
+    if match is None:
+        return None
+    number = lambda group: None if match[group] is None else int(match[group])
+    return Name(
+        match["modality"],
+        match["sub_modality"],
+        match["dataset"],
+        match["case"],
+        match["axis"] or "",
+        number("slice"),
+        number("class_id"),
+        number("instance"),
+    )
+
+
+def read_class_names(path: str | os.PathLike) -> dict[str, dict[str, int]]:
+    """SAMed2D_v1_class_mapping_id.json -> {dataset: {class name: id}}. Raises DataError."""
+    try:
+        with open(path, "rb") as file:
+            classes = json.load(file)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); get the file again") from error
+    if not isinstance(classes, dict):
+        raise DataError(f"{path}: holds a {type(classes).__name__}; it must be {{dataset: {{class name: id}}}}")
+    for dataset, ids in classes.items():
+        if not isinstance(ids, dict):
+            raise DataError(f"{path}: '{dataset}' holds a {type(ids).__name__}; it must be {{class name: id}}")
+        for name, number in ids.items():
+            try:
+                ids[name] = int(number)
+            except (TypeError, ValueError) as error:
+                raise DataError(
+                    f"{path}: class '{name}' of '{dataset}' has {number!r} for an id; it must be a number"
+                ) from error
+    return classes

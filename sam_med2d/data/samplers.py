@@ -1,0 +1,109 @@
+"""Which images an epoch shows, in which order: shuffled, or every data set or class alike."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from sam_med2d.data.index import Index
+from sam_med2d.data.metadata import labels_of
+
+KINDS = ("dataset", "class")
+
+
+class Balance:
+    """Groups of images that training shall see equally often.
+
+    names, groups: of each group its name and the numbers of its images. By class an image may be in several groups,
+    and its masks are drawn with `mask_shares`: the rarer the class in the index, the more often.
+    """
+
+    def __init__(self, index: Index, kind: str, names: Sequence[str], codes: np.ndarray) -> None:
+        """codes: (masks of the index,) the place in `names` of each mask's group."""
+        self.index = index
+        starts = np.array([index.first_mask(i) for i in range(len(index) + 1)])
+        if kind == "dataset":  # of the first mask: an image is in one data set
+            image, code, self._weights = np.arange(len(index)), codes[starts[:-1]], None
+        else:
+            self._weights = (1 / np.bincount(codes, minlength=len(names)))[codes].astype(np.float32)
+            pairs = np.unique(codes.astype(np.int64) * len(index) + np.repeat(np.arange(len(index)), np.diff(starts)))
+            code, image = np.divmod(pairs, len(index))
+        order = np.argsort(code, kind="stable")
+        present, first = np.unique(code[order], return_index=True)
+        self.names = [names[i] for i in present]
+        self.groups = np.split(image[order].astype(np.int32), first[1:])
+
+    def mask_shares(self, i: int) -> np.ndarray | None:
+        """How probable each mask of an image is to be drawn; None: all alike."""
+        if self._weights is None:
+            return None
+        weights = self._weights[self.index.first_mask(i) : self.index.first_mask(i + 1)].astype(np.float64)
+        return weights / weights.sum()
+
+
+def balance_of(index: Index, folder: str, kind: str) -> Balance:
+    """kind: "dataset" or "class". folder: where metadata.csv may be. Raises DataError as labels_of does."""
+    return Balance(index, kind, *labels_of(index, folder, kind))
+
+
+def stream_of(seed: int, *key: int) -> np.random.Generator:
+    """An independent stream for every key under one seed (>= 0)."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Yields one epoch's batches of (epoch, index): a permutation that (seed, epoch) alone decides.
+
+    `set_epoch(epoch, start_batch)` continues an epoch that was broken off after start_batch batches. The last
+    batch may be smaller.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int = 0, start_batch: int = 0) -> None:
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.set_epoch(0, start_batch)
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose what the next iteration yields."""
+        self.epoch = epoch
+        self.start_batch = start_batch
+
+    def __len__(self) -> int:
+        """Batches left in this epoch."""
+        return max(0, -(-self.length // self.batch_size) - self.start_batch)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        order = self._order(epoch).tolist()
+        for start in range(self.start_batch * self.batch_size, self.length, self.batch_size):
+            yield [(epoch, index) for index in order[start : start + self.batch_size]]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return stream_of(self.seed, epoch).permutation(self.length)
+
+
+class BalancedSampler(EpochSampler):
+    """An EpochSampler whose epochs, as long as ever, give every group of images the same share.
+
+    An image of a small group comes several times an epoch, equally often as the others of its group give or take one; of a
+    large group some do not come, others each epoch.
+    """
+
+    def __init__(
+        self, groups: Sequence[np.ndarray], length: int, batch_size: int, seed: int = 0, start_batch: int = 0
+    ) -> None:
+        """groups: image numbers of each group; an image may be in several."""
+        super().__init__(length, batch_size, seed, start_batch)
+        self.groups = groups
+
+    def _order(self, epoch: int) -> np.ndarray:
+        stream = stream_of(self.seed, epoch)
+        share, rest = divmod(self.length, len(self.groups))
+        shares = np.full(len(self.groups), share)
+        shares[stream.permutation(len(self.groups))[:rest]] += 1
+        parts = []
+        for members, share in zip(self.groups, shares):
+            times, some = divmod(int(share), len(members))
+            parts += [np.tile(members, times), stream.permutation(members)[:some]]
+        return stream.permutation(np.concatenate(parts))

@@ -1,0 +1,20 @@
+"""What a person can mend: one line that says what is wrong, where, and what to do."""
+
+
+class UsageError(ValueError):
+    """What a person asked for cannot be done. `str(error)` is one line that says why and what to do."""
+
+
+class DataError(ValueError):
+    """Bad input. `str(error)` is one line that names the file and says what to do.
+
+    A DataLoader worker's exception is raised again by torch with the worker's traceback as its message,
+    as `DataError(traceback)`. The traceback's last line is the one meant for people, so only it is kept.
+    """
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        """kind: "size" or "values" where a file can be read but not used, for programs that tell these apart."""
+        if message.startswith("Caught DataError in "):
+            message = message.rstrip().rpartition("\n")[2].partition("DataError: ")[2]
+        super().__init__(" ".join(message.splitlines()))
+        self.kind = kind

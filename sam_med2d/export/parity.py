@@ -1,0 +1,139 @@
+"""What an exported file answers, compared with PyTorch on real images."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam_med2d.data.datasets import TestingDataset, test_loader
+from sam_med2d.evaluation.evaluate import evaluate
+from sam_med2d.evaluation.metrics import dice
+from sam_med2d.export.graphs import DecoderGraph, stability_of
+from sam_med2d.inference.backends import Session, decoder_inputs
+from sam_med2d.prompts.modes import parse_mode
+from segment_anything import FOREGROUND, Prediction, Prompts, Sam, SamPredictor, best_of
+
+TABLE_MODES = ("bbox", "1pt", "3pts")
+
+PARITY = 1e-4  # largest difference that a float32 file may have
+
+PROMPT_KINDS = ("box", "point", "points", "box + point", "mask", "box + mask", "points + mask")
+
+
+def encoder_difference(model: Sam, session: Session, images: list[np.ndarray]) -> float:
+    """The largest difference of any embedding. images: (H, W, 3) BGR, of any sizes."""
+    predictor, largest = SamPredictor(model), 0.0
+    for image in images:
+        predictor.set_image(image, "BGR")
+        found = session(encoder_inputs(model, session, image))["image_embeddings"]
+        largest = max(largest, float(np.abs(found[0] - predictor.get_image_embedding()[0].cpu().numpy()).max()))
+    return largest
+
+
+def encoder_inputs(model: Sam, session: Session, image: np.ndarray) -> dict[str, np.ndarray]:
+    """A BGR image -> what the encoder's graph reads."""
+    if len(session.inputs["input_image"]) == 3:
+        return {"input_image": image.astype(np.float32)}
+    frame = SamPredictor(model).transform.apply_image(image).transpose(2, 0, 1)[None]
+    return {"input_image": model.preprocess(torch.from_numpy(frame.copy()).to(model.device)).cpu().numpy()}
+
+
+def prompts_of(kind: str, objects: int, image_size: int, seed: int = 0) -> Prompts:
+    """Random prompts of one of PROMPT_KINDS in the S x S frame."""
+    draw = torch.Generator().manual_seed(seed)
+    boxes = (torch.rand(objects, 2, 2, generator=draw).sort(dim=1).values * image_size).flatten(1)
+    points = torch.rand(objects, 3 if "points" in kind else 1, 2, generator=draw) * image_size
+    labels = torch.randint(0, 2, points.shape[:2], generator=draw)
+    labels[:, 0] = FOREGROUND
+    masks = torch.rand(objects, 1, image_size // 4, image_size // 4, generator=draw)
+    clicked = "point" in kind
+    return Prompts(
+        points if clicked else None,
+        labels if clicked else None,
+        boxes if "box" in kind else None,
+        masks if "mask" in kind else None,
+    )
+
+
+def decoder_differences(
+    model: Sam, graph: DecoderGraph, session: Session, images: list[np.ndarray], objects: tuple[int, ...] = (1, 8)
+) -> dict[str, dict[str, float]]:
+    """{kind of prompt: {output: largest difference}} between the file and the eager model.
+
+    Of one set of random prompts for each image, kind and number of objects; masks are compared at the image's size.
+    """
+    predictor = SamPredictor(model)
+    differences: dict[str, dict[str, float]] = {kind: {} for kind in PROMPT_KINDS}
+    for number, image in enumerate(images):
+        predictor.set_image(image, "BGR")
+        embedding = predictor.get_image_embedding()
+        for kind in PROMPT_KINDS:
+            for rows in objects:
+                prompts = prompts_of(kind, rows, model.image_size, number)
+                expected = eager_outputs(
+                    model, graph, embedding.expand(rows, -1, -1, -1), prompts.to(model.device), image.shape[:2]
+                )
+                found = session(decoder_inputs(embedding.cpu(), prompts, image.shape[:2]))
+                for name, value in expected.items():
+                    difference = float(np.abs(found[name] - value.cpu().numpy()).max())
+                    differences[kind][name] = max(differences[kind].get(name, 0.0), difference)
+    return differences
+
+
+@torch.inference_mode()
+def eager_outputs(
+    model: Sam, graph: DecoderGraph, embeddings: Tensor, prompts: Prompts, size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """What the file should return, by the functions that training and testing call."""
+    prediction = model.predict(embeddings, prompts, True if graph.single_mask else None)
+    if graph.stability_score:
+        prediction = Prediction(prediction.logits, stability_of(prediction.logits))
+    if graph.single_mask:
+        prediction = best_of(prediction)
+    masks = model.upscale(prediction.logits)
+    if graph.longest_side:
+        scale = model.image_size / max(size)
+        masks = masks[..., : int(size[0] * scale + 0.5), : int(size[1] * scale + 0.5)]
+    masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+    return {"masks": masks, "iou_predictions": prediction.iou, "low_res_masks": prediction.logits}
+
+
+def agreement(model: Sam, other: Sam, images: list[np.ndarray]) -> float:
+    """Mean Dice between the masks of two models, for 8 random boxes an image: of outputs 1 to 3, or of the best where a file
+    has no other."""
+    values = []
+    for number, image in enumerate(images):
+        found, predictors = [], []
+        for one in (model, other):
+            predictors.append(SamPredictor(one))
+            predictors[-1].set_image(image, "BGR")
+            found.append(predictors[-1].decode(prompts_of("box", 8, model.image_size, number), True))
+        if found[0].iou.shape != found[1].iou.shape:
+            found = [best_of(prediction) for prediction in found]
+        masks = [predictor.upscale(prediction.logits) > 0 for predictor, prediction in zip(predictors, found)]
+        values.append(dice(masks[0], masks[1], from_logits=False).mean().item())
+    return float(np.mean(values))
+
+
+def dice_table(models: dict[str, Sam], data_path: str | Path, image_size: int) -> dict[str, dict[str, float]]:
+    """Print and return the mean Dice in per cent, {model: {prompt mode: Dice}}, on the test split of a data folder.
+
+    Raises DataError: the folder has no index.
+    """
+    modes = [parse_mode(name) for name in TABLE_MODES]
+    dataset = TestingDataset(data_path, image_size, "test")
+    batches = list(test_loader(dataset, 1, 0))
+    table: dict[str, dict[str, float]] = {}
+    for name, model in models.items():
+        values: dict[str, list[float]] = {mode.name: [] for mode in modes}
+        for _, scored in evaluate(model, batches, modes, device=model.device):
+            for one in scored:
+                values[one.mode.name] += one.values["dice"]
+        table[name] = {mode: 100 * float(np.mean(dices)) for mode, dices in values.items()}
+    print(f"Dice on {dataset.index.mask_count} objects of {data_path}")
+    print(f"{'':24}" + "".join(f"{mode:>8}" for mode in TABLE_MODES))
+    for name, row in table.items():
+        print(f"{name:24}" + "".join(f"{value:8.2f}" for value in row.values()))
+    return table

@@ -1,0 +1,76 @@
+"""Who answers for the objects of a test run: a simulated annotator that draws from the true masks."""
+
+import os
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam_med2d.prompts.clicks import (
+    boxes_of,
+    central_clicks,
+    clicks_on,
+    corrective_clicks,
+    jitter_boxes,
+    one_shot_clicks,
+)
+from sam_med2d.prompts.modes import Mode
+from sam_med2d.seeds import seed_of
+from segment_anything import Prompts
+
+CLICK_STRATEGIES = ("random", "center")
+
+
+class Annotator(Protocol):
+    """Who answers for some objects, masks (N, 1, S, S) bool with their names: drawn, or read from a file."""
+
+    def start(self, mode: Mode, masks: Tensor, names: list[str]) -> Prompts:
+        """What an object's sequence starts from."""
+
+    def correct(
+        self, mode: Mode, number: int, masks: Tensor, predicted: Tensor, names: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        """The click that follows `number` clicks. predicted: (N, 1, S, S) bool -> points (N, 1, 2), labels (N, 1)."""
+
+
+class SimulatedAnnotator:
+    """Draws from the true masks. strategy: of iterative clicks, "random" wrong pixels, or "center" of the largest error."""
+
+    def __init__(self, seed: int = 0, strategy: str = "random") -> None:
+        self.seed = seed
+        self.strategy = strategy
+
+    def start(self, mode: Mode, masks: Tensor, names: list[str]) -> Prompts:
+        if mode.start == "mask":
+            return Prompts(masks=F.avg_pool2d(masks.float(), 4))
+        if mode.start == "box":
+            boxes = boxes_of(masks)
+            if mode.jitter:  # one direction and share for all jitters: a curve over them is of one annotator
+                boxes = jitter_boxes(
+                    boxes, self._uniform(names, "jitter", 4).to(masks.device), masks.shape[-1], mode.jitter
+                )
+            return Prompts(boxes=boxes)
+        if mode.start == "at_once":
+            return Prompts(*one_shot_clicks(masks, self._uniform(names, mode.sequence, mode.clicks).to(masks.device)))
+        if self.strategy == "center":
+            return Prompts(*central_clicks(masks, torch.zeros_like(masks)))
+        return Prompts(*clicks_on(masks, self._uniform(names, "clicks 0", 1).to(masks.device)))
+
+    def correct(
+        self, mode: Mode, number: int, masks: Tensor, predicted: Tensor, names: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        if self.strategy == "center":
+            return central_clicks(masks, predicted)
+        return corrective_clicks(
+            masks, predicted, self._uniform(names, f"{mode.sequence} {number}", 1).to(masks.device)
+        )
+
+    def _uniform(self, names: list[str], use: str, columns: int) -> Tensor:
+        """(N, columns) in [0, 1), each row from the seed, the use and the mask's file name alone."""
+        draws = [
+            np.random.default_rng(seed_of(self.seed, use, os.path.basename(name))).random(columns, np.float32)
+            for name in names
+        ]
+        return torch.from_numpy(np.stack(draws))

@@ -1,0 +1,124 @@
+"""What a person sees of a run: means for TensorBoard, validation, pictures, and a loss that is no longer finite."""
+
+import argparse
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from sam_med2d import drawing
+from sam_med2d.data.batch import Batch
+from sam_med2d.data.datasets import TestingDataset, test_loader
+from sam_med2d.data.index import Index
+from sam_med2d.errors import DataError, UsageError
+from sam_med2d.evaluation.evaluate import Means, evaluate
+from sam_med2d.evaluation.gallery import tiles_of
+from sam_med2d.prompts.annotators import SimulatedAnnotator
+from sam_med2d.prompts.modes import parse_mode
+from sam_med2d.training.state import models_folder
+from segment_anything import Sam
+
+PANEL_IMAGES = 4  # images drawn for TensorBoard after each epoch
+
+
+def validation_loader(args: argparse.Namespace):
+    """None where the data has no index of a `val` split."""
+    folder = Path(args.data_path)
+    if not any((folder / f"{kind}_val.json").exists() for kind in ("image2label", "label2image")):
+        return None
+    return test_loader(TestingDataset(args.data_path, args.image_size, "val"), args.batch_size, args.num_workers)
+
+
+def check_finite(scalars: dict[str, float], args: argparse.Namespace, step: int) -> None:
+    terms = {name: value for name, value in scalars.items() if name.startswith("loss/")}
+    if not all(map(math.isfinite, terms.values())):
+        said = ", ".join(f"{name.removeprefix('loss/')} {value:g}" for name, value in terms.items())
+        raise UsageError(
+            f"the loss is not finite in step {step}: {said}. Nothing was saved after the last checkpoint in "
+            f"{models_folder(args)}; lower --lr or switch --use_amp off, and --resume"
+        )
+
+
+class Window:
+    """Means of the scalars since it was opened."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
+        self.count = self.images = 0
+        self.opened = time.monotonic()
+
+    def add(self, scalars: dict[str, float], images: int) -> None:
+        self.latest = scalars
+        self.count += 1
+        self.images += images
+        for name, value in scalars.items():
+            self.sums[name] += value
+            self.counts[name] += 1
+
+    def mean(self, name: str) -> float:
+        return self.sums[name] / self.counts[name]
+
+    def latest_dice(self) -> float:
+        """Of the last round."""
+        rounds = [value for name, value in self.latest.items() if name.startswith(("dice/start", "dice/round"))]
+        return rounds[-1]
+
+    def images_per_second(self) -> float:
+        return self.images / (time.monotonic() - self.opened)
+
+    def write(self, board: SummaryWriter, step: int, rate: float) -> None:
+        for name in self.sums:
+            board.add_scalar(name, self.mean(name), step)
+        board.add_scalar("lr", rate, step)
+        board.add_scalar("images_per_second", self.images_per_second(), step)
+
+
+def validate(model: Sam, loader, args: argparse.Namespace, board: SummaryWriter, step: int) -> dict[str, float]:
+    """-> mean Dice of each prompt mode on the val split."""
+    means, skipped = Means(), []
+    batches = tqdm(loader, desc="validation", unit="batch", leave=False, dynamic_ncols=True)
+    for batch, scored in evaluate(
+        model,
+        batches,
+        args.modes,
+        device=model.device,
+        annotator=SimulatedAnnotator(args.seed),
+        multimask=args.multimask,
+        use_amp=args.use_amp,
+    ):
+        for one in scored:
+            means.add(one)
+        skipped += batch.skipped
+    if not means.objects:
+        raise DataError(f"{args.data_path}: every mask of its val split is empty; correct or remove that index")
+    for metric in args.metrics:
+        for mode, value in means.of(metric).items():
+            board.add_scalar(f"val_{metric}/{mode}", value, step)
+    said = "  ".join(f"{mode} {value:.4f}" for mode, value in means.of("dice").items())
+    print(
+        f"validation Dice of {means.objects} objects: {said}" + (f"  ({len(skipped)} empty skipped)" if skipped else "")
+    )
+    return means.of("dice")
+
+
+def draw_panels(
+    model: Sam, batch: Batch, index: Index, args: argparse.Namespace, board: SummaryWriter, step: int
+) -> None:
+    """Some training images with predictions, truths and prompts, from a box and after three clicks."""
+    for _, scored in evaluate(
+        model,
+        [batch],
+        [parse_mode("bbox"), parse_mode("3pts")],
+        device=model.device,
+        annotator=SimulatedAnnotator(args.seed),
+        multimask=args.multimask,
+        use_amp=args.use_amp,
+    ):
+        for mode in ("bbox", "3pts"):
+            tiles = [tile for one in scored if one.mode.name == mode for tile in tiles_of(batch, one, index)]
+            if tiles:
+                board.add_image(f"panel/{mode}", drawing.grid(tiles)[..., ::-1].copy(), step, dataformats="HWC")
