@@ -1,8 +1,8 @@
 """The JSON index of a data folder: which images there are, and which masks each has.
 
-    python -c "from index import *; print(read_index('data_demo', 'train')[0])"
+    python -c "from sam_med2d.data.index import *; print(read_index('data_demo', 'train')[0])"
 
-JSON is what people write and read. From a large index a columnar copy is made once (see copies.py) and memory-mapped:
+JSON is what people write and read. From a large index a columnar copy is made once (see arrow_copy.py) and memory-mapped:
 SA-Med2D-20M lists 24 million paths, which as Python strings would be copied into every worker, page by page, as
 reference counts change. Paths are kept as they stand in the index; `Index.path` turns them into paths that open.
 """
@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from sam_med2d.data.arrow_copy import Columns, in_memory
-from sam_med2d.data.index_build import ROWS, SCHEMA, index_columns, write_groups
+from sam_med2d.data.index_build import SCHEMA, index_columns, write_groups
 from sam_med2d.data.index_check import check_files
 from sam_med2d.errors import DataError
 
@@ -34,9 +34,8 @@ class Index:
         self.mask_count: int = groups.facts["masks"]
         self.images_without_masks: int = groups.facts["images_without_masks"]
         self._length: int = groups.facts["images"]
-        self._first_masks = np.cumsum(
-            [0, *(len(batch["masks"].flatten()) for batch in groups.batches)]
-        )  # of the batches
+        self._rows = len(groups.batches[0]) if groups.batches else 1  # of every batch but the last
+        self._first_masks = np.cumsum([0, *(len(batch["masks"].flatten()) for batch in groups.batches)])  # of the batches
 
     def __len__(self) -> int:
         return self._length
@@ -44,14 +43,14 @@ class Index:
     def __getitem__(self, i: int) -> tuple[str, list[str]]:
         if not 0 <= i < len(self):
             raise IndexError(f"image {i} of {len(self)}")
-        images, masks = self.columns.batches[i // ROWS].columns
-        return os.fsdecode(images[i % ROWS].as_py()), [os.fsdecode(mask) for mask in masks[i % ROWS].as_py()]
+        images, masks = self.columns.batches[i // self._rows].columns
+        return os.fsdecode(images[i % self._rows].as_py()), [os.fsdecode(mask) for mask in masks[i % self._rows].as_py()]
 
     def first_mask(self, i: int) -> int:
         """The number of an image's first mask, where the masks of all images are counted in order. i may be len(self)."""
         if i == len(self):
             return self.mask_count
-        return int(self._first_masks[i // ROWS]) + self.columns.batches[i // ROWS]["masks"].offsets[i % ROWS].as_py()
+        return int(self._first_masks[i // self._rows]) + self.columns.batches[i // self._rows]["masks"].offsets[i % self._rows].as_py()
 
     def path(self, name: str) -> str:
         """A path of the index -> a path that opens, wherever the process has moved to since."""

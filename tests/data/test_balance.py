@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sam_med2d.data import arrow_copy as copies
-from sam_med2d.data import index as index_room
+from sam_med2d.data import index_build as index_build_room
 from sam_med2d.data.datasets import TrainingDataset, train_loader
 from sam_med2d.data.index import Index, read_index
 from sam_med2d.data.metadata import COLUMNS
@@ -136,7 +136,7 @@ NAMES = {
 @pytest.mark.parametrize("size", [0, 1 << 30])
 def test_file_names_and_class_names(tmp_path, monkeypatch, size):
     monkeypatch.setattr(copies, "COPY_FROM", size)
-    monkeypatch.setattr(index_room, "ROWS", 2)
+    monkeypatch.setattr(index_build_room, "ROWS", 2)
     folder = make(tmp_path / "data", NAMES)
 
     def of(kind: str) -> dict[str, list[int]]:

@@ -26,7 +26,7 @@ KEPT = {image: masks for image, masks in GROUPS.items() if masks}
 def large(monkeypatch, tmp_path):
     """Every index counts as large, batches are short, and folders need not rest before their time stamps count."""
     monkeypatch.setattr(copies, "COPY_FROM", 0)
-    monkeypatch.setattr(index_room, "ROWS", 3)
+    monkeypatch.setattr(index_build_room, "ROWS", 3)
     monkeypatch.setattr(index_check_room, "JUST_NOW", -1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sam_med2d import evaluation as evaluation_room
 from sam_med2d.errors import DataError
 from sam_med2d.evaluation import report
+from sam_med2d.evaluation.columns import METRICS
 from sam_med2d.evaluation.gallery import RANKS, GalleryItem, choose_gallery
 from sam_med2d.evaluation.report import write_report
 from sam_med2d.evaluation.rows import _tidy, read_rows
@@ -136,7 +136,7 @@ def test_page_shows_the_numbers_of_the_tables(tmp_path: Path) -> None:
         ("noc", "noc85"),
     ):
         for row in tables[name].query("metric == @metric").itertuples():
-            assert evaluation_room.summary.METRICS[metric].text(row.mean) in text
+            assert METRICS[metric].text(row.mean) in text
     for expected in (
         "sam-med2d",
         "3 object(s) could not be scored",
