@@ -24,16 +24,14 @@ from sam_med2d.cli import add_flag, check_numbers, finish
 from sam_med2d.data.batch import collate
 from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loader
 from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
-from sam_med2d.device import amp_dtype, best_device, seed_everything
+from sam_med2d.device import best_device, seed_everything
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.prompts.modes import DEFAULT_MODES, parse_mode
+from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
-from sam_med2d.training.optimizer import build_optimizer, lr_factor
-from sam_med2d.training.rounds import (
-    train_batch,
-)
-from sam_med2d.training.state import Progress, flags_of_run, models_folder, resume, save, save_last
+from sam_med2d.training.rounds import Recipe, train_batch
+from sam_med2d.training.state import Progress, RunState, SavedRun, models_folder
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import CheckpointError, load_checkpoint
 
@@ -115,7 +113,13 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     )
     group.add_argument("--milestones", type=int, nargs="+", default=[5, 10], metavar="EPOCH")
     group.add_argument("--warmup", type=int, default=0, metavar="STEPS", help="linear, in batches")
-    add_flag(group, "--use_amp", False, "mixed precision")
+    group.add_argument(
+        "--clip_norm",
+        type=float,
+        metavar="NORM",
+        help="the largest norm of a step's gradient; default: it is not clipped",
+    )
+    add_flag(group, "--use_amp", False, "mixed precision: bfloat16 where the device has it, else float16")
 
     group = parser.add_argument_group("interaction")
     group.add_argument("--iter_point", type=int, default=8, help="corrections that follow the first prompt")
@@ -163,7 +167,7 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     )
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
-    for name in ("lr", "adapter_lr", "adapter_norm_lr"):
+    for name in ("lr", "adapter_lr", "adapter_norm_lr", "clip_norm"):
         rate = getattr(args, name)
         if rate is not None and not 0 < rate < math.inf:
             parser.error(f"--{name} must be above 0, not {rate}")
@@ -174,22 +178,48 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     return args
 
 
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    return Recipe(
+        corrections=args.iter_point,
+        click_counts=tuple(args.point_list),
+        keep_clicks=args.keep_clicks,
+        box_shift=args.box_shift,
+        multimask=args.multimask,
+        seed=args.seed,
+    )
+
+
+def learner_of(args: argparse.Namespace, model: Sam, steps_an_epoch: int) -> Learner:
+    return Learner(
+        model,
+        lr=args.lr,
+        adapter_lr=args.adapter_lr,
+        adapter_norm_lr=args.adapter_norm_lr,
+        schedule=Schedule(args.lr_scheduler, args.epochs, steps_an_epoch, tuple(args.milestones), args.warmup),
+        use_amp=args.use_amp,
+        clip_norm=args.clip_norm,
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
+        saved = None
         if args.resume:
-            args = parse_args(argv, defaults=flags_of_run(args.resume))
+            saved = SavedRun(args.resume)
+            args = parse_args(argv, defaults=saved.flags_to_go_on_with())
         elif (models_folder(args) / "last.pth").exists() and not args.overwrite:
             raise UsageError(
                 f"{models_folder(args) / 'last.pth'} is there already: go on with --resume, choose another "
                 "--run_name, or start anew with --overwrite"
             )
-        run(args)
+        run(args, saved)
     except (DataError, CheckpointError, UsageError) as error:
         finish(error)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
+    """saved: the run to go on with."""
     device = best_device(args.device)
     seed_everything(args.seed)
 
@@ -212,36 +242,35 @@ def run(args: argparse.Namespace) -> None:
         f"({'adapters, ' if model.image_encoder.adapters() else ''}prompt encoder, mask decoder)"
     )
 
-    optimizer = build_optimizer(model, args)
-    half_floats = args.use_amp and amp_dtype(device) == torch.float16
-    scaler = torch.amp.GradScaler(device.type, enabled=half_floats)
     progress = Progress(steps_an_epoch=math.ceil(len(dataset) / args.batch_size))
-    if args.resume:
-        progress.load(resume(args, vars(parse_args([])), model, optimizer, scaler), args)
-    else:  # --overwrite: the weights of another run would stand there until this one is judged
-        (models_folder(args) / "best.pth").unlink(missing_ok=True)
+    state = RunState(args, model, learner_of(args, model, progress.steps_an_epoch), progress)
+    if saved:
+        state.restore(saved, defaults=vars(parse_args([])))
+    else:
+        state.start()
 
     logs = str(Path(args.work_dir) / "logs" / args.run_name)
-    with SummaryWriter(logs, purge_step=progress.step + 1 if args.resume else None) as board:
+    with SummaryWriter(logs, purge_step=progress.step + 1 if saved else None) as board:
+        del saved
         for epoch in range(progress.epoch, args.epochs):
             start = progress.step - epoch * progress.steps_an_epoch
             loader.batch_sampler.set_epoch(epoch, start)
-            train_epoch(model, loader, optimizer, scaler, args, progress, board)
+            train_epoch(state, loader, recipe_of(args), board)
             measured = None if validation else {}
             try:
                 if (epoch + 1) % args.validate_every == 0 or epoch + 1 == args.epochs:
                     measured = validate(model, validation, args, board, progress.step) if validation else {}
                     draw_panels(model, panel, dataset.index, args, board, progress.step)
             except BaseException:  # a broken validation image must not cost the epoch
-                save_last(args, model, optimizer, scaler, progress)
+                state.save_last()
                 raise
             progress.end_epoch(measured)
-            save(args, model, optimizer, scaler, progress)
+            state.save()
     if not progress.best_name:
-        print(f"no epoch was validated; the weights are in {models_folder(args) / 'last.pth'}")
+        print(f"no epoch was validated; the weights are in {state.folder / 'last.pth'}")
     else:
         print(
-            f"best {progress.best_name} {progress.best:.4f} in epoch {progress.best_epoch}: {models_folder(args) / 'best.pth'}"
+            f"best {progress.best_name} {progress.best:.4f} in epoch {progress.best_epoch}: {state.folder / 'best.pth'}"
         )
 
 
@@ -259,20 +288,16 @@ def build_model(args: argparse.Namespace) -> Sam:
     return model
 
 
-# ---------------------------------------------------------------- one batch, one epoch
-
-
-def train_epoch(
-    model: Sam, loader, optimizer, scaler, args: argparse.Namespace, progress: "Progress", board: SummaryWriter
-) -> None:
+def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter) -> None:
     """The rest of the epoch that the loader was set to."""
+    args, model, learner, progress = state.args, state.model, state.learner, state.progress
     model.train()
     skipped: set[str] = set()
     window = Window()
-    epoch = progress.epoch
+    rate = learner.lr
     bar = tqdm(
         loader,
-        desc=f"epoch {epoch + 1}/{args.epochs}",
+        desc=f"epoch {progress.epoch + 1}/{args.epochs}",
         unit="batch",
         dynamic_ncols=True,
         initial=progress.steps_an_epoch - len(loader),
@@ -281,13 +306,11 @@ def train_epoch(
     for batch in bar:
         skipped.update(batch.skipped)
         if len(batch.mask_names):
-            rate = args.lr * lr_factor(args, progress.step, progress.steps_an_epoch)
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = rate * parameters["lr_scale"]
-            scalars = train_batch(model, batch.to(model.device), optimizer, scaler, args, progress.step)
+            rate = learner.set_rate(progress.step)
+            scalars = train_batch(model, batch.to(model.device), learner, recipe, progress.step)
             values = torch.stack([*scalars.values()]).tolist()  # the one wait for the device in a batch
             window.add(dict(zip(scalars, values)), len(batch.images))
-            check_finite(window.latest, args, progress.step)
+            check_finite(window.latest, progress.step, state.folder)
             progress.add_loss(window.latest["loss/loss"])
             bar.set_postfix(
                 loss=f"{window.mean('loss/loss'):.3f}",
@@ -299,7 +322,7 @@ def train_epoch(
             window.write(board, progress.step, rate)
             window = Window()
         if args.save_every and progress.step % args.save_every == 0:
-            save_last(args, model, optimizer, scaler, progress)
+            state.save_last()
     if window.count:
         window.write(board, progress.step, rate)
     if skipped:
@@ -307,11 +330,6 @@ def train_epoch(
     if not progress.loss_count:
         raise DataError(f"{args.data_path}: every mask of its train split is empty; correct the index")
 
-
-# ---------------------------------------------------------------- validation and pictures
-
-
-# ---------------------------------------------------------------- checkpoints
 
 if __name__ == "__main__":
     main()

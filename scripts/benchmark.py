@@ -22,14 +22,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from timing import by_convolutions, compare  # noqa: E402
 
-import train  # noqa: E402
 from sam_med2d.data.batch import collate  # noqa: E402
 from sam_med2d.data.datasets import TestingDataset, TrainingDataset
 from sam_med2d.device import best_device  # noqa: E402
 from sam_med2d.evaluation.evaluate import evaluate  # noqa: E402
 from sam_med2d.prompts.modes import DEFAULT_MODES, parse_mode  # noqa: E402
-from sam_med2d.training.optimizer import build_optimizer
-from sam_med2d.training.rounds import train_batch
+from sam_med2d.training.learner import Learner
+from sam_med2d.training.rounds import Recipe, train_batch
 from segment_anything import sam_model_registry  # noqa: E402
 from segment_anything.modeling.image_encoder import Attention  # noqa: E402
 
@@ -125,21 +124,17 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def train_step(args: argparse.Namespace, device: torch.device) -> None:
-    flags = train.parse_args(
-        ["--model_type", args.model_type, "--image_size", str(args.image_size), "--sam_checkpoint", "none"]
-    )
-    dataset = TrainingDataset(args.data_path, args.image_size, "train", flags.mask_num)
+    recipe = Recipe()
+    dataset = TrainingDataset(args.data_path, args.image_size, "train")
     batch = collate([dataset[0, i % len(dataset)] for i in range(args.batch_size)]).to(device)
 
     def prepared(adapters: bool, use_amp: bool) -> Callable[[], object]:
         model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=adapters).to(device)
         model.train_for("adapters")
-        optimizer = build_optimizer(model, flags)
-        scaler = torch.amp.GradScaler(device.type, enabled=False)
-        own = argparse.Namespace(**{**vars(flags), "use_amp": use_amp})
-        return lambda: train_batch(model, batch, optimizer, scaler, own, 0)
+        learner = Learner(model, lr=1e-4, use_amp=use_amp)
+        return lambda: train_batch(model, batch, learner, recipe, 0)
 
-    print(f"one batch of {args.batch_size} image(s), {len(batch.mask_names)} objects, {flags.iter_point + 1} rounds")
+    print(f"one batch of {args.batch_size} image(s), {len(batch.mask_names)} objects, {recipe.corrections + 1} rounds")
     compare(
         {
             "adapters, float32": prepared(True, False),

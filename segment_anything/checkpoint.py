@@ -79,15 +79,20 @@ class LoadReport:
 
 
 def load_checkpoint(model: Sam, path: str | Path) -> LoadReport:
-    """Copy the weights of a file into a model, at any image size of either.
+    """Copy the weights of a file into a model, at any image size of either: `read_weights`, then `fit_weights`."""
+    return fit_weights(model, read_weights(path), path)
 
-    A file with adapters fills a model without them (the paper's "SAM-Med2D*": they are left out), and a file
-    without adapters fills a model that has them (they stay as they were built, which adds nothing).
 
-    Raises CheckpointError, with the model unchanged, if the file cannot be read or anything else differs.
+def fit_weights(model: Sam, weights: dict[str, Tensor], path: str | Path) -> LoadReport:
+    """Copy a state dict into a model, at any image size of either. path: what messages call it.
+
+    Weights with adapters fill a model without them (the paper's "SAM-Med2D*": they are left out), and weights
+    without adapters fill a model that has them (they stay as they were built, which adds nothing).
+
+    Raises CheckpointError, with the model unchanged, if anything else differs.
     """
     path = Path(path)
-    weights = {name: tensor for name, tensor in read_weights(path).items() if name not in CONSTANTS}
+    weights = {name: tensor for name, tensor in weights.items() if name not in CONSTANTS}
     own = model.state_dict()
     source, target = describe(weights), describe(own)
     _check_architecture(path, source, target)

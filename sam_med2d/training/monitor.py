@@ -18,7 +18,6 @@ from sam_med2d.evaluation.evaluate import Means, evaluate
 from sam_med2d.evaluation.gallery import tiles_of
 from sam_med2d.prompts.annotators import SimulatedAnnotator
 from sam_med2d.prompts.modes import parse_mode
-from sam_med2d.training.state import models_folder
 from segment_anything import Sam
 
 PANEL_IMAGES = 4  # images drawn for TensorBoard after each epoch
@@ -32,13 +31,14 @@ def validation_loader(args: argparse.Namespace):
     return test_loader(TestingDataset(args.data_path, args.image_size, "val"), args.batch_size, args.num_workers)
 
 
-def check_finite(scalars: dict[str, float], args: argparse.Namespace, step: int) -> None:
+def check_finite(scalars: dict[str, float], step: int, folder: Path) -> None:
+    """Raises UsageError with the terms of a loss that is no number. folder: where the last checkpoint is."""
     terms = {name: value for name, value in scalars.items() if name.startswith("loss/")}
     if not all(map(math.isfinite, terms.values())):
         said = ", ".join(f"{name.removeprefix('loss/')} {value:g}" for name, value in terms.items())
         raise UsageError(
             f"the loss is not finite in step {step}: {said}. Nothing was saved after the last checkpoint in "
-            f"{models_folder(args)}; lower --lr or switch --use_amp off, and --resume"
+            f"{folder}; lower --lr or switch --use_amp off, and --resume"
         )
 
 

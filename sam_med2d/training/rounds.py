@@ -4,21 +4,37 @@ Round 0 starts from a box or a click, with the encoder in the graph; in the roun
 corrects the last prediction. Masks are (N, 1, S, S) bool, one row an object.
 """
 
-import argparse
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sam_med2d.data.batch import Batch
-from sam_med2d.device import amp_dtype
 from sam_med2d.evaluation.metrics import dice
 from sam_med2d.prompts.clicks import Clicks, boxes_of, clicks_on, corrective_clicks, join_clicks, shift_boxes
 from sam_med2d.seeds import seed_of
+from sam_med2d.training.learner import Learner
 from sam_med2d.training.losses import objective
 from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of
+
+
+class Recipe(NamedTuple):
+    """What a batch does with its objects.
+
+    corrections: rounds that follow the first prompt; click_counts: of a correction, one is drawn from these;
+    keep_clicks: a correction's clicks join those before them (as in test.py) instead of replacing them (the paper);
+    box_shift: by how many pixels of the frame a starting box may be moved; multimask: corrections follow the best of
+    outputs 1 to 3, else output 0; seed: of every draw, together with the number of the batch in the run.
+    """
+
+    corrections: int = 8
+    click_counts: tuple[int, ...] = (1, 3, 5, 9)
+    keep_clicks: bool = False
+    box_shift: int = 5
+    multimask: bool = True
+    seed: int = 0
 
 
 class Round(NamedTuple):
@@ -109,7 +125,7 @@ def judge(model: Sam, kind: str, prediction: Prediction, masks: Tensor, multimas
         return Round(kind, losses, best_of(low_resolution), best, dice(best, masks, from_logits=False).squeeze(1))
 
 
-def plan_of_corrections(rounds: int, click_counts: list[int], draw: random.Random) -> Iterator[int]:
+def plan_of_corrections(rounds: int, click_counts: Sequence[int], draw: random.Random) -> Iterator[int]:
     """How many clicks each correction has; 0 (the mask alone) in the last and in one of rounds 1 .. rounds - 2.
 
     Plans shorter than the paper's 8 keep most of their rounds for clicks: below 5 only the last has the mask alone, below 3
@@ -122,37 +138,23 @@ def plan_of_corrections(rounds: int, click_counts: list[int], draw: random.Rando
         yield 0 if i in alone else draw.choice(click_counts)
 
 
-def train_batch(
-    model: Sam,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    args: argparse.Namespace,
-    step: int,
-) -> dict[str, torch.Tensor]:
-    """A start from boxes and clicks, which trains everything that is trained, then `iter_point` corrections, each
-    with a step of its own for the decoder side (SAM-Med2D paper, section 3.3).
+def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step: int) -> dict[str, Tensor]:
+    """A start from boxes and clicks, which trains everything that is trained, then the recipe's corrections, each with a
+    step of its own for the decoder side (SAM-Med2D paper, section 3.3).
 
+    step: the number of the batch in the run, which with the recipe's seed decides every draw.
     Returns detached scalars: the loss and its terms as means over rounds, and Dice by kind of prompt and by round.
     """
-    uniform = uniform_from(torch.Generator(model.device).manual_seed(seed_of(args.seed, "prompts", step)))
-    draw = random.Random(seed_of(args.seed, "corrections", step))
-    masks, device = batch.masks, model.device
-    autocast = lambda: torch.autocast(device.type, amp_dtype(device), enabled=args.use_amp)
+    uniform = uniform_from(torch.Generator(model.device).manual_seed(seed_of(recipe.seed, "prompts", step)))
+    draw = random.Random(seed_of(recipe.seed, "corrections", step))
+    masks = batch.masks
 
-    def learn(round: Round) -> None:
-        scaler.scale(round.losses["loss"]).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        # to None, not zero: Adam would go on moving the adapters in rounds that do not reach them
-        optimizer.zero_grad(set_to_none=True)
-
-    with autocast():
+    with learner.autocast():
         embeddings = model.encode(batch.images, batch.content)
-        start = starting_prompts(masks, uniform, odd_from_box=draw.random() < 0.5, box_shift=args.box_shift)
+        start = starting_prompts(masks, uniform, odd_from_box=draw.random() < 0.5, box_shift=recipe.box_shift)
         prediction = predict_start(model, embeddings[batch.image_index], start)
-        last = judge(model, "start", prediction, masks, args.multimask)
-    learn(last)
+        last = judge(model, "start", prediction, masks, recipe.multimask)
+    learner.step(last.losses["loss"])
     rounds = [detached(last)]
     dice = {
         kind: last.dice[rows].mean()
@@ -161,15 +163,15 @@ def train_batch(
     }
 
     embeddings = embeddings.detach()[batch.image_index]
-    earlier = start.clicks_of_all() if args.keep_clicks else None
-    for clicks in plan_of_corrections(args.iter_point, args.point_list, draw):
-        with autocast():
+    earlier = start.clicks_of_all() if recipe.keep_clicks else None
+    for clicks in plan_of_corrections(recipe.corrections, recipe.click_counts, draw):
+        with learner.autocast():
             prompts = correction_prompts(last, masks, clicks, uniform, earlier)
-            if clicks and args.keep_clicks:
+            if clicks and recipe.keep_clicks:
                 earlier = prompts.points, prompts.labels
             prediction = model.predict(embeddings, prompts, multimask_output=None)
-            last = judge(model, "clicks" if clicks else "mask", prediction, masks, args.multimask)
-        learn(last)
+            last = judge(model, "clicks" if clicks else "mask", prediction, masks, recipe.multimask)
+        learner.step(last.losses["loss"])
         rounds.append(detached(last))
 
     scalars = {f"loss/{name}": torch.stack([r.losses[name] for r in rounds]).mean() for name in last.losses}

@@ -22,11 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from sam_med2d import drawing
 from sam_med2d.data.batch import Batch
-from sam_med2d.training import losses as losses_room
-from sam_med2d.training import optimizer as optimizer_room
-from sam_med2d.training import rounds as interactive
-from sam_med2d.training import rounds as rounds_room
-from sam_med2d.training import state as state_room
+from sam_med2d.training import rounds
+from sam_med2d.training.learner import Learner
+from sam_med2d.training.rounds import train_batch
+from sam_med2d.training.state import RunState
 from segment_anything import Sam, sam_model_registry
 from segment_anything.build_sam import build_sam
 from segment_anything.checkpoint import save_weights
@@ -184,15 +183,14 @@ class Trainer:
         self.model.train()
         for adapter in self.model.image_encoder.adapters() if adapter_gain else []:
             torch.nn.init.constant_(adapter.norm.weight, adapter_gain)
-        self.optimizer = torch.optim.Adam(self.model.train_for("adapters"), lr=1e-4)
+        self.model.train_for("adapters")
+        self.learner = Learner(self.model, lr=1e-4)
         self.start = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.steps = 0
 
     def batch(self, batch: Batch | None = None) -> dict[str, torch.Tensor]:
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        scalars = rounds_room.train_batch(
-            self.model, batch or objects(self.steps), self.optimizer, scaler, self.args, self.steps
-        )
+        recipe = train.recipe_of(self.args)
+        scalars = train_batch(self.model, batch or objects(self.steps), self.learner, recipe, self.steps)
         self.steps += 1
         return scalars
 
@@ -291,10 +289,10 @@ def kill_after(owner: object, name: str, patch: pytest.MonkeyPatch, calls: int =
 
 
 MOMENTS = {  # what returns last before the end, how often; the flags; the epoch and step of the checkpoint then
-    "after an epoch": ("save", 1, (), (1, 3)),
-    "after an epoch, before validation": ("validate", 1, ("--save_every", 3), (0, 3)),
-    "within the second epoch": ("save_last", 3, ("--save_every", 2), (1, 4)),
-    "between best.pth and last.pth": ("write_checkpoint", 2, ("--save_every", 2), (0, 2)),
+    "after an epoch": (RunState, "save", 1, (), (1, 3)),
+    "after an epoch, before validation": (train, "validate", 1, ("--save_every", 3), (0, 3)),
+    "within the second epoch": (RunState, "save_last", 3, ("--save_every", 2), (1, 4)),
+    "between best.pth and last.pth": (RunState, "write", 2, ("--save_every", 2), (0, 2)),
 }
 
 
@@ -312,9 +310,9 @@ def whole(validated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_resumed_is_uninterrupted(moment: str, validated: Path, whole: Path, work: Path, monkeypatch) -> None:
-    function, calls, extra, place = MOMENTS[moment]
+    owner, function, calls, extra, place = MOMENTS[moment]
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_after(train, function, patch, calls)
+        kill_after(owner, function, patch, calls)
         fit(validated, work, *WHOLE_RUN, *extra)
     progress = saved(work)["progress"]
     assert (progress["epoch"], progress["step"]) == place
@@ -407,12 +405,12 @@ def test_the_comparison_sees_one_bit(data: Path, work: Path) -> None:
 
 
 def nan_loss(patch: pytest.MonkeyPatch) -> None:
-    original = losses_room.objective
-    patch.setattr(interactive, "objective", lambda *a: original(*a) | {"dice": torch.tensor(math.nan)})
+    original = rounds.objective
+    patch.setattr(rounds, "objective", lambda *a: original(*a) | {"dice": torch.tensor(math.nan)})
 
 
 def nan_weight(patch: pytest.MonkeyPatch) -> None:
-    original = rounds_room.train_batch
+    original = train_batch
 
     def poisoned(model, *rest):
         with torch.no_grad():
@@ -424,7 +422,7 @@ def nan_weight(patch: pytest.MonkeyPatch) -> None:
 
 def nan_last_step(patch: pytest.MonkeyPatch) -> None:
     """The loss of every round is finite, but the last optimizer step of the epoch breaks the weights."""
-    original = rounds_room.train_batch
+    original = train_batch
 
     def poisoned(model, *rest):
         scalars = original(model, *rest)
@@ -661,7 +659,9 @@ def test_senseless_flags_are_refused(flags: list[str]) -> None:
 )
 def test_learning_rate_over_three_epochs_of_two_batches(flags: list[str], factors: list[float]) -> None:
     args = train.parse_args(["--epochs", "3", *flags])
-    assert [optimizer_room.lr_factor(args, step, 2) for step in range(6)] == pytest.approx(factors)
+    learner = train.learner_of(args, Trainer().model, steps_an_epoch=2)
+    assert [learner.set_rate(step) / args.lr for step in range(6)] == pytest.approx(factors)
+    assert [group["lr"] for group in learner.optimizer.param_groups] == pytest.approx([args.lr * factors[-1]] * 3)
 
 
 # ---------------------------------------------------------------- what a run leaves behind
@@ -776,7 +776,7 @@ def test_weights_of_another_run_do_not_stand_for_one_that_was_not_validated(
     fit(validated, work, "--epochs", 1)
     assert best.exists()
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_after(train, "save", patch)
+        kill_after(RunState, "save", patch)
         fit(validated, work, "--epochs", 3, "--validate_every", 3, "--overwrite")
     assert saved(work)["progress"]["epoch"] == 1 and not best.exists()
     fit(validated, work, "--resume", "--epochs", 1)
@@ -802,8 +802,8 @@ def test_best_is_kept_when_later_epochs_are_worse(validated: Path, work: Path, m
     scores = iter([0.5, 0.7, 0.6])
     monkeypatch.setattr(train, "validate", lambda *_: {"bbox": next(scores)})
     kept = []
-    original = state_room.save
-    monkeypatch.setattr(train, "save", lambda *a: (original(*a), kept.append(saved(work)["model"])))
+    original = RunState.save
+    monkeypatch.setattr(RunState, "save", lambda state: (original(state), kept.append(saved(work)["model"])))
     fit(validated, work, "--epochs", 3, "--lr", 1e-3)
     best = saved(work, "best.pth")
     assert (best["epoch"], best["validation_dice"]) == (2, 0.7)
