@@ -279,8 +279,8 @@ def build_model(args: argparse.Namespace) -> Sam:
     if from_weights and args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
         raise CheckpointError(
             f"{DEFAULT_CHECKPOINT}: not found. Download SAM's ViT-B (sam_vit_b_01ec64.pth, from the Segment Anything "
-            "repository's model checkpoints) or SAM-Med2D's weights (sam-med2d_b.pth, from its repository) and name the "
-            "file with --sam_checkpoint; --sam_checkpoint none trains from scratch"
+            "repository's model checkpoints) or SAM-Med2D's weights (sam-med2d_b.pth, from its repository) and name "
+            "the file with --sam_checkpoint; --sam_checkpoint none trains from scratch"
         )
     model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
     if from_weights:

@@ -2,13 +2,14 @@
 
 import datetime
 import os
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.distributed
 
 
-class Processes(NamedTuple):
+@dataclass(frozen=True)
+class Processes:
     """Those that torchrun started, or this one alone. rank: 0 .. count - 1; local_rank: among those of this machine."""
 
     rank: int

@@ -20,17 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from timing import by_convolutions, compare  # noqa: E402
+from timing import by_convolutions, compare
 
-from sam_med2d.data.batch import collate  # noqa: E402
+from sam_med2d.data.batch import collate
 from sam_med2d.data.datasets import TestingDataset, TrainingDataset
-from sam_med2d.device import best_device  # noqa: E402
-from sam_med2d.evaluation.evaluate import evaluate  # noqa: E402
-from sam_med2d.prompts.modes import DEFAULT_MODES, parse_mode  # noqa: E402
+from sam_med2d.device import best_device
+from sam_med2d.evaluation.evaluate import evaluate
+from sam_med2d.prompts.modes import DEFAULT_MODES, parse_mode
 from sam_med2d.training.learner import Learner
 from sam_med2d.training.rounds import Recipe, train_batch
-from segment_anything import sam_model_registry  # noqa: E402
-from segment_anything.modeling.image_encoder import Attention  # noqa: E402
+from segment_anything import sam_model_registry
+from segment_anything.modeling.image_encoder import Attention
 
 MODEL_AREAS = ("encoder", "test", "train")  # those of this file
 OTHER_AREAS = ("data", "deploy")  # each a module benchmark_{area}.py
@@ -154,8 +154,8 @@ def main() -> None:
         return
     device = best_device(args.device)
     print(
-        f"{args.area}: {args.model_type}, {args.image_size} px, batch {args.batch_size}, {device}, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads, median of {args.rounds}"
+        f"{args.area}: {args.model_type}, {args.image_size} px, batch {args.batch_size}, {device}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, median of {args.rounds}"
     )
     {"encoder": encoder, "test": test, "train": train_step}[args.area](args, device)
 

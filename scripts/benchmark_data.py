@@ -1,11 +1,12 @@
 """Timings and memory of the data side, for scripts/benchmark.py.
 
-    python scripts/benchmark.py data --data_path data_demo                  # PNG against bare cv2.imread, cache against PNG
-    python scripts/benchmark.py data --parts scale                          # an index as large as SA-Med2D-20M: 4 GB of disk
-    python scripts/benchmark.py data --parts files                          # looking for 300,000 files, twice
+    python scripts/benchmark.py data --data_path data_demo      # PNG against bare cv2.imread, cache against PNG
+    python scripts/benchmark.py data --parts scale              # an index as large as SA-Med2D-20M: 4 GB of disk
+    python scripts/benchmark.py data --parts files              # looking for 300,000 files, twice
 
-reading: files that the page cache holds, one process. scale: each step in a process of its own, whose memory is read from
-/proc (Linux): anonymous memory, and in brackets with the pages it has mapped, which the system takes back when it needs them.
+reading: files that the page cache holds, one process. scale: each step in a process of its own, whose memory is read
+from /proc (Linux): anonymous memory, and in brackets with the pages it has mapped, which the system takes back when it
+needs them.
 """
 
 import argparse
@@ -23,15 +24,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-import cv2  # noqa: E402
-from timing import compare  # noqa: E402
-from torch.utils.data import DataLoader, Dataset  # noqa: E402
+import cv2
+from timing import compare
+from torch.utils.data import DataLoader, Dataset
 
-from sam_med2d.data.cache import open_cache  # noqa: E402
-from sam_med2d.data.datasets import TrainingDataset, shrunk  # noqa: E402
+from sam_med2d.data.cache import open_cache
+from sam_med2d.data.datasets import TrainingDataset, shrunk
 from sam_med2d.data.index import Index, read_index
-from sam_med2d.data.index_build import index_columns  # noqa: E402
-from sam_med2d.data.reading import read_image, read_mask  # noqa: E402
+from sam_med2d.data.index_build import index_columns
+from sam_med2d.data.reading import read_image, read_mask
 
 PARTS = ("reading", "scale", "files")
 

@@ -1,11 +1,12 @@
 """The model on a CPU without PyTorch, against eager float32: one image encoded, one click decoded.
 
-The baseline is PyTorch with the adapters as convolutions, as a GPU runs them; PyTorch itself is faster on a CPU, where they are
-matrix products, and stands beside it.
+The baseline is PyTorch with the adapters as convolutions, as a GPU runs them; PyTorch itself is faster on a CPU, where
+they are matrix products, and stands beside it.
 
     python scripts/benchmark.py deploy --sam_checkpoint pretrain_model/sam-med2d_b.pth --threads 2
 
-Exports what it needs into --folder, where the next run finds it; int8 is calibrated on --data_path, whose test split gives its Dice.
+Exports what it needs into --folder, where the next run finds it; int8 is calibrated on --data_path, whose test split
+gives its Dice.
 """
 
 import argparse
@@ -16,16 +17,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from timing import by_convolutions, compare  # noqa: E402
+from timing import by_convolutions, compare
 
-from sam_med2d.export.command import images_of  # noqa: E402
-from sam_med2d.export.graphs import DecoderGraph, EncoderGraph  # noqa: E402
+from sam_med2d.export.command import images_of
+from sam_med2d.export.graphs import DecoderGraph, EncoderGraph
 from sam_med2d.export.onnx_files import placed, save, trace_decoder, trace_encoder
 from sam_med2d.export.parity import dice_table, encoder_inputs
-from sam_med2d.export.quantize import quantize  # noqa: E402
-from sam_med2d.inference.backends import OnnxRuntimeSession, RuntimeSam, open_runtime  # noqa: E402
-from sam_med2d.inference.models import add_model_flags, load_model  # noqa: E402
-from segment_anything import Prompts, Sam  # noqa: E402
+from sam_med2d.export.quantize import quantize
+from sam_med2d.inference.backends import OnnxRuntimeSession, RuntimeSam, open_runtime
+from sam_med2d.inference.models import add_model_flags, load_model
+from segment_anything import Prompts, Sam
 
 CONTENDERS = {  # name: backend, file, precision
     "ONNX Runtime float32": ("onnxruntime", "encoder.onnx", "float32"),

@@ -45,7 +45,7 @@ def main() -> None:
         "FT-SAM": ("--encoder_adapter False", "ft-sam"),
         "SAM-Med2D": ("--encoder_adapter True", "sam-med2d"),
     }
-    # validated once, so that best.pth is the last epoch: the rate ends at zero, and the few val slices would choose by chance
+    # validated once, so that best.pth is the last epoch: the rate ends at zero, and few slices would choose by chance
     epochs = f"--epochs {args.epochs} --validate_every {args.epochs}"
     train_side_by_side(
         {

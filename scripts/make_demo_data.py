@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-from sam_med2d.data.metadata import COLUMNS, METADATA  # noqa: E402
+from sam_med2d.data.metadata import COLUMNS, METADATA
 
 # Slices of one plane that belong to different splits are at least this far apart.
 SPLIT_GAP_MM = 5.0

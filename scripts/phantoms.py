@@ -216,15 +216,9 @@ def tissue_greys(rng: np.random.Generator) -> tuple[float, float, float]:
     return fluid, float(np.clip(grey, 0.05, 1.0)), white
 
 
-def draw_head(scene: Scene) -> None:
-    """A head or a bare brain: shells, two hemispheres, folded cortex, white matter, ventricles."""
+def add_shells(scene: Scene, outline: np.ndarray, fluid: float) -> tuple[np.ndarray, int]:
+    """Scalp, skull and fluid around a brain, in some heads. -> what is left for the brain, and the region around it."""
     rng, size = scene.rng, scene.size
-    x, y = pixel_grid(size)
-    fluid, grey, white = tissue_greys(rng)
-
-    width = rng.uniform(0.28, 0.42)
-    height = min(0.47, width * rng.uniform(0.85, 1.3))
-    outline = filled(star(rng, (0.5, 0.5), (width, height), 0.0, 0.05), size)
     root = 0
     if rng.random() < 0.55:  # scalp, skull and fluid shells around the brain
         below = depth(outline)
@@ -241,7 +235,59 @@ def draw_head(scene: Scene) -> None:
         edge += rng.uniform(0.0, 0.025)
         outline = below > edge * wobble
         root = space
+    return outline, root
 
+
+def add_deep_structures(
+    scene: Scene,
+    outline: np.ndarray,
+    hosts: list[int],
+    sides: list[np.ndarray],
+    greys: tuple[float, float | None],
+    extent: tuple[float, float],
+) -> None:
+    """Ventricles and nuclei inside a brain, some of either, none, or both.
+
+    hosts, sides: the region that holds them and the half of the picture, a hemisphere each; greys: of fluid, and of
+    grey matter where the brain has layers; extent: width and height of the brain, as shares of the picture.
+    """
+    rng, size = scene.rng, scene.size
+    width, height = extent
+    fluid, grey = greys
+    vent_grey = fluid if grey is not None or rng.random() < 0.5 else None
+    shift, lift = rng.uniform(0.1, 0.32) * width, rng.uniform(-0.25, 0.25) * height
+    size_v = rng.uniform(0.08, 0.26) * width
+    tall, tilt = rng.uniform(1.0, 3.0), rng.uniform(-0.6, 0.6)
+    rough = rng.uniform(0.1, 0.3)
+    inner = outline & (depth(outline) > 0.06)
+    structures = rng.permutation(["ventricles", "nuclei"])[: rng.integers(0, 3)]
+    for structure in structures:
+        pair = []
+        if structure == "nuclei":
+            shift, lift = rng.uniform(0.3, 0.5) * width, lift + rng.uniform(-0.2, 0.2) * height
+            size_v, tall = rng.uniform(0.1, 0.2) * width, rng.uniform(0.8, 2.0)
+        for k, host in enumerate(hosts):
+            sign = (-1.0, 1.0)[k]
+            shape = star(rng, (0.5 + sign * shift, 0.5 + lift), (size_v, size_v * tall), sign * tilt, rough)
+            value = vent_grey if structure == "ventricles" else grey
+            if pair:
+                value = scene.grey[pair[0]]
+            pair.append(scene.region(host, value))
+            scene.paint(filled(shape, size) & inner & sides[k], pair[-1])
+        if len(pair) == 2:
+            scene.pairs.append(tuple(pair))
+
+
+def draw_head(scene: Scene) -> None:
+    """A head or a bare brain: shells, two hemispheres, folded cortex, white matter, ventricles."""
+    rng, size = scene.rng, scene.size
+    x, y = pixel_grid(size)
+    fluid, grey, white = tissue_greys(rng)
+
+    width = rng.uniform(0.28, 0.42)
+    height = min(0.47, width * rng.uniform(0.85, 1.3))
+    outline = filled(star(rng, (0.5, 0.5), (width, height), 0.0, 0.05), size)
+    outline, root = add_shells(scene, outline, fluid)
     brain = scene.region(root, fluid, alone=False)
     scene.paint(outline, brain)
     below = depth(outline)
@@ -285,28 +331,8 @@ def draw_head(scene: Scene) -> None:
                 scene.texture[region] = scene.texture[group[0]]
 
     hosts = whites or hemispheres
-    vent_grey = fluid if layered or rng.random() < 0.5 else None
-    shift, lift = rng.uniform(0.1, 0.32) * width, rng.uniform(-0.25, 0.25) * height
-    size_v = rng.uniform(0.08, 0.26) * width
-    tall, tilt = rng.uniform(1.0, 3.0), rng.uniform(-0.6, 0.6)
-    rough = rng.uniform(0.1, 0.3)
-    inner = outline & (depth(outline) > 0.06)
-    structures = rng.permutation(["ventricles", "nuclei"])[: rng.integers(0, 3)]
-    for structure in structures:
-        pair = []
-        if structure == "nuclei":
-            shift, lift = rng.uniform(0.3, 0.5) * width, lift + rng.uniform(-0.2, 0.2) * height
-            size_v, tall = rng.uniform(0.1, 0.2) * width, rng.uniform(0.8, 2.0)
-        for k, host in enumerate(hosts):
-            sign = (-1.0, 1.0)[k]
-            shape = star(rng, (0.5 + sign * shift, 0.5 + lift), (size_v, size_v * tall), sign * tilt, rough)
-            value = vent_grey if structure == "ventricles" else (grey if layered else None)
-            if pair:
-                value = scene.grey[pair[0]]
-            pair.append(scene.region(host, value))
-            scene.paint(filled(shape, size) & inner & sides[k], pair[-1])
-        if len(pair) == 2:
-            scene.pairs.append(tuple(pair))
+    greys = (fluid, grey) if layered else (fluid, None)
+    add_deep_structures(scene, outline, hosts, sides, greys, (width, height))
     if rng.random() < 0.3:
         host = int(rng.choice(hosts))
         add_lesions(scene, host, scene.visible(host), 1)

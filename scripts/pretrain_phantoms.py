@@ -141,7 +141,7 @@ def main() -> None:
 
     log_path = args.output.with_suffix(".log.jsonl")
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    log = open(log_path, "w")
+    log = open(log_path, "w")  # noqa: SIM115 (open until the end of the run)
     flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     print(json.dumps({**flags, "torch": torch.__version__}), file=log, flush=True)
     started = time.monotonic()

@@ -34,7 +34,9 @@ def compare(
 
 
 def by_convolutions(work: Callable[[], object]) -> Callable[[], object]:
-    """The same work, where a CPU computes adapters by the convolutions that they are defined by, as other devices do."""
+    """The same work, where a CPU computes adapters by the convolutions that they are defined by, as other devices
+    do.
+    """
 
     def plain() -> object:
         with unittest.mock.patch.object(Adapter, "_spatial_products", lambda self, x: self.spatial(x)):

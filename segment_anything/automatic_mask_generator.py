@@ -4,7 +4,8 @@
     masks[0]["segmentation"]                                # (H, W) bool, the most certain mask first
 
 Options and results have SAM's names. Two things differ, with the reasons:
-  - Duplicates are told by the overlap of the masks, not of their boxes: an organ and what lies inside or around it often
+  - Duplicates are told by the overlap of the masks, not of their boxes: an organ and what lies inside or around it
+  often
     have nearly the same box. (`box_nms_thresh` below 1 adds SAM's rule.)
   - The defaults are for 256 px, where the object of one click is larger than at 1024 px.
 """
@@ -27,8 +28,8 @@ CROP_EDGE = 0.02  # of a crop's side: a mask that ends so near to the crop's edg
 
 
 class Found(NamedTuple):
-    """n masks of one image. rles: n compressed RLEs at the image's size; iou, stability: (n,); points: (n, 2) xy, the click of
-    each; crops: (n, 4) x y width height, where each was found."""
+    """n masks of one image. rles: n compressed RLEs at the image's size; iou, stability: (n,); points: (n, 2) xy, the
+    click of each; crops: (n, 4) x y width height, where each was found."""
 
     rles: list[dict[str, Any]]
     iou: np.ndarray
@@ -64,10 +65,11 @@ class SamAutomaticMaskGenerator:
         points_per_side: of the grid, so its square is the number of clicks; or give point_grids, for each crop layer
             (P, 2) xy between 0 and 1
         points_per_batch: clicks decoded at a time; it bounds the memory
-        pred_iou_thresh, stability_score_thresh: what the predicted IoU and the stability of a mask must reach. Stability is
+        pred_iou_thresh, stability_score_thresh: what the predicted IoU and the stability of a mask must reach.
+        Stability is
             the IoU between the masks at logits of +stability_score_offset and -stability_score_offset
-        mask_nms_thresh, box_nms_thresh: of two masks (boxes) whose IoU is higher, the less certain one is dropped; 1: off
-        crop_n_layers: layer i repeats all on 4 ** i overlapping crops, for objects too small for the whole image
+        mask_nms_thresh, box_nms_thresh: of two masks (boxes) whose IoU is higher, the less certain one is dropped; 1:
+        off crop_n_layers: layer i repeats all on 4 ** i overlapping crops, for objects too small for the whole image
         crop_nms_thresh: of two masks of different crops whose IoU is higher, the one from the smaller crop stays
         crop_overlap_ratio: of the crops of layer 1, as a share of the image's short side; halved in each further layer
         crop_n_points_downscale_factor: points_per_side in layer i is divided by its ith power
@@ -81,7 +83,7 @@ class SamAutomaticMaskGenerator:
         if output_mode not in OUTPUT_MODES:
             raise ValueError(f"output_mode must be one of {', '.join(OUTPUT_MODES)}, not {output_mode!r}")
         if point_grids is None:
-            if points_per_side < 1 or crop_n_points_downscale_factor < 1:
+            if points_per_side is None or points_per_side < 1 or crop_n_points_downscale_factor < 1:
                 raise ValueError("points_per_side and crop_n_points_downscale_factor must be at least 1")
             sides = (points_per_side // crop_n_points_downscale_factor**layer for layer in range(crop_n_layers + 1))
             point_grids = [point_grid(max(1, side)) for side in sides]
@@ -182,7 +184,7 @@ class SamAutomaticMaskGenerator:
         whole = np.zeros((*size, int(good.sum())), np.uint8, order="F")
         left, top, width, height = crop
         whole[top : top + height, left : left + width] = masks[good].permute(1, 2, 0).cpu().numpy()
-        clicked = np.repeat(points + (left, top), guesses, axis=0)[kept.cpu().numpy()][good.cpu().numpy()]
+        clicked = np.repeat(points + np.array([left, top]), guesses, axis=0)[kept.cpu().numpy()][good.cpu().numpy()]
         return Found(
             coco_mask.encode(whole),
             iou[kept][good].float().cpu().numpy(),
@@ -226,7 +228,9 @@ def stability_score(logits: Tensor, offset: float) -> Tensor:
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed counts: column by column, runs of 0 and 1 in turn, the first of them of 0 (and perhaps empty)."""
+    """COCO's uncompressed counts: column by column, runs of 0 and 1 in turn, the first of them of 0 (and perhaps
+    empty).
+    """
     flat = np.concatenate([[0], mask.astype(np.uint8).flatten(order="F")])
     edges = np.flatnonzero(np.diff(flat))
     return np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()

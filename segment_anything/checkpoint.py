@@ -11,7 +11,7 @@ import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .files import replacing
 from .modeling import Sam
-from .modeling.image_encoder import PATCH_SIZE
+from .modeling.image_encoder import PATCH_SIZE, Block
 from .sizes import SIZES
 
 POSITIONS = "image_encoder.pos_embed"
@@ -137,6 +137,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     header = _read_header(path)
+    content: object
     if path.suffix == ".safetensors":
         content = _read_safetensors(path)
     else:
@@ -145,9 +146,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         content = content["model"]
     if not _is_state_dict(content):
         raise CheckpointError(f"{path}: holds no weights; expected {{name: tensor}}, bare or under the key 'model'")
-    if all(name.startswith("module.") for name in content):  # written by DistributedDataParallel
-        content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
-    return {name: tensor.detach() for name, tensor in content.items()}
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""  # of DistributedDataParallel
+    return {name.removeprefix(prefix): tensor.detach() for name, tensor in content.items()}
 
 
 def save_weights(
@@ -220,7 +220,7 @@ def _plain_dict(factory: object = None) -> dict:
 
 # What a file may name beyond tensors and plain containers: the optimizers that the training script of SAM-Med2D and
 # its forks leave in their files. Each name is read as something inert, so not even the optimizer's code runs.
-STAND_INS = [
+STAND_INS: list[Any] = [
     (_Unread, "torch.optim.adam.Adam"),
     (_Unread, "torch.optim.adamw.AdamW"),
     (_Unread, "torch.optim.sgd.SGD"),
@@ -245,7 +245,7 @@ def _read_pickle(path: Path, is_zip: bool) -> object:
         raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint; download or copy it again") from error
 
 
-def _is_state_dict(content: object) -> bool:
+def _is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
     return (
         isinstance(content, dict)
         and bool(content)
@@ -261,7 +261,7 @@ def _size_dependent(model: Sam) -> set[str]:
     return {POSITIONS} | {
         f"image_encoder.blocks.{index}.attn.rel_pos_{axis}"
         for index, block in enumerate(model.image_encoder.blocks)
-        if not block.attn.window
+        if isinstance(block, Block) and not block.attn.window
         for axis in "hw"
     }
 

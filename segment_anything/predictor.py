@@ -37,8 +37,11 @@ class PromptError(ValueError):
 class Segmenter(Protocol):
     """What a predictor needs of a model. `Sam` is one; other runtimes offer the same."""
 
-    image_size: int
-    device: torch.device
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
     def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor: ...
 
@@ -68,6 +71,13 @@ class Masks(NamedTuple):
     masks: np.ndarray
     iou: np.ndarray
     low_res: np.ndarray
+
+
+class _Encoded(NamedTuple):
+    """features: (1, 256, S / 16, S / 16); original_size: (height, width)."""
+
+    features: Tensor
+    original_size: tuple[int, int]
 
 
 class StretchToSquare:
@@ -147,8 +157,7 @@ class SamPredictor:
 
     def get_image_embedding(self) -> Tensor:
         """(1, 256, S / 16, S / 16), for `set_embedding` of this or another predictor of the same model."""
-        self._require_image()
-        return self.features
+        return self._image().features
 
     def set_embedding(self, embedding: Tensor | np.ndarray, original_size: tuple[int, int]) -> None:
         """Take an image that was encoded earlier. original_size: its (height, width).
@@ -162,11 +171,14 @@ class SamPredictor:
                 f"embedding of shape {tuple(embedding.shape)}; one image of this model has (1, 256, {side}, {side})"
             )
         self.features = embedding
-        self.original_size = tuple(int(side) for side in original_size)
+        height, width = original_size
+        self.original_size = int(height), int(width)
 
-    def _require_image(self) -> None:
-        if not self.is_image_set:
+    def _image(self) -> "_Encoded":
+        """What `set_image` left. Raises RuntimeError where nothing was set."""
+        if self.features is None or self.original_size is None:
             raise RuntimeError("no image yet: call set_image first")
+        return _Encoded(self.features, self.original_size)
 
     # ---------------------------------------------------------------- coordinates of the original -> of the frame
 
@@ -198,9 +210,7 @@ class SamPredictor:
     def _sizes(self, original_size: tuple[int, int] | None, new_size: tuple[int, int] | None) -> tuple[int, int]:
         if new_size is not None and tuple(new_size) != self.new_size:
             raise ValueError(f"new_size {tuple(new_size)}: this model's frame is {self.new_size}")
-        if original_size is None:
-            self._require_image()
-        return original_size or self.original_size
+        return original_size or self._image().original_size
 
     # ---------------------------------------------------------------- prompts -> masks
 
@@ -235,10 +245,10 @@ class SamPredictor:
         self, objects: Sequence[ObjectPrompt], multimask_output: bool = True, return_logits: bool = False
     ) -> Masks:
         """N objects, each with prompts of its own kind and number. Raises PromptError, RuntimeError."""
-        self._require_image()
+        height, width = self._image().original_size
         for number, prompt in enumerate(objects):
             self._check(prompt, "" if len(objects) == 1 else f"object {number}: ")
-        outputs, (height, width) = 3 if multimask_output else 1, self.original_size
+        outputs = 3 if multimask_output else 1
         step = max(1, PIXELS_AT_ONCE // (outputs * max(height * width, self.model.image_size**2)))
         parts: list[Masks] = []
         order: list[int] = []
@@ -278,7 +288,7 @@ class SamPredictor:
         point_coords: (N, P, 2), point_labels: (N, P); boxes: (N, 4); mask_input: (N, 1, S/4, S/4) logits.
         -> masks (N, K, H, W) bool or logits, iou (N, K), low_res (N, K, S/4, S/4). Raises PromptError, RuntimeError.
         """
-        self._require_image()
+        self._image()
         prompts = Prompts(
             point_coords, point_labels, boxes, None if mask_input is None else self._probabilities(mask_input)
         )
@@ -290,14 +300,16 @@ class SamPredictor:
     def decode(self, prompts: Prompts, multimask_output: bool) -> Prediction:
         """Prompts in the S x S frame, masks as probabilities -> logits (N, K, S/4, S/4), iou (N, K)."""
         rows = next(len(p) for p in prompts if p is not None)
-        return self.model.predict(self.features.expand(rows, -1, -1, -1), prompts.to(self.device), multimask_output)
+        features = self._image().features.expand(rows, -1, -1, -1)
+        return self.model.predict(features, prompts.to(self.device), multimask_output)
 
     def upscale(self, low_res: Tensor) -> Tensor:
         """(N, K, S/4, S/4) -> (N, K, H, W) float32, bilinear: first to the frame, then to the image."""
         logits = self.model.upscale(low_res)
-        if tuple(logits.shape[-2:]) == self.original_size:
+        size = self._image().original_size
+        if tuple(logits.shape[-2:]) == size:
             return logits
-        return F.interpolate(logits, size=self.original_size, mode="bilinear", align_corners=False)
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
     def _probabilities(self, mask_input: Tensor) -> Tensor:
         """What the caller hands in -> what the model reads."""
@@ -311,18 +323,18 @@ class SamPredictor:
     def logits_of(self, mask: np.ndarray) -> np.ndarray:
         """A mask of the image (H, W), from anywhere, -> `mask_input` (S/4, S/4) for it."""
         mask = np.asarray(mask)
-        self._require_image()
-        if mask.shape != self.original_size:
-            raise PromptError(f"mask of shape {mask.shape}; the image has {self.original_size}")
+        size = self._image().original_size
+        if mask.shape != size:
+            raise PromptError(f"mask of shape {mask.shape}; the image has {size}")
         side = self.model.image_size // 4
         share = cv2.resize(mask.astype(bool).astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
         return CONFIDENT * (2 * share - 1)
 
     def _check(self, prompt: ObjectPrompt, name: str) -> None:
         """Raise PromptError where a prompt lies outside the image."""
-        height, width = self.original_size
+        height, width = self._image().original_size
         where = f"the image of {width} x {height} pixels"
-        if prompt.points is not None:
+        if prompt.points is not None and prompt.labels is not None:
             given = prompt.points[prompt.labels != ABSENT]
             outside = ~((given >= 0) & (given <= (width, height))).all(axis=1)  # not a number is outside as well
             if outside.any():
@@ -334,14 +346,15 @@ class SamPredictor:
                 raise PromptError(
                     f"{name}box {_numbers(prompt.box)} has no area; give x0 y0 x1 y1 with x0 < x1 and y0 < y1"
                 )
-            if not (0 <= x0 and x1 <= width and 0 <= y0 and y1 <= height):
+            if not (x0 >= 0 and x1 <= width and y0 >= 0 and y1 <= height):
                 raise PromptError(f"{name}box {_numbers(prompt.box)} reaches outside {where}; clip it to the image")
 
     def _stack(self, objects: list[ObjectPrompt]) -> Prompts:
         """Objects with prompts of one kind and number -> rows in the S x S frame, on the device; masks as they came."""
 
         def rows(values: list[np.ndarray | None]) -> Tensor | None:
-            return None if values[0] is None else torch.from_numpy(np.stack(values)).to(self.device)
+            there = [value for value in values if value is not None]
+            return torch.from_numpy(np.stack(there)).to(self.device) if there else None
 
         points, labels, boxes, masks = (rows(list(values)) for values in zip(*objects))
         return Prompts(
@@ -367,7 +380,7 @@ def _objects_of(point_coords, point_labels, box, mask_input) -> tuple[list[Objec
         many = _depth(point_coords) == 3
         points = [_floats(p, "point_coords", (None, 2)) for p in (point_coords if many else [point_coords])]
         labels = [_labels(p) for p in (point_labels if many else [point_labels])]
-        if [len(p) for p in points] != [len(l) for l in labels]:
+        if [*map(len, points)] != [*map(len, labels)]:
             raise PromptError("point_coords and point_labels differ in number; give one label for each point")
         counts["point_coords"] = len(points) if many else None
     if box is not None:
@@ -389,8 +402,8 @@ def _objects_of(point_coords, point_labels, box, mask_input) -> tuple[list[Objec
     clicked = [points is not None and len(points[i]) > 0 for i in range(rows)]
     return [
         ObjectPrompt(
-            points[i] if clicked[i] else None,
-            labels[i] if clicked[i] else None,
+            points[i] if points is not None and clicked[i] else None,
+            labels[i] if labels is not None and clicked[i] else None,
             None if boxes is None else boxes[i],
             None if masks is None else masks[i],
         )
@@ -437,7 +450,8 @@ def _numbers(values: np.ndarray) -> str:
 def _alike(objects: Sequence[ObjectPrompt]) -> Iterator[list[int]]:
     """Groups of objects with the same kinds and number of prompts.
 
-    Absent points would make all equally long, but the model attends to those too: an object would depend on its company.
+    Absent points would make all equally long, but the model attends to those too: an object would depend on its
+    company.
     """
     groups: dict[tuple, list[int]] = {}
     for row, prompt in enumerate(objects):
@@ -460,7 +474,7 @@ def _check_shapes(prompts: Prompts, side: int) -> None:
         f"{name} of shape {tuple(value.shape)} instead of {want}"
         for name, value, want, right in (
             ("point_coords", points, "(N, P, 2)", lambda v: v.dim() == 3 and v.shape[2] == 2),
-            ("point_labels", labels, "(N, P)", lambda v: v.dim() == 2 and v.shape == points.shape[:2]),
+            ("point_labels", labels, "(N, P)", lambda v: points is not None and v.shape == points.shape[:2]),
             ("boxes", boxes, "(N, 4)", lambda v: v.dim() == 2 and v.shape[1] == 4),
             ("mask_input", masks, f"(N, 1, {side}, {side})", lambda v: v.dim() == 4 and v.shape[1:] == (1, side, side)),
         )

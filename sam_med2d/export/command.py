@@ -95,7 +95,9 @@ def write(
     served: Served,
     **facts: object,
 ) -> None:
-    """Write the file, and the int8 one beside it, each after its comparison. Raises UsageError where float32 is not equal."""
+    """Write the file, and the int8 one beside it, each after its comparison. Raises UsageError where float32 is not
+    equal.
+    """
     images = images_of(args.data_path, "test", COMPARED)
     facts = {"image_size": model.image_size, "channels": "BGR", "source": Path(args.sam_checkpoint).name, **facts}
     with placed(args.output) as path:
@@ -114,9 +116,8 @@ def write(
                 f"float32 may differ by {PARITY:.0e}"
             )
         if args.precision != "float32":
-            print(
-                f"mean Dice between the masks of {args.precision} and float32: {agreement(model, served(model, session), images):.4f}"
-            )
+            dice = agreement(model, served(model, session), images)
+            print(f"mean Dice between the masks of {args.precision} and float32: {dice:.4f}")
     print(f"{args.output}: {args.precision}, {_megabytes(args.output)}, largest difference {largest:.1e}")
     if args.quantize or args.quantize_out:
         _write_int8(args, model, proto, feeds, served, images, facts)

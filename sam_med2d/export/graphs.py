@@ -1,8 +1,8 @@
 """What is exported: modules of the same numbers as `Sam`, with the inputs and outputs that ONNX clients know.
 
-Two layers are rewritten, because runtimes on a CPU gain by it: attention (0.9 of the encoder's time in ONNX Runtime) and
-the adapter, whose convolutions become matrix products, which every runtime also has in int8 (there is no int8 transposed
-convolution in ONNX Runtime). `exporting.py` compares with the eager model before a file is written.
+Two layers are rewritten, because runtimes on a CPU gain by it: attention (0.9 of the encoder's time in ONNX Runtime)
+and the adapter, whose convolutions become matrix products, which every runtime also has in int8 (there is no int8
+transposed convolution in ONNX Runtime). `exporting.py` compares with the eager model before a file is written.
 """
 
 import copy
@@ -31,6 +31,10 @@ class AttentionGraph(nn.Module):
       a constant that picks the row's and the column's, and no bias of queries x keys is ever built.
     - The scale is in the weights of q.
     """
+
+    table_h: Tensor
+    table_w: Tensor
+    picks: Tensor
 
     def __init__(self, attention: Attention, map_size: int, batch: int | None) -> None:
         super().__init__()
@@ -91,17 +95,14 @@ class AttentionGraph(nn.Module):
 class AdapterGraph(nn.Module):
     """`Adapter` with its convolutions as products of gathered neighbourhoods and a weight matrix. (B, H, W, C).
 
-    The transposed convolution (4 x 4, stride 2) is four 2 x 2 convolutions, one for each parity of output row and column. (The
-    products of `Adapter` itself end in a `fold`, which opset 17 has not, and whose sums int8 would round.)
+    The transposed convolution (4 x 4, stride 2) is four 2 x 2 convolutions, one for each parity of output row and
+    column. (The products of `Adapter` itself end in a `fold`, which opset 17 has not, and whose sums int8 would round.)
     """
 
     def __init__(self, adapter: Adapter) -> None:
         super().__init__()
         self.channel, self.norm = adapter.channel, adapter.norm
-        down, up = (
-            adapter.spatial[0].weight.detach(),
-            adapter.spatial[2].weight.detach(),
-        )  # (out, in, 3, 3), (in, out, 4, 4)
+        down, up = (layer.weight.detach() for layer in adapter.convolutions())  # (out, in, 3, 3), (in, out, 4, 4)
         self.down = nn.Parameter(down.permute(2, 3, 1, 0).reshape(-1, down.shape[0]).contiguous())
         taps = ([3, 1], [2, 0])  # of the kernel, that meet input i - 1 and i (even outputs), or i and i + 1 (odd ones)
         self.up = nn.ParameterList(
@@ -134,12 +135,16 @@ class EncoderGraph(nn.Module):
     batch: a fixed B, which runtimes plan for, or None for any.
     """
 
+    early: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, model: Sam, *, preprocess: bool = False, batch: int | None = 1) -> None:
         super().__init__()
         encoder: ImageEncoder = model.image_encoder
         self.image_size, self.preprocess, self.batch = model.image_size, preprocess, batch
         self.patch_embed, self.pos_embed, self.neck = encoder.patch_embed, encoder.pos_embed, encoder.neck
-        self.blocks = nn.ModuleList(self._block(block) for block in encoder.blocks)
+        self.blocks = nn.ModuleList(self._block(block) for block in encoder.blocks if isinstance(block, Block))
         self.register_buffer("early", _rounded_down(model.image_size) if preprocess else None)
         self.register_buffer("pixel_mean", model.pixel_mean.clone())
         self.register_buffer("pixel_std", model.pixel_std.clone())
@@ -147,8 +152,9 @@ class EncoderGraph(nn.Module):
     def _block(self, block: Block) -> Block:
         rewritten = copy.copy(block)  # a block of the same weights; the model keeps its own layers
         rewritten._modules = dict(block._modules)
-        rewritten.attn = AttentionGraph(block.attn, self.image_size // 16, self.batch)
-        rewritten.Adapter = None if block.Adapter is None else AdapterGraph(block.Adapter)
+        layers = rewritten._modules
+        layers["attn"] = AttentionGraph(block.attn, self.image_size // 16, self.batch)
+        layers["Adapter"] = None if block.Adapter is None else AdapterGraph(block.Adapter)
         return rewritten
 
     def forward(self, input_image: Tensor) -> Tensor:
@@ -169,8 +175,9 @@ class EncoderGraph(nn.Module):
 
 
 def _rounded_down(size: int) -> Tensor:
-    """Where OpenCV's nearest neighbour takes the pixel before the exact one: it multiplies by the inverse of size / side in
-    float64, and so falls short of some whole numbers (in 34 of the first 1500 sides). (LARGEST_SIDE + 1, size) int8, 0 or 1.
+    """Where OpenCV's nearest neighbour takes the pixel before the exact one: it multiplies by the inverse of size /
+    side in float64, and so falls short of some whole numbers (in 34 of the first 1500 sides). (LARGEST_SIDE + 1, size)
+    int8, 0 or 1.
 
     A table, because runtimes round such products in ways of their own.
     """
@@ -193,13 +200,15 @@ class DecoderGraph(nn.Module):
     orig_im_size      (2,) float: height and width of the masks that come out
     -> masks (N, K, H, W) and low_res_masks (N, K, S/4, S/4), logits; iou_predictions (N, K)
 
-    K is 4, SAM's single mask first; with `single_mask` 1, the best of the other three by predicted IoU, as the eager model
-    is used. Where objects have points but no box, the eager model appends one absent point. So does the graph, unless the last
-    point of all objects is absent already: clients of SAM send it, clients of SAM-Med2D do not.
+    K is 4, SAM's single mask first; with `single_mask` 1, the best of the other three by predicted IoU, as the eager
+    model is used. Where objects have points but no box, the eager model appends one absent point. So does the graph,
+    unless the last point of all objects is absent already: clients of SAM send it, clients of SAM-Med2D do not.
 
     stability_score: in place of the predicted IoU. extra_metrics: five outputs, see `output_names`.
     longest_side: for clients that scaled the longest side to S and padded at the right and the bottom.
     """
+
+    image_pe: Tensor
 
     def __init__(
         self,

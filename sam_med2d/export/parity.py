@@ -101,8 +101,8 @@ def eager_outputs(
 
 
 def agreement(model: Sam, other: Sam, images: list[np.ndarray]) -> float:
-    """Mean Dice between the masks of two models, for 8 random boxes an image: of outputs 1 to 3, or of the best where a file
-    has no other."""
+    """Mean Dice between the masks of two models, for 8 random boxes an image: of outputs 1 to 3, or of the best where a
+    file has no other."""
     values = []
     for number, image in enumerate(images):
         found, predictors = [], []

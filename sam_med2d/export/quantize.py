@@ -1,7 +1,7 @@
 """Static int8: weights and activations of every linear layer and of the adapters' convolutions in 8 bits.
 
-Products of activations among themselves (attention), norms and softmax stay float32. Ranges come from real images: calibrate on
-pictures of the kind that the model will see.
+Products of activations among themselves (attention), norms and softmax stay float32. Ranges come from real images:
+calibrate on pictures of the kind that the model will see.
 """
 
 import logging
@@ -54,7 +54,7 @@ def quantize(proto: onnx.ModelProto, feeds: Iterator[dict[str, np.ndarray]]) -> 
 
 
 def _linear_layers(proto: onnx.ModelProto) -> list[str]:
-    """The names of the products with a constant matrix. Those with the tables of relative positions, of which there is one a
-    row, are small and stay as they are."""
+    """The names of the products with a constant matrix. Those with the tables of relative positions, of which there is
+    one a row, are small and stay as they are."""
     matrices = {tensor.name for tensor in proto.graph.initializer if len(tensor.dims) == 2}
     return [node.name for node in proto.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in matrices]

@@ -19,7 +19,7 @@ from torch import Tensor
 from sam_med2d.errors import UsageError
 from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam
 from segment_anything.modeling.prompt_encoder import labels_of_corners
-from segment_anything.modeling.sam import PIXEL_MEAN, PIXEL_STD
+from segment_anything.modeling.sam import PIXEL_MEAN, PIXEL_STD, normalised
 
 BACKENDS = ("onnxruntime", "openvino")
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # as OpenVINO calls them
@@ -67,7 +67,10 @@ class OpenVinoSession:
         os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
         openvino = _imported("openvino")
         self.path = Path(path)
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
+        settings: dict[str, str | int] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+        }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         compiled = _opened(self.path, lambda: openvino.Core().compile_model(str(path), "CPU", settings))
@@ -122,18 +125,23 @@ class RuntimeEncoder:
                 "export it without"
             )
         self.session = session
-        self.batch, self.image_size = shape[0], shape[-1]
+        self.batch, self.image_size = shape[0], fixed(shape[-1], session.path)
         self.pixel_mean, self.pixel_std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-
-    preprocess = Sam.preprocess  # it needs no more than the two tensors
 
     def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor:
         """images: (B, 3, S, S) uint8, BGR; content as in `Sam.preprocess` -> (B, 256, S / 16, S / 16)."""
-        ready = self.preprocess(images, content).numpy()
+        ready = normalised(images, content, self.pixel_mean, self.pixel_std).numpy()
         steps = [ready[i : i + self.batch] for i in range(0, len(ready), self.batch)] if self.batch else [ready]
         return torch.from_numpy(
             np.concatenate([self.session({"input_image": step})["image_embeddings"] for step in steps])
         )
+
+
+def fixed(side: int | None, path: Path) -> int:
+    """The side of an input that must not be left open. Raises UsageError where it is."""
+    if side is None:
+        raise UsageError(f"{path}: leaves the size of its input open; export it with this project's export scripts")
+    return side
 
 
 class RuntimeDecoder:
@@ -146,7 +154,7 @@ class RuntimeDecoder:
                 f"{session.path}: has not the inputs of a decoder; export one with scripts/export_onnx_model.py"
             )
         self.session = session
-        self.image_size = 4 * session.inputs["mask_input"][-1]
+        self.image_size = 4 * fixed(session.inputs["mask_input"][-1], session.path)
 
     def predict(self, embeddings: Tensor, prompts: Prompts, multimask_output: bool | None) -> Prediction:
         """As `Sam.predict`. Raises UsageError where a file of the best mask alone is asked for another one."""
@@ -167,7 +175,7 @@ def decoder_inputs(embeddings: Tensor, prompts: Prompts, size: tuple[int, int]) 
     """Prompts of `Sam.predict` -> what the decoder's graph reads. size: height and width of its `masks`."""
     rows = next(len(p) for p in prompts if p is not None)
     points, labels = torch.zeros(rows, 0, 2), torch.zeros(rows, 0)
-    if prompts.points is not None:
+    if prompts.points is not None and prompts.labels is not None:
         points, labels = prompts.points.float(), prompts.labels.float()
         if prompts.boxes is None:  # the model's own rule; the graph follows it for clients that do not
             points = torch.cat([points, torch.zeros(rows, 1, 2)], dim=1)
@@ -224,5 +232,7 @@ def open_session(backend: str, path: str | Path, threads: int | None = None, pre
 def open_runtime(
     backend: str, encoder: str | Path, decoder: str | Path, *, threads: int | None = None, precision: str = "float32"
 ) -> RuntimeSam:
-    """backend: one of BACKENDS; precision: of the encoder's computation, the decoder's is always float32. Raises UsageError."""
+    """backend: one of BACKENDS; precision: of the encoder's computation, the decoder's is always float32. Raises
+    UsageError.
+    """
     return RuntimeSam(open_session(backend, encoder, threads, precision), open_session(backend, decoder, threads))

@@ -93,7 +93,9 @@ def open_model(
     encoder_adapter: bool | None = None,
     device: str | None = None,
 ) -> Sam:
-    """The model of a weight file, on its device; what is not given is as the file says. Raises CheckpointError, UsageError."""
+    """The model of a weight file, on its device; what is not given is as the file says. Raises CheckpointError,
+    UsageError.
+    """
     on = best_device(device)
     if image_size is not None and (image_size < 32 or image_size % 32):
         raise UsageError(f"--image_size must be a multiple of 32, not {image_size}")

@@ -1,4 +1,5 @@
-"""What one person does in the app, without the app: an image, its objects, clicks and boxes, undo, and files to take away.
+"""What one person does in the app, without the app: an image, its objects, clicks and boxes, undo, and files to take
+away.
 
     session = AnnotationSession({"adapters": model})
     session.open("scan.nii.gz")
@@ -144,7 +145,9 @@ class AnnotationSession:
     # ---------------------------------------------------------------- what people do
 
     def click(self, x: float, y: float, foreground: bool) -> Action:
-        """Added to the earlier prompts of the object on this slice; their mask is fed back. Raises PromptError, DataError."""
+        """Added to the earlier prompts of the object on this slice; their mask is fed back. Raises PromptError,
+        DataError.
+        """
         before = self.last(self.current)
         points, labels = ([*before.points], [*before.labels]) if before else ([], [])
         return self._predict(
@@ -240,7 +243,9 @@ class AnnotationSession:
         return labels
 
     def save(self, folder: Path) -> list[Path]:
-        """Label maps as PNG (a file a slice with objects), as one NIfTI volume, and COCO. Raises DataError: nothing to save."""
+        """Label maps as PNG (a file a slice with objects), as one NIfTI volume, and COCO. Raises DataError: nothing to
+        save.
+        """
         slices = sorted({action.slice for action in self.actions})
         if self.scan is None or not slices:
             raise DataError("nothing to save yet: click on the image, or draw a box")
@@ -263,7 +268,9 @@ class AnnotationSession:
         return written
 
     def _save_volume(self, slices: list[int], path: Path) -> list[Path]:
-        """The label volume on the grid of the file that was opened. -> [path], or nothing where SimpleITK is not installed."""
+        """The label volume on the grid of the file that was opened. -> [path], or nothing where SimpleITK is not
+        installed.
+        """
         try:
             from sam_med2d.volumes.scans import write_labels
         except ImportError:

@@ -78,6 +78,12 @@ def join_clicks(earlier: Clicks | None, more: Clicks) -> Clicks:
     return more if earlier is None else tuple(torch.cat(parts, dim=1) for parts in zip(earlier, more))
 
 
+def clicks_in(prompts: Prompts) -> Clicks:
+    """The clicks of prompts that have some."""
+    assert prompts.points is not None and prompts.labels is not None, "no clicks"
+    return prompts.points, prompts.labels
+
+
 def corrective_clicks(masks: Tensor, predicted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Clicks on wrong pixels: foreground where the object was missed, background where too much was marked.
 

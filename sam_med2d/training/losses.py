@@ -54,7 +54,8 @@ def objective(prediction: Prediction, logits: Tensor, masks: Tensor) -> dict[str
         "dice": (share * dice_terms).sum(dim=1).mean(),
         "iou": iou_error(prediction.iou, logits, target).mean(),
     }
-    return {"loss": sum(WEIGHTS[name] * term for name, term in terms.items()), **terms}
+    focal_part, dice_part, iou_part = (WEIGHTS[name] * term for name, term in terms.items())
+    return {"loss": focal_part + dice_part + iou_part, **terms}
 
 
 def output_shares(cost: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sam_med2d.data.batch import Batch
 from sam_med2d.evaluation.metrics import dice
-from sam_med2d.prompts.clicks import Clicks, boxes_of, clicks_on, corrective_clicks, join_clicks, shift_boxes
+from sam_med2d.prompts.clicks import Clicks, boxes_of, clicks_in, clicks_on, corrective_clicks, join_clicks, shift_boxes
 from sam_med2d.seeds import seed_of
 from sam_med2d.training.learner import Learner
 from sam_med2d.training.losses import objective
@@ -63,7 +63,8 @@ class StartingPrompts(NamedTuple):
         """Of every object, in order: absent ones where it started from a box."""
         rows, device = len(self.box_rows) + len(self.click_rows), self.click_rows.device
         points, labels = torch.zeros(rows, 1, 2, device=device), torch.full((rows, 1), ABSENT, device=device)
-        points[self.click_rows], labels[self.click_rows] = self.clicks.points, self.clicks.labels
+        own_points, own_labels = clicks_in(self.clicks)
+        points[self.click_rows], labels[self.click_rows] = own_points, own_labels
         return points, labels
 
 
@@ -128,8 +129,8 @@ def judge(model: Sam, kind: str, prediction: Prediction, masks: Tensor, multimas
 def plan_of_corrections(rounds: int, click_counts: Sequence[int], draw: random.Random) -> Iterator[int]:
     """How many clicks each correction has; 0 (the mask alone) in the last and in one of rounds 1 .. rounds - 2.
 
-    Plans shorter than the paper's 8 keep most of their rounds for clicks: below 5 only the last has the mask alone, below 3
-    none.
+    Plans shorter than the paper's 8 keep most of their rounds for clicks: below 5 only the last has the mask alone,
+    below 3 none.
     """
     alone = {rounds - 1} if rounds > 2 else set()
     if rounds > 4:
@@ -139,8 +140,8 @@ def plan_of_corrections(rounds: int, click_counts: Sequence[int], draw: random.R
 
 
 def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step: int) -> dict[str, Tensor]:
-    """A start from boxes and clicks, which trains everything that is trained, then the recipe's corrections, each with a
-    step of its own for the decoder side (SAM-Med2D paper, section 3.3).
+    """A start from boxes and clicks, which trains everything that is trained, then the recipe's corrections, each with
+    a step of its own for the decoder side (SAM-Med2D paper, section 3.3).
 
     step: the number of the batch in the run, which with the recipe's seed decides every draw.
     Returns detached scalars: the loss and its terms as means over rounds, and Dice by kind of prompt and by round.
@@ -168,7 +169,7 @@ def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step
         with learner.autocast():
             prompts = correction_prompts(last, masks, clicks, uniform, earlier)
             if clicks and recipe.keep_clicks:
-                earlier = prompts.points, prompts.labels
+                earlier = clicks_in(prompts)
             prediction = model.predict(embeddings, prompts, multimask_output=None)
             last = judge(model, "clicks" if clicks else "mask", prediction, masks, recipe.multimask)
         learner.step(last.losses["loss"])

@@ -57,8 +57,8 @@ class Progress:
         self.loss_count += 1
 
     def end_epoch(self, validation_dice: dict[str, float] | None) -> None:
-        """Judge the epoch by the mean of the modes' validation Dice; by the training loss where the data has no val index
-        ({}); not at all where this is not an epoch for it (None)."""
+        """Judge the epoch by the mean of the modes' validation Dice; by the training loss where the data has no val
+        index ({}); not at all where this is not an epoch for it (None)."""
         self.epoch += 1
         if validation_dice:
             name, value = "validation Dice", sum(validation_dice.values()) / len(validation_dice)

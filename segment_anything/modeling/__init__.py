@@ -5,16 +5,16 @@ from .sam import Prediction, Prompts, Sam, best_of
 
 __all__ = [
     "ABSENT",
-    "Adapter",
     "BACKGROUND",
     "FOREGROUND",
-    "ImageEncoder",
     "MULTIPLE",
+    "SINGLE",
+    "Adapter",
+    "ImageEncoder",
     "MaskDecoder",
     "Prediction",
     "PromptEncoder",
     "Prompts",
-    "SINGLE",
     "Sam",
     "best_of",
 ]

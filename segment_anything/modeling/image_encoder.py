@@ -50,17 +50,23 @@ class Adapter(nn.Module):
         spatial = self._spatial_products(gated) if products else self.spatial(gated)
         return self.norm(x + spatial.permute(0, 2, 3, 1))
 
+    def convolutions(self) -> tuple[nn.Conv2d, nn.ConvTranspose2d]:
+        """The two of the spatial path: down by 2, and up again."""
+        down, _, up, _ = self.spatial
+        assert isinstance(down, nn.Conv2d) and isinstance(up, nn.ConvTranspose2d)
+        return down, up
+
     def _spatial_products(self, x: Tensor) -> Tensor:
         """`spatial` as two matrix products. (B, C, H, W) -> the same shape.
 
         On a CPU a convolution first rearranges its weights; for a few pixels that takes longer than the arithmetic.
         """
-        down, up = self.spatial[0], self.spatial[2]
+        down, up = self.convolutions()
         size = x.shape[2:]
-        neighbours = F.unfold(x, down.kernel_size, padding=down.padding, stride=down.stride)  # B, 9 C, HW / 4
+        neighbours = F.unfold(x, 3, padding=1, stride=2)  # B, 9 C, HW / 4
         small = F.linear(neighbours.transpose(1, 2), down.weight.flatten(1)).relu()
         spread = (small @ up.weight.flatten(1)).transpose(1, 2)  # B, 16 C, HW / 4
-        return F.fold(spread, size, up.kernel_size, padding=up.padding, stride=up.stride).relu()
+        return F.fold(spread, size, 4, padding=1, stride=2).relu()
 
 
 class Attention(nn.Module):
@@ -175,7 +181,7 @@ class ImageEncoder(nn.Module):
         )
 
     def adapters(self) -> list[Adapter]:
-        return [block.Adapter for block in self.blocks if block.Adapter is not None]
+        return [layer for layer in (block.Adapter for block in self.blocks) if isinstance(layer, Adapter)]
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1:] != (3, self.img_size, self.img_size):

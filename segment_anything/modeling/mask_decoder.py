@@ -1,5 +1,7 @@
 """The mask decoder: image embedding + prompt tokens -> four masks and their predicted IoU (SAM paper, appendix A)."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ class MLP(nn.Module):
     def __init__(self, channels: int, hidden: int, out: int, depth: int) -> None:
         super().__init__()
         widths = [channels] + [hidden] * (depth - 1) + [out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

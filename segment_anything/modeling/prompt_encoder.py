@@ -14,6 +14,8 @@ TOP_LEFT, BOTTOM_RIGHT = 2, 3  # a box is two points of these kinds
 class RandomPositions(nn.Module):
     """Fourier features of positions in the unit square, by a fixed Gaussian matrix (Tancik et al. 2020)."""
 
+    positional_encoding_gaussian_matrix: Tensor
+
     def __init__(self, features: int) -> None:
         super().__init__()
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, features))
@@ -90,7 +92,7 @@ class PromptEncoder(nn.Module):
     def _embed_points(self, coordinates: Tensor, labels: Tensor) -> Tensor:
         """coordinates: (N, P, 2), labels: (N, P) in -1..3 -> (N, P, C)."""
         positions = self.pe_layer((coordinates.float() + 0.5) / self.image_size)  # + 0.5: the pixel's centre
-        kinds = torch.cat([self.not_a_point_embed.weight, *(e.weight for e in self.point_embeddings)])
+        kinds = torch.cat([layer.get_parameter("weight") for layer in (self.not_a_point_embed, *self.point_embeddings)])
         kind = kinds[labels.long() + 1]
         return torch.where((labels == ABSENT).unsqueeze(-1), kind, positions + kind)
 

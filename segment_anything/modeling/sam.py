@@ -51,7 +51,24 @@ def best_of(prediction: Prediction) -> Prediction:
     return Prediction(logits.gather(1, best[..., None, None].expand(-1, -1, *logits.shape[2:])), iou.gather(1, best))
 
 
+def normalised(images: Tensor, content: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:
+    """As `Sam.preprocess`, for whoever has no Sam. mean, std: (3, 1, 1)."""
+    values = (images.float() - mean) / std
+    if content is None:
+        return values
+    position = torch.arange(images.shape[-1], device=images.device)
+    top, left, height, width = (side.unsqueeze(1) for side in content.unbind(1))
+    inside_y = (position >= top) & (position < top + height)
+    inside_x = (position >= left) & (position < left + width)
+    return values * (inside_y.unsqueeze(2) & inside_x.unsqueeze(1)).unsqueeze(1)
+
+
 class Sam(nn.Module):
+    """The whole model: image encoder, prompt encoder and mask decoder, under SAM's names."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
         super().__init__()
         self.image_encoder = image_encoder
@@ -74,14 +91,7 @@ class Sam(nn.Module):
         content: (B, 4) int, top, left, height, width of the picture in its frame; what lies outside is padding,
         which is zero after normalisation. None: the pictures fill their frames.
         """
-        normalised = (images.float() - self.pixel_mean) / self.pixel_std
-        if content is None:
-            return normalised
-        position = torch.arange(images.shape[-1], device=images.device)
-        top, left, height, width = (side.unsqueeze(1) for side in content.unbind(1))
-        inside_y = (position >= top) & (position < top + height)
-        inside_x = (position >= left) & (position < left + width)
-        return normalised * (inside_y.unsqueeze(2) & inside_x.unsqueeze(1)).unsqueeze(1)
+        return normalised(images, content, self.pixel_mean, self.pixel_std)
 
     def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor:
         """images as in `preprocess` -> embeddings (B, 256, S / 16, S / 16)."""
@@ -93,7 +103,10 @@ class Sam(nn.Module):
         multimask_output: True for the three guesses, False for the single mask, None for all four
         (the single mask first).
         """
-        points = None if prompts.points is None else (prompts.points, prompts.labels)
+        points = None
+        if prompts.points is not None:
+            assert prompts.labels is not None, "points come with labels"
+            points = (prompts.points, prompts.labels)
         sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
         return Prediction(
             *self.mask_decoder(

@@ -66,7 +66,9 @@ def test_adapter_is_the_models(height, width):
 
 @pytest.mark.parametrize("opset", [14, 17])
 def test_other_exporters_can_take_the_encoder_as_it_is(model, opset, tmp_path):
-    """A tracer sees the convolutions of the adapters, not the products that a CPU computes, which have no form in ONNX."""
+    """A tracer sees the convolutions of the adapters, not the products that a CPU computes, which have no form in
+    ONNX.
+    """
     image = torch.randn(1, 3, model.image_size, model.image_size)
     torch.onnx.export(
         model.image_encoder,

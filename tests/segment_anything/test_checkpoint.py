@@ -105,7 +105,7 @@ def training_checkpoint(weights: dict[str, Tensor]) -> dict[str, object]:
 
 
 WRITERS = {
-    "bare state dict": lambda w, p: saved(w, p),
+    "bare state dict": saved,
     "bare, before PyTorch 1.6": lambda w, p: saved(w, p, _use_new_zipfile_serialization=False),
     "parameters instead of tensors": lambda w, p: saved({n: nn.Parameter(t) for n, t in w.items()}, p),
     "pickled Adam": lambda w, p: saved({"model": w, "optimizer": used_optimizer(w, torch.optim.Adam)}, p),

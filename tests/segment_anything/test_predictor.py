@@ -1,4 +1,6 @@
-"""SamPredictor and SammedPredictor: coordinates, many objects, bad input, recorded outputs, and callers of the original."""
+"""SamPredictor and SammedPredictor: coordinates, many objects, bad input, recorded outputs, and callers of the
+original.
+"""
 
 from argparse import Namespace
 
@@ -76,7 +78,9 @@ def test_shapes_and_types(predictor) -> None:
 
 
 def test_what_the_model_is_asked(predictor, model, image) -> None:
-    """Stretched with nearest neighbour to the frame, in BGR; coordinates with it; up to the image by two bilinear steps."""
+    """Stretched with nearest neighbour to the frame, in BGR; coordinates with it; up to the image by two bilinear
+    steps.
+    """
     frame = cv2.resize(image[..., ::-1], (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
     points = torch.tensor([[[50.0, 40.0], [3.0, 70.0]]]) * torch.tensor([SIDE / WIDTH, SIDE / HEIGHT])
     boxes = torch.tensor([BOX]) * torch.tensor([SIDE / WIDTH, SIDE / HEIGHT]).repeat(2)
@@ -302,7 +306,7 @@ def test_bad_tensors(predictor, prompt, message) -> None:
 
 
 @pytest.mark.parametrize("kind", RECORDED_PROMPTS)
-def test_answers_of_the_original(kind, original, recorded) -> None:  # noqa: F811
+def test_answers_of_the_original(kind, original, recorded) -> None:
     """Through the predictor, whose image is as large as the frame here; each recorded row has an image of its own."""
     model, embeddings = original
     for row in range(2):
@@ -340,7 +344,9 @@ def args(model, tmp_path_factory) -> Namespace:
 
 
 def test_a_caller_of_sam_med2d(args, image, model) -> None:
-    """As its notebook and its page do it: a Namespace, a click, the sigmoid by the caller, several boxes by predict_torch."""
+    """As its notebook and its page do it: a Namespace, a click, the sigmoid by the caller, several boxes by
+    predict_torch.
+    """
     from segment_anything.predictor_sammed import SammedPredictor
 
     caller = SammedPredictor(sam_model_registry["vit_t"](args).to(args.device))

@@ -50,7 +50,9 @@ def round_of(logits: Tensor, masks: Tensor) -> Round:
 
 @pytest.mark.parametrize("rounds", range(10))
 def test_the_mask_is_alone_at_the_end_and_once_before(rounds):
-    """The mask alone: never in two rounds or fewer, from three on in the last, from five on in an earlier one as well."""
+    """The mask alone: never in two rounds or fewer, from three on in the last, from five on in an earlier one as
+    well.
+    """
     earlier = set()
     for seed in range(100):
         plan = list(plan_of_corrections(rounds, [1, 3, 5, 9], random.Random(seed)))
@@ -131,7 +133,7 @@ def test_a_correction_is_the_last_mask_with_clicks_on_its_errors(clicks):
     prompts = correction_prompts(round_of(logits, predicted), masks, clicks, uniform_from(generator()))
     assert prompts.boxes is None
     torch.testing.assert_close(prompts.masks, 1 / (1 + (-logits).exp()))  # probabilities, not logits
-    assert 0 <= prompts.masks.min() and prompts.masks.max() <= 1
+    assert prompts.masks.min() >= 0 and prompts.masks.max() <= 1
     if not clicks:
         assert prompts.points is prompts.labels is None
         return

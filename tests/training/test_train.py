@@ -246,7 +246,9 @@ def test_few_objects_start_from_boxes_and_from_clicks(count: int) -> None:
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_corrections_replace_the_clicks_before_them_or_keep_them(keep: bool, monkeypatch) -> None:
-    """Two clicks a correction; the clicks that are kept stay where they were, with an absent one for a start from a box."""
+    """Two clicks a correction; the clicks that are kept stay where they were, with an absent one for a start from a
+    box.
+    """
     trainer = Trainer("--iter_point", "3", "--point_list", "2", "--keep_clicks", str(keep))
     asked = []
     original = trainer.model.predict
