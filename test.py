@@ -24,13 +24,13 @@ import torch
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from sam_med2d.cli import add_flag, check_numbers, finish
+from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.datasets import TestingDataset, test_loader
 from sam_med2d.data.index import Index
 from sam_med2d.data.metadata import Describer
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.distributed import Processes, join_processes
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.errors import DataError
 from sam_med2d.evaluation import estimates as estimates_room
 from sam_med2d.evaluation import gallery, report
 from sam_med2d.evaluation import summary as tables
@@ -162,13 +162,10 @@ def named_modes(args: argparse.Namespace) -> list[Mode]:
     return [parse_mode(f"{at_once}shot" if at_once > 1 else f"{iterative}pts")]
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> Path:
     """-> the folder of the run."""
-    args = parse_args(argv)
-    try:
-        return run(args, join_processes())
-    except (DataError, CheckpointError, UsageError) as error:
-        finish(error)
+    return run(parse_args(argv), join_processes())
 
 
 def run(args: argparse.Namespace, processes: Processes) -> Path:

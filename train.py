@@ -20,7 +20,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from sam_med2d.cli import add_flag, check_numbers, finish
+from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.batch import collate
 from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loader
 from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
@@ -174,19 +174,17 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     return args
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    try:
-        if args.resume:
-            args = parse_args(argv, defaults=flags_of_run(args.resume))
-        elif (models_folder(args) / "last.pth").exists() and not args.overwrite:
-            raise UsageError(
-                f"{models_folder(args) / 'last.pth'} is there already: go on with --resume, choose another "
-                "--run_name, or start anew with --overwrite"
-            )
-        run(args)
-    except (DataError, CheckpointError, UsageError) as error:
-        finish(error)
+    if args.resume:
+        args = parse_args(argv, defaults=flags_of_run(args.resume))
+    elif (models_folder(args) / "last.pth").exists() and not args.overwrite:
+        raise UsageError(
+            f"{models_folder(args) / 'last.pth'} is there already: go on with --resume, choose another "
+            "--run_name, or start anew with --overwrite"
+        )
+    run(args)
 
 
 def run(args: argparse.Namespace) -> None:

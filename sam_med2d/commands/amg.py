@@ -21,14 +21,13 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from sam_med2d.cli import add_flag, finish
+from sam_med2d.cli import add_flag, ending_in_one_line
 from sam_med2d.data.reading import read_image
 from sam_med2d.drawing import overlay
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.errors import UsageError
 from sam_med2d.image_files import check_output, find_images, without_endings, write_picture
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
 from segment_anything import SamAutomaticMaskGenerator
-from segment_anything.checkpoint import CheckpointError
 from segment_anything.files import replacing
 
 COLUMNS = (
@@ -83,12 +82,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (DataError, CheckpointError, UsageError) as error:
-        finish(error)
+    run(parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from xxhash import xxh3_64_intdigest
 
 from sam_med2d import drawing
-from sam_med2d.cli import finish
+from sam_med2d.cli import ending_in_one_line
 from sam_med2d.data.arrow_copy import Columns
 from sam_med2d.data.index import Index, find_index, root_of
 from sam_med2d.data.index_build import index_columns
@@ -520,13 +520,10 @@ def run(args: argparse.Namespace) -> bool:
     return not set(counts) - set(args.allow)
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        if not run(args):
-            raise SystemExit(1)
-    except (DataError, UsageError) as error:
-        finish(error)
+    if not run(parse_args(argv)):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from sam_med2d.cli import add_flag, finish
+from sam_med2d.cli import add_flag, ending_in_one_line
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation import estimates as estimates_room
 from sam_med2d.evaluation.columns import METRICS
@@ -75,12 +75,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        print(compare(args))
-    except (DataError, UsageError) as error:
-        finish(error)
+    print(compare(parse_args(argv)))
 
 
 def compare(args: argparse.Namespace) -> str:

@@ -18,15 +18,14 @@ import argparse
 import os
 from pathlib import Path
 
-from sam_med2d.cli import add_flag, finish
+from sam_med2d.cli import add_flag, ending_in_one_line, finish
 from sam_med2d.convert.classes import Classes, parse_classes
 from sam_med2d.convert.objects import PAPER_MIN_AREA, PAPER_MIN_ASPECT, Preparation
 from sam_med2d.convert.pipeline import convert
 from sam_med2d.convert.splits import Splits, read_split_file
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.errors import UsageError
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
 
-EXTRAS = "pip install -r requirements-data.txt"
 CASE_HELP = (
     "regular expression; its first group in a picture's path (below --images, without ending) is the case, such as "
     "'(.+)_\\d+'"
@@ -411,14 +410,11 @@ def _convert(args: argparse.Namespace, find, converter, sources: list[Path]) -> 
     )
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         args.run(args)
-    except (DataError, UsageError) as error:
-        finish(error)
-    except ModuleNotFoundError as error:
-        finish(f"{error.name} is not installed: {EXTRAS}")
     except KeyboardInterrupt:
         finish("stopped; the same command goes on where this one was")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sam_med2d.cli import check_numbers, finish
+from sam_med2d.cli import check_numbers, ending_in_one_line
 from sam_med2d.data.cache import PackedCache, open_cache
 from sam_med2d.data.datasets import shrunk, start_worker
 from sam_med2d.data.index import Index, read_index
@@ -93,13 +93,10 @@ def run(args: argparse.Namespace) -> int:
     return len(wrong)
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        if run(args):
-            raise SystemExit(1)
-    except (DataError, UsageError) as error:
-        finish(error)
+    if run(parse_args(argv)):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

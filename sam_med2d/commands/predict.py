@@ -32,16 +32,15 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from sam_med2d.cli import add_flag, finish
+from sam_med2d.cli import add_flag, ending_in_one_line
 from sam_med2d.coco import Annotations
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.drawing import overlay
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.errors import DataError
 from sam_med2d.image_files import ENDINGS, check_output, find_images, without_endings, write_picture
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
 from sam_med2d.inference.prompt_tables import Wanted, prompt_of, wanted_by_file
 from segment_anything import BACKGROUND, FOREGROUND, PromptError, SamPredictor
-from segment_anything.checkpoint import CheckpointError
 from segment_anything.files import replacing
 
 
@@ -87,12 +86,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (DataError, CheckpointError, UsageError) as error:
-        finish(error)
+    run(parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:
