@@ -1,11 +1,13 @@
 # make demo: install, then "SAM", "FT-SAM" and "SAM-Med2D" in small on data_demo/; leaves workdir/demo/
 # make test: install, then the tests
+# make wheel-check: build the wheel, install it outside this folder, and run it there
+# make test PYTHON=python3.13: with another Python (make clean first where .venv has been made with one)
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test clean
+.PHONY: demo test wheel-check clean
 
 demo: $(VENV)/installed
 	$(RUN) scripts/demo.py
@@ -14,16 +16,19 @@ test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 --ignore tests/test_notebook.py
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/test_notebook.py    # by itself: twice it took down a worker that others had used
 
+wheel-check: $(VENV)/installed-dev
+	PYTHON=$(RUN) scripts/check_wheel.sh
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: requirements.txt | $(VENV)/bin/python
-	$(RUN) -m pip install -q -r requirements.txt
+$(VENV)/installed: pyproject.toml requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install -q -e .
 	touch $@
 
-$(VENV)/installed-dev: $(wildcard requirements*.txt) $(VENV)/installed
-	$(RUN) -m pip install -q -r requirements-dev.txt
-	touch $@
+$(VENV)/installed-dev: pyproject.toml requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install -q -e ".[dev]"
+	touch $@ $(VENV)/installed
 
 clean:
 	rm -rf $(VENV) workdir

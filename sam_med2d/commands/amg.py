@@ -1,10 +1,11 @@
 """Everything mode: all masks of an image, or of a folder of images, without prompts.
 
-    python scripts/amg.py --input scan.png --output workdir/everything
-    python scripts/amg.py --input images/ --output workdir/everything --convert-to-rle
-    python scripts/amg.py --input data_demo/images/mni152_axial_094.png --output workdir/everything \\
-        --checkpoint pretrain_model/vit_t_phantoms.safetensors --image_size 192 \\
-        --pred-iou-thresh 0.2 --stability-score-thresh 0.1                              # works as it stands
+    sam-med2d amg --input scan.png --output workdir/everything
+    sam-med2d amg --input images/ --output workdir/everything --convert-to-rle
+    sam-med2d amg --input data_demo/images/mni152_axial_094.png --output workdir/everything \\
+        --checkpoint small --image_size 192 --pred-iou-thresh 0.2 --stability-score-thresh 0.1     # works as it stands
+
+In a clone, `python scripts/amg.py ...` is the same.
 
 Options and files are those of SAM's script. For each image a folder with 0.png, 1.png ... (0/255, the most certain first)
 and metadata.csv; with --convert-to-rle one JSON file instead, a list of masks as COCO run lengths. Beside them

@@ -1,9 +1,11 @@
 """Open and check every file of a data folder's indexes, say what they hold, and write a copy of them without what is wrong.
 
-    python scripts/check_index.py data_demo --allow case                # exit status 0 if all else is well, 1 if not
-    python scripts/check_index.py data --sheet sheet.png                # a picture of random images with their masks
-    python scripts/check_index.py data --fix data/clean                 # then: train.py --data_path data/clean
-    python scripts/check_index.py data --allow empty duplicate          # what need not be well
+    sam-med2d check-index data_demo --allow case                # exit status 0 if all else is well, 1 if not
+    sam-med2d check-index data --sheet sheet.png                # a picture of random images with their masks
+    sam-med2d check-index data --fix data/clean                 # then: train.py --data_path data/clean
+    sam-med2d check-index data --allow empty duplicate          # what need not be well
+
+In a clone, `python scripts/check_index.py ...` is the same.
 
 What is looked for, with the names that --allow takes:
 

@@ -1,7 +1,9 @@
 """Turn any checkpoint of SAM or SAM-Med2D into a `.safetensors` file of weights alone.
 
-    python scripts/convert_checkpoint.py sam-med2d_b.pth
-    python scripts/convert_checkpoint.py workdir/last.pth --output small.safetensors --half
+    sam-med2d convert-checkpoint sam-med2d_b.pth
+    sam-med2d convert-checkpoint workdir/last.pth --output small.safetensors --half
+
+In a clone, `python scripts/convert_checkpoint.py ...` is the same.
 
 The optimizer and everything else that is no weight is dropped: the published SAM-Med2D file, 2.4 GB, becomes
 1.1 GB, or half of that with --half. Nothing that the file contains is executed. The result is read wherever a

@@ -1,11 +1,12 @@
 """Export the prompt encoder and mask decoder to ONNX, and compare the file with the eager model.
 
-    python scripts/export_onnx_model.py --checkpoint pretrain_model/sam-med2d_b.pth --output sam-med2d_b.decoder.onnx \\
+    sam-med2d export-decoder --checkpoint pretrain_model/sam-med2d_b.pth --output sam-med2d_b.decoder.onnx \\
         --model-type vit_b --return-single-mask
-    python scripts/export_onnx_model.py --checkpoint pretrain_model/vit_t_phantoms.safetensors \\
-        --output workdir/vit_t.decoder.onnx                             # seconds, with the weights that ship
+    sam-med2d export-decoder --checkpoint small --output workdir/vit_t.decoder.onnx      # seconds, with the weights that ship
 
-Inputs and outputs, for any number of objects and points (deploy/graphs.py has the details):
+In a clone, `python scripts/export_onnx_model.py ...` is the same.
+
+Inputs and outputs, for any number of objects and points (sam_med2d/export/graphs.py has the details):
 
     image_embeddings point_coords point_labels mask_input has_mask_input orig_im_size -> masks iou_predictions low_res_masks
 

@@ -1,9 +1,10 @@
 """Export the image encoder to ONNX, and compare the file with the eager model.
 
-    python scripts/export_onnx_encoder_model.py --sam_checkpoint pretrain_model/sam-med2d_b.pth \\
+    sam-med2d export-encoder --sam_checkpoint pretrain_model/sam-med2d_b.pth \\
         --output sam-med2d_b.encoder.onnx --model-type vit_b --image_size 256 --encoder_adapter True
-    python scripts/export_onnx_encoder_model.py --sam_checkpoint pretrain_model/vit_t_phantoms.safetensors \\
-        --output workdir/vit_t.encoder.onnx --quantize                  # seconds, with the weights that ship
+    sam-med2d export-encoder --sam_checkpoint small --output workdir/vit_t.encoder.onnx --quantize     # seconds, with the weights that ship
+
+In a clone, `python scripts/export_onnx_encoder_model.py ...` is the same.
 
 input_image -> image_embeddings (B, 256, S/16, S/16). input_image is (1, 3, S, S): stretched to S x S with nearest neighbour, BGR,
 normalised with the mean 123.675 116.28 103.53 and the deviation 58.395 57.12 57.375. With --use-preprocess it is (H, W, 3):

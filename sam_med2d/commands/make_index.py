@@ -1,12 +1,14 @@
 """Turn scans, label maps, masks or annotations into the folder that train.py and test.py read.
 
-    python scripts/make_index.py masks --images photos --masks masks --output data/mine
-    python scripts/make_index.py labelmaps --images frames --labels labels --classes liver=1 --case '(.+)_\\d+' --output data/mine
-    python scripts/make_index.py volumes --images scans --labels segmentations --classes labels.json --output data/mine
-    python scripts/make_index.py volumes --dicom study --window abdomen --output data/mine
-    python scripts/make_index.py nnunet nnUNet_raw/Dataset001_Name --output data/mine
-    python scripts/make_index.py coco --annotations instances.json --images photos --output data/mine
-    python scripts/make_index.py sa-med2d SAMed2Dv1 --output index
+    sam-med2d make-index masks --images photos --masks masks --output data/mine
+    sam-med2d make-index labelmaps --images frames --labels labels --classes liver=1 --case '(.+)_\\d+' --output data/mine
+    sam-med2d make-index volumes --images scans --labels segmentations --classes labels.json --output data/mine
+    sam-med2d make-index volumes --dicom study --window abdomen --output data/mine
+    sam-med2d make-index nnunet nnUNet_raw/Dataset001_Name --output data/mine
+    sam-med2d make-index coco --annotations instances.json --images photos --output data/mine
+    sam-med2d make-index sa-med2d SAMed2Dv1 --output index
+
+In a clone, `python scripts/make_index.py ...` is the same.
 
 Leaves in --output: images/ and masks/ (PNG, one object a mask), image2label_{train,val,test}.json, label2image_test.json and
 metadata.csv (case, modality, class, axis, slice, spacing of every mask). Splits are made by case, never by slice. A second run

@@ -1,7 +1,9 @@
 """Fill the packed cache of a split ahead of training: every image and every mask, decoded and resized, in a few large files.
 
-    python scripts/pack_dataset.py --cache /fast/disk --data_path data_demo
+    sam-med2d pack-dataset --cache /fast/disk --data_path data_demo
     python train.py --cache /fast/disk --data_path data_demo
+
+In a clone, `python scripts/pack_dataset.py ...` is the same.
 
 train.py fills the cache by itself, with what its first epochs draw. Packed ahead, the first epoch is fast too, and every
 file has been opened once. A second run packs only what is missing and what has changed since. Files that cannot be
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"left out: {line}", file=sys.stderr)
     if len(wrong) > BAD_SHOWN:
         print(
-            f"... and {len(wrong) - BAD_SHOWN} more; python scripts/check_index.py {args.data_path} lists them all",
+            f"... and {len(wrong) - BAD_SHOWN} more; sam-med2d check-index {args.data_path} lists them all",
             file=sys.stderr,
         )
     taken = sum(file.stat().st_blocks * 512 for file in Path(cache.folder).iterdir())

@@ -1,10 +1,12 @@
 """Segment an image, or a folder of images, from prompts.
 
-    python scripts/predict.py --input scan.png --box 30 40 120 150 --box 140 40 220 150
-    python scripts/predict.py --input scan.png --point 80 90 --background 20 30
-    python scripts/predict.py --input images/ --prompts prompts.json --output workdir/mine
-    python scripts/predict.py --input data_demo/images/mni152_axial_094.png --box 20 20 150 180 \\
-        --sam_checkpoint pretrain_model/vit_t_phantoms.safetensors --image_size 192        # works as it stands
+    sam-med2d predict --input scan.png --box 30 40 120 150 --box 140 40 220 150
+    sam-med2d predict --input scan.png --point 80 90 --background 20 30
+    sam-med2d predict --input images/ --prompts prompts.json --output workdir/mine
+    sam-med2d predict --input data_demo/images/mni152_axial_094.png --box 20 20 150 180 \\
+        --sam_checkpoint small --image_size 192        # works as it stands
+
+In a clone, `python scripts/predict.py ...` is the same.
 
 Prompts are in pixels of the image, x before y, 0 at the upper left; boxes are x0 y0 x1 y1, x1 and y1 one past the last.
 A prompts file is JSON or CSV; of an object it may hold a box, clicks (label 1 on the object, 0 off it) and a mask file:

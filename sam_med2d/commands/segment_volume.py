@@ -1,8 +1,10 @@
 """Segment a whole scan from prompts on one or a few slices.
 
-    python scripts/segment_volume.py --input ct.nii.gz --box 210 180 40 300 260 41
-    python scripts/segment_volume.py --input ct.nrrd --point 250 220 40 --background 300 220 40 --axis z --window liver
-    python scripts/segment_volume.py --input dicom_folder/ --prompts prompts.json --output labels.nii.gz --fuse
+    sam-med2d segment-volume --input ct.nii.gz --box 210 180 40 300 260 41
+    sam-med2d segment-volume --input ct.nrrd --point 250 220 40 --background 300 220 40 --axis z --window liver
+    sam-med2d segment-volume --input dicom_folder/ --prompts prompts.json --output labels.nii.gz --fuse
+
+In a clone, `python scripts/segment_volume.py ...` is the same.
 
 The input is NIfTI, NRRD, MHA/MHD, or a folder with the files of one DICOM series. Prompts are voxels of the volume as it is
 stored, x y z from 0, as viewers show them (ITK-SNAP counts from 1). A box is x0 y0 z0 x1 y1 z1, x1 y1 z1 one past the last
