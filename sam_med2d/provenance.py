@@ -69,8 +69,8 @@ def _in_pieces(file) -> str:  # Python 3.10
 def commit() -> str | None:
     """The commit of this code, "+changes" added where files differ from it; None where it is no checkout of its own.
 
-    Installed into an environment that lies in somebody else's repository, this code has no commit: that one is of the other
-    project. The package's version says what it is then.
+    Installed into an environment that lies in somebody else's repository, this code has no commit: the one that git
+    tells there is of the other project. The package's version says what it is then.
     """
     top = Path(__file__).resolve().parents[1]
 

@@ -1,6 +1,6 @@
 """The command `sam-med2d NAME ...`, which the doors scripts/NAME.py run as well.
 
-A command is a module with `main(argv)`. It is imported when it is asked for, so that the list of commands needs no torch.
+A command is a module with `main(argv)`. It is imported when it is asked for: the list of commands needs no torch.
 """
 
 import sys

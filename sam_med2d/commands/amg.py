@@ -3,7 +3,7 @@
     sam-med2d amg --input scan.png --output workdir/everything
     sam-med2d amg --input images/ --output workdir/everything --convert-to-rle
     sam-med2d amg --input data_demo/images/mni152_axial_094.png --output workdir/everything \\
-        --checkpoint small --image_size 192 --pred-iou-thresh 0.2 --stability-score-thresh 0.1     # works as it stands
+        --checkpoint small --image_size 192 --pred-iou-thresh 0.2 --stability-score-thresh 0.1      # as it stands
 
 In a clone, `python scripts/amg.py ...` is the same.
 

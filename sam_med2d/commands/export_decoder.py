@@ -2,7 +2,7 @@
 
     sam-med2d export-decoder --checkpoint pretrain_model/sam-med2d_b.pth --output sam-med2d_b.decoder.onnx \\
         --model-type vit_b --return-single-mask
-    sam-med2d export-decoder --checkpoint small --output workdir/vit_t.decoder.onnx      # seconds, with the weights that ship
+    sam-med2d export-decoder --checkpoint small --output workdir/vit_t.decoder.onnx             # seconds
 
 In a clone, `python scripts/export_onnx_model.py ...` is the same.
 

@@ -2,7 +2,7 @@
 
     sam-med2d export-encoder --sam_checkpoint pretrain_model/sam-med2d_b.pth \\
         --output sam-med2d_b.encoder.onnx --model-type vit_b --image_size 256 --encoder_adapter True
-    sam-med2d export-encoder --sam_checkpoint small --output workdir/vit_t.encoder.onnx --quantize     # seconds, with the weights that ship
+    sam-med2d export-encoder --sam_checkpoint small --output workdir/vit_t.encoder.onnx --quantize      # seconds
 
 In a clone, `python scripts/export_onnx_encoder_model.py ...` is the same.
 

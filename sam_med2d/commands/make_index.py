@@ -1,7 +1,7 @@
 """Turn scans, label maps, masks or annotations into the folder that train.py and test.py read.
 
     sam-med2d make-index masks --images photos --masks masks --output data/mine
-    sam-med2d make-index labelmaps --images frames --labels labels --classes liver=1 --case '(.+)_\\d+' --output data/mine
+    sam-med2d make-index labelmaps --images frames --labels labels --classes liver=1 --case '(.+)_\\d+' --output data/a
     sam-med2d make-index volumes --images scans --labels segmentations --classes labels.json --output data/mine
     sam-med2d make-index volumes --dicom study --window abdomen --output data/mine
     sam-med2d make-index nnunet nnUNet_raw/Dataset001_Name --output data/mine

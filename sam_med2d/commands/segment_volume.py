@@ -20,7 +20,7 @@ the area jumps. Slices are cut along --axis: z (axial), y (coronal), x (sagittal
 stored.
 
 Written: the labels, with the volume's own geometry; beside them a .csv (voxels, millilitres, slices, why each end is where it
-is) and a .png to look at. The volume is only read. Needs the packages of the extra "data": pip install "sam-med2d[data]".
+is) and a .png to look at. The volume is only read. Needs the extra "data": pip install "sam-med2d[data]".
 """
 
 import argparse

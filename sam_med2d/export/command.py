@@ -64,7 +64,10 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def load_for_export(args: argparse.Namespace) -> Sam:
-    """The model, with the GELU that was asked for; fills in the default of --data_path. Raises CheckpointError, UsageError."""
+    """The model, with the GELU that was asked for; the default of --data_path is filled in.
+
+    Raises CheckpointError, UsageError.
+    """
     if args.calibration_images < 1:
         raise UsageError("--calibration_images must be at least 1")
     if args.data_path is None:
@@ -104,7 +107,12 @@ def write(
 ) -> None:
     """Write the file, and the int8 one beside it, each after its comparison. Raises UsageError where float32 is not equal."""
     images = images_of(args.data_path, "test", COMPARED)
-    facts = {"image_size": model.image_size, "channels": "BGR", "source": Path(weights_file(args.sam_checkpoint)).name, **facts}
+    facts = {
+        "image_size": model.image_size,
+        "channels": "BGR",
+        "source": Path(weights_file(args.sam_checkpoint)).name,
+        **facts,
+    }
     with placed(args.output) as path:
         describe(proto, **facts, precision=args.precision)
         stored = proto

@@ -90,9 +90,7 @@ class OpenVinoSession:
 
 def _opened(path: Path, open_it: Callable):
     if not path.is_file():
-        raise UsageError(
-            f"{path}: not found; export it with sam-med2d export-encoder or sam-med2d export-decoder"
-        )
+        raise UsageError(f"{path}: not found; export it with sam-med2d export-encoder or sam-med2d export-decoder")
     try:
         return open_it()
     except Exception as error:  # each runtime raises its own kinds, for damaged files and unknown operators alike
@@ -108,8 +106,7 @@ class RuntimeEncoder:
         shape = session.inputs.get("input_image")
         if shape is None:
             raise UsageError(
-                f"{session.path}: has no input_image, so it is no encoder; export one with "
-                "sam-med2d export-encoder"
+                f"{session.path}: has no input_image, so it is no encoder; export one with sam-med2d export-encoder"
             )
         if len(shape) != 4:
             raise UsageError(

@@ -33,7 +33,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default=DEFAULT_CHECKPOINT,
         metavar="FILE",
-        help=f"any SAM or SAM-Med2D weights, or the word {SMALL} for the small ones of this package; default: %(default)s",
+        help=f"any SAM or SAM-Med2D weights, or {SMALL} for the small ones of this package; default: %(default)s",
     )
     group.add_argument("--model_type", "--model-type", choices=[*sam_model_registry], help="default: what the file is")
     group.add_argument(
@@ -46,7 +46,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_backend_flags(parser: argparse.ArgumentParser) -> None:
-    """For commands that only predict, which can do it on exported files too: `load_segmenter` opens what is asked for."""
+    """For commands that only predict, and so can run exported files too; `load_segmenter` opens what is asked for."""
     group = parser.add_argument_group("backend")
     group.add_argument(
         "--backend",
@@ -157,7 +157,7 @@ def open_model(
 
 
 def models_of(args: argparse.Namespace) -> dict[str, Segmenter]:
-    """What `load_segmenter` opens, with and without its adapters where it has any, by name; the one to start with first.
+    """What `load_segmenter` opens, by name; a model with adapters also without them, as the second.
 
     Raises CheckpointError, UsageError.
     """

@@ -71,9 +71,7 @@ def from_json(path: Path, text: str) -> Iterator[tuple[str, list[Wanted]]]:
 def _from_entry(entry: object, where: str) -> Wanted:
     known = {"name", "box", "points", "labels", "mask"}
     if not isinstance(entry, dict) or entry.keys() - known:
-        raise DataError(
-            f"{where}: must hold {', '.join(sorted(known))} and nothing else; see sam-med2d predict --help"
-        )
+        raise DataError(f"{where}: must hold {', '.join(sorted(known))} and nothing else; see sam-med2d predict --help")
     if not entry.keys() & {"box", "points", "mask"}:
         raise DataError(f"{where}: has neither box, points nor mask; add one")
     points = _array(entry.get("points") or None, (-1, 2), where, "points as [[x, y], ...]")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements-app.txt")
+pytest.importorskip("gradio", reason='gradio is not installed: pip install -e ".[app]"')
 
 import gradio
 
@@ -127,7 +127,7 @@ def test_files_hold_every_object(model, tmp_path):
 
 
 def test_a_volume_is_segmented_slice_by_slice_and_keeps_its_geometry(model, tmp_path):
-    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install -r requirements-data.txt")
+    sitk = pytest.importorskip("SimpleITK", reason='SimpleITK is not installed: pip install -e ".[data]"')
     grey = np.stack([read_image(str(p))[..., 0] for p in (IMAGE, OTHER_IMAGE, IMAGE)]).astype(np.int16) * 4 - 1000
     source = sitk.GetImageFromArray(grey[:, ::-1])  # stored from the back to the front: not the way it is shown
     source.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
@@ -148,7 +148,7 @@ def test_a_volume_is_segmented_slice_by_slice_and_keeps_its_geometry(model, tmp_
 
 
 def test_a_dicom_file_opens(model, tmp_path):
-    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install -r requirements-data.txt")
+    sitk = pytest.importorskip("SimpleITK", reason='SimpleITK is not installed: pip install -e ".[data]"')
     image = sitk.GetImageFromArray(read_image(str(IMAGE))[None, ..., 0].astype(np.int16))
     sitk.WriteImage(image, str(tmp_path / "slice.dcm"))
     session = opened(model, tmp_path / "slice.dcm")
