@@ -1,10 +1,10 @@
 # make demo: install, then "SAM", "FT-SAM" and "SAM-Med2D" in small on data_demo/; leaves workdir/demo/
 # make test: install, then the tests
 # make wheel-check: build the wheel, install it outside this folder, and run it there
-# make test PYTHON=python3.13: with another Python (make clean first where .venv has been made with one)
+# make test PYTHON=python3.13: with another Python, in an environment of its own, .venv-python3.13
 
 PYTHON ?= python3
-VENV := .venv
+VENV := .venv$(patsubst %,-%,$(filter-out python3,$(notdir $(PYTHON))))
 RUN := $(VENV)/bin/python
 
 .PHONY: demo test wheel-check clean
@@ -31,4 +31,4 @@ $(VENV)/installed-dev: pyproject.toml requirements.txt | $(VENV)/bin/python
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) workdir
+	rm -rf .venv .venv-* workdir

@@ -16,7 +16,6 @@ EXTRAS = {
     "onnxruntime": "deploy",
     "openvino": "deploy",
     "gradio": "app",
-    "nilearn": "dev",
 }
 
 

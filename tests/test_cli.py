@@ -1,6 +1,7 @@
 """How commands end: a person's mistake is one line and exit status 1, a fault of the program is a traceback."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from sam_med2d.inference.models import add_backend_flags, check_backend
 from sam_med2d.packages import EXTRAS, ForeignPackageError
 from segment_anything import checkpoint, images, predictor, predictor_sammed
 
+ROOT = Path(__file__).parents[1]
 KINDS = ("CheckpointError", "DataError", "ImageError", "PromptError", "UsageError")
 
 
@@ -90,7 +92,7 @@ def test_somebody_elses_package_is_one_line():
 
 def test_every_extra_of_the_table_is_declared_and_brings_its_package():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
-    with open("pyproject.toml", "rb") as file:
+    with open(ROOT / "pyproject.toml", "rb") as file:
         declared = tomllib.load(file)["project"]["optional-dependencies"]
     brought_as = {"PIL": "pillow"}
     for module, extra in EXTRAS.items():

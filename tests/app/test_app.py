@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 import cv2
@@ -173,7 +174,27 @@ def test_bad_input_leaves_the_session_as_it_was(model, tmp_path):
         AnnotationSession({models_room.WITHOUT: model}).click(1, 1, True)
 
 
+def test_a_volume_without_the_packages_for_it_names_the_extra(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    (tmp_path / "scan.nii.gz").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r'^scan.nii.gz: .* SimpleITK is not installed: pip install "sam-med2d\[data\]"'
+    ):
+        opened(model, tmp_path / "scan.nii.gz")
+
+
 # ---------------------------------------------------------------- the page
+
+
+def test_examples_are_offered_where_there_are_any(model, tmp_path, monkeypatch):
+    def example():
+        page = app.build({models_room.WITHOUT: model})
+        return next(block for block in page.blocks.values() if block.elem_id == "example")
+
+    monkeypatch.chdir(ROOT)
+    assert example().visible and IMAGE.name in [name for name, _ in example().choices]
+    monkeypatch.chdir(tmp_path)
+    assert not example().visible and not example().choices
 
 
 @pytest.fixture(scope="module")
