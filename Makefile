@@ -1,11 +1,14 @@
 # make demo: install, then "SAM", "FT-SAM" and "SAM-Med2D" in small on data_demo/; leaves workdir/demo/
 # make test: install, then the tests
+# make lint: faults, format and types; make format: mends what can be mended by itself
+# make wheel-check: build the wheel, install it outside this folder, and run it there
+# make test PYTHON=python3.13: with another Python, in an environment of its own, .venv-python3.13
 
 PYTHON ?= python3
-VENV := .venv
+VENV := .venv$(patsubst %,-%,$(filter-out python3,$(notdir $(PYTHON))))
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test clean
+.PHONY: demo test lint format wheel-check clean
 
 demo: $(VENV)/installed
 	$(RUN) scripts/demo.py
@@ -14,16 +17,28 @@ test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 --ignore tests/test_notebook.py
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/test_notebook.py    # by itself: twice it took down a worker that others had used
 
+lint: $(VENV)/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(VENV)/installed-dev
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+wheel-check: $(VENV)/installed-dev
+	PYTHON=$(RUN) scripts/check_wheel.sh
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: requirements.txt | $(VENV)/bin/python
-	$(RUN) -m pip install -q -r requirements.txt
+$(VENV)/installed: pyproject.toml requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install -q -e .
 	touch $@
 
-$(VENV)/installed-dev: $(wildcard requirements*.txt) $(VENV)/installed
-	$(RUN) -m pip install -q -r requirements-dev.txt
-	touch $@
+$(VENV)/installed-dev: pyproject.toml requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install -q -e ".[dev]"
+	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) workdir
+	rm -rf .venv .venv-* workdir

@@ -1,6 +1,6 @@
 """Segment in the browser: `python app.py`, the same as `sam-med2d app` (sam_med2d/app/page.py)."""
 
-from sam_med2d.app.page import main
+from sam_med2d.commands import run
 
 if __name__ == "__main__":
-    main()
+    run("app")

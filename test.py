@@ -24,13 +24,13 @@ import torch
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from sam_med2d.cli import add_flag, check_numbers, finish
+from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.datasets import TestingDataset, test_loader
 from sam_med2d.data.index import Index
 from sam_med2d.data.metadata import Describer
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.distributed import Processes, join_processes
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.errors import DataError
 from sam_med2d.evaluation import estimates as estimates_room
 from sam_med2d.evaluation import gallery, report
 from sam_med2d.evaluation import summary as tables
@@ -162,13 +162,10 @@ def named_modes(args: argparse.Namespace) -> list[Mode]:
     return [parse_mode(f"{at_once}shot" if at_once > 1 else f"{iterative}pts")]
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> Path:
     """-> the folder of the run."""
-    args = parse_args(argv)
-    try:
-        return run(args, join_processes())
-    except (DataError, CheckpointError, UsageError) as error:
-        finish(error)
+    return run(parse_args(argv), join_processes())
 
 
 def run(args: argparse.Namespace, processes: Processes) -> Path:
@@ -191,6 +188,10 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
 
     folder = Path(args.work_dir) / args.run_name
     folder.mkdir(parents=True, exist_ok=True)
+    made_from: dict[str, object] = {}
+    if processes.rank == 0:  # now, while the files are those that are read
+        prompts = {"prompts": args.prompt_path} if args.prompt_path else {}
+        made_from = provenance(device, {"weights": args.sam_checkpoint, "data": dataset.index.source, **prompts})
     own = range(processes.rank, len(dataset), processes.count)  # a share of the images
     loader = test_loader(Subset(dataset, own), args.batch_size, args.num_workers)
     scores = evaluate(
@@ -199,7 +200,7 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
     seconds = record(args, folder, processes.rank, dataset, own, scores, describer, annotator.strategy)
     processes.wait()
     if processes.rank == 0:
-        summarise(args, folder, dataset.index, device, processes.count, annotator.strategy, len(dataset) / seconds)
+        summarise(args, folder, dataset.index, made_from, processes.count, annotator.strategy, len(dataset) / seconds)
     return folder
 
 
@@ -224,12 +225,12 @@ def summarise(
     args: argparse.Namespace,
     folder: Path,
     index: Index,
-    device: torch.device,
+    made_from: dict[str, object],
     processes: int,
     strategy: str,
     speed: float,
 ) -> None:
-    """Merge the parts of all processes; print and write tables, provenance and report."""
+    """Merge the parts of all processes; print and write tables, provenance and report. made_from: of `provenance`."""
     write_rows(folder / f"rows.{args.rows_format}", (row for _, rows, _ in merged(folder, processes) for row in rows))
     (folder / f"rows.{'csv' if args.rows_format == 'parquet' else 'parquet'}").unlink(
         missing_ok=True
@@ -256,14 +257,7 @@ def summarise(
         "seed": args.seed,
         "model_type": args.model_type,
         "processes": processes,
-        **provenance(
-            device,
-            {
-                "weights": args.sam_checkpoint,
-                "data": index.source,
-                **({"prompts": args.prompt_path} if args.prompt_path else {}),
-            },
-        ),
+        **made_from,
         "flags": {name: value for name, value in vars(args).items() if name != "modes"},
         "tables": {name: to_records(table) for name, table in found.items()},
     }

@@ -20,7 +20,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from sam_med2d.cli import add_flag, check_numbers, finish
+from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.batch import collate
 from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loader
 from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
@@ -201,21 +201,19 @@ def learner_of(args: argparse.Namespace, model: Sam, steps_an_epoch: int) -> Lea
     )
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    try:
-        saved = None
-        if args.resume:
-            saved = SavedRun(args.resume)
-            args = parse_args(argv, defaults=saved.flags_to_go_on_with())
-        elif (models_folder(args) / "last.pth").exists() and not args.overwrite:
-            raise UsageError(
-                f"{models_folder(args) / 'last.pth'} is there already: go on with --resume, choose another "
-                "--run_name, or start anew with --overwrite"
-            )
-        run(args, saved)
-    except (DataError, CheckpointError, UsageError) as error:
-        finish(error)
+    saved = None
+    if args.resume:
+        saved = SavedRun(args.resume)
+        args = parse_args(argv, defaults=saved.flags_to_go_on_with())
+    elif (models_folder(args) / "last.pth").exists() and not args.overwrite:
+        raise UsageError(
+            f"{models_folder(args) / 'last.pth'} is there already: go on with --resume, choose another "
+            "--run_name, or start anew with --overwrite"
+        )
+    run(args, saved)
 
 
 def run(args: argparse.Namespace, saved: SavedRun | None) -> None:

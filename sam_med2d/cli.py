@@ -1,6 +1,11 @@
 """What the command lines of this project share: flags, checks of their values, and how a person's mistake ends."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from sam_med2d.packages import ForeignPackageError, missing_package
 
 
 def boolean(text: str) -> bool:
@@ -29,6 +34,29 @@ def check_numbers(
         parser.error(f"--image_size must be a multiple of 32, not {args.image_size}")
 
 
-def finish(message: object) -> None:
+def finish(message: object) -> NoReturn:
     """End the script with one line for people and a failing exit status."""
     raise SystemExit(f"error: {message}")
+
+
+@contextmanager
+def ending_in_one_line() -> Iterator[None]:
+    """Around a command, or as the decorator `@ending_in_one_line()` of its `main`.
+
+    What a person can mend, a `UserError` or a package of an extra that is not installed, ends the process with the line
+    `error: ...` on stderr and exit status 1. Every other error is a fault of the program and passes.
+    """
+    try:
+        yield
+    except ForeignPackageError as error:
+        finish(error)
+    except ModuleNotFoundError as error:
+        if line := missing_package(error):
+            finish(line)
+        raise
+    except ValueError as error:
+        from sam_med2d.errors import UserError  # only now: it loads the model, which is seconds
+
+        if isinstance(error, UserError):
+            finish(error)
+        raise

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+import sam_med2d.errors  # noqa: F401  says so first where segment_anything is somebody else's
 from segment_anything import ABSENT, FOREGROUND, ObjectPrompt, Prompts
 
 PREDICTION = (0, 140, 255)  # orange, filled

@@ -1,11 +1,23 @@
-"""What a person can mend: one line that says what is wrong, where, and what to do."""
+"""What a person can mend: one family of errors, each one line that says what is wrong, where, and what to do.
+
+`sam_med2d.cli.ending_in_one_line` turns every one of them into that line and a failing exit status.
+"""
+
+from sam_med2d.packages import foreign_package
+
+try:
+    from segment_anything import CheckpointError, ImageError, PromptError, UserError
+except ImportError as error:
+    raise foreign_package(error) from error
+
+__all__ = ["CheckpointError", "DataError", "ImageError", "PromptError", "UsageError", "UserError"]
 
 
-class UsageError(ValueError):
+class UsageError(UserError):
     """What a person asked for cannot be done. `str(error)` is one line that says why and what to do."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Bad input. `str(error)` is one line that names the file and says what to do.
 
     A DataLoader worker's exception is raised again by torch with the worker's traceback as its message,

@@ -27,7 +27,7 @@ def find_images(source: Path) -> tuple[Path, list[str]]:
     if not names:
         raise DataError(
             f"{source}: holds no image ({', '.join(ENDINGS)}); volumes and DICOM series are for "
-            "scripts/segment_volume.py"
+            "sam-med2d segment-volume"
         )
     return source, names
 

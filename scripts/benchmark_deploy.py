@@ -25,7 +25,7 @@ from sam_med2d.export.onnx_files import placed, save, trace_decoder, trace_encod
 from sam_med2d.export.parity import dice_table, encoder_inputs
 from sam_med2d.export.quantize import quantize
 from sam_med2d.inference.backends import OnnxRuntimeSession, RuntimeSam, open_runtime
-from sam_med2d.inference.models import add_model_flags, load_model
+from sam_med2d.inference.models import add_model_flags, add_threads_flag, load_model
 from segment_anything import Prompts, Sam
 
 CONTENDERS = {  # name: backend, file, precision
@@ -40,7 +40,7 @@ CONTENDERS = {  # name: backend, file, precision
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser)
     parser.set_defaults(device="cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    add_threads_flag(parser, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(
         "--folder",

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sam_med2d.commands.export_decoder import main
+from sam_med2d.commands import run
 
 if __name__ == "__main__":
-    main()
+    run("export-decoder")

@@ -174,7 +174,7 @@ def main() -> None:
             recent = recent[-1:]
             print(json.dumps(line), file=log, flush=True)
             bar.set_postfix({name: line[name] for name in ("loss", "box", "click", "corrected")})
-            save_weights(model.state_dict(), args.output, dtype=torch.float16)
+            save_weights(model.state_dict(), args.output.resolve(), dtype=torch.float16)  # the default is a link
         if progress >= 1:
             break
     log.close()

@@ -1,8 +1,8 @@
 from .automatic_mask_generator import SamAutomaticMaskGenerator
 from .build_sam import build_sam, build_sam_vit_b, build_sam_vit_h, build_sam_vit_l, sam_model_registry
-from .images import ImageError
+from .errors import CheckpointError, ImageError, PromptError, UserError
 from .modeling import ABSENT, BACKGROUND, FOREGROUND, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of
-from .predictor import Masks, ObjectPrompt, PromptError, SamPredictor
+from .predictor import Masks, ObjectPrompt, SamPredictor
 from .predictor_sammed import SammedPredictor
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "FOREGROUND",
     "MULTIPLE",
     "SINGLE",
+    "CheckpointError",
     "ImageError",
     "Masks",
     "ObjectPrompt",
@@ -21,6 +22,7 @@ __all__ = [
     "SamAutomaticMaskGenerator",
     "SamPredictor",
     "SammedPredictor",
+    "UserError",
     "best_of",
     "build_sam",
     "build_sam_vit_b",

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .errors import CheckpointError
 from .files import replacing
 from .modeling import Sam
 from .modeling.image_encoder import PATCH_SIZE, Block
@@ -31,10 +32,6 @@ CONSTANTS = {"pixel_mean", "pixel_std"}  # in some files; in the model they are 
 # never rounded: these 256 numbers are multiplied by coordinates, and cost as much accuracy as all others together
 FULL_PRECISION = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 LISTED = 10  # names shown in an error message
-
-
-class CheckpointError(ValueError):
-    """A weight file that cannot be used. One line: the file, what is wrong with it, and what to do."""
 
 
 class Architecture(NamedTuple):

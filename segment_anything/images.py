@@ -2,9 +2,7 @@
 
 import numpy as np
 
-
-class ImageError(ValueError):
-    """An array that is no picture. One line: what it is, and what it should be."""
+from .errors import ImageError
 
 
 def to_8_bits(values: np.ndarray) -> np.ndarray:

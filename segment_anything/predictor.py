@@ -23,15 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import PromptError
 from .images import to_bgr
 from .modeling import ABSENT, BACKGROUND, FOREGROUND, Prediction, Prompts
 
 PIXELS_AT_ONCE = 2**26  # of full-size logits that are held at a time, 256 MB
 CONFIDENT = 8.0  # the logit of a pixel that a person marked: probability 0.9997
-
-
-class PromptError(ValueError):
-    """A prompt that cannot be used. One line: what is wrong with it, and what to do."""
 
 
 class Segmenter(Protocol):

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import PromptError
 from .modeling import Prediction, Prompts, best_of
-from .predictor import PromptError, SamPredictor
+from .predictor import SamPredictor
 
 
 class SammedPredictor(SamPredictor):

@@ -20,6 +20,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+import sam_med2d
 import test as scoring
 from sam_med2d.data.metadata import class_beyond
 from sam_med2d.evaluation.rows import COLUMNS, Part, merged, write_rows
@@ -336,6 +337,7 @@ def test_results_say_what_they_were_made_from(score, data: Path, weights: Path, 
     assert results["weights_hash"] == digest(weights) and results["data_hash"] == digest(data / "label2image_test.json")
     assert results["seed"] == 3 and results["flags"]["sam_checkpoint"] == str(weights) and results["device"] == "cpu"
     assert results["versions"]["torch"] == torch.__version__ and results["python"].startswith("3.")
+    assert results["versions"]["sam-med2d"] == sam_med2d.__version__
     assert "commit" in results and "prompts_hash" not in results
     prompts = work / "sammed/prompts.json"
     score("--prompt_path", prompts, "--run_name", "again")

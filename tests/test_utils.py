@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam_med2d.cli import add_flag, boolean, finish
+from sam_med2d.cli import add_flag, boolean
 from sam_med2d.device import amp_dtype, best_device, seed_everything
 from sam_med2d.seeds import seed_of
 from segment_anything.files import replacing
@@ -126,9 +126,3 @@ def test_seeding_repeats_all_three_sources(seed):
     assert draws() == first
     seed_everything(seed + 1)
     assert all(a != b for a, b in zip(first, (random.random(), np.random.rand(), torch.rand(()).item())))
-
-
-def test_a_script_ends_with_one_line():
-    with pytest.raises(SystemExit) as ended:
-        finish(ValueError("file.json: not there"))
-    assert ended.value.code == "error: file.json: not there"  # a text: printed to stderr, exit status 1

@@ -1,8 +1,10 @@
 """Segment in the browser: clicks and boxes on a picture, a DICOM file or the slices of a volume.
 
-    python app.py                                                       # the small model that ships with the project
-    python app.py --sam_checkpoint pretrain_model/sam-med2d_b.pth
-    python app.py --backend openvino --precision bfloat16 --encoder_model b.encoder.onnx --decoder_model b.decoder.onnx
+    sam-med2d app                                                       # the small model that comes with the package
+    sam-med2d app --sam_checkpoint pretrain_model/sam-med2d_b.pth
+    sam-med2d app --backend openvino --precision bfloat16 --encoder_model b.encoder.onnx --decoder_model b.decoder.onnx
+
+In a clone, `python app.py ...` is the same.
 
 Left click: on the object. Right click: off the object. Drag: a box. Listens on this machine alone (127.0.0.1); nothing is sent
 anywhere, and uploads are deleted as soon as they are read. `--host 0.0.0.0` opens it to the network you are in.
@@ -14,31 +16,21 @@ import os
 import tempfile
 from pathlib import Path
 
-from sam_med2d.cli import finish
+from sam_med2d.cli import ending_in_one_line
 from sam_med2d.drawing import colour_of
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.errors import DataError, UsageError, UserError
 from sam_med2d.image_files import ENDINGS
-from sam_med2d.inference.backends import BACKENDS, PRECISIONS
-from sam_med2d.inference.models import WITH, WITHOUT, add_model_flags, models_of
+from sam_med2d.inference.models import SMALL, WITH, WITHOUT, add_backend_flags, add_model_flags, models_of
 from sam_med2d.inference.session import VOLUMES, AnnotationSession
-from segment_anything import PromptError
-from segment_anything.checkpoint import CheckpointError
 from segment_anything.predictor import Segmenter
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: no telemetry
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-try:
-    import gradio as gr
-except ImportError as missing:
-    raise SystemExit("error: Gradio is not installed: pip install -r requirements-app.txt") from missing
+import gradio as gr
 
-ROOT = Path(__file__).resolve().parents[2]
-
-SMALL_MODEL = str(ROOT / "pretrain_model/vit_t_phantoms.safetensors")
-
-EXAMPLES = ROOT / "data_demo/images"
+EXAMPLES = Path("data_demo/images")  # in the current folder, where that is a clone
 
 DRAG = 4  # CSS pixels; a shorter drag is a click
 
@@ -88,13 +80,8 @@ STYLE = """
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_flags(parser)
-    parser.set_defaults(sam_checkpoint=SMALL_MODEL)
-    group = parser.add_argument_group("exported models")
-    group.add_argument("--backend", choices=["pytorch", *BACKENDS], default="pytorch")
-    group.add_argument("--encoder_model", type=Path, metavar="FILE.onnx", help="for --backend onnxruntime and openvino")
-    group.add_argument("--decoder_model", type=Path, metavar="FILE.onnx", help="the same")
-    group.add_argument("--precision", choices=[*PRECISIONS], default="float32", help="of OpenVINO's computation")
-    group.add_argument("--threads", type=int, help="default: all cores")
+    parser.set_defaults(sam_checkpoint=SMALL)
+    add_backend_flags(parser)
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1")
     group.add_argument("--port", type=int, default=7860)
@@ -103,14 +90,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument("--max_upload", type=int, default=500, metavar="MB", help="default: %(default)s")
     args = parser.parse_args(argv)
-    exported = [args.encoder_model, args.decoder_model]
-    if args.backend == "pytorch" and any(exported):
-        parser.error("--encoder_model and --decoder_model are for --backend onnxruntime or openvino: say which")
-    if args.backend != "pytorch" and not all(exported):
-        parser.error(f"--backend {args.backend} needs --encoder_model and --decoder_model")
-    for name in ("max_upload", "threads"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1")
+    if args.max_upload < 1:
+        parser.error("--max_upload must be at least 1")
     return args
 
 
@@ -123,7 +104,9 @@ def build(models: dict[str, Segmenter]) -> gr.Blocks:
                 upload = gr.File(
                     label="Image, DICOM or volume", file_types=[*ENDINGS, *VOLUMES, ".gz"], elem_id="upload", height=160
                 )
-                example = gr.Dropdown(examples, value=None, label="Examples", elem_id="example", interactive=True)
+                example = gr.Dropdown(
+                    examples, value=None, label="Examples", elem_id="example", interactive=True, visible=bool(examples)
+                )
                 slider = gr.Slider(0, 1, 0, step=1, label="Slice", visible=False, elem_id="slice")
                 adapters = gr.Checkbox(
                     WITH in models, label="Adapters", interactive=len(models) > 1, elem_id="adapters"
@@ -164,7 +147,7 @@ def build(models: dict[str, Segmenter]) -> gr.Blocks:
                 session = session or AnnotationSession(models)
                 try:
                     action(session, *values)
-                except (DataError, PromptError) as error:
+                except UserError as error:
                     raise gr.Error(str(error), print_exception=False) from error
                 return shown(session)
 
@@ -179,7 +162,7 @@ def build(models: dict[str, Segmenter]) -> gr.Blocks:
                 else:
                     height, width = session.scan.slices.shape[1:3]
                     session.click(float(min(int(x), width - 1)), float(min(int(y), height - 1)), event.foreground)
-            except (DataError, PromptError) as error:
+            except UserError as error:
                 raise gr.Error(str(error), print_exception=False) from error
             return shown(session)
 
@@ -278,14 +261,13 @@ def launch(args: argparse.Namespace, **options):
     )
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         launch(args)
-    except (CheckpointError, UsageError) as error:
-        finish(error)
     except OSError as error:
-        finish(f"port {args.port} cannot be opened ({error}); choose another --port")
+        raise UsageError(f"port {args.port} cannot be opened ({error}); choose another --port") from error
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Everything mode: all masks of an image, or of a folder of images, without prompts.
 
-    python scripts/amg.py --input scan.png --output workdir/everything
-    python scripts/amg.py --input images/ --output workdir/everything --convert-to-rle
-    python scripts/amg.py --input data_demo/images/mni152_axial_094.png --output workdir/everything \\
-        --checkpoint pretrain_model/vit_t_phantoms.safetensors --image_size 192 \\
-        --pred-iou-thresh 0.2 --stability-score-thresh 0.1                              # works as it stands
+    sam-med2d amg --input scan.png --output workdir/everything
+    sam-med2d amg --input images/ --output workdir/everything --convert-to-rle
+    sam-med2d amg --input data_demo/images/mni152_axial_094.png --output workdir/everything \\
+        --checkpoint small --image_size 192 --pred-iou-thresh 0.2 --stability-score-thresh 0.1      # as it stands
+
+In a clone, `python scripts/amg.py ...` is the same.
 
 Options and files are those of SAM's script. For each image a folder with 0.png, 1.png ... (0/255, the most certain first)
 and metadata.csv; with --convert-to-rle one JSON file instead, a list of masks as COCO run lengths. Beside them
@@ -21,14 +22,13 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from sam_med2d.cli import add_flag, finish
+from sam_med2d.cli import add_flag, ending_in_one_line
 from sam_med2d.data.reading import read_image
 from sam_med2d.drawing import overlay
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.errors import UsageError
 from sam_med2d.image_files import check_output, find_images, without_endings, write_picture
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
 from segment_anything import SamAutomaticMaskGenerator
-from segment_anything.checkpoint import CheckpointError
 from segment_anything.files import replacing
 
 COLUMNS = (
@@ -83,12 +83,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (DataError, CheckpointError, UsageError) as error:
-        finish(error)
+    run(parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,9 +1,11 @@
 """Open and check every file of a data folder's indexes, say what they hold, and write a copy of them without what is wrong.
 
-    python scripts/check_index.py data_demo --allow case                # exit status 0 if all else is well, 1 if not
-    python scripts/check_index.py data --sheet sheet.png                # a picture of random images with their masks
-    python scripts/check_index.py data --fix data/clean                 # then: train.py --data_path data/clean
-    python scripts/check_index.py data --allow empty duplicate          # what need not be well
+    sam-med2d check-index data_demo --allow case                # exit status 0 if all else is well, 1 if not
+    sam-med2d check-index data --sheet sheet.png                # a picture of random images with their masks
+    sam-med2d check-index data --fix data/clean                 # then: train.py --data_path data/clean
+    sam-med2d check-index data --allow empty duplicate          # what need not be well
+
+In a clone, `python scripts/check_index.py ...` is the same.
 
 What is looked for, with the names that --allow takes:
 
@@ -37,7 +39,7 @@ from tqdm import tqdm
 from xxhash import xxh3_64_intdigest
 
 from sam_med2d import drawing
-from sam_med2d.cli import finish
+from sam_med2d.cli import ending_in_one_line
 from sam_med2d.data.arrow_copy import Columns
 from sam_med2d.data.index import Index, find_index, root_of
 from sam_med2d.data.index_build import index_columns
@@ -520,13 +522,10 @@ def run(args: argparse.Namespace) -> bool:
     return not set(counts) - set(args.allow)
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        if not run(args):
-            raise SystemExit(1)
-    except (DataError, UsageError) as error:
-        finish(error)
+    if not run(parse_args(argv)):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Finished runs of test.py side by side: means, the best in bold, and differences with an interval and a test.
 
-    python scripts/compare_runs.py workdir/sam workdir/ft-sam workdir/sam-med2d --names SAM FT-SAM SAM-Med2D
-    python scripts/compare_runs.py workdir/sam workdir/sam-med2d --by dataset --modes bbox 1pt --format latex
-    python scripts/compare_runs.py workdir/a workdir/b --metric hd95 --reference workdir/b --format csv > table.csv
+    sam-med2d compare-runs workdir/sam workdir/ft-sam workdir/sam-med2d --names SAM FT-SAM SAM-Med2D
+    sam-med2d compare-runs workdir/sam workdir/sam-med2d --by dataset --modes bbox 1pt --format latex
+    sam-med2d compare-runs workdir/a workdir/b --metric hd95 --reference workdir/b --format csv > table.csv
+
+In a clone, `python scripts/compare_runs.py ...` is the same.
 
 The first command makes the paper's first table (models x modes and speed), the second its second table (data sets x
 modes and models, with the mask-weighted row). Everything is computed on the objects that all runs scored, matched by
@@ -22,7 +24,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from sam_med2d.cli import add_flag, finish
+from sam_med2d.cli import add_flag, ending_in_one_line
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation import estimates as estimates_room
 from sam_med2d.evaluation.columns import METRICS
@@ -75,12 +77,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        print(compare(args))
-    except (DataError, UsageError) as error:
-        finish(error)
+    print(compare(parse_args(argv)))
 
 
 def compare(args: argparse.Namespace) -> str:

@@ -1,7 +1,9 @@
 """Turn any checkpoint of SAM or SAM-Med2D into a `.safetensors` file of weights alone.
 
-    python scripts/convert_checkpoint.py sam-med2d_b.pth
-    python scripts/convert_checkpoint.py workdir/last.pth --output small.safetensors --half
+    sam-med2d convert-checkpoint sam-med2d_b.pth
+    sam-med2d convert-checkpoint workdir/last.pth --output small.safetensors --half
+
+In a clone, `python scripts/convert_checkpoint.py ...` is the same.
 
 The optimizer and everything else that is no weight is dropped: the published SAM-Med2D file, 2.4 GB, becomes
 1.1 GB, or half of that with --half. Nothing that the file contains is executed. The result is read wherever a
@@ -9,21 +11,22 @@ checkpoint is expected.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
-from segment_anything.checkpoint import CheckpointError, describe, read_weights, save_weights
+from sam_med2d.cli import ending_in_one_line
+from sam_med2d.errors import CheckpointError, UsageError
+from segment_anything.checkpoint import describe, read_weights, save_weights
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="the file to convert")
     parser.add_argument("--output", type=Path, help="the file to write; default: the same name with .safetensors")
     parser.add_argument("--half", action="store_true", help="store float16: half the size, values to 3 digits")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def convert(source: Path, output: Path, half: bool) -> None:
@@ -41,19 +44,17 @@ def megabytes(path: Path) -> str:
     return f"{path.stat().st_size / 1e6:.1f} MB"
 
 
-def main() -> None:
-    args = parse_args()
+@ending_in_one_line()
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     output = args.output or args.checkpoint.with_suffix(".safetensors")
     if output.suffix != ".safetensors":
-        sys.exit(f"{output}: the output is a safetensors file; end its name in .safetensors")
+        raise UsageError(f"{output}: the output is a safetensors file; end its name in .safetensors")
     if output.exists() and not args.overwrite:
-        sys.exit(f"{output}: exists; choose another --output, or replace it with --overwrite")
+        raise UsageError(f"{output}: exists; choose another --output, or replace it with --overwrite")
     if not output.parent.is_dir():
-        sys.exit(f"{output}: there is no folder {output.parent}; create it first")
-    try:
-        convert(args.checkpoint, output, args.half)
-    except CheckpointError as error:
-        sys.exit(str(error))
+        raise UsageError(f"{output}: there is no folder {output.parent}; create it first")
+    convert(args.checkpoint, output, args.half)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Export the prompt encoder and mask decoder to ONNX, and compare the file with the eager model.
 
-    python scripts/export_onnx_model.py --checkpoint pretrain_model/sam-med2d_b.pth --output sam-med2d_b.decoder.onnx \\
+    sam-med2d export-decoder --checkpoint pretrain_model/sam-med2d_b.pth --output sam-med2d_b.decoder.onnx \\
         --model-type vit_b --return-single-mask
-    python scripts/export_onnx_model.py --checkpoint pretrain_model/vit_t_phantoms.safetensors \\
-        --output workdir/vit_t.decoder.onnx                             # seconds, with the weights that ship
+    sam-med2d export-decoder --checkpoint small --output workdir/vit_t.decoder.onnx             # seconds
 
-Inputs and outputs, for any number of objects and points (deploy/graphs.py has the details):
+In a clone, `python scripts/export_onnx_model.py ...` is the same.
+
+Inputs and outputs, for any number of objects and points (sam_med2d/export/graphs.py has the details):
 
     image_embeddings point_coords point_labels mask_input has_mask_input orig_im_size -> masks iou_predictions low_res_masks
 
@@ -17,20 +18,13 @@ import copy
 
 import numpy as np
 
-try:
-    import onnx  # noqa: E401, F401
-    import onnxruntime
-except ImportError as missing:
-    raise SystemExit(f"error: {missing.name} is not installed: pip install -r requirements-deploy.txt") from missing
-from sam_med2d.cli import finish
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.cli import ending_in_one_line
 from sam_med2d.export.command import add_export_flags, load_for_export, write
 from sam_med2d.export.graphs import DecoderGraph
 from sam_med2d.export.onnx_files import trace_decoder
 from sam_med2d.export.parity import PROMPT_KINDS, decoder_differences, prompts_of
 from sam_med2d.inference.backends import RuntimeDecoder, Session, decoder_inputs
 from segment_anything import Sam, SamPredictor
-from segment_anything.checkpoint import CheckpointError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,12 +53,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (CheckpointError, DataError, UsageError) as error:
-        finish(error)
+    run(parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,9 +1,10 @@
 """Export the image encoder to ONNX, and compare the file with the eager model.
 
-    python scripts/export_onnx_encoder_model.py --sam_checkpoint pretrain_model/sam-med2d_b.pth \\
+    sam-med2d export-encoder --sam_checkpoint pretrain_model/sam-med2d_b.pth \\
         --output sam-med2d_b.encoder.onnx --model-type vit_b --image_size 256 --encoder_adapter True
-    python scripts/export_onnx_encoder_model.py --sam_checkpoint pretrain_model/vit_t_phantoms.safetensors \\
-        --output workdir/vit_t.encoder.onnx --quantize                  # seconds, with the weights that ship
+    sam-med2d export-encoder --sam_checkpoint small --output workdir/vit_t.encoder.onnx --quantize      # seconds
+
+In a clone, `python scripts/export_onnx_encoder_model.py ...` is the same.
 
 input_image -> image_embeddings (B, 256, S/16, S/16). input_image is (1, 3, S, S): stretched to S x S with nearest neighbour, BGR,
 normalised with the mean 123.675 116.28 103.53 and the deviation 58.395 57.12 57.375. With --use-preprocess it is (H, W, 3):
@@ -17,20 +18,13 @@ from functools import partial
 import numpy as np
 import torch
 
-try:
-    import onnx  # noqa: E401, F401
-    import onnxruntime
-except ImportError as missing:
-    raise SystemExit(f"error: {missing.name} is not installed: pip install -r requirements-deploy.txt") from missing
-from sam_med2d.cli import finish
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.cli import ending_in_one_line
 from sam_med2d.export.command import add_export_flags, load_for_export, write
 from sam_med2d.export.graphs import EncoderGraph
 from sam_med2d.export.onnx_files import trace_encoder
 from sam_med2d.export.parity import encoder_difference, encoder_inputs
 from sam_med2d.inference.backends import RuntimeEncoder, Session
 from segment_anything import Sam
-from segment_anything.checkpoint import CheckpointError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,12 +44,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (CheckpointError, DataError, UsageError) as error:
-        finish(error)
+    run(parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

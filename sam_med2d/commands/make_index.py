@@ -1,12 +1,14 @@
 """Turn scans, label maps, masks or annotations into the folder that train.py and test.py read.
 
-    python scripts/make_index.py masks --images photos --masks masks --output data/mine
-    python scripts/make_index.py labelmaps --images frames --labels labels --classes liver=1 --case '(.+)_\\d+' --output data/mine
-    python scripts/make_index.py volumes --images scans --labels segmentations --classes labels.json --output data/mine
-    python scripts/make_index.py volumes --dicom study --window abdomen --output data/mine
-    python scripts/make_index.py nnunet nnUNet_raw/Dataset001_Name --output data/mine
-    python scripts/make_index.py coco --annotations instances.json --images photos --output data/mine
-    python scripts/make_index.py sa-med2d SAMed2Dv1 --output index
+    sam-med2d make-index masks --images photos --masks masks --output data/mine
+    sam-med2d make-index labelmaps --images frames --labels labels --classes liver=1 --case '(.+)_\\d+' --output data/a
+    sam-med2d make-index volumes --images scans --labels segmentations --classes labels.json --output data/mine
+    sam-med2d make-index volumes --dicom study --window abdomen --output data/mine
+    sam-med2d make-index nnunet nnUNet_raw/Dataset001_Name --output data/mine
+    sam-med2d make-index coco --annotations instances.json --images photos --output data/mine
+    sam-med2d make-index sa-med2d SAMed2Dv1 --output index
+
+In a clone, `python scripts/make_index.py ...` is the same.
 
 Leaves in --output: images/ and masks/ (PNG, one object a mask), image2label_{train,val,test}.json, label2image_test.json and
 metadata.csv (case, modality, class, axis, slice, spacing of every mask). Splits are made by case, never by slice. A second run
@@ -18,15 +20,14 @@ import argparse
 import os
 from pathlib import Path
 
-from sam_med2d.cli import add_flag, finish
+from sam_med2d.cli import add_flag, ending_in_one_line, finish
 from sam_med2d.convert.classes import Classes, parse_classes
 from sam_med2d.convert.objects import PAPER_MIN_AREA, PAPER_MIN_ASPECT, Preparation
 from sam_med2d.convert.pipeline import convert
 from sam_med2d.convert.splits import Splits, read_split_file
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.errors import UsageError
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
 
-EXTRAS = "pip install -r requirements-data.txt"
 CASE_HELP = (
     "regular expression; its first group in a picture's path (below --images, without ending) is the case, such as "
     "'(.+)_\\d+'"
@@ -411,14 +412,11 @@ def _convert(args: argparse.Namespace, find, converter, sources: list[Path]) -> 
     )
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         args.run(args)
-    except (DataError, UsageError) as error:
-        finish(error)
-    except ModuleNotFoundError as error:
-        finish(f"{error.name} is not installed: {EXTRAS}")
     except KeyboardInterrupt:
         finish("stopped; the same command goes on where this one was")
 

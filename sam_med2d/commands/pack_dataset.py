@@ -1,7 +1,9 @@
 """Fill the packed cache of a split ahead of training: every image and every mask, decoded and resized, in a few large files.
 
-    python scripts/pack_dataset.py --cache /fast/disk --data_path data_demo
+    sam-med2d pack-dataset --cache /fast/disk --data_path data_demo
     python train.py --cache /fast/disk --data_path data_demo
+
+In a clone, `python scripts/pack_dataset.py ...` is the same.
 
 train.py fills the cache by itself, with what its first epochs draw. Packed ahead, the first epoch is fast too, and every
 file has been opened once. A second run packs only what is missing and what has changed since. Files that cannot be
@@ -16,7 +18,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sam_med2d.cli import check_numbers, finish
+from sam_med2d.cli import check_numbers, ending_in_one_line
 from sam_med2d.data.cache import PackedCache, open_cache
 from sam_med2d.data.datasets import shrunk, start_worker
 from sam_med2d.data.index import Index, read_index
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"left out: {line}", file=sys.stderr)
     if len(wrong) > BAD_SHOWN:
         print(
-            f"... and {len(wrong) - BAD_SHOWN} more; python scripts/check_index.py {args.data_path} lists them all",
+            f"... and {len(wrong) - BAD_SHOWN} more; sam-med2d check-index {args.data_path} lists them all",
             file=sys.stderr,
         )
     taken = sum(file.stat().st_blocks * 512 for file in Path(cache.folder).iterdir())
@@ -93,13 +95,10 @@ def run(args: argparse.Namespace) -> int:
     return len(wrong)
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        if run(args):
-            raise SystemExit(1)
-    except (DataError, UsageError) as error:
-        finish(error)
+    if run(parse_args(argv)):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

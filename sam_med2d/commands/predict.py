@@ -1,10 +1,12 @@
 """Segment an image, or a folder of images, from prompts.
 
-    python scripts/predict.py --input scan.png --box 30 40 120 150 --box 140 40 220 150
-    python scripts/predict.py --input scan.png --point 80 90 --background 20 30
-    python scripts/predict.py --input images/ --prompts prompts.json --output workdir/mine
-    python scripts/predict.py --input data_demo/images/mni152_axial_094.png --box 20 20 150 180 \\
-        --sam_checkpoint pretrain_model/vit_t_phantoms.safetensors --image_size 192        # works as it stands
+    sam-med2d predict --input scan.png --box 30 40 120 150 --box 140 40 220 150
+    sam-med2d predict --input scan.png --point 80 90 --background 20 30
+    sam-med2d predict --input images/ --prompts prompts.json --output workdir/mine
+    sam-med2d predict --input data_demo/images/mni152_axial_094.png --box 20 20 150 180 \\
+        --sam_checkpoint small --image_size 192        # works as it stands
+
+In a clone, `python scripts/predict.py ...` is the same.
 
 Prompts are in pixels of the image, x before y, 0 at the upper left; boxes are x0 y0 x1 y1, x1 and y1 one past the last.
 A prompts file is JSON or CSV; of an object it may hold a box, clicks (label 1 on the object, 0 off it) and a mask file:
@@ -32,16 +34,15 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from sam_med2d.cli import add_flag, finish
+from sam_med2d.cli import add_flag, ending_in_one_line
 from sam_med2d.coco import Annotations
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.drawing import overlay
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.errors import DataError
 from sam_med2d.image_files import ENDINGS, check_output, find_images, without_endings, write_picture
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
 from sam_med2d.inference.prompt_tables import Wanted, prompt_of, wanted_by_file
 from segment_anything import BACKGROUND, FOREGROUND, PromptError, SamPredictor
-from segment_anything.checkpoint import CheckpointError
 from segment_anything.files import replacing
 
 
@@ -87,12 +88,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (DataError, CheckpointError, UsageError) as error:
-        finish(error)
+    run(parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

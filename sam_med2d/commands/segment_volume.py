@@ -1,8 +1,10 @@
 """Segment a whole scan from prompts on one or a few slices.
 
-    python scripts/segment_volume.py --input ct.nii.gz --box 210 180 40 300 260 41
-    python scripts/segment_volume.py --input ct.nrrd --point 250 220 40 --background 300 220 40 --axis z --window liver
-    python scripts/segment_volume.py --input dicom_folder/ --prompts prompts.json --output labels.nii.gz --fuse
+    sam-med2d segment-volume --input ct.nii.gz --box 210 180 40 300 260 41
+    sam-med2d segment-volume --input ct.nrrd --point 250 220 40 --background 300 220 40 --axis z --window liver
+    sam-med2d segment-volume --input dicom_folder/ --prompts prompts.json --output labels.nii.gz --fuse
+
+In a clone, `python scripts/segment_volume.py ...` is the same.
 
 The input is NIfTI, NRRD, MHA/MHD, or a folder with the files of one DICOM series. Prompts are voxels of the volume as it is
 stored, x y z from 0, as viewers show them (ITK-SNAP counts from 1). A box is x0 y0 z0 x1 y1 z1, x1 y1 z1 one past the last
@@ -18,7 +20,7 @@ the area jumps. Slices are cut along --axis: z (axial), y (coronal), x (sagittal
 stored.
 
 Written: the labels, with the volume's own geometry; beside them a .csv (voxels, millilitres, slices, why each end is where it
-is) and a .png to look at. The volume is only read. Needs: pip install -r requirements-data.txt
+is) and a .png to look at. The volume is only read. Needs the extra "data": pip install "sam-med2d[data]".
 """
 
 import argparse
@@ -28,10 +30,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import SimpleITK as sitk
 from tqdm import tqdm
 
 from sam_med2d import drawing
-from sam_med2d.cli import add_flag, finish
+from sam_med2d.cli import add_flag, ending_in_one_line
 from sam_med2d.drawing import overlay
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import check_output, write_picture
@@ -41,13 +44,7 @@ from sam_med2d.volumes.prompts import Object3d, check_inside, object_of_flags, o
 from sam_med2d.volumes.propagation import CARRIED, Propagated, Rule, Slices, fuse, propagate, refine_along
 from sam_med2d.volumes.scans import AXES, canonical, read_scan, upright, write_labels
 from segment_anything import PromptError, SamPredictor
-from segment_anything.checkpoint import CheckpointError
 from segment_anything.files import replacing
-
-try:
-    import SimpleITK as sitk
-except ImportError as missing:
-    raise SystemExit("error: SimpleITK is not installed: pip install -r requirements-data.txt") from missing
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
@@ -149,12 +146,9 @@ def stem_of(path: Path) -> str:
     return next((name.removesuffix(ending) for ending in (*ENDINGS, ".nhdr", ".dcm") if name.endswith(ending)), name)
 
 
+@ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (DataError, CheckpointError, UsageError) as error:
-        finish(error)
+    run(parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,1 +1,3 @@
 """From a JSON index to batches."""
+
+import sam_med2d.errors  # noqa: F401  says so first where segment_anything is somebody else's

@@ -12,7 +12,7 @@ its record, and all write the same. A reader trusts a slot whose checksum agrees
 the files and written again. Slots are written with pwrite, never through the mapping, where a full disk would kill the
 process.
 
-An image file that is changed in place is not noticed while training; scripts/pack_dataset.py compares time stamps.
+An image file that is changed in place is not noticed while training; sam-med2d pack-dataset compares time stamps.
 """
 
 import json

@@ -17,9 +17,10 @@ from sam_med2d.export.parity import PARITY, agreement, dice_table
 from sam_med2d.export.quantize import quantize
 from sam_med2d.image_files import find_images
 from sam_med2d.inference.backends import OnnxRuntimeSession, Session
-from sam_med2d.inference.models import add_model_flags, load_model
+from sam_med2d.inference.models import add_model_flags, load_model, weights_file
 from segment_anything import Sam
 
+DEMO = Path("data_demo")  # of a clone
 COMPARED = 3  # images, in the comparison with the eager model
 
 Differences = Callable[[Session, list[np.ndarray]], float]  # prints, and gives the largest
@@ -56,16 +57,25 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data_path",
         type=Path,
-        default=Path(__file__).parents[2] / "data_demo",
         metavar="FOLDER",
-        help="its images are compared on, and its test split gives the Dice of int8; default: data_demo",
+        help="its images are compared on, and its test split gives the Dice of int8; default: data_demo in the current "
+        "folder, which a clone has",
     )
 
 
 def load_for_export(args: argparse.Namespace) -> Sam:
-    """The model, with the GELU that was asked for. Raises CheckpointError, UsageError."""
+    """The model, with the GELU that was asked for; the default of --data_path is filled in.
+
+    Raises CheckpointError, UsageError.
+    """
     if args.calibration_images < 1:
         raise UsageError("--calibration_images must be at least 1")
+    if args.data_path is None:
+        args.data_path = DEMO
+        if not DEMO.is_dir():
+            raise UsageError(
+                "--data_path: there is no data_demo in this folder; name a folder of images to compare the export on"
+            )
     model = load_model(args).eval().requires_grad_(False)
     if args.gelu_approximate:
         approximate_gelu(model)
@@ -99,7 +109,12 @@ def write(
     equal.
     """
     images = images_of(args.data_path, "test", COMPARED)
-    facts = {"image_size": model.image_size, "channels": "BGR", "source": Path(args.sam_checkpoint).name, **facts}
+    facts = {
+        "image_size": model.image_size,
+        "channels": "BGR",
+        "source": Path(weights_file(args.sam_checkpoint)).name,
+        **facts,
+    }
     with placed(args.output) as path:
         describe(proto, **facts, precision=args.precision)
         stored = proto

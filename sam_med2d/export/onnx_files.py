@@ -11,16 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
 from sam_med2d.errors import UsageError
 from sam_med2d.export.graphs import DecoderGraph, EncoderGraph
-
-try:
-    import onnx
-except ImportError as missing:
-    raise SystemExit("error: onnx is not installed: pip install -r requirements-deploy.txt") from missing
 
 OPSETS = range(14, 21)  # what the tracing exporter of this PyTorch writes; attention needs 14
 

@@ -40,7 +40,8 @@ class Session(Protocol):
 class OnnxRuntimeSession:
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         """threads: of one inference; None: one for each core. Raises UsageError."""
-        onnxruntime = _imported("onnxruntime")
+        import onnxruntime  # an extra
+
         self.path = Path(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -64,8 +65,9 @@ class OpenVinoSession:
 
         Raises UsageError.
         """
-        os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
-        openvino = _imported("openvino")
+        os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")  # before OpenVINO is imported
+        import openvino  # an extra
+
         self.path = Path(path)
         settings: dict[str, str | int] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -89,18 +91,9 @@ class OpenVinoSession:
         return {name: np.array(results[i]) for i, name in enumerate(self._outputs)}
 
 
-def _imported(module: str):
-    try:
-        return __import__(module)
-    except ImportError as error:
-        raise UsageError(f"{module} is not installed: pip install -r requirements-deploy.txt") from error
-
-
 def _opened(path: Path, open_it: Callable):
     if not path.is_file():
-        raise UsageError(
-            f"{path}: not found; export it with scripts/export_onnx_encoder_model.py or scripts/export_onnx_model.py"
-        )
+        raise UsageError(f"{path}: not found; export it with sam-med2d export-encoder or sam-med2d export-decoder")
     try:
         return open_it()
     except Exception as error:  # each runtime raises its own kinds, for damaged files and unknown operators alike
@@ -116,8 +109,7 @@ class RuntimeEncoder:
         shape = session.inputs.get("input_image")
         if shape is None:
             raise UsageError(
-                f"{session.path}: has no input_image, so it is no encoder; export one with "
-                "scripts/export_onnx_encoder_model.py"
+                f"{session.path}: has no input_image, so it is no encoder; export one with sam-med2d export-encoder"
             )
         if len(shape) != 4:
             raise UsageError(
@@ -151,7 +143,7 @@ class RuntimeDecoder:
         """Raises UsageError: not a decoder."""
         if set(session.inputs) != DECODER_INPUTS:
             raise UsageError(
-                f"{session.path}: has not the inputs of a decoder; export one with scripts/export_onnx_model.py"
+                f"{session.path}: has not the inputs of a decoder; export one with sam-med2d export-decoder"
             )
         self.session = session
         self.image_size = 4 * fixed(session.inputs["mask_input"][-1], session.path)

@@ -1,4 +1,4 @@
-"""The model that a script works with: its flags, and what they mean when nobody gives them.
+"""The model that a command works with: its flags, and what they mean when nobody gives them.
 
 A weight file says of itself which size it is, at which image size it was trained and whether it has adapters; flags are
 for those who want something else.
@@ -6,18 +6,22 @@ for those who want something else.
 
 import argparse
 import copy
+import importlib.resources
+from pathlib import Path
 
 import torch
 
 from sam_med2d.cli import add_flag
 from sam_med2d.device import best_device
-from sam_med2d.errors import UsageError
+from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.inference.backends import BACKENDS, PRECISIONS, open_runtime
 from segment_anything import Sam, sam_model_registry
-from segment_anything.checkpoint import CheckpointError, describe, load_checkpoint, read_weights
+from segment_anything.checkpoint import describe, load_checkpoint, read_weights
 from segment_anything.predictor import Segmenter
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
+SMALL = "small"  # says as a checkpoint: the weights of this package
+PYTORCH = "pytorch"  # the backend that needs no export
 
 WITH, WITHOUT = "with adapters", "without adapters"
 
@@ -29,7 +33,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default=DEFAULT_CHECKPOINT,
         metavar="FILE",
-        help="any SAM or SAM-Med2D weights; default: %(default)s",
+        help=f"any SAM or SAM-Med2D weights, or {SMALL} for the small ones of this package; default: %(default)s",
     )
     group.add_argument("--model_type", "--model-type", choices=[*sam_model_registry], help="default: what the file is")
     group.add_argument(
@@ -42,36 +46,57 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_backend_flags(parser: argparse.ArgumentParser) -> None:
-    """For scripts that only predict."""
+    """For commands that only predict, and so can run exported files too; `load_segmenter` opens what is asked for."""
     group = parser.add_argument_group("backend")
     group.add_argument(
         "--backend",
-        choices=["torch", *BACKENDS],
-        default="torch",
-        help="onnxruntime and openvino take exported models, on the CPU, in place of --sam_checkpoint; "
+        type=lambda word: PYTORCH if word == "torch" else word,  # its name in earlier versions
+        choices=[PYTORCH, *BACKENDS],
+        default=PYTORCH,
+        help="what computes; onnxruntime and openvino run exported files on the CPU, in place of --sam_checkpoint; "
         "default: %(default)s",
     )
-    group.add_argument("--encoder_model", metavar="FILE.onnx", help="of scripts/export_onnx_encoder_model.py")
-    group.add_argument("--decoder_model", metavar="FILE.onnx", help="of scripts/export_onnx_model.py")
-    group.add_argument("--precision", choices=[*PRECISIONS], default="float32", help="of the encoder, with openvino")
-    group.add_argument("--threads", type=int, help="of onnxruntime and openvino; default: all cores")
+    group.add_argument("--encoder_model", metavar="FILE.onnx", help="what sam-med2d export-encoder wrote")
+    group.add_argument("--decoder_model", metavar="FILE.onnx", help="what sam-med2d export-decoder wrote")
+    group.add_argument(
+        "--precision",
+        choices=[*PRECISIONS],
+        default="float32",
+        help="in which --backend openvino computes the encoder; default: %(default)s",
+    )
+    add_threads_flag(group)
 
 
-def load_segmenter(args: argparse.Namespace) -> Segmenter:
-    """What the flags of both functions above ask for. Raises CheckpointError, UsageError."""
-    if args.backend == "torch":
-        if args.encoder_model or args.decoder_model:
-            raise UsageError(
-                "--encoder_model and --decoder_model are exported files: say with which --backend they run"
-            )
-        return load_model(args)
-    if not (args.encoder_model and args.decoder_model):
+def add_threads_flag(group: argparse._ActionsContainer, default: int | None = None) -> None:
+    told = "all cores" if default is None else default
+    group.add_argument("--threads", type=int, default=default, help=f"threads on a CPU; default: {told}")
+
+
+def check_backend(args: argparse.Namespace) -> None:
+    """Raises UsageError where the flags of `add_backend_flags` contradict each other."""
+    exported = [args.encoder_model, args.decoder_model]
+    if args.backend == PYTORCH and any(exported):
+        raise UsageError("--encoder_model and --decoder_model are exported files: say with which --backend they run")
+    if args.backend != PYTORCH and not all(exported):
         raise UsageError(
             f"--backend {args.backend} needs --encoder_model and --decoder_model, the two files of an export"
         )
-    return open_runtime(
-        args.backend, args.encoder_model, args.decoder_model, threads=args.threads, precision=args.precision
-    )
+    if args.backend == PYTORCH and args.precision != "float32":
+        raise UsageError(f"--precision {args.precision} is for --backend openvino; PyTorch computes in float32 here")
+    if args.threads is not None and args.threads < 1:
+        raise UsageError(f"--threads must be at least 1, not {args.threads}")
+
+
+def load_segmenter(args: argparse.Namespace) -> Segmenter:
+    """What the flags of `add_model_flags` and `add_backend_flags` ask for. Raises CheckpointError, UsageError."""
+    check_backend(args)
+    if args.backend != PYTORCH:
+        return open_runtime(
+            args.backend, args.encoder_model, args.decoder_model, threads=args.threads, precision=args.precision
+        )
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return load_model(args)
 
 
 def load_model(args: argparse.Namespace) -> Sam:
@@ -85,6 +110,26 @@ def load_model(args: argparse.Namespace) -> Sam:
     )
 
 
+def small_weights() -> Path:
+    """The weights that come with this package: a vit_t of 20 MB, trained on drawn phantoms."""
+    file = importlib.resources.files("sam_med2d") / "weights" / "vit_t_phantoms.safetensors"
+    if not isinstance(file, Path) or not file.is_file():
+        raise CheckpointError(f"{file}: the weights of this package are not there; install sam-med2d again")
+    return file
+
+
+def weights_file(checkpoint: str) -> str:
+    """What a person says of weights -> a path. Raises CheckpointError where the default is meant and is not there."""
+    if checkpoint == SMALL:
+        return str(small_weights())
+    if checkpoint == DEFAULT_CHECKPOINT and not Path(checkpoint).exists():
+        raise CheckpointError(
+            f"{checkpoint}: is not in this folder; download it (sam-med2d_b.pth, from the SAM-Med2D repository), name "
+            f"your own weights with --sam_checkpoint, or take the small ones of this package: --sam_checkpoint {SMALL}"
+        )
+    return checkpoint
+
+
 def open_model(
     checkpoint: str,
     *,
@@ -93,33 +138,32 @@ def open_model(
     encoder_adapter: bool | None = None,
     device: str | None = None,
 ) -> Sam:
-    """The model of a weight file, on its device; what is not given is as the file says. Raises CheckpointError,
-    UsageError.
+    """The model of a weight file, on its device; what is not given is as the file says.
+
+    checkpoint: a path, or SMALL for the weights that come with this package. Raises CheckpointError, UsageError.
     """
     on = best_device(device)
     if image_size is not None and (image_size < 32 or image_size % 32):
         raise UsageError(f"--image_size must be a multiple of 32, not {image_size}")
-    found = describe(read_weights(checkpoint))
+    file = weights_file(checkpoint)
+    found = describe(read_weights(file))
     model_type, image_size = model_type or found.model_type, image_size or found.image_size
     if model_type is None or not image_size:
-        raise CheckpointError(f"{checkpoint}: is {found}; give a checkpoint of SAM or SAM-Med2D")
+        raise CheckpointError(f"{file}: is {found}; give a checkpoint of SAM or SAM-Med2D")
     adapters = bool(found.adapters) if encoder_adapter is None else encoder_adapter
     model = sam_model_registry[model_type](image_size=image_size, encoder_adapter=adapters)
-    print(load_checkpoint(model, checkpoint))
+    print(load_checkpoint(model, file))
     return model.to(on)
 
 
 def models_of(args: argparse.Namespace) -> dict[str, Segmenter]:
-    """By name, the one to start with first. Raises CheckpointError, UsageError."""
-    if args.backend != "pytorch":
-        return {
-            args.backend: open_runtime(
-                args.backend, args.encoder_model, args.decoder_model, threads=args.threads, precision=args.precision
-            )
-        }
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    model = load_model(args).eval()
+    """What `load_segmenter` opens, by name; a model with adapters also without them, as the second.
+
+    Raises CheckpointError, UsageError.
+    """
+    model = load_segmenter(args)
+    if not isinstance(model, Sam):
+        return {args.backend: model}
     return {WITH: model, WITHOUT: without_adapters(model)} if model.image_encoder.adapters() else {WITHOUT: model}
 
 

@@ -62,7 +62,7 @@ def from_json(path: Path, text: str) -> Iterator[tuple[str, list[Wanted]]]:
         raise DataError(f"{path}: not valid JSON ({error}); correct it") from error
     if not isinstance(content, dict) or not all(isinstance(objects, list) and objects for objects in content.values()):
         raise DataError(
-            f'{path}: must hold {{image: [{{"name": ..., "box": ...}}, ...]}}; see scripts/predict.py --help'
+            f'{path}: must hold {{image: [{{"name": ..., "box": ...}}, ...]}}; see sam-med2d predict --help'
         )
     for image, objects in content.items():
         yield image, [_from_entry(entry, f"{path}: {image}, object {number}") for number, entry in enumerate(objects)]
@@ -71,9 +71,7 @@ def from_json(path: Path, text: str) -> Iterator[tuple[str, list[Wanted]]]:
 def _from_entry(entry: object, where: str) -> Wanted:
     known = {"name", "box", "points", "labels", "mask"}
     if not isinstance(entry, dict) or entry.keys() - known:
-        raise DataError(
-            f"{where}: must hold {', '.join(sorted(known))} and nothing else; see scripts/predict.py --help"
-        )
+        raise DataError(f"{where}: must hold {', '.join(sorted(known))} and nothing else; see sam-med2d predict --help")
     if not entry.keys() & {"box", "points", "mask"}:
         raise DataError(f"{where}: has neither box, points nor mask; add one")
     points = _array(entry.get("points") or None, (-1, 2), where, "points as [[x, y], ...]")

@@ -26,6 +26,7 @@ from sam_med2d.data.reading import read_image
 from sam_med2d.drawing import OPACITY, colour_of
 from sam_med2d.errors import DataError
 from sam_med2d.image_files import write_picture
+from sam_med2d.packages import missing_package
 from segment_anything import SamPredictor
 from segment_anything.files import replacing
 from segment_anything.images import ImageError, to_bgr
@@ -62,10 +63,8 @@ def read_upload(path: str | Path) -> Scan:
         import SimpleITK
 
         from sam_med2d.volumes.scans import canonical, read_scan
-    except ImportError as error:
-        raise DataError(
-            f"{path.name}: volumes and DICOM need more packages: pip install -r requirements-data.txt"
-        ) from error
+    except ModuleNotFoundError as error:
+        raise DataError(f"{path.name}: is a volume or DICOM; {missing_package(error) or error}") from error
     stored = read_scan(str(path))
     if np.prod(stored.GetSize()) > MOST_PIXELS:
         raise DataError(f"{path.name}: has more than {MOST_PIXELS // 10**6} million voxels; crop it first")

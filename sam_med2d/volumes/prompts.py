@@ -44,7 +44,7 @@ def objects_of_file(path: Path, axis: str) -> list[Object3d]:
     entries = content.get("objects") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise DataError(
-            f'{path}: must hold {{"objects": [...]}}, with at least one; see scripts/segment_volume.py --help'
+            f'{path}: must hold {{"objects": [...]}}, with at least one; see sam-med2d segment-volume --help'
         )
     objects = [
         _from_entry(entry, number, axis, f"{path}: object {number}") for number, entry in enumerate(entries, start=1)

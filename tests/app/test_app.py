@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("gradio", reason="gradio is not installed: pip install -r requirements-app.txt")
+pytest.importorskip("gradio", reason='gradio is not installed: pip install -e ".[app]"')
 
 import gradio
 
@@ -127,7 +128,7 @@ def test_files_hold_every_object(model, tmp_path):
 
 
 def test_a_volume_is_segmented_slice_by_slice_and_keeps_its_geometry(model, tmp_path):
-    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install -r requirements-data.txt")
+    sitk = pytest.importorskip("SimpleITK", reason='SimpleITK is not installed: pip install -e ".[data]"')
     grey = np.stack([read_image(str(p))[..., 0] for p in (IMAGE, OTHER_IMAGE, IMAGE)]).astype(np.int16) * 4 - 1000
     source = sitk.GetImageFromArray(grey[:, ::-1])  # stored from the back to the front: not the way it is shown
     source.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
@@ -148,7 +149,7 @@ def test_a_volume_is_segmented_slice_by_slice_and_keeps_its_geometry(model, tmp_
 
 
 def test_a_dicom_file_opens(model, tmp_path):
-    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install -r requirements-data.txt")
+    sitk = pytest.importorskip("SimpleITK", reason='SimpleITK is not installed: pip install -e ".[data]"')
     image = sitk.GetImageFromArray(read_image(str(IMAGE))[None, ..., 0].astype(np.int16))
     sitk.WriteImage(image, str(tmp_path / "slice.dcm"))
     session = opened(model, tmp_path / "slice.dcm")
@@ -173,7 +174,27 @@ def test_bad_input_leaves_the_session_as_it_was(model, tmp_path):
         AnnotationSession({models_room.WITHOUT: model}).click(1, 1, True)
 
 
+def test_a_volume_without_the_packages_for_it_names_the_extra(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    (tmp_path / "scan.nii.gz").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r'^scan.nii.gz: .* SimpleITK is not installed: pip install "sam-med2d\[data\]"'
+    ):
+        opened(model, tmp_path / "scan.nii.gz")
+
+
 # ---------------------------------------------------------------- the page
+
+
+def test_examples_are_offered_where_there_are_any(model, tmp_path, monkeypatch):
+    def example():
+        page = app.build({models_room.WITHOUT: model})
+        return next(block for block in page.blocks.values() if block.elem_id == "example")
+
+    monkeypatch.chdir(ROOT)
+    assert example().visible and IMAGE.name in [name for name, _ in example().choices]
+    monkeypatch.chdir(tmp_path)
+    assert not example().visible and not example().choices
 
 
 @pytest.fixture(scope="module")

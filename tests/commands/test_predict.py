@@ -288,6 +288,24 @@ def test_exported_models_take_the_place_of_weights(run, model, monkeypatch) -> N
         "e.onnx",
     )
     ends_with("say with which --backend", run, "--box", *BOX, "--encoder_model", "e.onnx")
+    ends_with("say with which --backend", run, "--box", *BOX, "--encoder_model", "e.onnx", "--backend", "torch")
+    ends_with("is for --backend openvino", run, "--box", *BOX, "--precision", "float16")
+    ends_with("--threads must be at least 1, not 0", run, "--box", *BOX, "--threads", 0)
+
+
+def test_the_small_weights_have_a_name_and_the_default_says_where_to_get_it(run, capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("--point", 40, 30, "--sam_checkpoint", "small")
+    assert "vit_t_phantoms.safetensors (vit_t, 128 px, no adapters)" in capsys.readouterr().out
+    ends_with(
+        "sam-med2d_b.pth: is not in this folder; download it .* --sam_checkpoint small",
+        run,
+        "--point",
+        40,
+        30,
+        "--sam_checkpoint",
+        "pretrain_model/sam-med2d_b.pth",
+    )
 
 
 # ---------------------------------------------------------------- bad input

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip("pycocotools", reason="requirements-data.txt is not installed")
+pytest.importorskip("pycocotools", reason="the extra data is not installed")
 from PIL import Image
 from pycocotools import mask as rle
 

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-sitk = pytest.importorskip("SimpleITK", reason="requirements-data.txt is not installed")
-highdicom = pytest.importorskip("highdicom", reason="requirements-data.txt is not installed")
+sitk = pytest.importorskip("SimpleITK", reason="the extra data is not installed")
+highdicom = pytest.importorskip("highdicom", reason="the extra data is not installed")
 import pydicom
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset

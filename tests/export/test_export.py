@@ -1,6 +1,5 @@
 """The exported graphs against the eager model, and the export scripts and the example as users run them."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -12,10 +11,11 @@ import pytest
 import torch
 
 for module in ("onnx", "onnxruntime"):
-    pytest.importorskip(module, reason=f"{module} is not installed: pip install -r requirements-deploy.txt")
+    pytest.importorskip(module, reason=f'{module} is not installed: pip install -e ".[deploy]"')
 
 import onnx
 
+from sam_med2d.commands import export_decoder, export_encoder
 from sam_med2d.data.reading import read_image
 from sam_med2d.errors import UsageError
 from sam_med2d.export.graphs import AdapterGraph, AttentionGraph, DecoderGraph, EncoderGraph
@@ -337,31 +337,38 @@ def test_the_example_needs_no_pytorch():
 @pytest.mark.parametrize(
     "script, flags, message",
     [
-        ("export_onnx_model", ["--checkpoint", "nowhere.pth", "--output", "x.onnx"], "nowhere.pth"),
-        ("export_onnx_model", ["--checkpoint", str(WEIGHTS), "--output", "x.bin"], "ends in .onnx"),
+        (export_decoder, ["--checkpoint", "nowhere.pth", "--output", "x.onnx"], "nowhere.pth"),
+        (export_decoder, ["--checkpoint", str(WEIGHTS), "--output", "x.bin"], "ends in .onnx"),
         (
-            "export_onnx_encoder_model",
+            export_encoder,
             ["--checkpoint", str(WEIGHTS), "--output", "x.onnx", "--opset", "9"],
             "--opset 9",
         ),
         (
-            "export_onnx_encoder_model",
+            export_encoder,
             ["--checkpoint", str(WEIGHTS), "--output", "x.onnx", "--use-preprocess", "--quantize"],
             "int8",
         ),
         (
-            "export_onnx_encoder_model",
+            export_encoder,
             ["--checkpoint", str(WEIGHTS), "--output", "x.onnx", "--data_path", "nowhere"],
             "nowhere",
         ),
     ],
 )
 def test_bad_input_ends_in_one_line(script, flags, message, monkeypatch, tmp_path, capsys):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
     monkeypatch.chdir(tmp_path)
+    if "--data_path" not in flags:
+        flags = [*flags, "--data_path", str(ROOT / "data_demo")]
     with pytest.raises(SystemExit) as ended:
-        importlib.import_module(script).main(flags)
+        script.main(flags)
     assert message in f"{ended.value} {capsys.readouterr().err}" and not list(tmp_path.iterdir())
+
+
+def test_outside_a_clone_images_to_compare_on_must_be_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="^error: --data_path: there is no data_demo in this folder; name a folder"):
+        export_encoder.main(["--checkpoint", "small", "--output", "x.onnx"])
 
 
 def test_the_example_names_a_missing_file():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 for module in ("onnx", "onnxruntime"):
-    pytest.importorskip(module, reason=f"{module} is not installed: pip install -r requirements-deploy.txt")
+    pytest.importorskip(module, reason=f'{module} is not installed: pip install -e ".[deploy]"')
 
 from sam_med2d.errors import UsageError
 from sam_med2d.export.graphs import DecoderGraph, EncoderGraph
@@ -44,7 +44,7 @@ def files(model, tmp_path_factory) -> Path:
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> str:
     if request.param == "openvino":
-        pytest.importorskip("openvino", reason="openvino is not installed: pip install -r requirements-deploy.txt")
+        pytest.importorskip("openvino", reason='openvino is not installed: pip install -e ".[deploy]"')
     return request.param
 
 
@@ -128,7 +128,7 @@ def test_clients_get_the_eager_answer_with_and_without_an_absent_point_of_their_
 
 
 def test_openvino_in_bfloat16_is_near(model, files):
-    pytest.importorskip("openvino", reason="openvino is not installed: pip install -r requirements-deploy.txt")
+    pytest.importorskip("openvino", reason='openvino is not installed: pip install -e ".[deploy]"')
     runtime = open_runtime("openvino", files / "encoder.onnx", files / "decoder.onnx", threads=1, precision="bfloat16")
     images = torch.randint(0, 256, (1, 3, 96, 96), dtype=torch.uint8)
     with torch.inference_mode():
