@@ -11,14 +11,19 @@ import json
 import re
 import shlex
 import sys
+import textwrap
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+import cv2
 import pytest
 import torch
 
+import sam_med2d
+from sam_med2d.commands import COMMANDS
+from sam_med2d.evaluation import metrics
 from segment_anything import sam_model_registry
 from segment_anything.checkpoint import read_weights
 from tests.conftest import ROOT
@@ -42,12 +47,6 @@ READERS = (
 READERS_DATA = "data.md"  # its commands name the folders of the sources that they read
 FOREIGN_FLAGS = {"--nproc_per_node", "--logdir", "--out", "--help", "--version"}  # --out: of zip
 GONE = {"CHANGELOG.md": r"requirements-\w+\.txt|metrics\.py"}  # what a page names because it is no more
-
-DOORS = {  # scripts that are not called as their command is
-    "export_onnx_encoder_model": "export_encoder",
-    "export_onnx_model": "export_decoder",
-}
-
 
 # ---------------------------------------------------------------- pages
 
@@ -96,10 +95,10 @@ def commands_of(page: Path) -> list[Command]:
     return commands
 
 
-COMMANDS = [(page, command) for page in PAGES for command in commands_of(page)]
+ON_PAGES = [(page, command) for page in PAGES for command in commands_of(page)]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 each_command = pytest.mark.parametrize(
-    "page, command", COMMANDS, ids=[f"{page.name}-{' '.join(command.words)[:60]}" for page, command in COMMANDS]
+    "page, command", ON_PAGES, ids=[f"{page.name}-{' '.join(command.words)[:60]}" for page, command in ON_PAGES]
 )
 
 
@@ -121,15 +120,12 @@ def script_and_words(command: Command) -> tuple[str, list[str]] | None:
 
 @cache
 def module_of(script: str) -> ModuleType:
-    """The module that a script or a command runs, with its parse_args and main."""
-    name = script.removeprefix("sam-med2d ").replace("-", "_") if script.startswith("sam-med2d ") else Path(script).stem
-    if name == "app":
-        return importlib.import_module("sam_med2d.app.page")
-    if script.startswith(("sam-med2d ", "scripts/")):
-        name = DOORS.get(name, name)
-        if script.startswith("sam-med2d ") or (ROOT / f"sam_med2d/commands/{name}.py").exists():
-            return importlib.import_module(f"sam_med2d.commands.{name}")
-    spec = importlib.util.spec_from_file_location(f"documented_{name}", ROOT / script)
+    """The module that a command or a script runs, with its parse_args and main; a door's is that of its command."""
+    if script.startswith("sam-med2d "):
+        return importlib.import_module(COMMANDS[script.removeprefix("sam-med2d ")][0])
+    if door := re.search(r"^    run\(\"([\w-]+)\"\)$", (ROOT / script).read_text(encoding="utf-8"), re.MULTILINE):
+        return module_of(f"sam-med2d {door[1]}")
+    spec = importlib.util.spec_from_file_location(f"documented_{Path(script).stem}", ROOT / script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -161,11 +157,11 @@ def flags_of(script: str, *words: str) -> frozenset[str]:
 
 @cache
 def all_flags() -> frozenset[str]:
-    commands = [path.stem for path in (ROOT / "sam_med2d/commands").glob("[!_]*.py")]
-    scripts = ["train.py", "test.py", "app.py", "scripts/demo.py", "scripts/make_demo_data.py"]
-    scripts += ["scripts/pretrain_phantoms.py", *(f"sam-med2d {name.replace('_', '-')}" for name in commands)]
+    scripts = [path for path in (ROOT / "scripts").glob("*.py") if path.name != "benchmark.py"]
+    scripts = [f"scripts/{path.name}" for path in scripts if "\ndef parse_args(" in path.read_text(encoding="utf-8")]
+    commands = [f"sam-med2d {name}" for name in COMMANDS]
     benchmarks = [flags_of("scripts/benchmark.py", area) for area in ("encoder", "data", "deploy")]
-    return frozenset.union(*map(flags_of, scripts), *benchmarks)
+    return frozenset.union(*map(flags_of, ["train.py", "test.py", *scripts, *commands]), *benchmarks)
 
 
 # ---------------------------------------------------------------- what is named is there
@@ -291,8 +287,6 @@ def test_one_version_everywhere():
     changes = re.search(r"^## (\d+\.\d+\.\d+) - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {changes[1]}\n" in citation and f'\ndate-released: "{changes[2]}"\n' in citation
-    import sam_med2d
-
     assert sam_med2d.__version__ == changes[1]
 
 
@@ -370,21 +364,10 @@ def test_the_readmes_commands_run_in_its_order(clone, monkeypatch, capsys):
             module_of(script).main()
         except SystemExit as end:
             assert not end.code, f"{shlex.join(command.words)}: {end.code} {capsys.readouterr().err}"
-    written = [
-        "workdir/models/try/best.pth",
-        "workdir/models/mine/last.pth",
-        "workdir/models/ft-sam/best.pth",
-        "workdir/sammed/rows.csv",
-        "workdir/sammed/masks/bbox",
-        "workdir/more/prompts.json",
-        "workdir/star/results.json",
-        "workdir/again/rows.csv",
-        "sheet.png",
-        "cache",
-        "workdir/predict/objects.csv",
-        "workdir/everything",
-    ]
-    assert not [path for path in written if not (clone / path).exists()]
+    written = "models/try/best.pth models/mine/last.pth models/ft-sam/best.pth sammed/rows.csv sammed/masks/bbox "
+    written += "more/prompts.json star/results.json again/rows.csv predict/objects.csv everything ../sheet.png ../cache"
+    missing = [path for path in written.split() if not (clone / "workdir" / path).exists()]
+    assert not missing
 
 
 def test_commands_that_run_elsewhere_do():
@@ -398,10 +381,19 @@ def test_commands_that_run_elsewhere_do():
 def test_the_readmes_python_runs(clone, monkeypatch):
     monkeypatch.chdir(clone)
     (example,) = [block.text for block in blocks_of(README) if block.language == "python"]
-    import cv2
-
     names = {"image": cv2.imread("data_demo/images/mni152_axial_094.png")}
     exec(example.replace('"vit_b"', '"vit_t"').replace("256", "64"), names)
     height, width = names["image"].shape[:2]
     assert names["masks"].shape == (3, height, width) and names["iou"].shape == (3,)
     assert names["low_res"].shape == (3, 16, 16)
+
+
+def test_the_example_of_a_metric_is_one():
+    """CONTRIBUTING's: areas of 2 and 4 pixels, and two empty masks."""
+    (example,) = [block.text for block in blocks_of(ROOT / "CONTRIBUTING.md") if block.language == "python"]
+    names = dict(vars(metrics))
+    exec(textwrap.dedent(example), names)
+    predicted, truth = torch.zeros(2, 3, 3, dtype=torch.bool), torch.zeros(2, 3, 3, dtype=torch.bool)
+    predicted[0, 0, :2], truth[0, 1:, 1:] = True, True
+    values = names["volume_similarity"](predicted, truth, from_logits=False)
+    assert values.tolist() == pytest.approx([1 - 2 / 6, 1])
