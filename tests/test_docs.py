@@ -176,6 +176,8 @@ def test_a_command_is_known_and_its_words_are_parsed(page, command, monkeypatch,
         script, words = found
         if not script.startswith("sam-med2d"):
             assert (ROOT / script).is_file(), f"{page.name}: there is no {script}"
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert given <= flags_of(script, *words[:1]), f"{page.name}: {shlex.join(command.words)}"  # no abbreviations
         monkeypatch.setattr(sys, "argv", [script, *words])
         try:
             module_of(script).parse_args()
