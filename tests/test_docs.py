@@ -27,6 +27,7 @@ from sam_med2d.evaluation import metrics
 from segment_anything import sam_model_registry
 from segment_anything.checkpoint import read_weights
 from tests.conftest import ROOT
+from tests.test_house import FLOORS
 
 try:
     import tomllib
@@ -283,6 +284,13 @@ def test_imports_of_python_examples_exist(page):
             if isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, one.name) for one in node.names), f"{page.name}: {ast.unparse(node)}"
+
+
+def test_the_floors_of_contributing_are_those_that_are_held():
+    (drawn,) = [block.text for block in blocks_of(ROOT / "CONTRIBUTING.md") if block.language == "text"]
+    scripts, *rooms = [{*line.split()} for line in drawn.splitlines()]
+    rooms[-1].remove("segment_anything")
+    assert (scripts, *rooms) == ({"train.py", "test.py", "app.py", "scripts", "sam_med2d.commands"}, *FLOORS[1:])
 
 
 def test_one_version_everywhere():
