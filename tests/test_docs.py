@@ -304,7 +304,8 @@ def test_one_version_everywhere():
 
 # Added to a command, so that it takes a second and the small model.
 SHORT = {
-    "train.py": "--model_type vit_t --image_size 64 --epochs 1 --iter_point 1 --mask_num 1 --num_workers 0",
+    "train.py": "--model_type vit_t --image_size 64 --epochs 1 --iter_point 1 --mask_num 1 --num_workers 0 "
+    "--prompt_modes bbox",
     "test.py": "--model_type vit_t --image_size 64 --num_workers 0 --report False",
     "scripts/compare_runs.py": "--resamples 20",
     "scripts/make_index.py": "",
