@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from sam_med2d.cli import add_flag, check_numbers, finish
 from sam_med2d.data.datasets import TestingDataset, test_loader
+from sam_med2d.data.description import Describer
 from sam_med2d.data.index import Index
-from sam_med2d.data.metadata import Describer
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.distributed import Processes, join_processes
 from sam_med2d.errors import DataError, UsageError
@@ -184,7 +184,7 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
         annotator = FrozenPrompts(args.prompt_path, args.image_size)
         annotator.check(masks, args.modes)
     describer = Describer(args.data_path, args.metadata, args.class_names)
-    describer.check(masks)
+    describer.check(dataset.index)
     model = build_model(args, say).to(device)
     if dataset.index.images_without_masks:
         say(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")

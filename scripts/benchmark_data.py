@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 from sam_med2d.data.cache import open_cache  # noqa: E402
 from sam_med2d.data.datasets import TrainingDataset, shrunk  # noqa: E402
 from sam_med2d.data.index import Index, read_index
-from sam_med2d.data.index_build import index_columns  # noqa: E402
+from sam_med2d.data.index_build import build_columns  # noqa: E402
 from sam_med2d.data.reading import read_image, read_mask  # noqa: E402
 
 PARTS = ("reading", "scale", "files")
@@ -138,7 +138,7 @@ def write_large_index(path: str, images: int, masks: int) -> None:
 
 def _open(source: str) -> str:
     started = time.perf_counter()
-    index = Index("/", source, index_columns(source))
+    index = Index("/", source, build_columns(source))
     seconds = time.perf_counter() - started
     assert index[len(index) - 1]
     return f"{seconds:.2f} s"
@@ -160,7 +160,7 @@ class _Names(Dataset):
 
 def _read_with_workers(source: str, workers: int) -> str:
     """What they add to the memory in use, after 40,000 images drawn from everywhere."""
-    index = Index("/", source, index_columns(source))
+    index = Index("/", source, build_columns(source))
     before = memory_of(os.getpid())
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
     order = [i * 7919 % len(index) for i in range(40_000)]

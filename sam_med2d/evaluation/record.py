@@ -13,7 +13,7 @@ from tqdm import tqdm
 from sam_med2d import drawing
 from sam_med2d.data.batch import Batch
 from sam_med2d.data.datasets import TestingDataset
-from sam_med2d.data.metadata import Describer
+from sam_med2d.data.description import Describer
 from sam_med2d.evaluation import gallery
 from sam_med2d.evaluation.evaluate import Scored
 from sam_med2d.evaluation.gallery import shown_in_gallery, tiles_of

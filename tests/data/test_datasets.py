@@ -1,4 +1,4 @@
-"""DataLoader.py: geometry, reading, index, draws, augmentation, order and the errors people meet."""
+"""From an index to batches: geometry, reading, index, draws, augmentation, order and the errors people meet."""
 
 import json
 import os
