@@ -7,12 +7,12 @@ No function here draws random numbers: callers hand in `uniform`, numbers in [0,
 draw can come from one generator on the device (training) or depend on the object's name alone (testing).
 """
 
-import cv2
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
+from sam_med2d.regions import innermost_pixel
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
 
 Clicks = tuple[Tensor, Tensor]  # points (N, P, 2), labels (N, P)
@@ -75,7 +75,9 @@ def clicks_on(masks: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 def join_clicks(earlier: Clicks | None, more: Clicks) -> Clicks:
     """Both, the earlier ones first."""
-    return more if earlier is None else tuple(torch.cat(parts, dim=1) for parts in zip(earlier, more))
+    if earlier is None:
+        return more
+    return torch.cat([earlier[0], more[0]], dim=1), torch.cat([earlier[1], more[1]], dim=1)
 
 
 def corrective_clicks(masks: Tensor, predicted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,10 +119,7 @@ def _central_click(mask: np.ndarray, predicted: np.ndarray) -> tuple[tuple[int, 
             best, label, size = regions == 1 + areas.argmax(), kind, areas.max()
     if best is None:
         return (0, 0), ABSENT
-    depth = cv2.distanceTransform(np.pad(best, 1).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    # squared distances are whole numbers: rounded, since OpenCV's last digits would decide between pixels that are alike
-    y, x = np.unravel_index(np.rint(depth.astype(np.float64) ** 2).argmax(), depth.shape)
-    return (int(x), int(y)), label
+    return innermost_pixel(best), label
 
 
 def one_shot_clicks(masks: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
