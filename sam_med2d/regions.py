@@ -5,7 +5,8 @@ import numpy as np
 
 
 def innermost_pixel(region: np.ndarray) -> tuple[int, int]:
-    """The pixel farthest from the region's edge, the picture's border being an edge; of several the first in reading order.
+    """The pixel farthest from the region's edge, the picture's border being an edge; of several the first in reading
+    order.
 
     region: (H, W) bool, with at least one pixel -> (x, y).
     """

@@ -1,4 +1,5 @@
-"""The simulated annotator: boxes, first clicks and corrections, for all objects at once and on their device.
+"""What a simulated annotator gives: boxes, first clicks, corrections and masks, for all objects at once, on their
+device.
 
 Masks and regions are (N, 1, S, S) bool. Points are x before y, in pixels of the S x S frame, a pixel's own index.
 Boxes are x0 y0 x1 y1 with x1 and y1 one past the last pixel.
@@ -9,6 +10,7 @@ draw can come from one generator on the device (training) or depend on the objec
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
@@ -134,5 +136,11 @@ def one_shot_clicks(masks: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([points, outside], dim=1), torch.cat([labels, outside_labels], dim=1)
 
 
+def mask_prompts(masks: Tensor) -> Tensor:
+    """The truth as a mask prompt, averaged over 4 x 4 pixels. (N, 1, S, S) bool -> (N, 1, S/4, S/4) float32"""
+    return F.avg_pool2d(masks.float(), 4)
+
+
 def clicks_of(prompts: Prompts) -> int:
+    """How many clicks each object has."""
     return 0 if prompts.points is None else prompts.points.shape[1]
