@@ -21,7 +21,8 @@ import pytest
 import torch
 
 import test as scoring
-from sam_med2d.evaluation.rows import COLUMNS, Part, merged, write_rows
+from sam_med2d.evaluation.parts import Part, merged
+from sam_med2d.evaluation.rows import COLUMNS, write_rows
 from sam_med2d.evaluation.surface import surface_metrics
 from sam_med2d.prompts.files import write_prompts
 from segment_anything import sam_model_registry
@@ -345,7 +346,7 @@ def test_surface_metrics_are_of_the_saved_masks(score, data: Path, work: Path) -
     for row in score("--save_pred", "--prompt_modes", "bbox", "2pts", "--nsd_tolerance", 3):
         predicted = cv2.imread(str(work / "sammed/masks" / row.mode / Path(row.mask).name), cv2.IMREAD_UNCHANGED) > 0
         truth = cv2.imread(str(data / row.mask), cv2.IMREAD_UNCHANGED) > 0
-        assert (row.nsd, row.hd95) == pytest.approx(surface_metrics(predicted, truth, 3.0), rel=1e-9)
+        assert {"nsd": row.nsd, "hd95": row.hd95} == pytest.approx(surface_metrics(predicted, truth, 3.0), rel=1e-9)
     rows = score("--metrics", "dice", "nsd", "--prompt_modes", "bbox")
     assert all(row.hd95 is None and row.nsd is not None for row in rows)
 

@@ -141,6 +141,11 @@ def mask_prompts(masks: Tensor) -> Tensor:
     return F.avg_pool2d(masks.float(), 4)
 
 
+def clicks_in(prompts: Prompts) -> Clicks | None:
+    """Points and labels of prompts that have clicks."""
+    return None if prompts.points is None or prompts.labels is None else (prompts.points, prompts.labels)
+
+
 def clicks_of(prompts: Prompts) -> int:
     """How many clicks each object has."""
     return 0 if prompts.points is None else prompts.points.shape[1]
