@@ -250,8 +250,9 @@ def test_frames_and_devices_that_differ_are_told(runs: dict[str, Path], capsys) 
 def test_other_prompts_are_refused(runs: dict[str, Path], capsys, sequence: str | None, field: str, what: str) -> None:
     path = runs["ft-sam"] / "prompts.json"
     prompts = json.loads(path.read_text())
-    name = [*prompts][5]  # after the settings
-    (prompts[name]["others"][sequence] if sequence else prompts[name])[field][0][0] += 1
+    name = list(prompts)[5]  # after the settings
+    entry = prompts[name]["others"][sequence] if sequence else prompts[name]
+    entry[field][0][0] += 1
     path.write_text(json.dumps(prompts))
     assert f"got another {what} for 1 object(s), such as {name}" in refused(capsys, runs["sam"], runs["ft-sam"])
     # in frames of two sizes pixels cannot agree: that is said, and no reason to refuse

@@ -37,7 +37,7 @@ def make(folder: Path, groups: dict[str, list[str]], rows: list[dict] | None = N
 
 @pytest.fixture
 def organs(tmp_path: Path) -> Path:
-    """60 images of a liver and its two lobes (one class), every 15th with a tumour as well; 3 of another set, of a kidney."""
+    """60 images of a liver and its two lobes (one class), every 15th with a tumour; 3 of another set, of a kidney."""
     groups, rows = {}, []
     for i in range(63):
         classes = ["kidney"] if i >= 60 else ["liver", "lobe", "lobe", *(["tumour"] if i % 15 == 0 else [])]

@@ -393,7 +393,7 @@ def test_draws_of_different_uses_are_different():
 
 
 def test_prompts_lie_where_they_should():
-    """In the S x S frame: the tight box, first clicks on the object, one-shot clicks half on it, jittered boxes near it."""
+    """In the S x S frame: the tight box, first clicks on the object, half of those at once, jittered boxes near it."""
     images = samples()
     prompts = prompts_by(scored_by(Sketcher(), [collate(images)], ALL_MODES))
     moved = set()
@@ -433,7 +433,7 @@ def test_central_clicks_need_no_draw():
     first, second = (scored_by(Sketcher(), batches, modes, seed=seed, strategy="center") for seed in (0, 9))
     assert prompts_by(first) == prompts_by(second) and results_of(first) == results_of(second)
     assert results_of(first) != run(Sketcher(), batches, modes)
-    for (name, mode), (points, labels, _) in prompts_by(first).items():
+    for (name, _), (points, labels, _) in prompts_by(first).items():
         image = next(image for image in samples() if name in image.mask_names)
         mask = image.masks[image.mask_names.index(name), 0]
         assert [bool(mask[int(y), int(x)]) for x, y in points] == [label == 1 for label in labels]

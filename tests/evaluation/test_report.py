@@ -261,9 +261,11 @@ def browser():
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="no playwright here: the report is not opened in a browser"
     )
-    with playwright.sync_playwright() as started:
-        with started.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS) as opened:
-            yield opened
+    with (
+        playwright.sync_playwright() as started,
+        started.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS) as opened,
+    ):
+        yield opened
 
 
 def test_page_opens_without_an_error_or_a_request(browser, made: Path) -> None:
@@ -313,7 +315,8 @@ def test_tables_sort_filter_and_change_their_metric(browser, tmp_path: Path) -> 
     )
     page.click("#by-size th:nth-child(1) button")
     sizes = page.evaluate(
-        "[...document.querySelectorAll('#by-size [data-metric]:not([hidden]) tbody td:first-child')].map(cell => cell.innerText)"
+        "[...document.querySelectorAll('#by-size [data-metric]:not([hidden]) tbody td:first-child')]"
+        ".map(cell => cell.innerText)"
     )
     assert sizes[0] == "below 0.1 %" and sizes[-1] == "30 % and more"
     page.close()

@@ -26,10 +26,10 @@ RESULTS = Results(
 EARLIER = """{
  "dice": {"bbox": 0.75, "1pt": 0.5}, "hd95": {"bbox": 3.5, "1pt": 9.0},
  "objects": 44, "images": 16, "unscored": 1, "images_per_second": 3.5, "seed": 7, "model_type": "vit_t", "processes": 2,
- "weights_hash": "%s", "data_hash": "%s", "device": "cpu", "versions": {"torch": "2.13.0"},
+ "weights_hash": "WEIGHTS", "data_hash": "DATA", "device": "cpu", "versions": {"torch": "2.13.0"},
  "flags": {"image_size": 128, "nsd_tolerance": 2.0, "prompt_path": null},
  "tables": {"noc": [{"mode": "5pts", "metric": "never80", "mean": 0.25, "low": null}]}
-}""" % ("c" * 64, "d" * 64)
+}""".replace("WEIGHTS", "c" * 64).replace("DATA", "d" * 64)
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Surface metrics: against MONAI's surface metrics, which are computed by other means, and on masks without any surface."""
+"""Surface metrics: against MONAI's, which are computed by other means, and on masks without any surface."""
 
 import math
 

@@ -369,7 +369,7 @@ def test_one_case_name_in_two_data_sets_is_two_cases() -> None:
 
 
 def test_mean_of_data_sets_resamples_each_within_itself() -> None:
-    """Its variance is the sum of those of the parts over the square of their number; equal clusters must not move together."""
+    """Its variance: the sum of the parts' over the square of their number; equal clusters must not move together."""
     rng = np.random.default_rng(0)
     rows = few({f"{dataset}/{case}": [rng.beta(4, 2)] for dataset in "ABCD" for case in range(25)})
     dice = summarise(rows, "dataset", totals=True, resamples=4000).query("metric == 'dice'").set_index("dataset")
