@@ -53,7 +53,7 @@ def annotator_of(seed: int, strategy: str, prompt_path: str | os.PathLike | None
 
 
 class SimulatedAnnotator:
-    """Draws from the true masks. strategy: of iterative clicks, "random" wrong pixels or "center" of the largest error."""
+    """Draws from the true masks. strategy: "random" wrong pixels are clicked, or the "center" of the largest error."""
 
     def __init__(self, seed: int = 0, strategy: str = "random") -> None:
         self.seed = seed
