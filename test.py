@@ -8,41 +8,41 @@
     python test.py --prompt_path workdir/sammed/prompts.json    # with the prompts of an earlier run
     torchrun --nproc_per_node 2 test.py ...                     # the images shared out, the same rows
 
-Prompt modes: modes.py. What every number means: docs/evaluation.md.
+Prompt modes: sam_med2d/prompts/modes.py. What every number means: docs/evaluation.md.
 Leaves in {work_dir}/{run_name}: report.html, rows.csv (an object and mode a line), results.json (tables and what made
 them), prompts.json (for --prompt_path) and, with --save_pred, masks/{mode}/ at the original size and overlays/{mode}/.
 """
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import torch
 from torch.utils.data import Subset
 from tqdm import tqdm
 
 from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.datasets import TestingDataset, test_loader
+from sam_med2d.data.description import Describer
 from sam_med2d.data.index import Index
-from sam_med2d.data.metadata import Describer
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.distributed import Processes, join_processes
 from sam_med2d.errors import DataError
-from sam_med2d.evaluation import estimates as estimates_room
-from sam_med2d.evaluation import gallery, report
-from sam_med2d.evaluation import summary as tables
+from sam_med2d.evaluation.columns import MAIN_METRICS
+from sam_med2d.evaluation.estimates import unscored
 from sam_med2d.evaluation.evaluate import evaluate
-from sam_med2d.evaluation.gallery import GalleryItem, choose_gallery, shown_in_gallery
+from sam_med2d.evaluation.gallery import GalleryItem, choose_gallery, draw, shown_in_gallery
 from sam_med2d.evaluation.grids import format_table, to_records
-from sam_med2d.evaluation.metrics import METRICS
+from sam_med2d.evaluation.parts import merged
 from sam_med2d.evaluation.record import record
-from sam_med2d.evaluation.rows import SURFACE_METRICS, merged, read_rows, write_rows
-from sam_med2d.prompts.annotators import CLICK_STRATEGIES, SimulatedAnnotator
-from sam_med2d.prompts.files import FrozenPrompts, write_prompts
-from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, parse_mode
+from sam_med2d.evaluation.report import write_report
+from sam_med2d.evaluation.results import Results, write_results
+from sam_med2d.evaluation.rows import read_rows, write_rows
+from sam_med2d.evaluation.summary import all_tables
+from sam_med2d.prompts.annotators import CLICK_STRATEGIES, annotator_of
+from sam_med2d.prompts.files import write_prompts
+from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, mode_name, parse_mode
 from sam_med2d.provenance import provenance
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import CheckpointError, load_checkpoint
@@ -93,6 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--prompt_modes",
         nargs="+",
+        type=mode_name,
         metavar="MODE",
         help="bbox, bbox_jitter5, iterative clicks 1pt 3pts ..., bbox+2pts, clicks at once 3shot ..., mask; "
         f"default: {' '.join(DEFAULT_MODES)}",
@@ -116,7 +117,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--point_num", type=int, help="ask for one mode of so many clicks at once")
     group.add_argument("--prompt_path", help="prompts file of an earlier run, ours or the original's")
     group.add_argument(
-        "--metrics", nargs="+", default=[*METRICS, *SURFACE_METRICS], choices=[*METRICS, *SURFACE_METRICS]
+        "--metrics",
+        nargs="+",
+        default=[*MAIN_METRICS],
+        choices=MAIN_METRICS,
+        help="whose means results.json holds at its top; surface metrics that are not named are not computed",
     )
     group.add_argument(
         "--nsd_tolerance", type=float, default=2.0, metavar="PIXELS", help="of the normalised surface Dice"
@@ -133,7 +138,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def modes_asked_for(args: argparse.Namespace) -> list[Mode]:
-    """Raises ValueError where the flags contradict each other."""
+    """Modes named, or asked for in the original's way, and jittered boxes. Raises ValueError: flags contradict."""
     if any(pixels < 1 for pixels in args.box_jitter):
         raise ValueError("--box_jitter takes pixels, at least 1; the exact box is the mode bbox")
     jittered = [parse_mode(f"bbox_jitter{pixels}") for pixels in args.box_jitter]
@@ -141,6 +146,7 @@ def modes_asked_for(args: argparse.Namespace) -> list[Mode]:
 
 
 def named_modes(args: argparse.Namespace) -> list[Mode]:
+    """Without jittered boxes. Raises ValueError: flags contradict."""
     single = {name for name in ("boxes_prompt", "iter_point", "point_num") if getattr(args, name) is not None}
     if args.prompt_modes:
         if single:
@@ -175,13 +181,10 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
 
     # everything that can be known to be wrong is found before the model runs
     dataset = TestingDataset(args.data_path, args.image_size, "test")
-    masks = [mask for _, masks in dataset.index for mask in masks]
-    annotator = SimulatedAnnotator(args.seed, args.click_strategy)
-    if args.prompt_path:
-        annotator = FrozenPrompts(args.prompt_path, args.image_size)
-        annotator.check(masks, args.modes)
+    annotator = annotator_of(args.seed, args.click_strategy, args.prompt_path, args.image_size)
+    annotator.check([mask for _, masks in dataset.index for mask in masks], args.modes)
     describer = Describer(args.data_path, args.metadata, args.class_names)
-    describer.check(masks)
+    describer.check(dataset.index)
     model = build_model(args, say).to(device)
     if dataset.index.images_without_masks:
         say(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")
@@ -215,12 +218,6 @@ def build_model(args: argparse.Namespace, say: Callable) -> Sam:
     return model
 
 
-# ---------------------------------------------------------------- rows
-
-
-# ---------------------------------------------------------------- what is made from the rows
-
-
 def summarise(
     args: argparse.Namespace,
     folder: Path,
@@ -230,11 +227,47 @@ def summarise(
     strategy: str,
     speed: float,
 ) -> None:
-    """Merge the parts of all processes; print and write tables, provenance and report. made_from: of `provenance`."""
+    """Merge the parts of all processes; print and write tables, provenance and report. speed: images a second."""
+    merge(args, folder, processes, strategy)
+    rows = read_rows(folder)
+    left_out = unscored(rows)
+    objects = len(rows) // len(args.modes) - len(left_out)
+    if not objects:
+        raise DataError(f"{args.data_path}: every mask of its test split is empty; correct the index")
+    tables = all_tables(rows, seed=args.seed)
+    results = Results(
+        means={metric: mean_by_mode(tables["overall"], metric) for metric in args.metrics},
+        objects=objects,
+        images=len(index),
+        unscored=len(left_out),
+        images_per_second=speed,
+        seed=args.seed,
+        model_type=args.model_type,
+        processes=processes,
+        provenance=made_from,
+        flags={name: value for name, value in vars(args).items() if name != "modes"},
+        tables={name: to_records(table) for name, table in tables.items()},
+    )
+    write_results(folder, results)
+    for name in ("overall", "noc", "dataset"):
+        if name in tables and len(tables[name]):
+            print(f"\n{format_table(tables[name])}")
+    print(
+        f"\n{objects} objects in {len(index)} images, {speed:.1f} images/s"
+        + (f"; {len(left_out)} empty mask(s) skipped, such as {left_out['mask'].iloc[0]}" if len(left_out) else "")
+    )
+    if args.report:
+        write_report(folder, rows, results, gallery(args, folder, index, processes, rows), tables)
+    for part in folder.glob("part_*"):  # also of an earlier run that was ended
+        part.unlink()
+    print(f"rows, prompts, results{' and report' * args.report}: {folder}")
+
+
+def merge(args: argparse.Namespace, folder: Path, processes: int, strategy: str) -> None:
+    """Write rows and prompts of all processes in the order of the index."""
     write_rows(folder / f"rows.{args.rows_format}", (row for _, rows, _ in merged(folder, processes) for row in rows))
-    (folder / f"rows.{'csv' if args.rows_format == 'parquet' else 'parquet'}").unlink(
-        missing_ok=True
-    )  # of an earlier run
+    other = "csv" if args.rows_format == "parquet" else "parquet"
+    (folder / f"rows.{other}").unlink(missing_ok=True)  # of an earlier run
     with replacing(folder / "prompts.json") as path, open(path, "w", encoding="utf-8") as file:
         write_prompts(
             file,
@@ -242,55 +275,27 @@ def summarise(
             (item for _, _, prompts in merged(folder, processes) for item in prompts.items()),
         )
 
-    rows = read_rows(folder)
-    unscored = estimates_room.unscored(rows)
-    objects = len(rows) // len(args.modes) - len(unscored)
-    if not objects:
-        raise DataError(f"{args.data_path}: every mask of its test split is empty; correct the index")
-    found = tables.all_tables(rows, seed=args.seed)
-    results = {
-        **{metric: mean_by_mode(found["overall"], metric) for metric in args.metrics},
-        "objects": objects,
-        "images": len(index),
-        "unscored": len(unscored),
-        "images_per_second": speed,
-        "seed": args.seed,
-        "model_type": args.model_type,
-        "processes": processes,
-        **made_from,
-        "flags": {name: value for name, value in vars(args).items() if name != "modes"},
-        "tables": {name: to_records(table) for name, table in found.items()},
-    }
-    with replacing(folder / "results.json") as path:
-        path.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    for name in ("overall", "noc", "dataset"):
-        if name in found and len(found[name]):
-            print(f"\n{format_table(found[name])}")
-    print(
-        f"\n{objects} objects in {len(index)} images, {speed:.1f} images/s"
-        + (f"; {len(unscored)} empty mask(s) skipped, such as {unscored['mask'].iloc[0]}" if len(unscored) else "")
-    )
-    if args.report:
-        choices = choose_gallery(rows, [mode.name for mode in shown_in_gallery(args.modes)])
-        tiles = [
-            GalleryItem(
-                choice.class_name,
-                choice.rank,
-                choice.mode,
-                f"{Path(choice.mask).stem}  Dice {choice.dice:.3f}",
-                gallery.draw(folder, processes, index, choice.image, choice.mask, choice.mode),
-            )
-            for choice in tqdm(choices, desc="report", unit="object", leave=False, dynamic_ncols=True)
-        ]
-        report.write_report(folder, rows, results, tiles, found)
-    for part in folder.glob("part_*"):  # also of an earlier run that was ended
-        part.unlink()
-    print(f"rows, prompts, results{' and report' * args.report}: {folder}")
-
 
 def mean_by_mode(overall: pd.DataFrame, metric: str) -> dict[str, float]:
     own = overall[overall["metric"] == metric]
     return dict(zip(own["mode"], own["mean"].tolist()))
+
+
+def gallery(
+    args: argparse.Namespace, folder: Path, index: Index, processes: int, rows: pd.DataFrame
+) -> list[GalleryItem]:
+    """The tiles of the report, drawn from what the processes have kept."""
+    choices = choose_gallery(rows, [mode.name for mode in shown_in_gallery(args.modes)])
+    return [
+        GalleryItem(
+            choice.class_name,
+            choice.rank,
+            choice.mode,
+            f"{Path(choice.mask).stem}  Dice {choice.dice:.3f}",
+            draw(folder, processes, index, choice.image, choice.mask, choice.mode),
+        )
+        for choice in tqdm(choices, desc="report", unit="object", leave=False, dynamic_ncols=True)
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Masks as COCO annotations: polygons where they can say it, run lengths where a mask has holes."""
+"""Masks as COCO annotations and back: polygons where they can say it, run lengths where a mask has holes."""
 
 from typing import Any
 
@@ -6,11 +6,13 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from sam_med2d.errors import DataError
+
 
 def polygons(mask: np.ndarray) -> list[list[float]]:
-    """(H, W) bool -> [[x, y, x, y, ...], ...], the outlines of its pieces, which cover its pixels' centres and no others'.
+    """(H, W) bool -> [[x, y, x, y, ...], ...], the outlines of its pieces; holes are not in them.
 
-    Holes are not in them.
+    They cover the centres of its pixels and of no others.
     """
     # Twice as large, so that the outline runs half-way between a pixel's centre and its edge: through the centres
     # themselves, a piece one pixel wide would have no area.
@@ -31,6 +33,39 @@ def segmentation_of(mask: np.ndarray) -> list[list[float]] | dict[str, Any]:
         return polygons(mask)
     encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+
+
+def mask_of(segmentation: list | dict[str, Any], height: int, width: int, what: str) -> np.ndarray:
+    """Polygons [[x, y, x, y, ...], ...] or a run-length encoding -> (H, W) bool: `segmentation_of` read back.
+
+    what: the annotation, as an error shall name it. Raises DataError: it is neither, or made for another size.
+    """
+    if isinstance(segmentation, list):
+        good = [part for part in segmentation if isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0]
+        if not good or len(good) < len(segmentation):
+            raise DataError(
+                f"{what}: a polygon needs three points or more, as [x, y, x, y, x, y, ...]; correct or remove it"
+            )
+        encoded = coco_mask.merge(coco_mask.frPyObjects(good, height, width))
+    else:
+        if segmentation.get("size") != [height, width]:
+            raise DataError(
+                f"{what}: its run-length encoding is for {segmentation.get('size')} (height, width), not "
+                f"[{height}, {width}]; correct or remove it"
+            )
+        counts = segmentation.get("counts")
+        if isinstance(counts, list):
+            if sum(counts) != height * width:
+                raise DataError(f"{what}: its run lengths do not add up to the image; correct or remove it")
+            encoded = coco_mask.frPyObjects(segmentation, height, width)
+        elif isinstance(counts, str):
+            encoded = {"size": [height, width], "counts": counts.encode()}
+        else:
+            raise DataError(f"{what}: has no run lengths; correct or remove it")
+    try:
+        return coco_mask.decode(encoded).astype(bool)
+    except ValueError as error:  # run lengths that do not add up
+        raise DataError(f"{what}: cannot be decoded ({error}); correct or remove it") from error
 
 
 class Annotations:

@@ -35,7 +35,7 @@ def find_images(source: Path) -> tuple[Path, list[str]]:
 def check_output(output: Path, source: Path) -> None:
     """Raises UsageError where results would lie among the images, and be taken for images the next time."""
     folder = source.resolve() if source.is_dir() else source.resolve().parent
-    if output.resolve() == folder or source.is_dir() and output.resolve().is_relative_to(folder):
+    if output.resolve() == folder or (source.is_dir() and output.resolve().is_relative_to(folder)):
         raise UsageError(f"--output {output}: is where the images are; choose a folder outside {folder}")
 
 

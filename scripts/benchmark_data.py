@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from sam_med2d.data.cache import open_cache
 from sam_med2d.data.datasets import TrainingDataset, shrunk
 from sam_med2d.data.index import Index, read_index
-from sam_med2d.data.index_build import index_columns
+from sam_med2d.data.index_build import build_columns
 from sam_med2d.data.reading import read_image, read_mask
 
 PARTS = ("reading", "scale", "files")
@@ -139,7 +139,7 @@ def write_large_index(path: str, images: int, masks: int) -> None:
 
 def _open(source: str) -> str:
     started = time.perf_counter()
-    index = Index("/", source, index_columns(source))
+    index = Index("/", source, build_columns(source))
     seconds = time.perf_counter() - started
     assert index[len(index) - 1]
     return f"{seconds:.2f} s"
@@ -161,7 +161,7 @@ class _Names(Dataset):
 
 def _read_with_workers(source: str, workers: int) -> str:
     """What they add to the memory in use, after 40,000 images drawn from everywhere."""
-    index = Index("/", source, index_columns(source))
+    index = Index("/", source, build_columns(source))
     before = memory_of(os.getpid())
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
     order = [i * 7919 % len(index) for i in range(40_000)]

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from pycocotools import mask as rle
-
+from sam_med2d.coco import mask_of
 from sam_med2d.convert.cases import Case, Picture
 from sam_med2d.convert.images import cases_of_pictures, read_picture
 from sam_med2d.convert.objects import Preparation
@@ -38,41 +36,11 @@ class CocoPictures:
             masks = (
                 (
                     one["class"],
-                    decode(one["segmentation"], height, width, f"annotation {one['id']} of {entry['image']}"),
+                    mask_of(one["segmentation"], height, width, f"annotation {one['id']} of {entry['image']}"),
                 )
                 for one in entry["annotations"]
             )
             yield Picture(entry["name"], image, self.preparation.objects(masks, tally), self.modality)
-
-
-def decode(segmentation: list | dict, height: int, width: int, what: str) -> np.ndarray:
-    """Polygons [[x, y, x, y, ...], ...] or an RLE -> (H, W) bool. Raises DataError."""
-    if isinstance(segmentation, list):
-        good = [part for part in segmentation if isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0]
-        if not good or len(good) < len(segmentation):
-            raise DataError(
-                f"{what}: a polygon needs three points or more, as [x, y, x, y, x, y, ...]; correct or remove it"
-            )
-        encoded = rle.merge(rle.frPyObjects(good, height, width))
-    else:
-        if segmentation.get("size") != [height, width]:
-            raise DataError(
-                f"{what}: its run-length encoding is for {segmentation.get('size')} (height, width), not "
-                f"[{height}, {width}]; correct or remove it"
-            )
-        counts = segmentation.get("counts")
-        if isinstance(counts, list):
-            if sum(counts) != height * width:
-                raise DataError(f"{what}: its run lengths do not add up to the image; correct or remove it")
-            encoded = rle.frPyObjects(segmentation, height, width)
-        elif isinstance(counts, str):
-            encoded = {"size": [height, width], "counts": counts.encode()}
-        else:
-            raise DataError(f"{what}: has no run lengths; correct or remove it")
-    try:
-        return rle.decode(encoded).astype(bool)
-    except ValueError as error:  # run lengths that do not add up
-        raise DataError(f"{what}: cannot be decoded ({error}); correct or remove it") from error
 
 
 def find_coco(annotations: Path, images: Path, crowd: bool = False, case: str | None = None) -> list[Case]:

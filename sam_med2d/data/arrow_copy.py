@@ -3,7 +3,8 @@
 The copy of data/image2label_train.json is data/.arrow/image2label_train.json.arrow, an Arrow file. Where that folder
 cannot be written it lies under the user's cache folder, and where that cannot be written either the copy is made in
 memory. It is a cache: it carries the size and the hash of the text it was made from, is made again when they
-disagree, and may be deleted. Small texts are read in less time than it takes to find a copy; theirs is always made in memory.
+disagree, and may be deleted. Small texts are read in less time than it takes to find a copy; theirs is always made in
+memory.
 """
 
 import json
@@ -12,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
@@ -32,7 +33,7 @@ Build = Callable[[BinaryIO, Write, str | None], dict]
 class Columns:
     """Record batches that lie in a memory-mapped file (`path`) or in memory (`path` is None).
 
-    `facts` is what the builder said about the whole. Pickled as a path, so that a process started anew maps the same file.
+    `facts` is what the builder said about the whole. Pickled as a path: a process started anew maps the same file.
     """
 
     def __init__(self, path: str | None, buffer: pa.Buffer) -> None:
@@ -66,9 +67,9 @@ class Columns:
 def columns_of(source: str, schema: pa.Schema, build: Build) -> Columns:
     """The columns of a text file, from its copy; the copy is made first where there is none that fits.
 
-    build(file, write, scratch) reads the text from a binary file, calls write with record batches of the schema and returns
-    facts, a dict of plain values; scratch is a folder for temporary files, None where the copy is made in memory. It may
-    raise DataError, as this does where the text cannot be read.
+    build(file, write, scratch) reads the text from a binary file, calls write with record batches of the schema and
+    returns facts, a dict of plain values; scratch is a folder for temporary files, None where the copy is made in
+    memory. It may raise DataError, as this does where the text cannot be read.
     """
     try:
         open(source, "rb").close()  # what follows takes an OSError for a place that cannot be written
@@ -168,8 +169,8 @@ def _write(sink, schema: pa.Schema, fill: Callable[[Write], dict]) -> None:
     with pa.ipc.new_file(sink, schema) as writer:
         facts = fill(writer.write_batch)
         # Facts are known last. They travel with an empty batch at the end, so a file without it is half a copy.
-        facts = json.dumps({"format": FORMAT, **facts})
-        writer.write_batch(pa.RecordBatch.from_pylist([], schema), custom_metadata={"facts": facts})
+        said = json.dumps({"format": FORMAT, **facts})
+        writer.write_batch(pa.RecordBatch.from_pylist([], schema), custom_metadata={"facts": said})
 
 
 def _build_from(source: str, build: Build, write: Write, scratch: str | None = None) -> dict:
@@ -187,7 +188,7 @@ def _build_from(source: str, build: Build, write: Write, scratch: str | None = N
         ) as bar,
     ):
         hashing = _Hashing(file, bar)
-        facts = build(hashing, write, scratch)
+        facts = build(cast(BinaryIO, hashing), write, scratch)  # it has what readers use
         return {**facts, "size": hashing.size, "hash": hashing.hash.hexdigest()}
 
 

@@ -1,11 +1,15 @@
 """How training images are varied."""
 
 import os
+from typing import TYPE_CHECKING
 
 import cv2
 
+if TYPE_CHECKING:
+    from albumentations import Compose
 
-def build_augmentation():
+
+def build_augmentation() -> "Compose":
     """The augmentation, an albumentations Compose; seed it anew before each use (see `TrainingDataset._augment`).
 
     Imported here, as only augmented training needs it. Without the variable it asks the network for updates on import.

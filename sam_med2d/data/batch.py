@@ -48,14 +48,19 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        moved = {name: change(getattr(self, name)) for name in ("images", "content", "masks", "image_index")}
-        return replace(self, **moved)
+        return replace(
+            self,
+            images=change(self.images),
+            content=change(self.content),
+            masks=change(self.masks),
+            image_index=change(self.image_index),
+        )
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Samples -> Batch: images stacked, objects of all images concatenated."""
     counts = torch.tensor([len(sample.masks) for sample in samples])
-    with_originals = samples[0].original_masks is not None
+    originals = [sample.original_masks for sample in samples if sample.original_masks is not None]
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
         content=torch.tensor([sample.content for sample in samples]),
@@ -64,7 +69,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         image_names=[sample.image_name for sample in samples],
         mask_names=[name for sample in samples for name in sample.mask_names],
         original_sizes=[sample.original_size for sample in samples],
-        original_masks=[sample.original_masks for sample in samples] if with_originals else None,
+        original_masks=originals if len(originals) == len(samples) else None,
         skipped=[name for sample in samples for name in sample.skipped],
     )
 

@@ -38,7 +38,7 @@ Size = tuple[int, int]
 
 
 class PackedCache:
-    """Made by `open_cache`. Images and masks are numbered as in the index: `image(i)`, `mask(i, k)` is the k-th of image i."""
+    """Made by `open_cache`. Images and masks are numbered as in the index: `mask(i, k)` is the k-th of `image(i)`."""
 
     def __init__(self, folder: str, index: Index, image_size: int) -> None:
         """Raises OSError: the files are missing, or not of the size they must have."""
@@ -67,7 +67,7 @@ class PackedCache:
         return self._opened["records"][1][0] != 0
 
     def image(self, i: int, stamp: int | None = None) -> tuple[np.ndarray, Size] | None:
-        """-> (h, w, 3) uint8 and the original size, or None if it is not there. stamp: that of the file, to be compared."""
+        """-> (h, w, 3) uint8 and the original size, or None if it is not there. stamp: the file's, to be compared."""
         checksum, stored, *original, height, width, channels = IMAGE.unpack_from(
             self._opened["records"][1], self._image_record(i)
         )

@@ -1,6 +1,4 @@
-"""From a JSON index to batches: fitting into the frame, augmenting, ordering (index.py and reading.py read the files).
-
-    python -c "from DataLoader import *; print(len(TrainingDataset('data_demo')), 'images')"
+"""From a JSON index to batches: what training draws of each image, what testing scores, and the loaders of both.
 
     dataset = TrainingDataset("data_demo", image_size=256, mask_num=5, augment=True, seed=0)
     loader = train_loader(dataset, batch_size=8, num_workers=4, seed=0)
@@ -22,6 +20,7 @@ Conventions, here and wherever a Batch is used:
 import os
 import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -38,13 +37,8 @@ from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.data.samplers import BalancedSampler, EpochSampler, balance_of, stream_of
 from sam_med2d.errors import DataError
 
-# ---------------------------------------------------------------- geometry
-
-
-# ---------------------------------------------------------------- augmentation
-
-
-# ---------------------------------------------------------------- samples and batches
+if TYPE_CHECKING:  # it takes a second to import, and only augmented training needs it
+    from albumentations import Compose
 
 
 class TrainingDataset(Dataset):
@@ -65,15 +59,15 @@ class TrainingDataset(Dataset):
         cache: str | os.PathLike | None = None,
         balance: str | None = None,
     ) -> None:
-        """cache: folder of packed caches (see cache.py). balance: "dataset" or "class", or None (see balance.py).
+        """cache: folder of packed caches (see cache.py). balance: "dataset" or "class", or None (see samplers.py).
 
-        Raises DataError as read_index and labels_of do.
+        Raises DataError as read_index and balance_of do.
         """
         self.index = read_index(data_path, split)
         self.image_size = image_size
         self.mask_num = mask_num
         self.seed = seed
-        self.augmentation = build_augmentation() if augment else None
+        self.augmentation: Compose | None = build_augmentation() if augment else None
         self.cache = open_cache(cache, self.index, image_size) if cache else None
         self.balance = balance_of(self.index, os.path.abspath(data_path), balance) if balance else None
 
@@ -97,13 +91,13 @@ class TrainingDataset(Dataset):
         names = [mask_names[i] for i in distinct]
 
         image, masks, original_size = shrunk(self.index, index, distinct.tolist(), self.image_size, self.cache)
-        present = masks.any(axis=(1, 2))
+        present = _present(masks)
         skipped = [name for name, here in zip(names, present) if not here]
         if self.augmentation is not None and present.any():
             # Before the padding, so that `content` still frames the picture.
             image, masks = self._augment(image, masks, generator)
             # A small object can be moved out of the picture. Its file is sound, so this is no entry of `skipped`.
-            present = masks.any(axis=(1, 2))
+            present = _present(masks)
         image, masks, content = pad(image, masks, self.image_size)
         rows = [i for i in which.tolist() if present[i]]
         return Sample(
@@ -120,6 +114,8 @@ class TrainingDataset(Dataset):
     def _augment(
         self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
+        if self.augmentation is None:
+            return image, masks
         # Not set_random_seed: it gives every transform the same stream, so that all those of one probability
         # happen together or not at all.
         self.augmentation.set_random_state(generator, random.Random(int(generator.integers(2**63))))
@@ -144,6 +140,11 @@ class TestingDataset(Dataset):
         return scoring_sample(self.index, index, self.image_size)
 
 
+def _present(masks: np.ndarray) -> np.ndarray:
+    """Which masks have a pixel. (n, h, w) bool -> (n,) bool"""
+    return np.asarray(masks.any(axis=(1, 2)))
+
+
 def scoring_sample(index: Index, number: int, image_size: int) -> Sample:
     """An image of the index with all its masks. Those that are empty, or emptied by resizing, are skipped.
 
@@ -154,7 +155,7 @@ def scoring_sample(index: Index, number: int, image_size: int) -> Sample:
     original = read_image(image_path)
     originals = [read_mask(index.path(name), original.shape[:2], image_path) for name in names]
     image, masks, content = fit(original, originals, image_size)
-    present = masks.any(axis=(1, 2)).tolist()
+    present = _present(masks).tolist()
     kept = [mask for mask, here in zip(originals, present) if here]
     return Sample(
         image=image_tensor(image),
@@ -179,8 +180,9 @@ def shrunk(
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """An image of the index and those of its masks, each at most S x S, and the image's original size.
 
-    What the cache lacks is read from the files, once each, and put there; so are, if `changed`, files that changed since.
-    Returns (h, w, 3) uint8, (len(which), h, w) bool and (height, width). Raises DataError: an image or mask is bad.
+    What the cache lacks is read from the files, once each, and put there; so are, if `changed`, files that changed
+    since. Returns (h, w, 3) uint8, (len(which), h, w) bool and (height, width). Raises DataError: an image or mask is
+    bad.
     """
     names: tuple[str, list[str]] | None = None  # looked up when the first file is needed, so never where all is cached
 
@@ -222,24 +224,22 @@ def _stamp(path: str) -> int:
     return (status.st_mtime_ns ^ status.st_size << 40) & (1 << 64) - 1
 
 
-# ---------------------------------------------------------------- order and loaders
-
-
 def train_loader(dataset: TrainingDataset, batch_size: int, num_workers: int, seed: int) -> TorchDataLoader:
     """Batches in shuffled order. Call `loader.batch_sampler.set_epoch(epoch, start_batch)` before each epoch."""
-    if dataset.balance:
-        sampler = BalancedSampler(dataset.balance.groups, len(dataset), batch_size, seed)
-    else:
-        sampler = EpochSampler(len(dataset), batch_size, seed)
+    sampler = (
+        BalancedSampler(dataset.balance.groups, len(dataset), batch_size, seed)
+        if dataset.balance
+        else EpochSampler(len(dataset), batch_size, seed)
+    )
     return TorchDataLoader(dataset, batch_sampler=sampler, **_loader_options(num_workers))
 
 
-def test_loader(dataset: TestingDataset, batch_size: int, num_workers: int) -> TorchDataLoader:
-    """Batches in the order of the index."""
+def test_loader(dataset: Dataset, batch_size: int, num_workers: int) -> TorchDataLoader:
+    """Batches in the order of the index. dataset: a TestingDataset, or a Subset of one."""
     return TorchDataLoader(dataset, batch_size=batch_size, **_loader_options(num_workers))
 
 
-test_loader.__test__ = False  # pytest would take the name for a test
+vars(test_loader)["__test__"] = False  # pytest would take the name for a test
 
 
 def _loader_options(num_workers: int) -> dict:

@@ -28,7 +28,7 @@ def fit(image: np.ndarray, masks: Sequence[np.ndarray], size: int) -> tuple[np.n
 
 
 def shrink(array: np.ndarray, size: int) -> np.ndarray:
-    """The first half of `fit`, of an image or a mask: what is not smaller than the frame on both sides becomes S x S."""
+    """The first half of `fit`, of an image or a mask: S x S, unless it is smaller than the frame on both sides."""
     height, width = array.shape[:2]
     if height < size and width < size:
         return array

@@ -2,18 +2,19 @@
 
     python -c "from sam_med2d.data.index import *; print(read_index('data_demo', 'train')[0])"
 
-JSON is what people write and read. From a large index a columnar copy is made once (see arrow_copy.py) and memory-mapped:
-SA-Med2D-20M lists 24 million paths, which as Python strings would be copied into every worker, page by page, as
-reference counts change. Paths are kept as they stand in the index; `Index.path` turns them into paths that open.
+JSON is what people write and read. From a large index a columnar copy is made once (see arrow_copy.py) and
+memory-mapped: SA-Med2D-20M lists 24 million paths, which as Python strings would be copied into every worker, page by
+page, as reference counts change. Paths are kept as they stand in the index; `Index.path` turns them into paths that
+open.
 """
 
 import os
-from functools import partial
+from collections.abc import Iterator
 
 import numpy as np
 
-from sam_med2d.data.arrow_copy import Columns, in_memory
-from sam_med2d.data.index_build import SCHEMA, index_columns, write_groups
+from sam_med2d.data.arrow_copy import Columns
+from sam_med2d.data.index_build import build_columns
 from sam_med2d.data.index_check import check_files
 from sam_med2d.errors import DataError
 
@@ -26,16 +27,16 @@ class Index:
 
     def __init__(self, root: str, source: str, groups: dict[str, list[str]] | Columns) -> None:
         """groups: {image: [mask, ...]}, in order, or the columns of an index."""
-        if not isinstance(groups, Columns):
-            groups = in_memory(SCHEMA, partial(write_groups, groups.items()))
+        columns = groups if isinstance(groups, Columns) else build_columns(groups)
         self.root = root
         self.source = source
-        self.columns = groups
-        self.mask_count: int = groups.facts["masks"]
-        self.images_without_masks: int = groups.facts["images_without_masks"]
-        self._length: int = groups.facts["images"]
-        self._rows = len(groups.batches[0]) if groups.batches else 1  # of every batch but the last
-        self._first_masks = np.cumsum([0, *(len(batch["masks"].flatten()) for batch in groups.batches)])  # of the batches
+        self.columns = columns
+        self.mask_count: int = columns.facts["masks"]
+        self.images_without_masks: int = columns.facts["images_without_masks"]
+        self._length: int = columns.facts["images"]
+        batches = columns.batches
+        self._rows = len(batches[0]) if batches else 1  # of every batch but the last
+        self._first_masks = np.cumsum([0, *(len(batch["masks"].flatten()) for batch in batches)])  # of the batches
 
     def __len__(self) -> int:
         return self._length
@@ -44,13 +45,27 @@ class Index:
         if not 0 <= i < len(self):
             raise IndexError(f"image {i} of {len(self)}")
         images, masks = self.columns.batches[i // self._rows].columns
-        return os.fsdecode(images[i % self._rows].as_py()), [os.fsdecode(mask) for mask in masks[i % self._rows].as_py()]
+        return os.fsdecode(images[i % self._rows].as_py()), [
+            os.fsdecode(mask) for mask in masks[i % self._rows].as_py()
+        ]
+
+    def __iter__(self) -> Iterator[tuple[str, list[str]]]:
+        return (self[i] for i in range(len(self)))
 
     def first_mask(self, i: int) -> int:
-        """The number of an image's first mask, where the masks of all images are counted in order. i may be len(self)."""
+        """The number of an image's first mask, where masks of all images are counted in order. i may be len(self)."""
         if i == len(self):
             return self.mask_count
-        return int(self._first_masks[i // self._rows]) + self.columns.batches[i // self._rows]["masks"].offsets[i % self._rows].as_py()
+        batch, row = divmod(i, self._rows)
+        return int(self._first_masks[batch]) + self.columns.batches[batch]["masks"].offsets[row].as_py()
+
+    def mask(self, number: int) -> str:
+        """The path of a mask by its number, where masks of all images are counted in order."""
+        if not 0 <= number < self.mask_count:
+            raise IndexError(f"mask {number} of {self.mask_count}")
+        batch = int(np.searchsorted(self._first_masks, number, side="right")) - 1
+        masks = self.columns.batches[batch]["masks"].flatten()
+        return os.fsdecode(masks[number - int(self._first_masks[batch])].as_py())
 
     def path(self, name: str) -> str:
         """A path of the index -> a path that opens, wherever the process has moved to since."""
@@ -66,7 +81,7 @@ def read_index(data_path: str | os.PathLike, split: str) -> Index:
     """
     folder = os.path.abspath(data_path)
     source = find_index(folder, split)
-    columns = index_columns(source)
+    columns = build_columns(source)
     root = root_of(source, folder, os.fsdecode(columns.batches[0]["image"][0].as_py()))
     check_files(source, root, columns)
     return Index(root, source, columns)
@@ -99,9 +114,3 @@ def root_of(source: str, folder: str, first_image: str) -> str:
         f"{source}: its first image {first_image} is not found under {', '.join(roots)}; "
         "write paths relative to one of these, or absolute"
     )
-
-
-# ---------------------------------------------------------------- JSON -> columns
-
-
-# ---------------------------------------------------------------- do the files exist?

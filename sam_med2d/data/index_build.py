@@ -23,11 +23,17 @@ SCHEMA = pa.schema({"image": pa.binary(), "masks": pa.list_(pa.binary())})
 ROWS = 1 << 14  # images a record batch; all but the last have so many
 
 
-def index_columns(source: str) -> Columns:
-    """The columns of an index file, whether or not the files it lists exist. Raises DataError as read_index does."""
+def build_columns(source: str | dict[str, list[str]]) -> Columns:
+    """The columns of an index file, whether or not the files it lists exist, or of {image: [mask, ...]}.
+
+    Whatever the order of a file's entries, each image comes once, where it comes first, with all its masks.
+    Raises DataError as read_index does.
+    """
+    if not isinstance(source, str):
+        return in_memory(SCHEMA, partial(_write_groups, source.items()))
     try:
-        return columns_of(source, SCHEMA, partial(_build, source, write_groups))
-    except _Interleaved:  # rare: scripts write the masks of an image together
+        return columns_of(source, SCHEMA, partial(_build, source, _write_groups))
+    except _Interleaved:  # rare, as scripts write the masks of an image together: what was begun is thrown away
         return columns_of(source, SCHEMA, partial(_build, source, _write_joined))
 
 
@@ -35,23 +41,22 @@ class _Interleaved(Exception):
     """An image comes again after another one, so its masks have to be gathered first."""
 
 
-def _build(source: str, write_groups: Callable, file: BinaryIO, write: Write, scratch: str | None) -> dict:
+WriteGroups = Callable[[Iterable[tuple[str, list[str]]], Write, str | None], dict]
+
+
+def _build(source: str, write_groups: WriteGroups, file: BinaryIO, write: Write, scratch: str | None) -> dict:
     """Either kind of index -> record batches of SCHEMA, images in the order of their first appearance."""
     by_mask = os.path.basename(source).startswith("label2image")
     shape = "{mask path: image path}" if by_mask else "{image path: [mask path, ...]}"
 
     def groups() -> Iterator[tuple[str, list[str]]]:
-        image, members = "", []
+        image, members = "", list[str]()
         for key, value in _entries(source, file, shape):
             # not isinstance: an inner JSON object is a list too, of pairs
-            if (
-                type(value) is not (str if by_mask else list)
-                or not by_mask
-                and not all(isinstance(name, str) for name in value)
-            ):
-                raise DataError(f"{source}: wrong value for '{key}'; the file must be {shape}")
-            if not by_mask:
+            if not by_mask and type(value) is list and all(isinstance(name, str) for name in value):
                 yield key, value
+            elif not by_mask or not isinstance(value, str):
+                raise DataError(f"{source}: wrong value for '{key}'; the file must be {shape}")
             elif value == image:
                 members.append(key)
             else:
@@ -94,7 +99,7 @@ def _entries(source: str, file: BinaryIO, shape: str) -> Iterable[tuple[str, obj
         raise DataError(f"{source}: not valid JSON ({said}); write the index again") from error
 
 
-def write_groups(groups: Iterable[tuple[str, list[str]]], write: Write, scratch: str | None = None) -> dict:
+def _write_groups(groups: Iterable[tuple[str, list[str]]], write: Write, scratch: str | None = None) -> dict:
     """(image, its masks) -> batches of ROWS images. -> facts. Raises _Interleaved where an image comes again."""
     seen = array("Q")
     facts = _write_rows(groups, write, seen)
@@ -132,7 +137,7 @@ def _write_rows(groups: Iterable[tuple[str, list[str]]], write: Write, seen: arr
 
 
 def _write_joined(groups: Iterable[tuple[str, list[str]]], write: Write, scratch: str | None) -> dict:
-    """As write_groups, with the masks of an image gathered from wherever they are: through a file in the folder scratch."""
+    """As _write_groups, with the masks of an image gathered from wherever they are: through a file in `scratch`."""
     seen = array("Q")
     if scratch is None:
         facts: dict = {}

@@ -22,8 +22,8 @@ JUST_NOW = 2.0  # seconds; a folder that changed since may change again without 
 def check_files(source: str, root: str, columns: Columns) -> None:
     """Raise DataError if a path of the index does not exist. Lists each folder once: no stat a file.
 
-    Of an index with a copy, the time stamps of its folders are kept beside the copy: while they stay as they are, no file
-    was removed, and nothing is listed.
+    Of an index with a copy, the time stamps of its folders are kept beside the copy: while they stay as they are, no
+    file was removed, and nothing is listed.
     """
     known = _read_checked(columns, root)
     current = {folder: _changed_at(root, folder) for folder in known}
@@ -117,23 +117,23 @@ def _raise_if_missing(source: str, root: str, columns: Columns, suspects: dict[s
                 (xxh3_64_intdigest(name[name.rfind(b"/") + 1 :]) for name in here), np.uint64, len(here)
             )
             for i in np.flatnonzero(_look_up(hashes, suspects[folder])[1]).tolist():
-                name = os.fsdecode(here[i])
-                # A file system may open a name that it lists in another spelling (letter case, Unicode form, backslashes).
-                if os.path.isfile(os.path.join(root, name)):
+                path = os.fsdecode(here[i])
+                # A file system may open a name that it lists otherwise (letter case, Unicode form, backslashes).
+                if os.path.isfile(os.path.join(root, path)):
                     continue
                 count += 1
                 if len(shown[folder]) < MISSING_SHOWN:
-                    shown[folder].append(name)
+                    shown[folder].append(path)
     if count:
-        first = [name for names in shown.values() for name in names][:MISSING_SHOWN]
+        first = [path for paths in shown.values() for path in paths][:MISSING_SHOWN]
         raise DataError(
-            f"{source}: {count} listed file(s) missing under {root}: {', '.join(first)}{', ...' if count > len(first) else ''}; "
-            "restore them or take them out of the index"
+            f"{source}: {count} listed file(s) missing under {root}: {', '.join(first)}"
+            f"{', ...' if count > len(first) else ''}; restore them or take them out of the index"
         )
 
 
 def _changed_at(root: str, folder: str) -> int | None:
-    """When a folder last changed, in nanoseconds; None if that is unknown, or so recent that it may change again unseen."""
+    """When a folder last changed, in ns; None if that is unknown, or so recent that it may change again unseen."""
     try:
         stamp = os.stat(os.path.join(root, folder)).st_mtime_ns
     except (OSError, ValueError):

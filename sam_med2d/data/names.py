@@ -1,6 +1,7 @@
 """File names of SA-Med2D-20M and its table of class names.
 
-python -c "from sam_med2d.data.names import *; print(parse_name('ct_00--AbdomenCT1K--Case_00011--x_0040--0003_000.png'))"
+parse_name("masks/ct_00--AbdomenCT1K--Case_00011--x_0040--0003_000.png").dataset        # 'AbdomenCT1K'
+read_class_names("data/SAMed2D_v1_class_mapping_id.json")["AbdomenCT1K"]                # {'liver': 1, ...}
 """
 
 import json

@@ -1,6 +1,7 @@
 """Image and mask files -> arrays, and the error that bad input ends in.
 
-    python -c "from reading import *; print(read_image('data_demo/images/mni152_axial_094.png').shape)"
+    image = read_image("data_demo/images/mni152_axial_094.png")         # (H, W, 3)
+    mask = read_mask("data_demo/masks/mni152_axial_094_thalamus_000.png", image.shape[:2])
 
 Images are (H, W, 3) uint8 in BGR order, as OpenCV reads them; masks are (H, W) bool, one object a file.
 """

@@ -5,10 +5,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from sam_med2d.data.description import Describer
 from sam_med2d.data.index import Index
-from sam_med2d.data.metadata import labels_of
+from sam_med2d.data.metadata import METADATA
+from sam_med2d.errors import DataError
 
 KINDS = ("dataset", "class")
+
+NAMED_AFTER = " and does not go on from its image's by a class"
 
 
 class Balance:
@@ -42,8 +46,24 @@ class Balance:
 
 
 def balance_of(index: Index, folder: str, kind: str) -> Balance:
-    """kind: "dataset" or "class". folder: where metadata.csv may be. Raises DataError as labels_of does."""
-    return Balance(index, kind, *labels_of(index, folder, kind))
+    """kind: "dataset" or "class". folder: where metadata.csv and the table of class names may be.
+
+    Raises DataError as Describer does, and where what would be balanced is not known: of a mask where there is no
+    metadata.csv, of all masks where there is one (those that it says nothing of are a group of their own).
+    """
+    describer = Describer(folder)
+    names, codes = describer.labels(index, kind)
+    if describer.metadata is None and "" in names:
+        unknown = int(np.argmax(codes == names.index("")))
+        raise DataError(
+            f"{index.source}: the {kind} of its masks is not known: there is no {METADATA} in {folder}, and "
+            f"{index.mask(unknown)} is no file name of SA-Med2D-20M{NAMED_AFTER if kind == 'class' else ''}"
+        )
+    if describer.metadata is not None and not any(names):
+        raise DataError(
+            f"{describer.metadata.source}: the column '{kind}' is empty for every mask of {index.source}; fill it in"
+        )
+    return Balance(index, kind, names, codes)
 
 
 def stream_of(seed: int, *key: int) -> np.random.Generator:
@@ -86,8 +106,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 class BalancedSampler(EpochSampler):
     """An EpochSampler whose epochs, as long as ever, give every group of images the same share.
 
-    An image of a small group comes several times an epoch, equally often as the others of its group give or take one; of a
-    large group some do not come, others each epoch.
+    An image of a small group comes several times an epoch, equally often as the others of its group give or take one;
+    of a large group some do not come, others each epoch.
     """
 
     def __init__(

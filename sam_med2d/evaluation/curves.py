@@ -13,8 +13,8 @@ CALIBRATION_BINS = 10
 def calibration(rows: pd.DataFrame) -> pd.DataFrame:
     """Predicted against true IoU, object by object.
 
-    -> a row a mode: mode, n, mean_absolute_error, bias (predicted minus true), correlation (Pearson; NaN where one of the
-    two does not vary).
+    -> a row a mode: mode, n, mean_absolute_error, bias (predicted minus true), correlation (Pearson; NaN where one of
+    the two does not vary).
     """
     table = []
     for mode, part in _with_prediction(rows).groupby("mode", observed=True):
@@ -33,9 +33,11 @@ def calibration(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def calibration_bins(rows: pd.DataFrame) -> pd.DataFrame:
-    """-> mode, bin_from, bin_to, n, predicted (mean), true (mean): CALIBRATION_BINS equal bins of the predicted IoU in 0..1.
+    """-> mode, bin_from, bin_to, n, predicted (mean), true (mean): CALIBRATION_BINS equal bins of the predicted IoU in
+    0..1.
 
-    The head is not confined to 0..1: what it predicts outside counts in the first or the last bin. Empty bins are left out.
+    The head is not confined to 0..1: what it predicts outside counts in the first or the last bin. Empty bins are left
+    out.
     """
     rows = _with_prediction(rows)
     place = np.clip(np.floor(rows["predicted_iou"] * CALIBRATION_BINS), 0, CALIBRATION_BINS - 1).astype(int)
@@ -54,8 +56,8 @@ def _with_prediction(rows: pd.DataFrame) -> pd.DataFrame:
 def click_curves(overall: pd.DataFrame) -> pd.DataFrame:
     """Dice against the number of clicks, from summarise(rows).
 
-    -> series, clicks, mean, low, high, n: "iterative clicks" (1pt 3pts ...), "clicks at once" (5shot), "box, then clicks"
-    (bbox counting as no click).
+    -> series, clicks, mean, low, high, n: "iterative clicks" (1pt 3pts ...), "clicks at once" (5shot), "box, then
+    clicks" (bbox counting as no click).
     """
     series = {"click": "iterative clicks", "at_once": "clicks at once", "box": "box, then clicks"}
     found = []
@@ -70,7 +72,10 @@ def click_curves(overall: pd.DataFrame) -> pd.DataFrame:
 
 
 def jitter_curve(overall: pd.DataFrame) -> pd.DataFrame:
-    """Dice against box jitter, from summarise(rows) -> jitter (pixels, at most), mean, low, high, n; empty without such modes."""
+    """Dice against box jitter, from summarise(rows).
+
+    -> jitter (pixels, at most), mean, low, high, n; empty without such modes.
+    """
     found = []
     for row in overall[overall["metric"] == "dice"].itertuples():
         mode = known_mode(row.mode)
@@ -92,6 +97,6 @@ def reached_curves(rows: pd.DataFrame) -> pd.DataFrame:
         mode = max(modes, key=lambda mode: mode.clicks)
         part = rows[rows["mode"] == mode.name]
         for level in NOC_LEVELS:
-            clicks = part[f"noc{level}"].where(part[f"never{level}"] == 0)
+            clicks = part[f"noc{level}"].where(part[f"nof{level}"] == 0)
             found += [(mode.name, level, k, (clicks <= k).mean()) for k in range(1, mode.clicks + 1)]
     return pd.DataFrame(found, columns=["mode", "level", "clicks", "share"])

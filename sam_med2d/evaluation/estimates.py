@@ -1,9 +1,10 @@
 """Means over objects with their intervals, for each mode and group of objects.
 
-Conventions and definitions: sam_med2d/evaluation/summary.py and docs/evaluation.md.
+Conventions are those of summary.py, definitions are in docs/evaluation.md.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -28,10 +29,10 @@ SIZE_EDGES = (0.1, 0.3, 1, 3, 10, 30)  # % of the image's area; a bin includes i
 
 
 def scored(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that carry metrics, with columns `cluster`, `size`, `never80` ... added (NaN but for modes of clicks).
+    """The rows that carry metrics, with columns `cluster`, `size`, `nof80` ... added (NaN but for modes of clicks).
 
-    Where a Dice was never reached, noc80 ... become the cap, that is the clicks of the mode. Names that are not known
-    become UNKNOWN. Rows that were prepared already come back as they are.
+    An object that never reached a Dice is a failure: 1 in nof80 ..., and its noc80 ... become the cap, that is the
+    clicks of the mode. Names that are not known become UNKNOWN. Rows that were prepared already come back as they are.
     """
     if "cluster" in rows:
         return rows
@@ -46,7 +47,7 @@ def scored(rows: pd.DataFrame) -> pd.DataFrame:
     for level in NOC_LEVELS:
         reached = rows[f"noc{level}"].notna()
         applies = iterative | rows["mode"].isin(rows.loc[reached, "mode"].unique())
-        rows[f"never{level}"] = (~reached).astype(float).where(applies)
+        rows[f"nof{level}"] = (~reached).astype(float).where(applies)
         rows[f"noc{level}"] = rows[f"noc{level}"].where(reached, rows["clicks"]).where(applies)
     for name in ("dataset", "modality", "class"):
         rows[name] = rows[name].astype(str).replace("", UNKNOWN).astype("category")
@@ -65,17 +66,18 @@ def size_bins(area: pd.Series, image_area: pd.Series) -> pd.Series:
     share = 100 * area / image_area
     labels = [
         f"below {SIZE_EDGES[0]:g} %",
-        *(f"{a:g} to {b:g} %" for a, b in zip(SIZE_EDGES, SIZE_EDGES[1:])),
+        *(f"{a:g} to {b:g} %" for a, b in pairwise(SIZE_EDGES)),
         f"{SIZE_EDGES[-1]:g} % and more",
     ]
     return pd.cut(share, [-np.inf, *SIZE_EDGES, np.inf], right=False, labels=labels)
 
 
 def resampled_means(sums: np.ndarray, counts: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Cluster bootstrap of a mean over objects, a ratio of sums: clusters are drawn with replacement, as many as there are.
+    """Cluster bootstrap of a mean over objects, a ratio of sums: clusters are drawn with replacement, as many as there
+    are.
 
-    sums, counts: (C, K), of the values of each of C clusters in K columns. -> (resamples, K), NaN where nothing was drawn
-    that counts in a column.
+    sums, counts: (C, K), of the values of each of C clusters in K columns. -> (resamples, K), NaN where nothing was
+    drawn that counts in a column.
     """
     totals = resampled_totals(np.concatenate([sums, counts], axis=1).astype(float), resamples=resamples, seed=seed)
     sums, counts = np.split(totals, 2, axis=1)
@@ -125,7 +127,8 @@ def summarise(
     by: "dataset", "modality", "class" or "size". totals: also the unweighted mean of the known groups ("mean of
     datasets") and the mean of all objects (WEIGHTED), as in the second table of the paper.
     -> one row a group, mode and metric: [by,] mode, metric, objects (scored), n (of them with a value: distances of
-    empty masks have none), clusters, mean, low, high, median. low and high are NaN where there are fewer than two clusters.
+    empty masks have none), clusters, mean, low, high, median. low and high are NaN where there are fewer than two
+    clusters.
     """
     rows = scored(rows)
     if by is None:
@@ -181,8 +184,9 @@ def _estimate(rows: pd.DataFrame, metrics: Sequence[str], resamples: int, seed: 
 def _mean_of_groups(rows: pd.DataFrame, by: str, metrics: Sequence[str], resamples: int, seed: int) -> pd.DataFrame:
     """Unweighted mean of the groups' means, as rows of `_estimate` without `by`.
 
-    A case may hold objects of several classes, so that groups are not independent: clusters are drawn with all that is in
-    them, within each data set, since which data sets there are is no accident. No interval where a data set has one cluster.
+    A case may hold objects of several classes, so that groups are not independent: clusters are drawn with all that is
+    in them, within each data set, since which data sets there are is no accident. No interval where a data set has one
+    cluster.
     """
     tables = []
     for mode, part in rows.groupby("mode", observed=True):

@@ -1,4 +1,4 @@
-"""One pass over a test set: each image is encoded once, then decoded for every object and prompt mode (`modes.py`).
+"""One pass over a test set: each image is encoded once, then decoded for every object and prompt mode.
 
 Scores are taken at the original resolution. Every draw depends on the seed, the mode and the mask's file name alone.
 """
@@ -15,7 +15,7 @@ from sam_med2d.data.geometry import restore
 from sam_med2d.device import amp_dtype
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.prompts.annotators import Annotator, SimulatedAnnotator
-from sam_med2d.prompts.clicks import clicks_of, join_clicks
+from sam_med2d.prompts.clicks import clicks_in, clicks_of, join_clicks
 from sam_med2d.prompts.modes import Mode
 from segment_anything import Prediction, Prompts, Sam, best_of
 
@@ -55,18 +55,20 @@ def evaluate(
     modes: list[Mode],
     *,
     device: torch.device,
-    annotator: Annotator = SimulatedAnnotator(),
+    annotator: Annotator | None = None,
     multimask: bool = True,
     use_amp: bool = False,
 ) -> Iterator[tuple[Batch, list[Scored]]]:
     """Yields each batch with the scores of its images, image by image and then mode by mode.
 
-    Raises what the annotator raises: DataError where a prompts file lacks an object.
+    annotator: by default one that is simulated, with seed 0. Raises what the annotator raises: DataError where a
+    prompts file lacks an object.
     """
+    annotator = annotator or SimulatedAnnotator()
     model.eval()
     for batch in batches:
         here = batch.to(device)
-        scored = []
+        scored: list[Scored] = []
         for images, rows in _groups(batch, device):
             with torch.autocast(device.type, amp_dtype(device), enabled=use_amp):
                 embeddings = model.encode(here.images[images], here.content[images])
@@ -111,9 +113,11 @@ def _chunks(rows: slice, pixels: int) -> Iterator[slice]:
 
 
 def _joined(chunks: tuple[Step, ...]) -> Step:
-    join = lambda values: None if values[0] is None else torch.cat(values)
-    predictions, prompts = zip(*chunks)
-    return Step(Prediction(*map(join, zip(*predictions))), Prompts(*map(join, zip(*prompts))))
+    def join(values: tuple[Tensor | None, ...]) -> Tensor | None:
+        return None if values[0] is None else torch.cat([value for value in values if value is not None])
+
+    logits, iou = (torch.cat(parts) for parts in zip(*(chunk.prediction for chunk in chunks)))
+    return Step(Prediction(logits, iou), Prompts(*map(join, zip(*(chunk.prompts for chunk in chunks)))))
 
 
 def answer(
@@ -125,11 +129,12 @@ def answer(
     annotator: Annotator,
     multimask: bool,
 ) -> dict[str, list[Step]]:
-    """All sequences of `modes` for N objects. embeddings: (N, C, h, w); masks: (N, 1, S, S) bool, what prompts come from.
+    """All sequences of `modes` for N objects. embeddings: (N, C, h, w); masks: (N, 1, S, S) bool, what prompts come
+    from.
 
     -> {sequence: its steps}, where the last one is of the mode with the most clicks.
     """
-    longest = {}
+    longest: dict[str, Mode] = {}
     for mode in modes:
         if mode.clicks >= longest.get(mode.sequence, mode).clicks:
             longest[mode.sequence] = mode
@@ -140,7 +145,7 @@ def answer(
         while clicks_of(prompts) < mode.clicks:
             last = steps[sequence][-1].prediction.logits
             more = annotator.correct(mode, clicks_of(prompts), masks, model.upscale(last) > 0, names)
-            points, labels = join_clicks(None if prompts.points is None else (prompts.points, prompts.labels), more)
+            points, labels = join_clicks(clicks_in(prompts), more)
             prompts = Prompts(points, labels, prompts.boxes, last.float().sigmoid())
             steps[sequence].append(Step(best_of(model.predict(embeddings, prompts, multimask)), prompts))
     return steps
@@ -156,9 +161,11 @@ def score(
     own = (batch.image_index == image).nonzero().squeeze(1)
     if not len(own):
         return []
+    if batch.original_masks is None:
+        raise ValueError("a batch of training has no masks at the original size to score against")
     rows = slice(int(own[0]) - first, int(own[-1]) + 1 - first)
     names, truth = batch.mask_names[rows.start + first : rows.stop + first], batch.original_masks[image]
-    content = batch.content[image].tolist()
+    content, (height, width) = batch.content[image].tolist(), truth.shape[-2:]
     dice_by_click: dict[str, list[Tensor]] = {}
     scored = {}
     for sequence, answers in steps.items():
@@ -167,7 +174,7 @@ def score(
             asked = [mode for mode in here if mode.clicks == clicks_of(step.prompts)]
             if not asked and here[0].start != "click":
                 continue
-            masks = full_size(model, step.prediction.logits[rows], content, truth.shape[-2:])
+            masks = full_size(model, step.prediction.logits[rows], content, (height, width))
             values = {name: metric(masks, truth, from_logits=False) for name, metric in METRICS.items()}
             dice_by_click.setdefault(sequence, []).append(values["dice"])
             for mode in asked:

@@ -2,11 +2,14 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 # readable on white and on near black; lines differ in dash and marker as well
@@ -19,7 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 # colours that the page replaces by its own, so that a figure follows light and dark
 INK, LINE = "#010203", "#040506"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
@@ -97,25 +100,27 @@ def figures(made: dict[str, pd.DataFrame]) -> list[dict]:
     ]
 
 
-def new_figure():
+def new_figure() -> tuple[Figure, Axes]:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.5), layout="constrained")
         return figure, figure.add_subplot()
 
 
-def draw_series(axes, x: Sequence[float], table: pd.DataFrame, label: str, i: int, scale: float = 100) -> None:
+def draw_series(axes: Axes, x: Sequence[float], table: pd.DataFrame, label: str, i: int, scale: float = 100) -> None:
     """A line of means with their intervals as a band, or as a bar where there is one point only."""
-    look = {
+    look: dict[str, Any] = {
         "color": COLOURS[i % len(COLOURS)],
         "marker": MARKERS[i % len(MARKERS)],
         "linestyle": DASHES[i // len(COLOURS) % len(DASHES)],
     }
-    x, mean, low, high = (np.asarray(values, float) for values in (x, table["mean"], table["low"], table["high"]))
-    axes.plot(x, scale * mean, label=label, **look)
-    if len(x) > 1:
-        axes.fill_between(x, scale * low, scale * high, color=look["color"], alpha=0.15, linewidth=0)
+    at, mean, low, high = (np.asarray(values, float) for values in (x, table["mean"], table["low"], table["high"]))
+    axes.plot(at, scale * mean, label=label, **look)
+    if len(at) > 1:
+        axes.fill_between(at, scale * low, scale * high, color=look["color"], alpha=0.15, linewidth=0)
     elif not np.isnan(low).any():
-        axes.errorbar(x, scale * mean, yerr=scale * np.array([mean - low, high - mean]), color=look["color"], capsize=3)
+        axes.errorbar(
+            at, scale * mean, yerr=scale * np.array([mean - low, high - mean]), color=look["color"], capsize=3
+        )
 
 
 def click_figure(made: dict[str, pd.DataFrame]) -> Figure:
@@ -194,7 +199,8 @@ def calibration_figure(bins: pd.DataFrame) -> Figure:
     with matplotlib.rc_context(STYLE):
         handles = axes.legend(ncols=2 if bins["mode"].nunique() > 4 else 1).legend_handles
     for handle in handles:
-        handle.set_sizes([30])
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([30])
     return figure
 
 

@@ -19,7 +19,7 @@ from sam_med2d.data.geometry import to_original_frame
 from sam_med2d.data.index import Index
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.drawing import tile
-from sam_med2d.evaluation import estimates as estimates_room
+from sam_med2d.evaluation.estimates import scored as scored_rows
 from sam_med2d.evaluation.evaluate import Scored
 from sam_med2d.prompts.modes import Mode
 from segment_anything import Prompts
@@ -39,7 +39,8 @@ class Predictions:
 
     def add(self, scored: Scored, content: list[int]) -> None:
         """content: top, left, height, width of the picture in the frame."""
-        size = tuple(scored.truth.shape[-2:])
+        height, width = scored.truth.shape[-2:]
+        size = (height, width)
         prompts = to_original_frame(scored.prompts, content, size)
         self._store.executemany(
             "insert into predictions values (?, ?, ?, ?, ?)",
@@ -128,7 +129,7 @@ def choose_gallery(rows: pd.DataFrame, modes: Sequence[str], classes_at_most: in
     The classes are those with most objects (ties: by name), in order of name; `each` objects a rank, no object twice
     in one class and mode, fewer where there are fewer objects. Depends on the rows alone, not on their order.
     """
-    rows = estimates_room.scored(rows)
+    rows = scored_rows(rows)
     rows = rows[rows["mode"].isin(modes)]
     counts = rows.drop_duplicates("mask")["class"].astype(str).value_counts().rename_axis("class").reset_index()
     classes = sorted(counts.sort_values(["count", "class"], ascending=[False, True])["class"][:classes_at_most])

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ class Grid(NamedTuple):
 
     header: list[str]
     body: list[list[Cell]]
-    spans: list[tuple[str, int]] = []
+    spans: Sequence[tuple[str, int]] = ()
     names: int = 1
 
 
@@ -64,7 +65,7 @@ def count(n: int) -> Cell:
 
 
 def grid_of(table: pd.DataFrame, metric: str = "dice", medians: bool = False) -> Grid:
-    """A table of all_tables as it is printed.
+    """A table of all_tables as it is printed. metric, medians: of a breakdown.
 
     Of a breakdown: rows groups, columns modes, means of one metric, or its medians. Of "overall" and "noc": rows modes,
     columns metrics; beside means of "overall", medians. Of others: as they are.
@@ -76,7 +77,7 @@ def grid_of(table: pd.DataFrame, metric: str = "dice", medians: bool = False) ->
         table = table[table["metric"] == metric]
     rows, columns = ("mode", "metric") if by == "mode" else (by, "mode")
     names, titles = ([*dict.fromkeys(table[column])] for column in (rows, columns))
-    found = {key: row for key, row in zip(zip(table[rows], table[columns]), table.itertuples())}
+    found = dict(zip(zip(table[rows], table[columns]), table.itertuples()))
     both = by == "mode" and "dice" in titles  # of a number of clicks, and of a share, the median says little
     body = []
     for i, name in enumerate(names):
@@ -103,21 +104,21 @@ def grid_of(table: pd.DataFrame, metric: str = "dice", medians: bool = False) ->
 
 
 def _plain_grid(table: pd.DataFrame) -> Grid:
-    body = []
-    for row in table.itertuples(index=False):
-        body.append(
-            [
-                Cell(str(v), value=v)
-                if isinstance(v, str | int | np.integer)
-                else Cell("–" if np.isnan(v) else f"{v:.3f}", value=float(v))
-                for v in row
-            ]
-        )
+    body = [[_plain_cell(value) for value in row] for row in table.itertuples(index=False)]
     return Grid([str(column).replace("_", " ") for column in table.columns], body)
 
 
+def _plain_cell(value: str | int | float | np.generic) -> Cell:
+    if isinstance(value, str):
+        return Cell(value, value=value)
+    if isinstance(value, int | np.integer):
+        return count(int(value))
+    return Cell("–" if np.isnan(value) else f"{value:.3f}", value=float(value))
+
+
 def format_table(table: pd.DataFrame, format: str = "text", metric: str = "dice") -> str:
-    """format: "text" (aligned, for a terminal), "markdown", "latex" (booktabs), "csv" or "json" (every number, unrounded).
+    """format: "text" (aligned, for a terminal), "markdown", "latex" (booktabs), "csv" or "json" (every number,
+    unrounded).
 
     metric: of a breakdown; in CSV and JSON all are there.
     """
@@ -180,8 +181,8 @@ def _markdown(grid: Grid) -> str:
 
     lines = [[escaped(title) for title in _flat_header(grid)]] + [[cell(one) for one in row] for row in grid.body]
     rule = "|" + "---|" * grid.names + "--:|" * (len(grid.header) - grid.names)
-    lines = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([lines[0], rule, *lines[1:]])
+    header, *body = ("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join([header, rule, *body])
 
 
 def _latex(grid: Grid) -> str:

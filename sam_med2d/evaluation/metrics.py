@@ -5,10 +5,24 @@ come either as logits (a pixel is foreground where its logit is above 0, that is
 0.5) or as booleans; callers say which, nothing is guessed from the values.
 
 Empty masks: where truth and prediction are both empty, Dice and IoU are 1; where only one is empty, they are 0.
+
+A function with `@metric` is computed for every object and mode; `columns.py` has a row of its name.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+MaskMetric = Callable[..., Tensor]  # (predicted, truth, *, from_logits), as dice
+
+METRICS: dict[str, MaskMetric] = {}
+
+
+def metric(function: MaskMetric) -> MaskMetric:
+    """Adds a function to METRICS, by its name."""
+    METRICS[function.__name__] = function
+    return function
 
 
 def binarise(predicted: Tensor, *, from_logits: bool) -> Tensor:
@@ -20,12 +34,14 @@ def binarise(predicted: Tensor, *, from_logits: bool) -> Tensor:
     return predicted
 
 
+@metric
 def dice(predicted: Tensor, truth: Tensor, *, from_logits: bool) -> Tensor:
     """2 |P and T| / (|P| + |T|). predicted, truth: (..., H, W), truth 0/1 or bool -> (...) float32."""
     overlap, predicted_area, true_area = _areas(predicted, truth, from_logits)
     return _ratio(2 * overlap, predicted_area + true_area)
 
 
+@metric
 def iou(predicted: Tensor, truth: Tensor, *, from_logits: bool) -> Tensor:
     """|P and T| / |P or T|. predicted, truth: (..., H, W), truth 0/1 or bool -> (...) float32."""
     overlap, predicted_area, true_area = _areas(predicted, truth, from_logits)
@@ -33,12 +49,11 @@ def iou(predicted: Tensor, truth: Tensor, *, from_logits: bool) -> Tensor:
 
 
 def _areas(predicted: Tensor, truth: Tensor, from_logits: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels of the overlap, of the prediction and of the truth."""
     predicted, truth = binarise(predicted, from_logits=from_logits), truth.bool()
-    return tuple(mask.sum(dim=(-2, -1)) for mask in (predicted & truth, predicted, truth))
+    overlap, predicted_area, true_area = (mask.sum(dim=(-2, -1)) for mask in (predicted & truth, predicted, truth))
+    return overlap, predicted_area, true_area
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(whole > 0, part / whole.clamp(min=1), 1.0)
-
-
-METRICS = {"dice": dice, "iou": iou}

@@ -3,8 +3,9 @@
 import argparse
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,20 @@ from tqdm import tqdm
 from sam_med2d import drawing
 from sam_med2d.data.batch import Batch
 from sam_med2d.data.datasets import TestingDataset
-from sam_med2d.data.metadata import Describer
-from sam_med2d.evaluation import gallery
+from sam_med2d.data.description import Describer
+from sam_med2d.evaluation.columns import CLICKS, METRICS, SURFACES, computed_from
 from sam_med2d.evaluation.evaluate import Scored
-from sam_med2d.evaluation.gallery import shown_in_gallery, tiles_of
-from sam_med2d.evaluation.rows import (
-    Part,
-    rows_of,
-    unscored_row,
-    with_distances,
-)
+from sam_med2d.evaluation.gallery import Predictions, shown_in_gallery, tiles_of
+from sam_med2d.evaluation.parts import Part
+from sam_med2d.evaluation.rows import SCORED, Row
+from sam_med2d.evaluation.surface import surface_metrics
 from sam_med2d.image_files import write_image
 from sam_med2d.prompts.files import record_prompts
+from sam_med2d.prompts.modes import Mode
+
+WAITING = 8  # images a worker, whose surface metrics are being computed while the model goes on
+
+Distances = list[dict[str, float]]  # of each object its surface metrics, by name
 
 
 def record(
@@ -44,7 +47,7 @@ def record(
     key_of = file_keys(mask for _, masks in dataset.index for mask in masks)
     picture_of = file_keys(image for image, _ in dataset.index)
     part = Part(folder, rank)
-    kept = gallery.Predictions(folder, rank) if args.report else None
+    kept = Predictions(folder, rank) if args.report else None
     shown = shown_in_gallery(args.modes)
     started, drawing_time = time.monotonic(), 0.0
     with tqdm(total=len(own), unit="image", dynamic_ncols=True, disable=rank > 0) as bar:
@@ -71,6 +74,85 @@ def record(
     if kept:
         kept.close()
     return time.monotonic() - started - drawing_time
+
+
+def clicks_until(dice_by_click: list[float]) -> Row:
+    """Metrics of clicks: after how many clicks Dice first reached the level of each, None where it never did."""
+    return {
+        name: next((n for n, dice in enumerate(dice_by_click, start=1) if dice >= METRICS[name].level / 100), None)
+        for name in computed_from(CLICKS)
+    }
+
+
+def with_distances(
+    scores: Iterable[tuple[Batch, list[Scored]]], args: argparse.Namespace
+) -> Iterator[tuple[Batch, int, list[Scored], list[Distances]]]:
+    """Image by image, in order: its batch and place there, its scores mode by mode, and their surface metrics.
+
+    These are computed by threads while the model goes on; only so many images wait for theirs.
+    """
+    asked = [name for name in computed_from(SURFACES) if name in args.metrics]
+
+    def distances(scored: Scored) -> Distances:
+        if not asked:
+            return [{} for _ in scored.names]
+        pairs = zip(scored.masks.numpy(), scored.truth.numpy())
+        return [surface_metrics(predicted, truth, args.nsd_tolerance, asked) for predicted, truth in pairs]
+
+    def finished(
+        batch: Batch, image: int, scored: list[Scored], futures: list[Future[Distances]]
+    ) -> tuple[Batch, int, list[Scored], list[Distances]]:
+        return batch, image, scored, [future.result() for future in futures]
+
+    threads = max(1, args.num_workers)
+    waiting: deque[tuple[Batch, int, list[Scored], list[Future[Distances]]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for batch, scored in scores:
+            for image in range(len(batch.images)):
+                here = [one for one in scored if one.image == image]
+                waiting.append((batch, image, here, [pool.submit(distances, one) for one in here]))
+            while len(waiting) > WAITING * threads:
+                yield finished(*waiting.popleft())
+        while waiting:
+            yield finished(*waiting.popleft())
+
+
+def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str, distances: Distances) -> list[Row]:
+    """The rows of one image's objects in one mode. strategy: of iterative clicks."""
+    mode = scored.mode
+    areas = zip(scored.truth.sum(dim=(1, 2)).tolist(), scored.masks.sum(dim=(1, 2)).tolist())
+    return [
+        {
+            "image": image,
+            "mask": mask,
+            **described[mask],
+            **mode_columns(mode, strategy),
+            "true_area": true_area,
+            "image_area": scored.truth[0].numel(),
+            "predicted_area": predicted_area,
+            **{name: values[i] for name, values in scored.values.items()},
+            **distances[i],
+            "predicted_iou": scored.predicted_iou[i],
+            **({} if scored.dice_by_click is None else clicks_until(scored.dice_by_click[i].tolist())),
+            "status": SCORED,
+        }
+        for i, (mask, (true_area, predicted_area)) in enumerate(zip(scored.names, areas))
+    ]
+
+
+def unscored_row(image: str, mask: str, described: dict[str, Row], mode: Mode) -> Row:
+    """Of a mask that is empty, or emptied by resizing it to the frame: it has no prompts, so nothing to score."""
+    return {"image": image, "mask": mask, **described[mask], **mode_columns(mode, ""), "status": "empty truth"}
+
+
+def mode_columns(mode: Mode, strategy: str) -> Row:
+    corrected = mode.start == "click" or (mode.start == "box" and mode.clicks)
+    return {
+        "mode": mode.name,
+        "strategy": strategy if corrected else None,
+        "clicks": mode.clicks,
+        "box": int(mode.start == "box"),
+    }
 
 
 def file_keys(paths: Iterable[str]) -> Callable[[str], str]:

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page of an evaluation, made from its rows. It opens offline and asks the network for nothing.
+"""report.html: one self-contained page of an evaluation, made from its rows. It opens offline and asks for no network.
 
     rows = read_rows(folder)
     choices = choose_gallery(rows, modes=["bbox", "5pts"])          # whose tiles to draw
@@ -21,12 +21,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from sam_med2d import drawing
-from sam_med2d.evaluation import summary as tables
 from sam_med2d.evaluation.columns import MAIN_METRICS, METRICS
 from sam_med2d.evaluation.estimates import GROUPS, WEIGHTED, scored, unscored
 from sam_med2d.evaluation.figures import figures
 from sam_med2d.evaluation.gallery import RANKS, GalleryItem
 from sam_med2d.evaluation.grids import Grid, grid_of
+from sam_med2d.evaluation.results import Results
+from sam_med2d.evaluation.summary import all_tables
 from segment_anything.files import replacing
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -39,25 +40,24 @@ OPEN_ROWS = 25  # breakdowns of more rows start collapsed
 def write_report(
     folder: str | Path,
     rows: pd.DataFrame,
-    results: dict,
+    results: Results,
     gallery: Sequence[GalleryItem] = (),
     made: dict[str, pd.DataFrame] | None = None,
 ) -> Path:
     """-> {folder}/report.html.
 
-    rows: of tables.read_rows. results: of results.json; its plain values, and those of its parts "provenance", "flags" and
-    "versions", are shown. made: tables.all_tables(rows), where they are at hand. Raises DataError where nothing was scored.
+    rows: of read_rows. results: what the run was made from, which is shown; Results() where that is not known.
+    made: all_tables(rows), where they are at hand. Raises DataError where nothing was scored.
     """
     objects = scored(rows)
-    made = made or tables.all_tables(rows)
-    flags = results.get("flags") if isinstance(results.get("flags"), dict) else {}
+    made = made or all_tables(rows)
     script = Markup(SCRIPT)
     page = (
         Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         .from_string(TEMPLATE.read_text(encoding="utf-8"))
         .render(
-            title=str(results.get("run_name") or flags.get("run_name") or Path(folder).resolve().name),
-            facts=facts(rows, objects, results, flags),
+            title=str(results.flags.get("run_name") or Path(folder).resolve().name),
+            facts=facts(rows, objects, results),
             script=script,
             script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
             clusters=objects["cluster"].nunique(),
@@ -80,10 +80,8 @@ def write_report(
     return path
 
 
-# ---------------------------------------------------------------- what the page shows
-
-
-def facts(rows: pd.DataFrame, objects: pd.DataFrame, results: dict, flags: dict) -> list[tuple[str, str]]:
+def facts(rows: pd.DataFrame, objects: pd.DataFrame, results: Results) -> list[tuple[str, str]]:
+    """What stands at the head of the page: (name, value)."""
     found = [
         ("objects", f"{objects['mask'].nunique():,}"),
         ("images", f"{objects['image'].nunique():,}"),
@@ -91,13 +89,13 @@ def facts(rows: pd.DataFrame, objects: pd.DataFrame, results: dict, flags: dict)
     ]
     if len(unscored(rows)):
         found.append(("not scored", f"{unscored(rows)['mask'].nunique():,}"))
-    for name in ("model_type", "image_size"):
-        if (value := results.get(name, flags.get(name))) is not None:
-            found.append((name.replace("_", " "), str(value)))
-    return found
+    told = (("model type", results.model_type), ("image size", results.image_size))
+    return found + [(name, str(value)) for name, value in told if value is not None]
 
 
 class Breakdown(NamedTuple):
+    """The tables of one way to group objects, one a metric; rows: groups, opened: whether the section starts open."""
+
     by: str
     rows: int
     opened: bool
@@ -108,7 +106,8 @@ TOTALS = (WEIGHTED, *(f"mean of {plural}" for plural in GROUPS.values()))
 
 
 def breakdown(table: pd.DataFrame, by: str) -> Breakdown:
-    grids = []
+    """table: of all_tables, by data set, modality, class or size."""
+    grids: list[tuple[str, Grid]] = []
     for metric in MAIN_METRICS:
         if (table["n"][table["metric"] == metric] > 0).any():
             title = METRICS[metric].title
@@ -139,7 +138,8 @@ def gallery_by_class(gallery: Sequence[GalleryItem]) -> list[tuple[str, list[tup
     ]
 
 
-def tile(item: GalleryItem) -> dict:
+def tile(item: GalleryItem) -> dict[str, object]:
+    """What the page needs of a picture; the picture itself as a JPEG in base64."""
     # full colour resolution: outlines are a pixel wide
     settings = [cv2.IMWRITE_JPEG_QUALITY, 82, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     data = base64.b64encode(cv2.imencode(".jpg", item.image, settings)[1].tobytes()).decode()
@@ -164,7 +164,8 @@ def legend() -> list[tuple[str, str]]:
     return [(meaning, "rgb({2}, {1}, {0})".format(*colour)) for meaning, colour in marks]
 
 
-def unscored_objects(rows: pd.DataFrame) -> dict:
+def unscored_objects(rows: pd.DataFrame) -> dict[str, object]:
+    """How many objects could not be scored, why, and the first of them by name."""
     objects = unscored(rows)
     reasons = [(str(why), int(n)) for why, n in objects["status"].astype(str).value_counts().items()]
     return {
@@ -175,30 +176,23 @@ def unscored_objects(rows: pd.DataFrame) -> dict:
     }
 
 
-def provenance(results: dict) -> list[tuple[str, list[tuple[str, str]]]]:
-    """[(part, [(name, value), ...]), ...]: the plain values of results.json, and of its parts that say what made it."""
-
-    def plain(part: dict) -> list[tuple[str, str]]:
-        return [
-            (str(name), text(value))
-            for name, value in part.items()
-            if not isinstance(value, dict)
-            and not (isinstance(value, list) and any(isinstance(one, dict | list) for one in value))
-        ]
+def provenance(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
+    """[(part, [(name, value), ...]), ...]: what made the results, from which plain values are shown."""
 
     def text(value: object) -> str:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
-    parts = {"run": {name: value for name, value in results.items() if not isinstance(value, list)}}
-    parts |= {
-        name: results[name] for name in ("provenance", "versions", "flags") if isinstance(results.get(name), dict)
+    def plain(part: dict[str, object]) -> list[tuple[str, str]]:
+        return [(str(name), text(value)) for name, value in part.items() if not isinstance(value, dict)]
+
+    versions = results.provenance.get("versions")
+    parts = {
+        "run": plain(results.facts() | results.provenance),
+        "versions": plain(versions) if isinstance(versions, dict) else [],
+        "flags": plain(results.flags),
     }
-    inside = parts.get("provenance", {})
-    parts |= {name: inside[name] for name in ("versions", "flags") if isinstance(inside.get(name), dict)}
-    return [(name, plain(part)) for name, part in parts.items() if plain(part)]
+    return [(name, values) for name, values in parts.items() if values]
 
-
-# ---------------------------------------------------------------- figures
 
 # sorting by a click on a header, filtering long lists, switching the metric of breakdowns, all open for print
 SCRIPT = """

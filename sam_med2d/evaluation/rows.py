@@ -1,16 +1,7 @@
-"""One row an object and mode: what an evaluation measured. Tables, comparisons and reports are made from the rows alone.
+"""One row an object and mode: what an evaluation measured. Tables, comparisons and reports are made from rows alone."""
 
-While a run goes on, each of its processes appends to a file of its own, a JSON line an image; at the end the lines are
-merged in the order of the index. So memory does not grow with the test set, and rows do not depend on who made them.
-"""
-
-import argparse
 import csv
-import heapq
-import json
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.parquet import ParquetFile
 
-from sam_med2d.data.batch import Batch
 from sam_med2d.errors import DataError
-from sam_med2d.evaluation.evaluate import Scored
-from sam_med2d.evaluation.surface import surface_metrics
-from sam_med2d.prompts.modes import Mode
+from sam_med2d.evaluation.columns import CLICKS, MAIN_METRICS, METRICS, computed_from
 from segment_anything.files import replacing
-
-NOC_TARGETS = {"noc80": 0.80, "noc85": 0.85, "noc90": 0.90}  # columns of clicks until Dice was first reached
 
 # What a column means: docs/evaluation.md. Empty where a value is not known or makes no sense.
 COLUMNS = {
@@ -45,12 +31,9 @@ COLUMNS = {
     "true_area": pa.int64(),
     "image_area": pa.int64(),
     "predicted_area": pa.int64(),
-    "dice": pa.float64(),
-    "iou": pa.float64(),
-    "nsd": pa.float64(),
-    "hd95": pa.float64(),
+    **{name: METRICS[name].type for name in MAIN_METRICS},
     "predicted_iou": pa.float64(),
-    **dict.fromkeys(NOC_TARGETS, pa.int32()),
+    **{name: METRICS[name].type for name in computed_from(CLICKS)},
     "status": pa.string(),
 }
 
@@ -64,51 +47,7 @@ NAMES = tuple(name for name, kind in COLUMNS.items() if kind == pa.string())
 
 NUMBERS = tuple(name for name in COLUMNS if name not in (*NAMES, "slice"))
 
-SURFACE_METRICS = ("nsd", "hd95")
-
-WAITING = 8  # images a worker, whose surface metrics are being computed while the model goes on
-
-Distances = list[tuple[float | None, float | None]]  # of each object: normalised surface Dice, Hausdorff distance
-
-
-def clicks_until(dice_by_click: list[float]) -> Row:
-    """The columns of NOC_TARGETS: after how many clicks Dice was first so high, None if never."""
-    return {
-        name: next((clicks for clicks, dice in enumerate(dice_by_click, start=1) if dice >= target), None)
-        for name, target in NOC_TARGETS.items()
-    }
-
-
-# ---------------------------------------------------------------- parts
-
-
-class Part:
-    """What one process has measured so far: a file of one line an image."""
-
-    def __init__(self, folder: Path, rank: int) -> None:
-        self._file = open(part_file(folder, rank), "w", encoding="utf-8")
-
-    def add(self, number: int, rows: list[Row], prompts: dict) -> None:
-        """number: of the image in the index; ascending."""
-        self._file.write(json.dumps([number, rows, prompts]) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def part_file(folder: Path, rank: int) -> Path:
-    return folder / f"part_{rank}.jsonl"
-
-
-def merged(folder: Path, processes: int) -> Iterator[tuple[int, list[Row], dict]]:
-    """The images of all parts in the order of the index: number, rows, prompts. Needs memory for one image a part."""
-
-    def lines(rank: int) -> Iterator[tuple[int, list[Row], dict]]:
-        with open(part_file(folder, rank), encoding="utf-8") as file:
-            for line in file:
-                yield tuple(json.loads(line))
-
-    return heapq.merge(*(lines(rank) for rank in range(processes)), key=lambda image: image[0])
+NEWER = tuple(name for name in MAIN_METRICS if name != "dice")  # files written before there was such a metric lack it
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -171,29 +110,31 @@ def _line(spoiled: pd.Series) -> int:
     return int(np.argmax(spoiled.to_numpy())) + 2
 
 
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    missing = [column for column in COLUMNS if column not in columns]
+def _present(path: Path, columns: Sequence[str]) -> list[str]:
+    """-> those of COLUMNS that a file has. Raises DataError where it lacks others than metrics newer than itself."""
+    missing = [column for column in COLUMNS if column not in columns and column not in NEWER]
     if missing:
         raise DataError(
             f"{path}: is no rows file of this test.py (has no column {', '.join(missing[:3])}"
             + f" and {len(missing) - 3} more" * (len(missing) > 3)
             + "); run test.py again"
         )
+    return [column for column in COLUMNS if column in columns]
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            _check_columns(path, next(csv.reader(file), []))
+            present = _present(path, next(csv.reader(file), []))
         # a class may be called "NA" or "None": only in columns of numbers does an empty field mean nothing is there
-        kinds = {name: "category" for name in NAMES} | {name: "float64" for name in NUMBERS} | {"slice": "Int64"}
+        kinds = dict.fromkeys(NAMES, "category") | dict.fromkeys(NUMBERS, "float64") | {"slice": "Int64"}
         rows = pd.read_csv(
             path,
-            usecols=COLUMNS,
-            dtype=kinds,
+            usecols=present,
+            dtype={name: kinds[name] for name in present},
             keep_default_na=False,
             encoding="utf-8",
-            na_values={name: ["", "nan"] for name in (*NUMBERS, "slice")},
+            na_values={name: ["", "nan"] for name in (*NUMBERS, "slice") if name in present},
         )
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
@@ -207,9 +148,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         with ParquetFile(path) as file:
-            _check_columns(path, file.schema_arrow.names)
-            rows = file.read(columns=list(COLUMNS)).to_pandas()
-        for name in NUMBERS:
+            rows = file.read(columns=_present(path, file.schema_arrow.names)).to_pandas()
+        for name in rows.columns.intersection(NUMBERS):
             rows[name] = rows[name].astype("float64")
         rows["slice"] = rows["slice"].astype("float64").astype("Int64")
     except OSError as error:
@@ -226,76 +166,7 @@ def _tidy(rows: pd.DataFrame) -> pd.DataFrame:
         values = rows[name].astype(object)
         rows[name] = values.where(values.notna(), "").astype(str).astype("category")
     rows["mode"] = rows["mode"].cat.reorder_categories([*rows["mode"].unique()])
+    for name in NEWER:
+        if name not in rows:
+            rows[name] = np.nan
     return rows[list(COLUMNS)]
-
-
-def with_distances(
-    scores: Iterable[tuple[Batch, list[Scored]]],
-    args: argparse.Namespace,
-) -> Iterator[tuple[Batch, int, list[Scored], list[Distances]]]:
-    """Image by image, in order: its batch and place there, its scores mode by mode, and their surface metrics.
-
-    These are computed by threads while the model goes on; only so many images wait for theirs.
-    """
-    asked = set(SURFACE_METRICS) & set(args.metrics)
-
-    def distances(scored: Scored) -> Distances:
-        if not asked:
-            return [(None, None)] * len(scored.names)
-        pairs = zip(scored.masks.numpy(), scored.truth.numpy())
-        found = [surface_metrics(predicted, truth, args.nsd_tolerance) for predicted, truth in pairs]
-        return [tuple(value if name in asked else None for name, value in zip(SURFACE_METRICS, both)) for both in found]
-
-    def finished(batch: Batch, image: int, scored: list[Scored], futures: list[Future]):
-        return batch, image, scored, [future.result() for future in futures]
-
-    threads = max(1, args.num_workers)
-    waiting: deque = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for batch, scored in scores:
-            for image in range(len(batch.images)):
-                here = [one for one in scored if one.image == image]
-                waiting.append((batch, image, here, [pool.submit(distances, one) for one in here]))
-            while len(waiting) > WAITING * threads:
-                yield finished(*waiting.popleft())
-        while waiting:
-            yield finished(*waiting.popleft())
-
-
-def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str, distances: Distances) -> list[Row]:
-    """The rows of one image's objects in one mode. strategy: of iterative clicks."""
-    mode = scored.mode
-    areas = zip(scored.truth.sum(dim=(1, 2)).tolist(), scored.masks.sum(dim=(1, 2)).tolist())
-    return [
-        {
-            "image": image,
-            "mask": mask,
-            **described[mask],
-            **mode_columns(mode, strategy),
-            "true_area": true_area,
-            "image_area": scored.truth[0].numel(),
-            "predicted_area": predicted_area,
-            **{name: values[i] for name, values in scored.values.items()},
-            "nsd": nsd,
-            "hd95": hd95,
-            "predicted_iou": scored.predicted_iou[i],
-            **({} if scored.dice_by_click is None else clicks_until(scored.dice_by_click[i].tolist())),
-            "status": SCORED,
-        }
-        for i, (mask, (true_area, predicted_area), (nsd, hd95)) in enumerate(zip(scored.names, areas, distances))
-    ]
-
-
-def unscored_row(image: str, mask: str, described: dict[str, Row], mode: Mode) -> Row:
-    """Of a mask that is empty, or emptied by resizing it to the frame: it has no prompts, so nothing to score."""
-    return {"image": image, "mask": mask, **described[mask], **mode_columns(mode, ""), "status": "empty truth"}
-
-
-def mode_columns(mode: Mode, strategy: str) -> Row:
-    corrected = mode.start == "click" or (mode.start == "box" and mode.clicks)
-    return {
-        "mode": mode.name,
-        "strategy": strategy if corrected else None,
-        "clicks": mode.clicks,
-        "box": int(mode.start == "box"),
-    }

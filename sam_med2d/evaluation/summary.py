@@ -1,8 +1,8 @@
-"""Everything that is made from the rows of an evaluation: summaries with intervals, calibration, curves, and their text.
+"""Every table that is made from the rows of an evaluation: summaries with intervals, calibration, curves.
 
     rows = read_rows("workdir/sammed")                  # the folder of a run, or its rows.csv or rows.parquet
     tables = all_tables(rows)
-    print(format_table(tables["overall"]))              # also "markdown", "latex", "csv", "json"
+    print(format_table(tables["overall"]))              # grids.py; also "markdown", "latex", "csv", "json"
 
 Conventions:
   - A row is one object in one mode. Rows whose status is not "ok" carry no metrics: they are counted and listed
@@ -21,20 +21,10 @@ from sam_med2d.evaluation.columns import MAIN_METRICS, NOC_METRICS
 from sam_med2d.evaluation.curves import calibration, calibration_bins, click_curves, jitter_curve, reached_curves
 from sam_med2d.evaluation.estimates import GROUPS, RESAMPLES, UNKNOWN, scored, summarise, unscored
 
-# ---------------------------------------------------------------- reading
-
-
-# ---------------------------------------------------------------- rows, prepared
-
-
-# ---------------------------------------------------------------- means and intervals
-
-
-# ---------------------------------------------------------------- calibration and curves
-
 
 def all_tables(rows: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """Every table of a run by name; breakdowns by names that no row tells are left out.
+    """Every table of a run by name; breakdowns by names that no row tells are left out. Raises DataError: nothing
+    scored.
 
     overall, noc, dataset, modality, class, size (as of summarise); calibration, calibration_bins, dice_by_clicks,
     reached, dice_by_jitter.
@@ -43,15 +33,15 @@ def all_tables(rows: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = 0)
     if objects.empty:
         reasons = ", ".join(f"{n} x {why}" for why, n in unscored(rows)["status"].value_counts().items() if n)
         raise DataError(f"no object could be scored ({reasons}); correct the data")
-    options = {"resamples": resamples, "seed": seed}
-    overall = summarise(objects, metrics=(*MAIN_METRICS, *NOC_METRICS), **options)
+    overall = summarise(objects, metrics=(*MAIN_METRICS, *NOC_METRICS), resamples=resamples, seed=seed)
     is_noc = overall["metric"].isin(NOC_METRICS)
     noc = overall[is_noc & (overall["n"] > 0)]
     several = noc[~noc["mode"].isin(["1pt"])]  # with a cap of one click every NoC is 1
     tables = {"overall": overall[~is_noc], "noc": several if len(several) else noc}
     for by in GROUPS:
         if any(name != UNKNOWN for name in objects[by].unique()):
-            tables[by] = summarise(objects, by, totals=by != "size" and objects[by].nunique() > 1, **options)
+            totals = by != "size" and objects[by].nunique() > 1
+            tables[by] = summarise(objects, by, totals=totals, resamples=resamples, seed=seed)
     tables |= {
         "calibration": calibration(objects),
         "calibration_bins": calibration_bins(objects),
@@ -60,6 +50,3 @@ def all_tables(rows: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = 0)
         "dice_by_jitter": jitter_curve(tables["overall"]),
     }
     return {name: table.reset_index(drop=True) for name, table in tables.items()}
-
-
-# ---------------------------------------------------------------- text

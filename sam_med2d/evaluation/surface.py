@@ -5,24 +5,71 @@ something else. Distances are between pixel centres, in pixels. One object at a 
 distances are computed inside the rectangle that holds both outlines, which changes none of them.
 
 Where a mask is empty: both, and the surface Dice is 1 and the distance 0; one, and they are 0 and the diagonal of
-the picture, the largest distance there can be, so that an object that was not found at all counts as badly as it should.
+the picture, the largest distance there can be, so that an object that was not found at all counts as badly as it
+should.
 """
 
 import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 
-def surface_metrics(predicted: np.ndarray, truth: np.ndarray, tolerance: float) -> tuple[float, float]:
-    """Both metrics of one object. predicted, truth: (H, W) bool; tolerance: pixels -> (nsd, hd95)."""
-    if not predicted.any() or not truth.any():
-        alike = predicted.any() == truth.any()
-        return float(alike), 0.0 if alike else math.hypot(*truth.shape)
-    there, back = surface_distances(predicted, truth)
+class Surfaces(NamedTuple):
+    """Two outlines of one object, in pixels.
+
+    there, back: for each pixel of the predicted outline the distance to the nearest of the true one, and the other way
+    round; None where one of the masks, or both, are empty. alike: whether both are. diagonal: of the picture.
+    """
+
+    there: np.ndarray | None
+    back: np.ndarray | None
+    alike: bool
+    diagonal: float
+    tolerance: float
+
+
+SurfaceMetric = Callable[[Surfaces], float]
+
+METRICS: dict[str, SurfaceMetric] = {}
+
+
+def surface_metric(function: SurfaceMetric) -> SurfaceMetric:
+    """Adds a function to METRICS, by its name; `columns.py` has a row of that name."""
+    METRICS[function.__name__] = function
+    return function
+
+
+@surface_metric
+def nsd(surfaces: Surfaces) -> float:
+    """Normalised surface Dice: Nikolov et al. 2018 (arXiv 1809.04430), section 4.5, on pixels."""
+    there, back, alike, _, tolerance = surfaces
+    if there is None or back is None:
+        return float(alike)
     near = np.count_nonzero(there <= tolerance) + np.count_nonzero(back <= tolerance)
-    # Nikolov et al. 2018 (arXiv 1809.04430), section 4.5, on pixels; Hausdorff as the larger of the two directions
-    return near / (len(there) + len(back)), float(max(np.percentile(there, 95), np.percentile(back, 95)))
+    return near / (len(there) + len(back))
+
+
+@surface_metric
+def hd95(surfaces: Surfaces) -> float:
+    """95th percentile of the Hausdorff distance, the larger of the two directions."""
+    there, back, alike, diagonal, _ = surfaces
+    if there is None or back is None:
+        return 0.0 if alike else diagonal
+    return float(max(np.percentile(there, 95), np.percentile(back, 95)))
+
+
+def surface_metrics(
+    predicted: np.ndarray, truth: np.ndarray, tolerance: float, names: Iterable[str] = tuple(METRICS)
+) -> dict[str, float]:
+    """Metrics of one object by name. predicted, truth: (H, W) bool; tolerance: pixels."""
+    there = back = None
+    if predicted.any() and truth.any():
+        there, back = surface_distances(predicted, truth)
+    surfaces = Surfaces(there, back, predicted.any() == truth.any(), math.hypot(*truth.shape), tolerance)
+    return {name: METRICS[name](surfaces) for name in names}
 
 
 def surface_distances(predicted: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,10 @@
-"""Who answers for the objects of a test run: a simulated annotator that draws from the true masks."""
+"""Who answers for the objects of a test run: one that is simulated from the true masks, or the prompts in a file."""
 
 import os
 from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sam_med2d.prompts.clicks import (
@@ -14,8 +13,10 @@ from sam_med2d.prompts.clicks import (
     clicks_on,
     corrective_clicks,
     jitter_boxes,
+    mask_prompts,
     one_shot_clicks,
 )
+from sam_med2d.prompts.files import FrozenPrompts
 from sam_med2d.prompts.modes import Mode
 from sam_med2d.seeds import seed_of
 from segment_anything import Prompts
@@ -24,7 +25,15 @@ CLICK_STRATEGIES = ("random", "center")
 
 
 class Annotator(Protocol):
-    """Who answers for some objects, masks (N, 1, S, S) bool with their names: drawn, or read from a file."""
+    """Who answers for some objects, masks (N, 1, S, S) bool with their names: drawn, or read from a file.
+
+    strategy: of CLICK_STRATEGIES, how iterative clicks are chosen.
+    """
+
+    strategy: str
+
+    def check(self, names: list[str], modes: list[Mode]) -> None:
+        """Raises DataError where it has no answer for an object in a mode: before a run, not in its middle."""
 
     def start(self, mode: Mode, masks: Tensor, names: list[str]) -> Prompts:
         """What an object's sequence starts from."""
@@ -35,16 +44,27 @@ class Annotator(Protocol):
         """The click that follows `number` clicks. predicted: (N, 1, S, S) bool -> points (N, 1, 2), labels (N, 1)."""
 
 
+def annotator_of(seed: int, strategy: str, prompt_path: str | os.PathLike | None, image_size: int) -> Annotator:
+    """The annotator that flags ask for: the prompts of an earlier run, or a simulated one.
+
+    image_size: the side S of the frame, in pixels. Raises DataError: a prompts file that cannot be read or is none.
+    """
+    return FrozenPrompts(prompt_path, image_size) if prompt_path else SimulatedAnnotator(seed, strategy)
+
+
 class SimulatedAnnotator:
-    """Draws from the true masks. strategy: of iterative clicks, "random" wrong pixels, or "center" of the largest error."""
+    """Draws from the true masks. strategy: "random" wrong pixels are clicked, or the "center" of the largest error."""
 
     def __init__(self, seed: int = 0, strategy: str = "random") -> None:
         self.seed = seed
         self.strategy = strategy
 
+    def check(self, names: list[str], modes: list[Mode]) -> None:
+        """It has an answer for everything."""
+
     def start(self, mode: Mode, masks: Tensor, names: list[str]) -> Prompts:
         if mode.start == "mask":
-            return Prompts(masks=F.avg_pool2d(masks.float(), 4))
+            return Prompts(masks=mask_prompts(masks))
         if mode.start == "box":
             boxes = boxes_of(masks)
             if mode.jitter:  # one direction and share for all jitters: a curve over them is of one annotator

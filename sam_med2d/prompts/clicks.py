@@ -1,4 +1,5 @@
-"""The simulated annotator: boxes, first clicks and corrections, for all objects at once and on their device.
+"""What a simulated annotator gives: boxes, first clicks, corrections and masks, for all objects at once, on their
+device.
 
 Masks and regions are (N, 1, S, S) bool. Points are x before y, in pixels of the S x S frame, a pixel's own index.
 Boxes are x0 y0 x1 y1 with x1 and y1 one past the last pixel.
@@ -7,12 +8,13 @@ No function here draws random numbers: callers hand in `uniform`, numbers in [0,
 draw can come from one generator on the device (training) or depend on the object's name alone (testing).
 """
 
-import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from sam_med2d.regions import innermost_pixel
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
 
 Clicks = tuple[Tensor, Tensor]  # points (N, P, 2), labels (N, P)
@@ -75,7 +77,9 @@ def clicks_on(masks: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 def join_clicks(earlier: Clicks | None, more: Clicks) -> Clicks:
     """Both, the earlier ones first."""
-    return more if earlier is None else tuple(torch.cat(parts, dim=1) for parts in zip(earlier, more))
+    if earlier is None:
+        return more
+    return torch.cat([earlier[0], more[0]], dim=1), torch.cat([earlier[1], more[1]], dim=1)
 
 
 def clicks_in(prompts: Prompts) -> Clicks:
@@ -123,10 +127,7 @@ def _central_click(mask: np.ndarray, predicted: np.ndarray) -> tuple[tuple[int, 
             best, label, size = regions == 1 + areas.argmax(), kind, areas.max()
     if best is None:
         return (0, 0), ABSENT
-    depth = cv2.distanceTransform(np.pad(best, 1).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    # squared distances are whole numbers: rounded, since OpenCV's last digits would decide between pixels that are alike
-    y, x = np.unravel_index(np.rint(depth.astype(np.float64) ** 2).argmax(), depth.shape)
-    return (int(x), int(y)), label
+    return innermost_pixel(best), label
 
 
 def one_shot_clicks(masks: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,5 +142,16 @@ def one_shot_clicks(masks: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([points, outside], dim=1), torch.cat([labels, outside_labels], dim=1)
 
 
+def mask_prompts(masks: Tensor) -> Tensor:
+    """The truth as a mask prompt, averaged over 4 x 4 pixels. (N, 1, S, S) bool -> (N, 1, S/4, S/4) float32"""
+    return F.avg_pool2d(masks.float(), 4)
+
+
+def clicks_in(prompts: Prompts) -> Clicks | None:
+    """Points and labels of prompts that have clicks."""
+    return None if prompts.points is None or prompts.labels is None else (prompts.points, prompts.labels)
+
+
 def clicks_of(prompts: Prompts) -> int:
+    """How many clicks each object has."""
     return 0 if prompts.points is None else prompts.points.shape[1]

@@ -4,27 +4,27 @@
      "a_liver.png": {"boxes": [[x0, y0, x1, y1]], "point_coords": [[x, y], ...], "point_labels": [1, 0, ...],
                      "others": {"5shot": {...}, "bbox": {...}, "bbox_jitter5": {...}}}, ...}
 
-An object's own three keys are what the original writes and reads: the exact box, and the clicks of one sequence in the S x S
-frame. `others` holds those of further sequences (`Mode.sequence`): clicks placed at once, jittered boxes, corrections
-that follow a box. The mask prompt is made from the truth and is not written.
+An object's own three keys are what the original writes and reads: the exact box, and the clicks of one sequence in the
+S x S frame. `others` holds those of further sequences (`Mode.sequence`): clicks placed at once, jittered boxes,
+corrections that follow a box. The mask prompt is made from the truth and is not written.
 """
 
 import json
 import os
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sam_med2d.errors import DataError
-from sam_med2d.prompts.annotators import SimulatedAnnotator
-from sam_med2d.prompts.clicks import clicks_of
+from sam_med2d.prompts.clicks import clicks_of, mask_prompts
 from sam_med2d.prompts.modes import Mode
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
 
-ObjectPrompts = dict[str, list | dict]
+ObjectPrompts = dict[str, Any]  # boxes, point_coords, point_labels: lists; others: {sequence: the same}
+
 SETTINGS = ("image_size", "click_strategy")  # beside the objects; files of the original have neither
 
 
@@ -35,12 +35,15 @@ def record_prompts(into: dict[str, ObjectPrompts], mode: Mode, names: list[str],
     """
     for i, name in enumerate(names):
         entry = into.setdefault(name, {})
+        box = None if prompts.boxes is None else [prompts.boxes[i].tolist()]
         if mode.sequence != "clicks" and (mode.sequence != "bbox" or mode.clicks):
             if mode.sequence == "bbox":
-                entry["boxes"] = [prompts.boxes[i].tolist()]
+                entry["boxes"] = box
             entry = entry.setdefault("others", {}).setdefault(mode.sequence, {})
-        if prompts.boxes is not None:
-            entry["boxes"] = [prompts.boxes[i].tolist()]
+        if box is not None:
+            entry["boxes"] = box
+        if prompts.points is None or prompts.labels is None:
+            continue
         if clicks_of(prompts) > len(entry.get("point_labels", ())):  # of one sequence the longest part says all
             entry |= {"point_coords": prompts.points[i].tolist(), "point_labels": prompts.labels[i].tolist()}
 
@@ -94,12 +97,13 @@ class FrozenPrompts:
         for name in names:
             if self._object(name):
                 for mode in modes:
-                    self._box(name, mode)
+                    if mode.start == "box":
+                        self._box(name, mode)
                     self._clicks(name, mode, mode.clicks)
 
     def start(self, mode: Mode, masks: Tensor, names: list[str]) -> Prompts:
         if mode.start == "mask":
-            return SimulatedAnnotator().start(mode, masks, names)
+            return Prompts(masks=mask_prompts(masks))
         if mode.start == "box":
             return Prompts(
                 boxes=torch.from_numpy(np.stack([self._box(name, mode) for name in names])).float().to(masks.device)
@@ -124,9 +128,8 @@ class FrozenPrompts:
                 return self.objects[key]
         raise DataError(f"{self.path}: has no prompts for {name}; make the file anew on this test set")
 
-    def _box(self, name: str, mode: Mode) -> np.ndarray | None:
-        if mode.start != "box":
-            return None
+    def _box(self, name: str, mode: Mode) -> np.ndarray:
+        """Of a mode that starts with a box."""
         entry = self._other(name, mode) if mode.jitter else self._object(name)
         box = self._coordinates(name, entry.get("boxes"), 4, 1, "box")[0]
         if box[0] >= box[2] or box[1] >= box[3]:

@@ -9,6 +9,7 @@ bbox+2pts       a box, exact or jittered, then two corrective clicks as above, t
 mask            the mask prompt alone: the truth at a quarter of the frame's resolution, averaged over 4 x 4 pixels
 """
 
+import argparse
 import re
 from typing import NamedTuple
 
@@ -49,6 +50,17 @@ def parse_mode(name: str) -> Mode:
     raise ValueError(
         f"unknown prompt mode {name!r}: use bbox, bbox_jitter5, clicks such as 1pt or 5pts, bbox+2pts, 5shot, or mask"
     )
+
+
+def mode_name(text: str) -> str:
+    """An argparse type for the name of a prompt mode -> the name as it is written everywhere: 3pt becomes 3pts.
+
+    A name, and not a Mode, so that the values of flags stay plain text wherever they are kept.
+    """
+    try:
+        return parse_mode(text).name
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _clicks(count: str) -> str:

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from sam_med2d.regions import innermost_pixel
 from sam_med2d.volumes.intensity import Intensity, to_8_bits
 from sam_med2d.volumes.scans import upright
 from segment_anything import ObjectPrompt, SamPredictor
@@ -187,11 +188,7 @@ def carried(last: Slice, rule: Rule) -> ObjectPrompt:
         right, bottom = min(mask.shape[1], x + width + wider), min(mask.shape[0], y + height + higher)
         box = np.array([max(0, x - wider), max(0, y - higher), right, bottom], np.float32)
     if "point" in rule.carry:
-        depth = cv2.distanceTransform(cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 5)[
-            1:-1, 1:-1
-        ]
-        y, x = np.unravel_index(depth.argmax(), depth.shape)
-        points, labels = np.array([[x, y]], np.float32), np.array([1])
+        points, labels = np.array([innermost_pixel(last.mask)], np.float32), np.array([1])
     return ObjectPrompt(points, labels, box, last.low_res if "mask" in rule.carry else None)
 
 

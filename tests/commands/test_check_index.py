@@ -1,4 +1,4 @@
-"""scripts/check_index.py, as a user runs it: every kind of problem, the summary, the clean copy and the contact sheet."""
+"""check_index, as a user runs it: every kind of problem, the summary, the clean copy and the contact sheet."""
 
 import csv
 import json
@@ -96,10 +96,43 @@ def test_all_is_well_and_the_summary_says_what_there_is(data, capsys):
     assert "1 to 10 % 4, 10 to 50 % 4" in train
 
 
-def test_without_a_table_or_names(data, capsys):
+def test_without_a_table_classes_are_what_names_have_beyond_their_images(data, capsys):
     data.save(table=False)
     assert check(data) == 0
+    said = capsys.readouterr().out
+    assert "modality: not known" in said
+    assert re.search(r"class +masks +images +median area\n +a +4 +4 .*\n +b +4 +4 ", said[said.index("train:") :])
+
+
+def test_names_that_say_nothing_say_so(data, capsys):
+    data.save(table=False)
+    for masks in data.groups["train"].values():
+        for k, mask in enumerate(masks):
+            masks[k] = f"masks/no{k} {Path(mask).name}"
+            (data.folder / mask).rename(data.folder / masks[k])
+    data.save(table=False)
+    assert check(data, "--splits", "train") == 0
     assert "class: not known" in capsys.readouterr().out
+
+
+def test_a_class_that_the_table_of_names_lacks_is_a_problem(data, capsys):
+    groups: dict[str, list[str]] = {}
+    for i, (image, masks) in enumerate(data.groups["train"].items()):
+        stem = f"ct_00--KiTS--c{i}--z_0001"
+        groups[f"images/{stem}.png"] = [f"masks/{stem}--000{k}_000.png" for k in (1, 3)]
+        (data.folder / image).rename(data.folder / f"images/{stem}.png")
+        for old, new in zip(masks, groups[f"images/{stem}.png"]):
+            (data.folder / old).rename(data.folder / new)
+    data.groups["train"] = groups
+    data.save(table=False)
+    assert check(data, "--splits", "train") == 0
+    assert re.search(r"KiTS 1 +4 +4 .*\n +KiTS 3 +4 +4 ", capsys.readouterr().out)
+    names = data.folder / "SAMed2D_v1_class_mapping_id.json"
+    names.write_text(json.dumps({"KiTS": {"kidney": 1}}))
+    assert check(data, "--splits", "train") == 1
+    said = capsys.readouterr().out
+    assert f"{names}: has no class 3 of data set KiTS, which masks/ct_00--KiTS--c0--z_0001--0003_000.png is of" in said
+    assert "problems: 1 metadata" in said
 
 
 def break_missing(data):

@@ -1,4 +1,4 @@
-"""compare_runs.py: the paper's two tables from finished runs, paired differences, and runs that must not be compared."""
+"""compare_runs: the paper's two tables from finished runs, paired differences, and runs that must not be compared."""
 
 import csv
 import io
@@ -14,6 +14,7 @@ import pytest
 import scipy.stats
 
 from sam_med2d.commands import compare_runs
+from sam_med2d.evaluation.comparison import signed_rank
 from tests.conftest import ROOT
 from tests.evaluation.test_tables import synthetic_rows, write_run
 
@@ -108,7 +109,7 @@ def test_second_table_of_the_paper(runs: dict[str, Path], capsys) -> None:
 
 
 def test_lower_is_better_for_distances_and_clicks(runs: dict[str, Path], capsys) -> None:
-    for metric in ("hd95", "noc85"):
+    for metric in ("hd95", "noc85", "nof85"):
         out, _ = compared(capsys, *runs.values(), "--metric", metric, "--modes", "5pts", "--differences", "False")
         assert ["**" in row[1] for row in markdown_rows(out)[1:]] == [False, False, True]
 
@@ -155,8 +156,8 @@ def test_paired_difference_interval_and_test(runs: dict[str, Path], capsys) -> N
 
 def test_signed_rank_by_hand() -> None:
     """Three cases, all better: of the 8 equally likely signs, two are as extreme."""
-    assert compare_runs.signed_rank(np.array([0.1, 0.2, 0.3])) == 0.25
-    assert compare_runs.signed_rank(np.zeros(5)) == 1
+    assert signed_rank(np.array([0.1, 0.2, 0.3])) == 0.25
+    assert signed_rank(np.zeros(5)) == 1
 
 
 def test_differences_by_group(runs: dict[str, Path], capsys) -> None:
@@ -229,12 +230,12 @@ def test_another_choice_of_clicks_is_refused(runs: dict[str, Path], capsys) -> N
     assert "not the same --click_strategy (sam random, ft-sam center)" in refused(capsys, runs["sam"], runs["ft-sam"])
 
 
-def test_fields_are_found_among_provenance(runs: dict[str, Path], capsys) -> None:
-    for name, seed in (("sam", 0), ("ft-sam", 3)):
-        (runs[name] / "results.json").write_text(
-            json.dumps({"provenance": {"seed": seed, "data_hash": "aa"}, "flags": {"image_size": 64}})
-        )
-    assert "not the same seed (sam 0, ft-sam 3)" in refused(capsys, runs["sam"], runs["ft-sam"])
+def test_frames_and_devices_that_differ_are_told(runs: dict[str, Path], capsys) -> None:
+    changed = RESULTS | {"device": "cuda:0", "flags": {"image_size": 128}}
+    (runs["ft-sam"] / "results.json").write_text(json.dumps(changed))
+    _, err = compared(capsys, runs["sam"], runs["ft-sam"])
+    assert "frames of different sizes, so clicks are not the same pixels: sam 64, ft-sam 128" in err
+    assert "speeds were measured on different devices: sam None, ft-sam cuda:0" in err
 
 
 @pytest.mark.parametrize(
@@ -249,8 +250,9 @@ def test_fields_are_found_among_provenance(runs: dict[str, Path], capsys) -> Non
 def test_other_prompts_are_refused(runs: dict[str, Path], capsys, sequence: str | None, field: str, what: str) -> None:
     path = runs["ft-sam"] / "prompts.json"
     prompts = json.loads(path.read_text())
-    name = [*prompts][5]  # after the settings
-    (prompts[name]["others"][sequence] if sequence else prompts[name])[field][0][0] += 1
+    name = list(prompts)[5]  # after the settings
+    entry = prompts[name]["others"][sequence] if sequence else prompts[name]
+    entry[field][0][0] += 1
     path.write_text(json.dumps(prompts))
     assert f"got another {what} for 1 object(s), such as {name}" in refused(capsys, runs["sam"], runs["ft-sam"])
     # in frames of two sizes pixels cannot agree: that is said, and no reason to refuse
@@ -260,7 +262,8 @@ def test_other_prompts_are_refused(runs: dict[str, Path], capsys, sequence: str 
 
 def test_nsd_needs_one_tolerance(runs: dict[str, Path], capsys) -> None:
     for name, tolerance in (("sam", 2), ("ft-sam", 3)):
-        (runs[name] / "results.json").write_text(json.dumps(RESULTS | {"nsd_tolerance": tolerance}))
+        flags = {"image_size": 64, "nsd_tolerance": tolerance}
+        (runs[name] / "results.json").write_text(json.dumps(RESULTS | {"flags": flags}))
     compared(capsys, runs["sam"], runs["ft-sam"], "--metric", "dice")
     assert "--nsd_tolerance" in refused(capsys, runs["sam"], runs["ft-sam"], "--metric", "nsd")
 
@@ -330,8 +333,13 @@ def test_objects_listed_twice_cannot_be_matched(runs: dict[str, Path], capsys) -
 
 
 def test_spoiled_results_are_named(runs: dict[str, Path], capsys) -> None:
-    (runs["ft-sam"] / "results.json").write_text('{"seed": ')
-    assert "results.json: is not readable JSON" in refused(capsys, runs["sam"], runs["ft-sam"])
+    for text, said in (
+        ('{"seed": ', "is not readable JSON"),
+        ("[1]", "is no results file of test.py (it holds a list)"),
+        ('{"flags": 3}', "is no results file of test.py ('flags' holds a int)"),
+    ):
+        (runs["ft-sam"] / "results.json").write_text(text)
+        assert f"results.json: {said}" in refused(capsys, runs["sam"], runs["ft-sam"])
 
 
 def test_flags_that_contradict(capsys) -> None:

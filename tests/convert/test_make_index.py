@@ -105,7 +105,7 @@ def test_folds_hold_out_each_case_once_and_never_the_test():
         folds = splits.of("set", name, name)
         held_out = folds.count("val")
         test += folds == ["test"] * 4
-        assert folds == ["test"] * 4 or held_out == 1 and folds.count("train") == 3
+        assert folds == ["test"] * 4 or (held_out == 1 and folds.count("train") == 3)
     assert 50 < test < 110
 
 

@@ -1,4 +1,4 @@
-"""balance.py and the balanced order: every data set, or every class, has the same share of training."""
+"""Balance and the balanced order: every data set, or every class, has the same share of training."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def make(folder: Path, groups: dict[str, list[str]], rows: list[dict] | None = N
 
 @pytest.fixture
 def organs(tmp_path: Path) -> Path:
-    """60 images of a liver and its two lobes (one class), every 15th with a tumour as well; 3 of another set, of a kidney."""
+    """60 images of a liver and its two lobes (one class), every 15th with a tumour; 3 of another set, of a kidney."""
     groups, rows = {}, []
     for i in range(63):
         classes = ["kidney"] if i >= 60 else ["liver", "lobe", "lobe", *(["tumour"] if i % 15 == 0 else [])]
@@ -144,11 +144,10 @@ def test_file_names_and_class_names(tmp_path, monkeypatch, size):
         return {name: images.tolist() for name, images in zip(balance.names, balance.groups, strict=True)}
 
     assert of("dataset") == {"AMOS": [0], "BTCV": [1], "TN3K": [2]}
-    assert of("class") == {"AMOS 0006": [0], "AMOS 0001": [0], "BTCV 0002": [1], "TN3K 0001": [2]}
-    (folder / "SAMed2D_v1_class_mapping_id.json").write_text(
-        json.dumps({"AMOS": {"spleen": 1, "liver": 6}, "BTCV": {"liver": 2}})
-    )
-    assert of("class") == {"liver": [0, 1], "spleen": [0], "TN3K 0001": [2]}  # one class, whatever its id
+    assert of("class") == {"AMOS 6": [0], "AMOS 1": [0], "BTCV 2": [1], "TN3K 1": [2]}
+    names = {"AMOS": {"spleen": 1, "liver": 6}, "BTCV": {"liver": 2}, "TN3K": {"nodule": 1}}
+    (folder / "SAMed2D_v1_class_mapping_id.json").write_text(json.dumps(names))
+    assert of("class") == {"liver": [0, 1], "spleen": [0], "nodule": [2]}  # one class, whatever its id
 
 
 def test_a_large_table_is_copied_and_mapped(organs, monkeypatch):

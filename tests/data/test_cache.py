@@ -1,4 +1,4 @@
-"""cache.py: the same batches with the packed cache as without, whatever happened to it."""
+"""The same batches with the packed cache as without, whatever happened to it."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""index.py and copies.py: the columnar copy of a large index says what the JSON says, whatever happens to either."""
+"""The columnar copy of a large index says what the JSON says, whatever happens to either."""
 
 import json
 import multiprocessing
@@ -15,7 +15,7 @@ from sam_med2d.data import index as index_room
 from sam_med2d.data import index_build as index_build_room
 from sam_med2d.data import index_check as index_check_room
 from sam_med2d.data.index import Index, read_index
-from sam_med2d.data.index_build import index_columns
+from sam_med2d.data.index_build import build_columns
 from sam_med2d.errors import DataError
 
 GROUPS = {f"images/{i}.png": [f"masks/{i}_{k}.png" for k in range(i % 3)] for i in range(11)}  # every third has no mask
@@ -251,7 +251,7 @@ def test_a_full_disk_ends_in_memory(data, monkeypatch, capfd):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(copies.pa, "OSFile", Full)
-    assert list(Index("", "", index_columns(str(data / "image2label_train.json")))) == list(KEPT.items())
+    assert list(Index("", "", build_columns(str(data / "image2label_train.json")))) == list(KEPT.items())
     assert "No space left on device" in capfd.readouterr().err and not copy_of(data).exists()
 
 

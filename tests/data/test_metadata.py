@@ -1,4 +1,4 @@
-"""naming.py: file names of SA-Med2D-20M, its class names, and the metadata table."""
+"""File names of SA-Med2D-20M, its class names, and the metadata table."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""evaluation.py: the protocol against a plain reading of it, one object at a time, and prompts that repeat exactly."""
+"""One pass: the protocol against a plain reading of it, one object at a time, and prompts that repeat exactly."""
 
 import json
 import os
@@ -16,9 +16,8 @@ from sam_med2d.data.geometry import fit, restore, to_original_frame
 from sam_med2d.errors import DataError
 from sam_med2d.evaluation import evaluate as evaluation
 from sam_med2d.evaluation.evaluate import Means, evaluate
-from sam_med2d.prompts import clicks as clicks_room
 from sam_med2d.prompts.annotators import SimulatedAnnotator
-from sam_med2d.prompts.clicks import boxes_of, pick_pixels
+from sam_med2d.prompts.clicks import boxes_of, clicks_of, pick_pixels
 from sam_med2d.prompts.files import FrozenPrompts, record_prompts, write_prompts
 from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, parse_mode
 from segment_anything import Prediction, Prompts, Sam, sam_model_registry
@@ -390,11 +389,11 @@ def test_clicks_depend_on_seed_and_file_name(change, same):
 def test_draws_of_different_uses_are_different():
     names, annotator = [f"{i}.png" for i in range(20)], SimulatedAnnotator(0)
     draws = torch.cat([annotator._uniform(names, use, 3) for use in ("clicks 0", "clicks 1", "5shot", "jitter")], dim=1)
-    assert 0 <= draws.min() and draws.max() < 1 and len(draws.unique()) == 240
+    assert draws.min() >= 0 and draws.max() < 1 and len(draws.unique()) == 240
 
 
 def test_prompts_lie_where_they_should():
-    """In the S x S frame: the tight box, first clicks on the object, one-shot clicks half on it, jittered boxes near it."""
+    """In the S x S frame: the tight box, first clicks on the object, half of those at once, jittered boxes near it."""
     images = samples()
     prompts = prompts_by(scored_by(Sketcher(), [collate(images)], ALL_MODES))
     moved = set()
@@ -434,7 +433,7 @@ def test_central_clicks_need_no_draw():
     first, second = (scored_by(Sketcher(), batches, modes, seed=seed, strategy="center") for seed in (0, 9))
     assert prompts_by(first) == prompts_by(second) and results_of(first) == results_of(second)
     assert results_of(first) != run(Sketcher(), batches, modes)
-    for (name, mode), (points, labels, _) in prompts_by(first).items():
+    for (name, _), (points, labels, _) in prompts_by(first).items():
         image = next(image for image in samples() if name in image.mask_names)
         mask = image.masks[image.mask_names.index(name), 0]
         assert [bool(mask[int(y), int(x)]) for x, y in points] == [label == 1 for label in labels]
@@ -449,7 +448,7 @@ def test_a_box_stays_while_clicks_are_added():
             return super().predict(embeddings, prompts, multimask_output)
 
     scored_by(Listening(), [collate(images[:1])], ["bbox", "bbox+2pts"])
-    assert [(p.boxes is not None, clicks_room.clicks_of(p), p.masks is not None) for p in asked] == [
+    assert [(p.boxes is not None, clicks_of(p), p.masks is not None) for p in asked] == [
         (True, 0, False),
         (True, 1, True),
         (True, 2, True),

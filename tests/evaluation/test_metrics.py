@@ -1,4 +1,4 @@
-"""metrics.py against the textbook, and at its edges."""
+"""Dice and IoU against the textbook, and at its edges."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
 """The original's protocol, read plainly, against evaluation.py: the same weights and prompts file, Dice mask for mask.
 
-On the original's own test slices with ViT-B, adapters and the stand-in weights. What is expected is computed here by other
-means: PIL reads, numpy resizes and scores, and the three parts of the model are called one after the other.
+On the original's own test slices with ViT-B, adapters and the stand-in weights. What is expected is computed here by
+other means: PIL reads, numpy resizes and scores, and the three parts of the model are called one after the other.
 """
 
 import json
@@ -95,7 +95,7 @@ def plain_dice(model: Sam, image: np.ndarray, truth: np.ndarray, prompts: dict[s
     return 2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())
 
 
-def test_dice_of_the_originals_protocol(stand_in, shared: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_dice_of_the_originals_protocol(stand_in, shared: Path, tmp_path: Path) -> None:
     model = sam_model_registry["vit_b"](image_size=SIZE).eval()
     stand_in.fill(model.state_dict())
     folder = shared / "data" / "sam_med2d" / "data_demo"

@@ -1,4 +1,4 @@
-"""report.py: which objects the gallery shows, what the page says, and the page in a real browser."""
+"""The report: which objects the gallery shows, what the page says, and the page in a real browser."""
 
 import base64
 import html
@@ -17,12 +17,12 @@ from sam_med2d.evaluation import report
 from sam_med2d.evaluation.columns import METRICS
 from sam_med2d.evaluation.gallery import RANKS, GalleryItem, choose_gallery
 from sam_med2d.evaluation.report import write_report
+from sam_med2d.evaluation.results import Results
 from sam_med2d.evaluation.rows import _tidy, read_rows
 from sam_med2d.evaluation.summary import all_tables
 from tests.evaluation.test_tables import few, synthetic_rows, write_run
 
-RESULTS = {
-    "run_name": "sam-med2d",
+CONTENT = {
     "model_type": "vit_t",
     "seed": 7,
     "data_hash": "d" * 16,
@@ -31,8 +31,9 @@ RESULTS = {
     "device": "cpu",
     "versions": {"torch": "2.13.0"},
     "dice": {"bbox": 0.123456},
-    "flags": {"image_size": 256, "prompt_modes": ["bbox", "1pt"], "prompt_path": None},
+    "flags": {"run_name": "sam-med2d", "image_size": 256, "prompt_modes": ["bbox", "1pt"], "prompt_path": None},
 }
+RESULTS = Results.of(CONTENT)
 HOSTILE = '<img src=x onerror="pwned=1"><script>pwned=1</script>"\'&$x_1$'
 
 
@@ -57,7 +58,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows.loc[rows["mode"] == "bbox+2pts", "mode"] = "bbox$\\frac<b>"
     rows["mask"] += HOSTILE
     rows = read_rows(write_run(folder, rows))
-    return write_report(folder, rows, RESULTS | {"note": HOSTILE, "flags": {"data_path": HOSTILE}}, items(rows))
+    return write_report(
+        folder, rows, Results.of(CONTENT | {"note": HOSTILE, "flags": {"data_path": HOSTILE}}), items(rows)
+    )
 
 
 class Page(HTMLParser):
@@ -150,6 +153,7 @@ def test_page_shows_the_numbers_of_the_tables(tmp_path: Path) -> None:
         "Dice against object size",
         "Dice against box jitter",
         "Predicted against true IoU",
+        "NoF@85 %",
     ):
         assert expected in text, expected
     assert "0.123456" not in text  # a summary is no provenance
@@ -204,7 +208,7 @@ def test_report_of_boxes_alone_without_names_or_results(tmp_path: Path) -> None:
     """The least there can be: no clicks, no classes, no prediction of IoU, one image."""
     rows = synthetic_rows(3, ("bbox",), named=False).assign(predicted_iou=np.nan, image="a.png")
     rows = read_rows(write_run(tmp_path / "least", rows))
-    page = Page(write_report(tmp_path / "least", rows, {}, []))
+    page = Page(write_report(tmp_path / "least", rows, Results(), []))
     assert (
         page.text.startswith("least")
         and "Every object was scored." in page.text
@@ -222,14 +226,16 @@ def test_nothing_scored_is_an_error_and_leaves_no_page(tmp_path: Path) -> None:
 
 def test_an_unknown_rank_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="best, median, worst, not 'good'"):
-        write_report(tmp_path, few({"A/1": [0.5, 0.6]}), {}, [GalleryItem("liver", "good", "bbox", "", picture())])
+        write_report(
+            tmp_path, few({"A/1": [0.5, 0.6]}), Results(), [GalleryItem("liver", "good", "bbox", "", picture())]
+        )
 
 
 def test_a_long_list_of_the_unscored_is_cut_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "UNSCORED_LISTED", 4)
     rows = read_rows(write_run(tmp_path, synthetic_rows(20, ("bbox",), unscored=9)))
     assert (
-        "9 object(s) could not be scored" in (text := Page(write_report(tmp_path, rows, {})).text)
+        "9 object(s) could not be scored" in (text := Page(write_report(tmp_path, rows, Results())).text)
         and "And 5 more" in text
     )
 
@@ -255,9 +261,11 @@ def browser():
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="no playwright here: the report is not opened in a browser"
     )
-    with playwright.sync_playwright() as started:
-        with started.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS) as opened:
-            yield opened
+    with (
+        playwright.sync_playwright() as started,
+        started.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS) as opened,
+    ):
+        yield opened
 
 
 def test_page_opens_without_an_error_or_a_request(browser, made: Path) -> None:
@@ -307,7 +315,8 @@ def test_tables_sort_filter_and_change_their_metric(browser, tmp_path: Path) -> 
     )
     page.click("#by-size th:nth-child(1) button")
     sizes = page.evaluate(
-        "[...document.querySelectorAll('#by-size [data-metric]:not([hidden]) tbody td:first-child')].map(cell => cell.innerText)"
+        "[...document.querySelectorAll('#by-size [data-metric]:not([hidden]) tbody td:first-child')]"
+        ".map(cell => cell.innerText)"
     )
     assert sizes[0] == "below 0.1 %" and sizes[-1] == "30 % and more"
     page.close()

@@ -1,4 +1,4 @@
-"""surface.py: against MONAI's surface metrics, which are computed by other means, and on masks without any surface."""
+"""Surface metrics: against MONAI's, which are computed by other means, and on masks without any surface."""
 
 import math
 
@@ -9,6 +9,12 @@ import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
 from sam_med2d.evaluation.surface import outline, surface_distances, surface_metrics
+
+
+def both(predicted: np.ndarray, truth: np.ndarray, tolerance: float) -> tuple[float, float]:
+    found = surface_metrics(predicted, truth, tolerance)
+    assert [*found] == ["nsd", "hd95"]
+    return found["nsd"], found["hd95"]
 
 
 def blobs(seed: int, shape: tuple[int, int], threshold: float = 0.0) -> np.ndarray:
@@ -42,7 +48,7 @@ PAIRS += [
 def test_monai_finds_the_same(pair: int, tolerance: float) -> None:
     predicted, truth = PAIRS[pair]
     tensors = [torch.from_numpy(mask)[None, None].float() for mask in (predicted, truth)]
-    nsd, hd95 = surface_metrics(predicted, truth, tolerance)
+    nsd, hd95 = both(predicted, truth, tolerance)
     expected = compute_surface_dice(*tensors, class_thresholds=[tolerance], include_background=True).item()
     assert nsd == pytest.approx(expected, abs=1e-6)
     expected = compute_hausdorff_distance(*tensors, include_background=True, percentile=95).item()
@@ -50,7 +56,7 @@ def test_monai_finds_the_same(pair: int, tolerance: float) -> None:
 
 
 def test_the_pairs_are_of_many_kinds() -> None:
-    found = [surface_metrics(*pair, 1.0) for pair in PAIRS]
+    found = [both(*pair, 1.0) for pair in PAIRS]
     assert len({round(nsd, 3) for nsd, _ in found}) > 9 and len({round(hd95, 2) for _, hd95 in found}) > 9
     assert {nsd for nsd, _ in found} >= {0.0, 1.0}
 
@@ -67,7 +73,7 @@ def test_the_pairs_are_of_many_kinds() -> None:
 def test_empty_masks_follow_the_rule(predicted: bool, truth: bool, expected: tuple[float, float]) -> None:
     """The distance is the diagonal of a picture of 30 x 40 pixels."""
     masks = [disc((30, 40), 15, 20, 6) if there else np.zeros((30, 40), bool) for there in (predicted, truth)]
-    assert surface_metrics(*masks, 2.0) == expected
+    assert both(*masks, 2.0) == expected
 
 
 def test_distances_by_hand() -> None:
@@ -77,13 +83,13 @@ def test_distances_by_hand() -> None:
     assert outline(predicted).sum() == 8 and not outline(predicted)[4, 2]
     there, back = surface_distances(predicted, truth)
     assert sorted(there) == sorted(back) == [2.0] * 3 + [3.0] * 2 + [4.0] * 3
-    assert surface_metrics(predicted, truth, 2.0)[0] == 6 / 16
-    assert surface_metrics(predicted, truth, 2.0)[1] == 4.0
+    assert both(predicted, truth, 2.0) == (6 / 16, 4.0)
+    assert surface_metrics(predicted, truth, 2.0, ["hd95"]) == {"hd95": 4.0}
 
 
 def test_masks_are_left_alone_and_views_do() -> None:
     truth = disc((40, 40), 20, 20, 9)
     wide = np.repeat(np.repeat(truth, 2, axis=0), 2, axis=1)
-    assert surface_metrics(wide[::2, ::2], truth, 0.0) == (1.0, 0.0)
+    assert both(wide[::2, ::2], truth, 0.0) == (1.0, 0.0)
     assert truth.sum() == disc((40, 40), 20, 20, 9).sum()
-    assert math.isclose(surface_metrics(disc((40, 40), 20, 20, 12), truth, 3.0)[0], 1.0)
+    assert math.isclose(both(disc((40, 40), 20, 20, 12), truth, 3.0)[0], 1.0)

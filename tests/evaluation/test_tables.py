@@ -12,12 +12,20 @@ import pytest
 import scipy.stats
 
 from sam_med2d.errors import DataError
-from sam_med2d.evaluation import curves as curves_room
-from sam_med2d.evaluation import estimates as estimates_room
-from sam_med2d.evaluation import rows as rows_room
-from sam_med2d.evaluation.estimates import UNKNOWN, WEIGHTED, scored, summarise, unscored
+from sam_med2d.evaluation import estimates
+from sam_med2d.evaluation.curves import calibration, calibration_bins
+from sam_med2d.evaluation.estimates import (
+    UNKNOWN,
+    WEIGHTED,
+    interval,
+    resampled_means,
+    scored,
+    size_bins,
+    summarise,
+    unscored,
+)
 from sam_med2d.evaluation.grids import format_table
-from sam_med2d.evaluation.rows import COLUMNS, read_rows
+from sam_med2d.evaluation.rows import COLUMNS, NUMBERS, _tidy, read_rows
 from sam_med2d.evaluation.summary import all_tables
 
 METRIC_COLUMNS = ("dice", "iou", "nsd", "hd95", "predicted_iou", "noc80", "noc85", "noc90")
@@ -45,9 +53,11 @@ def synthetic_rows(
     named: bool = True,
     classes: int = 4,
 ) -> pd.DataFrame:
-    """What an evaluation might have written: slices of cases of three data sets, small objects and few clicks being harder.
+    """What an evaluation might have written: slices of cases of three data sets, small objects and few clicks being
+    harder.
 
-    skill: raises every Dice of a model whose other properties (`seed`) stay the same. unscored: objects with an empty truth.
+    skill: raises every Dice of a model whose other properties (`seed`) stay the same. unscored: objects with an empty
+    truth.
     named: with data set, modality, class and case.
     """
     rng = np.random.default_rng(seed)
@@ -97,7 +107,7 @@ def synthetic_rows(
                 "status": "ok",
             }
             if i < unscored:
-                row |= {name: np.nan for name in METRIC_COLUMNS} | {"status": "empty truth", "true_area": 0}
+                row |= dict.fromkeys(METRIC_COLUMNS, np.nan) | {"status": "empty truth", "true_area": 0}
             if not named:
                 row |= dict.fromkeys(("dataset", "modality", "class", "case", "axis"), "") | {"slice": None}
             rows.append(row)
@@ -148,7 +158,7 @@ def few(values: dict[str, list[float]], **columns: object) -> pd.DataFrame:
                 }
                 | columns
             )
-    return rows_room._tidy(pd.DataFrame(rows))
+    return _tidy(pd.DataFrame(rows))
 
 
 def only(table: pd.DataFrame, **wanted: str) -> pd.Series:
@@ -175,9 +185,9 @@ def test_rows_are_read_as_written(tmp_path: Path, kind: str) -> None:
     assert list(rows.columns) == list(COLUMNS)
     assert [*rows["mode"].cat.categories] == [*MODES]  # in the order of the run
     for column in COLUMNS:
-        expected = written[column].astype("float64") if column in rows_room.NUMBERS else written[column].astype(str)
-        found = rows[column].astype("float64") if column in rows_room.NUMBERS else rows[column].astype(str)
-        if column in rows_room.NUMBERS:
+        expected = written[column].astype("float64") if column in NUMBERS else written[column].astype(str)
+        found = rows[column].astype("float64") if column in NUMBERS else rows[column].astype(str)
+        if column in NUMBERS:
             np.testing.assert_allclose(found, expected, rtol=1e-14, err_msg=column)
         else:
             assert found.tolist() == expected.tolist()
@@ -187,7 +197,7 @@ def test_rows_are_read_as_written(tmp_path: Path, kind: str) -> None:
     "spoil, said",
     [
         (lambda folder: (folder / "rows.csv").unlink(), "holds no rows.csv"),
-        (lambda folder: (folder / "rows.csv").write_text(""), "no column image, mask, dataset and 21 more"),
+        (lambda folder: (folder / "rows.csv").write_text(""), "no column image, mask, dataset and 18 more"),
         (lambda folder: (folder / "rows.csv").write_text(",".join(COLUMNS) + "\n"), "holds no objects"),
         (
             lambda folder: (folder / "rows.csv").write_text("image,mask,mode,dice,iou\na,b,bbox,1,1\n"),
@@ -218,6 +228,22 @@ def change(folder: Path, row: int, column: str, value: object) -> None:
     rows = pd.read_csv(folder / "rows.csv", dtype=str, keep_default_na=False)
     rows.loc[row, column] = value
     rows.to_csv(folder / "rows.csv", index=False)
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_files_from_before_there_was_a_metric_are_read(tmp_path: Path, format: str) -> None:
+    write_run(tmp_path, synthetic_rows(5, ("bbox",)))
+    older = pd.read_csv(tmp_path / "rows.csv", keep_default_na=False, dtype=str).drop(columns=["nsd", "hd95"])
+    (tmp_path / "rows.csv").unlink()
+    if format == "csv":
+        older.to_csv(tmp_path / "rows.csv", index=False)
+    else:
+        kinds = {"string": str, "int32": float, "int64": float, "double": float}
+        typed = {name: older[name].replace("", np.nan).astype(kinds[str(COLUMNS[name])]) for name in older}
+        pd.DataFrame(typed).to_parquet(tmp_path / "rows.parquet")
+    rows = read_rows(tmp_path)
+    assert [*rows.columns] == [*COLUMNS] and rows["nsd"].isna().all() and rows["dice"].notna().all()
+    assert only(summarise(rows), metric="nsd")["n"] == 0 and "–" in format_table(all_tables(rows)["overall"])
 
 
 def test_missing_path_is_named() -> None:
@@ -274,7 +300,7 @@ def test_an_undefined_distance_is_left_out_and_counted() -> None:
 
 
 def test_size_bins_include_their_lower_edge() -> None:
-    bins = estimates_room.size_bins(pd.Series([0.0, 9.9, 10, 29.9, 30, 100, 3000, 10000]), pd.Series([10000] * 8))
+    bins = size_bins(pd.Series([0.0, 9.9, 10, 29.9, 30, 100, 3000, 10000]), pd.Series([10000] * 8))
     assert [*bins.astype(str)] == [
         "below 0.1 %",
         "below 0.1 %",
@@ -295,8 +321,8 @@ def test_interval_agrees_with_scipy() -> None:
     rng = np.random.default_rng(1)
     counts = rng.integers(1, 9, size=40).astype(float)
     sums = counts * rng.beta(5, 2, size=40)
-    means = estimates_room.resampled_means(sums[:, None], counts[:, None], resamples=9999, seed=3)
-    low, high = estimates_room.interval(means)
+    means = resampled_means(sums[:, None], counts[:, None], resamples=9999, seed=3)
+    low, high = interval(means)
     theirs = scipy.stats.bootstrap(
         (sums, counts),
         lambda s, n, axis=-1: s.sum(axis=axis) / n.sum(axis=axis),
@@ -315,7 +341,7 @@ def test_interval_agrees_with_scipy() -> None:
 def test_summary_resamples_cases_where_known_else_images(tmp_path: Path) -> None:
     rows = synthetic_rows(90, ("bbox",), seed=2)
     for named in (True, False):
-        frame = rows_room._tidy(rows.assign(case=rows["case"] if named else ""))
+        frame = _tidy(rows.assign(case=rows["case"] if named else ""))
         groups = rows.groupby(["dataset", "case"] if named else "image")["dice"]
         theirs = scipy.stats.bootstrap(
             (groups.sum().to_numpy(), groups.size().to_numpy()),
@@ -343,7 +369,7 @@ def test_one_case_name_in_two_data_sets_is_two_cases() -> None:
 
 
 def test_mean_of_data_sets_resamples_each_within_itself() -> None:
-    """Its variance is the sum of those of the parts over the square of their number; equal clusters must not move together."""
+    """Its variance: the sum of the parts' over the square of their number; equal clusters must not move together."""
     rng = np.random.default_rng(0)
     rows = few({f"{dataset}/{case}": [rng.beta(4, 2)] for dataset in "ABCD" for case in range(25)})
     dice = summarise(rows, "dataset", totals=True, resamples=4000).query("metric == 'dice'").set_index("dataset")
@@ -366,12 +392,12 @@ def test_mean_of_classes_draws_a_case_with_all_that_is_in_it() -> None:
 
 
 def test_intervals_depend_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = rows_room._tidy(synthetic_rows(80, ("bbox", "1pt")))
+    rows = _tidy(synthetic_rows(80, ("bbox", "1pt")))
     first = summarise(rows, "class")
     shuffled = rows.sample(frac=1, random_state=0)
     shuffled["mode"] = shuffled["mode"].cat.reorder_categories(["bbox", "1pt"])
     pd.testing.assert_frame_equal(summarise(shuffled, "class"), first)
-    monkeypatch.setattr(estimates_room, "WEIGHTS_AT_ONCE", 50)  # resamples one by one
+    monkeypatch.setattr(estimates, "WEIGHTS_AT_ONCE", 50)  # resamples one by one
     pd.testing.assert_frame_equal(summarise(rows, "class"), first)
     assert not summarise(rows, "class", seed=1)["low"].equals(first["low"])
 
@@ -379,7 +405,7 @@ def test_intervals_depend_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> 
 def test_memory_of_the_bootstrap_is_bounded() -> None:
     sums, counts = np.random.default_rng(0).random((20_000, 2)), np.ones((20_000, 2))
     tracemalloc.start()
-    estimates_room.resampled_means(sums, counts, resamples=400)  # all weights at once would be 64 MB
+    resampled_means(sums, counts, resamples=400)  # all weights at once would be 64 MB
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16e6
@@ -394,18 +420,26 @@ def test_number_of_clicks_counts_the_cap_where_a_dice_was_never_reached() -> Non
     noc = all_tables(rows)["noc"].set_index("metric")
     assert noc["mean"].to_dict() == {
         "noc80": 3.5,
-        "never80": 0.5,
+        "nof80": 0.5,
         "noc85": 4.0,
-        "never85": 0.5,
+        "nof85": 0.5,
         "noc90": 5.0,
-        "never90": 1.0,
+        "nof90": 1.0,
     }
     reached = all_tables(rows)["reached"]
     assert reached[reached["level"] == 85]["share"].tolist() == [0, 0.25, 0.25, 0.5, 0.5]
 
 
+def test_failures_are_printed_in_per_cent() -> None:
+    rows = few({"A/1": [0.9, 0.7], "A/2": [0.86, 0.5]}, mode="5pts", clicks=5.0, box=0.0)
+    rows["noc80"] = [1, 2, 3, np.nan]
+    header, line = format_table(all_tables(rows)["noc"]).splitlines()
+    assert "NoF@80 %" in header and "never" not in header
+    assert "2.75" in line and "25.0" in line  # 1, 2, 3 and the cap of 5; one of four never got there
+
+
 def test_number_of_clicks_is_for_modes_of_clicks() -> None:
-    made = all_tables(rows_room._tidy(synthetic_rows(30)))
+    made = all_tables(_tidy(synthetic_rows(30)))
     assert [*made["noc"]["mode"].unique()] == ["3pts", "5pts"]  # a single click has nothing to count
     assert not len(all_tables(few({"A/1": [0.5], "A/2": [0.6]}))["noc"])
 
@@ -413,13 +447,13 @@ def test_number_of_clicks_is_for_modes_of_clicks() -> None:
 def test_calibration_by_hand() -> None:
     rows = few({"A/1": [0.1] * 4})
     rows["predicted_iou"], rows["iou"] = [0.25, 0.21, 1.2, -0.1], [0.30, 0.11, 0.9, 0.1]
-    found = curves_room.calibration(rows).iloc[0]
+    found = calibration(rows).iloc[0]
     errors = np.array([-0.05, 0.1, 0.3, -0.2])
     assert found["mean_absolute_error"] == pytest.approx(np.abs(errors).mean()) and found["bias"] == pytest.approx(
         errors.mean()
     )
     assert found["correlation"] == pytest.approx(scipy.stats.pearsonr(rows["predicted_iou"], rows["iou"]).statistic)
-    bins = curves_room.calibration_bins(rows)
+    bins = calibration_bins(rows)
     assert bins[["bin_from", "bin_to", "n"]].to_numpy().tolist() == pytest.approx(
         np.array([[0, 0.1, 1], [0.2, 0.3, 2], [0.9, 1, 1]])
     )
@@ -430,11 +464,11 @@ def test_calibration_by_hand() -> None:
 
 def test_calibration_of_a_constant_has_no_correlation() -> None:
     rows = few({"A/1": [0.1, 0.2]})
-    assert np.isnan(curves_room.calibration(rows)["correlation"][0])
+    assert np.isnan(calibration(rows)["correlation"][0])
 
 
 def test_curves() -> None:
-    made = all_tables(rows_room._tidy(synthetic_rows(60)))
+    made = all_tables(_tidy(synthetic_rows(60)))
     curves = made["dice_by_clicks"]
     assert {series: part["clicks"].tolist() for series, part in curves.groupby("series")} == {
         "box, then clicks": [0, 2],
@@ -449,8 +483,8 @@ def test_curves() -> None:
 
 
 def test_breakdowns_that_no_row_tells_are_left_out() -> None:
-    assert {"dataset", "modality", "class", "size"} <= all_tables(rows_room._tidy(synthetic_rows(20))).keys()
-    assert {"dataset", "modality", "class"}.isdisjoint(all_tables(rows_room._tidy(synthetic_rows(20, named=False))))
+    assert {"dataset", "modality", "class", "size"} <= all_tables(_tidy(synthetic_rows(20))).keys()
+    assert {"dataset", "modality", "class"}.isdisjoint(all_tables(_tidy(synthetic_rows(20, named=False))))
 
 
 # ---------------------------------------------------------------- text
@@ -489,5 +523,5 @@ def test_csv_and_json_carry_every_number() -> None:
 
 @pytest.mark.parametrize("format", ["text", "markdown", "latex", "csv", "json"])
 def test_every_table_in_every_format(format: str) -> None:
-    for name, table in all_tables(rows_room._tidy(synthetic_rows(30)), resamples=50).items():
+    for name, table in all_tables(_tidy(synthetic_rows(30)), resamples=50).items():
         assert format_table(table, format), name

@@ -196,7 +196,7 @@ def test_one_shot_clicks_are_half_on_the_object(clicks):
 def test_each_side_moves_on_its_own_and_a_pixel_is_left(jitter):
     boxes = torch.tensor([[20.0, 30, 40, 33], [5, 5, 6, 6], [0, 0, 64, 64], [10, 2, 60, 50]]).repeat(500, 1)
     moved = jitter_boxes(boxes, uniform(2000, 4), 64, jitter)
-    assert torch.equal(moved, moved.round()) and 0 <= moved.min() and moved.max() <= 64
+    assert torch.equal(moved, moved.round()) and moved.min() >= 0 and moved.max() <= 64
     assert (moved[:, 2:] - moved[:, :2]).min() >= 1
     difference = (moved - boxes)[3::4]  # a box that is large, and near no middle for a small jitter
     assert difference.abs().max() <= jitter

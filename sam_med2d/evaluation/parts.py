@@ -1,0 +1,42 @@
+"""What each process of a test run has measured so far, until the rows of all are merged in the order of the index.
+
+While a run goes on, each of its processes appends to a file of its own, a JSON line an image. So memory does not grow
+with the test set, and rows do not depend on who made them.
+"""
+
+import heapq
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from sam_med2d.evaluation.rows import Row
+
+
+class Part:
+    """What one process has measured so far: a file of one line an image."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._file = part_file(folder, rank).open("w", encoding="utf-8")
+
+    def add(self, number: int, rows: list[Row], prompts: dict) -> None:
+        """number: of the image in the index; ascending."""
+        self._file.write(json.dumps([number, rows, prompts]) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def part_file(folder: Path, rank: int) -> Path:
+    return folder / f"part_{rank}.jsonl"
+
+
+def merged(folder: Path, processes: int) -> Iterator[tuple[int, list[Row], dict]]:
+    """The images of all parts in the order of the index: number, rows, prompts. Needs memory for one image a part."""
+
+    def lines(rank: int) -> Iterator[tuple[int, list[Row], dict]]:
+        with open(part_file(folder, rank), encoding="utf-8") as file:
+            for line in file:
+                number, rows, prompts = json.loads(line)
+                yield number, rows, prompts
+
+    return heapq.merge(*(lines(rank) for rank in range(processes)), key=lambda image: image[0])
