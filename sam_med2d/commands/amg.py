@@ -25,7 +25,7 @@ from sam_med2d.cli import add_flag, finish
 from sam_med2d.data.reading import read_image
 from sam_med2d.drawing import overlay
 from sam_med2d.errors import DataError, UsageError
-from sam_med2d.image_files import check_output, find_images, without_endings, write_picture
+from sam_med2d.image_files import check_output, find_images, without_endings, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.checkpoint import CheckpointError
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             write_folder(stem, masks)
         if args.save_overlays:
-            write_picture(stem.with_name(f"{stem.name}_overlay.png"), picture_of(image, masks))
+            write_png(stem.with_name(f"{stem.name}_overlay.png"), picture_of(image, masks))
         count += len(masks)
     print(f"{count} masks in {len(images)} images: {args.output}")
 
@@ -122,7 +122,7 @@ def write_folder(folder: Path, masks: list[dict[str, Any]]) -> None:
         for left in folder.glob("[0-9]*.png"):
             left.unlink()
     for number, mask in enumerate(masks):
-        write_picture(folder / f"{number}.png", mask["segmentation"].astype(np.uint8) * 255)
+        write_png(folder / f"{number}.png", mask["segmentation"])
     with replacing(folder / "metadata.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)

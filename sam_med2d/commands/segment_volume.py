@@ -34,7 +34,7 @@ from sam_med2d import drawing
 from sam_med2d.cli import add_flag, finish
 from sam_med2d.drawing import overlay
 from sam_med2d.errors import DataError, UsageError
-from sam_med2d.image_files import check_output, write_picture
+from sam_med2d.image_files import check_output, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
 from sam_med2d.volumes.prompts import Object3d, check_inside, object_of_flags, objects_of_file, seeds_of, turned
@@ -197,7 +197,7 @@ def run(args: argparse.Namespace) -> None:
             f"{row['last_slice']} along {row['axis']} ({row['first_end']}; {row['last_end']}), "
             f"predicted IoU {row['mean_predicted_iou']}"
         )
-    write_picture(base.with_name(f"{base.name}.png"), picture(results, along, labels))
+    write_png(base.with_name(f"{base.name}.png"), picture(results, along, labels))
     print(f"labels: {args.output}")
 
 

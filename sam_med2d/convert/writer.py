@@ -23,13 +23,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
-import cv2
-import numpy as np
-
 from sam_med2d.convert.cases import Case, Picture
 from sam_med2d.convert.splits import SPLITS
 from sam_med2d.data.metadata import COLUMNS, METADATA
 from sam_med2d.errors import DataError
+from sam_med2d.image_files import encode_png
 from segment_anything.files import replacing
 
 RECEIPTS = ".cases"
@@ -72,7 +70,7 @@ def write_case(
     for kind in ("images", "masks"):
         (staging / kind).mkdir(parents=True)
     entries, written = [], set()
-    for picture in pictures:
+    for picture in pictures:  # written without `write_png`: the folder is put in place as a whole, once
         if not picture.objects:
             tally["pictures without objects"] += 1
             continue
@@ -81,11 +79,11 @@ def write_case(
         if stem in written:
             raise DataError(f"{case.name}: two of its pictures are called {stem}; give them names of their own")
         written.add(stem)
-        _write_png(staging / "images" / f"{stem}.png", picture.image)
+        (staging / "images" / f"{stem}.png").write_bytes(encode_png(picture.image))
         masks = []
         for class_name, instance, mask in picture.objects:
             mask_name = f"{stem}--{safe_name(class_name)}_{instance:03d}.png"
-            _write_png(staging / "masks" / mask_name, mask.view(np.uint8) * 255)
+            (staging / "masks" / mask_name).write_bytes(encode_png(mask))
             masks.append([f"masks/{folder}/{mask_name}", class_name, instance])
         entries.append(
             {
@@ -142,10 +140,6 @@ def receipts(output: Path, skip: Container[str] = ()) -> Iterator[tuple[str, dic
         receipt = read_receipt(output, name)
         if receipt is not None:
             yield name, receipt
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite fails on some names without a word
 
 
 # ---------------------------------------------------------------- indexes
