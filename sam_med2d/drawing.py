@@ -1,10 +1,10 @@
 """The one painter: images with masks, truths and prompts drawn on them, in tiles, overlays and grids.
 
-A predicted mask is tinted and outlined in the colour of its object, a true mask is outlined in TRUTH, a box is drawn in
-the colour of its object, and a click is a disc: CLICK[True] with a plus on the object, CLICK[False] with a minus off it.
-Truths, boxes and clicks have a dark rim, so that they are seen on bright and on dark ground, and shapes and signs differ,
-so that nobody needs to tell colours apart. Sizes follow the picture's. The page of the app draws prompts as vectors, with
-the constants of this file.
+A predicted mask is tinted and outlined in the colour of its object, a true mask is outlined in TRUTH, a box is drawn
+in the colour of its object, and a click is a disc: CLICK[True] with a plus on the object, CLICK[False] with a minus off
+it. Truths, boxes and clicks have a dark rim, so that they are seen on bright and on dark ground, and shapes and signs
+differ, so that nobody needs to tell colours apart. Sizes follow the picture's. The page of the app draws prompts as
+vectors, with the constants of this file.
 
 Images are (H, W, 3) uint8 and colours are BGR, as OpenCV reads and writes them. Points are x before y; boxes are
 half-open.
@@ -90,7 +90,7 @@ def overlay(
     k = max(1, round(SMALLEST_SIDE / max(image.shape[:2])))
     picture = cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_NEAREST)
     large = [_resized(mask, picture) for mask in masks]
-    _draw_masks(picture, large)
+    draw_masks(picture, large, [colour_of(number) for number in range(len(large))])
     for number, prompt in enumerate(prompts):
         draw_prompt(picture, prompt, colour_of(number), k)
     _write_names(picture, large, names)
@@ -106,7 +106,7 @@ def tile(
     -> (side + CAPTION_HEIGHT, side, 3), the image enlarged or shrunk to fit and centred.
     """
     picture = _fitted(image, side)
-    _draw_masks(picture, [_resized(predicted.numpy(), picture)])
+    draw_masks(picture, [_resized(predicted.numpy(), picture)], [colour_of(0)])
     _draw_outline(picture, _resized(truth.numpy(), picture), TRUTH)
     draw_prompt(picture, _prompt_of(prompts, row), colour_of(0), side / max(image.shape[:2]))
     letters = side // LETTER  # the end is kept: it tells the objects of one image apart
@@ -123,7 +123,7 @@ def tile_of_masks(
     """
     picture = _fitted(image, side)
     resized = [_resized(mask, picture) for mask in masks]
-    _draw_masks(picture, resized)
+    draw_masks(picture, resized, [colour_of(number) for number in range(len(resized))])
     _write_names(picture, resized, names)
     letters = side // LETTER
     return _framed(picture, caption if len(caption) <= letters else caption[: letters - 3] + "...", side)
@@ -140,10 +140,12 @@ def grid(tiles: list[np.ndarray], columns: int = 6) -> np.ndarray:
 # ---------------------------------------------------------------- what is drawn on them, in place
 
 
-def draw_mask(picture: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
-    """Tint and outline an object. mask: (H, W) bool or 0 and 1, of the picture's size."""
-    _tint(picture, mask, colour)
-    _draw_outline(picture, mask.astype(np.uint8), colour, rim=False)
+def draw_masks(picture: np.ndarray, masks: Sequence[np.ndarray], colours: Sequence[Colour]) -> None:
+    """Tint and outline objects, of which the later ones lie above. masks: n of (H, W) bool, of the picture's size."""
+    for mask, colour in zip(masks, colours):
+        picture[mask] = np.round((1 - OPACITY) * picture[mask] + OPACITY * np.array(colour)).astype(np.uint8)
+    for mask, colour in zip(masks, colours):  # after all tints: no outline is under another object's
+        _draw_outline(picture, mask, colour, rim=False)
 
 
 def draw_prompt(picture: np.ndarray, prompt: ObjectPrompt, colour: Colour, scale: float = 1) -> None:
@@ -162,21 +164,8 @@ def draw_prompt(picture: np.ndarray, prompt: ObjectPrompt, colour: Colour, scale
                 _draw_click(picture, centre, bool(label == FOREGROUND))
 
 
-def _draw_masks(picture: np.ndarray, masks: Sequence[np.ndarray]) -> None:
-    """Tints first, so that no outline is under another object's. masks: 0 and 1, of the picture's size."""
-    for number, mask in enumerate(masks):
-        _tint(picture, mask, colour_of(number))
-    for number, mask in enumerate(masks):
-        _draw_outline(picture, mask, colour_of(number), rim=False)
-
-
-def _tint(picture: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
-    inside = mask > 0
-    picture[inside] = np.round((1 - OPACITY) * picture[inside] + OPACITY * np.array(colour)).astype(np.uint8)
-
-
 def _draw_outline(picture: np.ndarray, mask: np.ndarray, colour: Colour, rim: bool = True) -> None:
-    outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     _draw_lines(picture, outlines, colour, rim)
 
 
@@ -204,7 +193,7 @@ def _draw_click(picture: np.ndarray, centre: tuple[int, int], foreground: bool) 
 def _write_names(picture: np.ndarray, masks: Sequence[np.ndarray], names: Sequence[str]) -> None:
     """Above the objects that are not empty, in their colours."""
     for number, name in enumerate(names):
-        x, y, width, _ = cv2.boundingRect(masks[number])
+        x, y, width, _ = cv2.boundingRect(masks[number].astype(np.uint8))
         if width:
             _write(picture, name, x, y - 4, colour_of(number))
 
@@ -232,9 +221,9 @@ def _fitted(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _resized(mask: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    """(H, W) bool -> 0 and 1, of the picture's size."""
+    """(H, W) bool -> bool of the picture's size."""
     height, width = picture.shape[:2]
-    return cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
 
 
 def _framed(picture: np.ndarray, caption: str, side: int) -> np.ndarray:

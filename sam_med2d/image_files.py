@@ -51,12 +51,14 @@ def encode_png(image: np.ndarray, level: int | None = None) -> bytes:
     """(H, W) stays grey, (H, W, 3) is BGR; uint8, or bool, which becomes 0 and 255.
 
     level: of compression, up to 9, the smallest and slowest; None: OpenCV's own, which is fast.
+    Raises ValueError for arrays of other types and shapes.
     """
+    if image.dtype == bool:
+        image = image.astype(np.uint8) * 255
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        raise ValueError(f"an array of shape {image.shape} and type {image.dtype} is no picture; convert it first")
     settings = [] if level is None else [cv2.IMWRITE_PNG_COMPRESSION, level]
-    done, data = cv2.imencode(".png", image.astype(np.uint8) * 255 if image.dtype == bool else image, settings)
-    if not done:
-        raise ValueError(f"an array of shape {image.shape} and type {image.dtype} cannot be stored as PNG")
-    return data.tobytes()
+    return cv2.imencode(".png", image, settings)[1].tobytes()
 
 
 def write_png(path: Path, image: np.ndarray, level: int | None = None) -> None:
