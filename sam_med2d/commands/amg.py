@@ -6,8 +6,8 @@
         --checkpoint pretrain_model/vit_t_phantoms.safetensors --image_size 192 \\
         --pred-iou-thresh 0.2 --stability-score-thresh 0.1                              # works as it stands
 
-Options and files are those of SAM's script. For each image a folder with 0.png, 1.png ... (0/255, the most certain first)
-and metadata.csv; with --convert-to-rle one JSON file instead, a list of masks as COCO run lengths. Beside them
+Options and files are those of SAM's script. For each image a folder with 0.png, 1.png ... (0/255, the most certain
+first) and metadata.csv; with --convert-to-rle one JSON file instead, a list of masks as COCO run lengths. Beside them
 {image}_overlay.png. Images are only read. Thresholds that suit your weights are found in docs/use.md.
 """
 

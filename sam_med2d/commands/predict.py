@@ -16,8 +16,8 @@ A prompts file is JSON or CSV; of an object it may hold a box, clicks (label 1 o
     a.png,liver,30,40,120,150,,,,                    an object; labels are 1 where empty
     a.png,spleen,,,,,80,90,1,
 
-Left in --output: masks/ (0/255, at the image's size), overlays/, annotations.json (COCO) and objects.csv (predicted IoU,
-area). The images are only read.
+Left in --output: masks/ (0/255, at the image's size), overlays/, annotations.json (COCO) and objects.csv (predicted
+IoU, area). The images are only read.
 """
 
 import argparse

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from pycocotools import mask as rle
 
-from sam_med2d.convert.cases import Case, Picture
-from sam_med2d.convert.images import cases_of_pictures, read_picture
+from sam_med2d.convert.cases import Case, Picture, cases_of_pictures
+from sam_med2d.convert.images import read_picture
 from sam_med2d.convert.objects import Preparation
 from sam_med2d.convert.patterns import below, groups_of
 from sam_med2d.errors import DataError

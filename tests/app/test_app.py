@@ -95,7 +95,7 @@ class Page:
         self.page.mouse.up()
 
     def label_map(self) -> np.ndarray:
-        """What "Make files" offers to download as PNG, whose address changes with its content, which must have changed."""
+        """What "Make files" offers as PNG. Its address changes with its content, which must have changed."""
         link = "#files a[download$='labels.png']"
         before = self.page.locator(link).first.get_attribute("href") if self.page.locator(link).count() else ""
         self.page.click("#save")

@@ -240,7 +240,8 @@ def test_an_overlay_shows_masks_prompts_and_names() -> None:
         changed == cv2.resize(mask.astype(np.uint8), None, fx=9, fy=9, interpolation=cv2.INTER_NEAREST)
     ).mean() > 0.99
     click = ObjectPrompt(np.array([[50.0, 5.0]]), np.array([1]), np.array([2.0, 2.0, 58.0, 38.0]))
-    prompted, (row, column) = overlay(image, [mask], [click]), (5 * 9 + 4, 50 * 9 + 4)  # the middle of an enlarged pixel
+    prompted = overlay(image, [mask], [click])
+    row, column = 5 * 9 + 4, 50 * 9 + 4  # the middle of an enlarged pixel
     assert (prompted[row, column] == SIGN[True]).all() and (prompted[row + 4, column] == CLICK[True]).all()
     assert (prompted[2 * 9, 100:200] == colour_of(0)).all()
     assert (overlay(image, [mask], [click], ["name"]) != overlay(image, [mask], [click])).any()
