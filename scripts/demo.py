@@ -21,7 +21,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from sam_med2d.image_files import write_png  # noqa: E402
+from sam_med2d.image_files import write_png
 
 WEIGHTS = "pretrain_model/vit_t_phantoms.safetensors"
 MODES = ("bbox", "1pt", "3pts", "5pts")
@@ -48,7 +48,8 @@ def main() -> None:
         "FT-SAM": ("--encoder_adapter False", "ft-sam"),
         "SAM-Med2D": ("--encoder_adapter True", "sam-med2d"),
     }
-    # validated once, so that best.pth is the last epoch: the rate ends at zero, and the few val slices would choose by chance
+    # validated once, so that best.pth is the last epoch: the rate ends at zero, and so few val slices would choose by
+    # chance
     epochs = f"--epochs {args.epochs} --validate_every {args.epochs}"
     train_side_by_side(
         {

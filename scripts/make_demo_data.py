@@ -44,9 +44,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-from sam_med2d import drawing  # noqa: E402
-from sam_med2d.data.metadata import COLUMNS, METADATA  # noqa: E402
-from sam_med2d.image_files import write_png  # noqa: E402
+from sam_med2d import drawing
+from sam_med2d.data.metadata import COLUMNS, METADATA
+from sam_med2d.image_files import write_png
 
 # Slices of one plane that belong to different splits are at least this far apart.
 SPLIT_GAP_MM = 5.0

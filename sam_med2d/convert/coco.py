@@ -1,4 +1,4 @@
-"""COCO instances: polygons and run-length encodings, one object an annotation."""
+"""A source of COCO instances: polygons and run-length encodings, one object an annotation."""
 
 import json
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""An nnU-Net v2 raw dataset: dataset.json, imagesTr, labelsTr and, where they are, imagesTs with labelsTs."""
+"""A source of nnU-Net v2: dataset.json, imagesTr, labelsTr and, where they are, imagesTs with labelsTs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""From the masks of classes in a picture to its objects."""
+"""From the masks of classes in a picture to its objects: pieces, and which of them are large enough to keep."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

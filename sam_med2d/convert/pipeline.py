@@ -1,4 +1,4 @@
-"""All cases of a source through several processes, then the indexes. Resumable: see writer.py."""
+"""The conversion: all cases of a source through several processes, then the indexes. Resumable: see writer.py."""
 
 import errno
 import json

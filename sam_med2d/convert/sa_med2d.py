@@ -1,4 +1,4 @@
-"""SA-Med2D-20M as published: its masks are single objects already, so only indexes are written.
+"""The source SA-Med2D-20M as published: its masks are single objects already, so only indexes are written.
 
 File names tell modality, data set, case, axis, slice, class and instance; splits are made by case.
 """

@@ -73,10 +73,11 @@ def row_of(result: Result, labels: np.ndarray, stored: sitk.Image, scan: sitk.Im
     """What the table says of an object. Slices are numbered as in the stored volume."""
     voxels = int((labels == result.wanted.label).sum())
     slices, axis = result.propagated.slices, AXES.index(result.wanted.axis)
-    places = np.zeros((2, 3))
-    places[:, axis] = min(slices), max(slices)
-    before, after = turned(places, scan, stored)
-    numbers = np.rint([before, after])[:, np.abs(after - before).argmax()].astype(int).tolist()
+    places = np.zeros((3, 3))
+    places[:, axis] = min(slices), max(slices), max(slices) + 1  # the last tells which way the axis runs in the file
+    first_place, last_place, beyond = turned(places, scan, stored)
+    stored_axis = np.abs(beyond - last_place).argmax()
+    numbers = [round(float(place[stored_axis])) for place in (first_place, last_place)]
     (first, first_end), (last, last_end) = sorted(zip(numbers, result.propagated.ends), key=lambda end: end[0])
     return {
         "label": result.wanted.label,
