@@ -1,7 +1,4 @@
-"""Pictures in and out of the scripts: found in folders, written as PNG, and drawn with several objects on them.
-
-Images are (H, W, 3) uint8 in BGR order, as OpenCV reads and writes them.
-"""
+"""Picture files: found in folders, named, and written as PNG."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -40,21 +37,42 @@ def check_output(output: Path, source: Path) -> None:
 
 
 def without_endings(names: Sequence[str]) -> dict[str, str]:
-    """a/b.png -> a/b, as the base of what is written for it; where two names would become one, they keep their endings."""
+    """a/b.png -> a/b, as the base of what is written for it.
+
+    Names that would become one keep their endings.
+    """
     bare = Counter(Path(name).with_suffix("") for name in names)
     return {
         name: name if bare[Path(name).with_suffix("")] > 1 else Path(name).with_suffix("").as_posix() for name in names
     }
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """As PNG, whole or not at all; folders are made. cv2.imwrite would fail on some names without a word."""
+def encode_png(image: np.ndarray, level: int | None = None) -> bytes:
+    """(H, W) stays grey, (H, W, 3) is BGR; uint8, or bool, which becomes 0 and 255.
+
+    level: of compression, up to 9, the smallest and slowest; None: OpenCV's own, which is fast.
+    Raises ValueError for arrays of other types and shapes.
+    """
+    if image.dtype == bool:
+        image = image.astype(np.uint8) * 255
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        raise ValueError(f"an array of shape {image.shape} and type {image.dtype} is no picture; convert it first")
+    settings = [] if level is None else [cv2.IMWRITE_PNG_COMPRESSION, level]
+    return cv2.imencode(".png", image, settings)[1].tobytes()
+
+
+def write_png(path: Path, image: np.ndarray, level: int | None = None) -> None:
+    """As PNG, whole or not at all; folders are made. image, level: see `encode_png`.
+
+    Not by cv2.imwrite, which fails on some names without a word.
+    """
     with replacing(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+        temporary.write_bytes(encode_png(image, level))
 
 
-def write_image(folder: Path, name: str, image: np.ndarray) -> None:
-    """As PNG, under its own name; a name with another ending gets .png added. imwrite would fail on some silently."""
-    path = folder / (name if name.lower().endswith(".png") else f"{name}.png").lstrip("./")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+def png_of(folder: Path, name: str) -> Path:
+    """Where in `folder` the PNG for a path of an index lies: its own name, .png added after any other ending.
+
+    Absolute paths, and those that begin above their folder, come to lie in `folder` too.
+    """
+    return folder / (name if name.lower().endswith(".png") else f"{name}.png").lstrip("./")

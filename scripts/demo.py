@@ -20,6 +20,9 @@ import cv2
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from sam_med2d.image_files import write_png
+
 WEIGHTS = "pretrain_model/vit_t_phantoms.safetensors"
 MODES = ("bbox", "1pt", "3pts", "5pts")
 SMALL = "--model_type vit_t --image_size 192 --num_workers 0"
@@ -136,7 +139,7 @@ def compare(folders: dict[str, Path], mode: str, output: Path) -> Path:
             strips.append(np.hstack([label, tiles]))
     width = max(strip.shape[1] for strip in strips)
     strips = [cv2.copyMakeBorder(s, 0, 4, 0, width - s.shape[1], cv2.BORDER_CONSTANT) for s in strips]
-    cv2.imwrite(str(output), np.vstack(strips))
+    write_png(output, np.vstack(strips))
     return output
 
 

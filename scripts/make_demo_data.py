@@ -44,7 +44,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
+from sam_med2d import drawing
 from sam_med2d.data.metadata import COLUMNS, METADATA
+from sam_med2d.image_files import write_png
 
 # Slices of one plane that belong to different splits are at least this far apart.
 SPLIT_GAP_MM = 5.0
@@ -334,11 +336,6 @@ def plan_slices(volumes: Volumes) -> list[tuple[str, Plane, int]]:
     return plan
 
 
-def write_png(path: Path, image: np.ndarray) -> None:
-    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_PNG_COMPRESSION, 9]):
-        raise OSError(f"could not write {path}")
-
-
 def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -347,30 +344,6 @@ def metadata_row(volumes: Volumes, plane: Plane, index: int, image: str, mask: s
     """A line of metadata.csv, of COLUMNS."""
     row, column = (volumes.voxel_mm(axis) for axis in (2, 1, 0) if axis != plane.axis)
     return (mask, image, "mni152", "mr_t1", "mni152", "xyz"[plane.axis], index, class_name, 0, f"{row:g}x{column:g}")
-
-
-def contact_tile(image: np.ndarray, masks: dict[str, np.ndarray], title: str) -> np.ndarray:
-    """The image at double size with its mask outlines, in a (440, 400, 3) tile."""
-    tile = np.zeros((440, 400, 3), np.uint8)
-    picture = cv2.cvtColor(cv2.resize(image, None, fx=2, fy=2), cv2.COLOR_GRAY2BGR)
-    for i, (name, mask) in enumerate(masks.items()):
-        hue = np.uint8([[[25 * i % 180, 255, 255]]])
-        colour = cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0].tolist()
-        large = cv2.resize(np.uint8(mask), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-        contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, contours, -1, colour, 1)
-        cv2.putText(tile, name, (4 + 133 * (i % 3), 402 + 14 * (i // 3)), cv2.FONT_HERSHEY_SIMPLEX, 0.36, colour, 1)
-    height, width = picture.shape[:2]
-    tile[:height, :width] = picture
-    cv2.putText(tile, title, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1)
-    return tile
-
-
-def write_contact_sheet(path: Path, tiles: list[np.ndarray], columns: int = 6) -> None:
-    blanks = [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    tiles = tiles + blanks
-    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    write_png(path, np.vstack(rows))
 
 
 def parse_args() -> argparse.Namespace:
@@ -402,16 +375,18 @@ def main() -> None:
         image, masks = make_slice(volumes, plane, index)
         stem = f"mni152_{plane.name}_{index:03d}"
         image_path = f"{output.name}/images/{stem}.png"
-        write_png(output.parent / image_path, image)
+        write_png(output.parent / image_path, image, level=9)
 
         mask_paths = []
         for name, mask in masks.items():
             mask_paths.append(f"{output.name}/masks/{stem}_{name}_000.png")
-            write_png(output.parent / mask_paths[-1], np.uint8(mask) * 255)
+            write_png(output.parent / mask_paths[-1], mask, level=9)
             metadata.append(metadata_row(volumes, plane, index, image_path, mask_paths[-1], name))
         image_to_masks[split][image_path] = mask_paths
         if args.contact_sheet:
-            tiles.append(contact_tile(image, masks, f"{split} {plane.name} {index}"))
+            colours = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+            title = f"{split} {plane.name} {index}"
+            tiles.append(drawing.tile_of_masks(colours, [*masks.values()], title, side=400, names=[*masks]))
 
     for split, index in image_to_masks.items():
         write_json(output / f"image2label_{split}.json", index)
@@ -423,7 +398,7 @@ def main() -> None:
         csv.writer(file, lineterminator="\n").writerows(metadata)
     (output / "LICENSE").write_text(LICENSE_TEXT, encoding="utf-8")
     if args.contact_sheet:
-        write_contact_sheet(args.contact_sheet, tiles)
+        write_png(args.contact_sheet, drawing.grid(tiles))
 
     for split, index in image_to_masks.items():
         print(f"{split}: {len(index)} images, {sum(map(len, index.values()))} masks")

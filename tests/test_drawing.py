@@ -1,4 +1,4 @@
-"""drawing.py: tiles and grids of any shape, and prompts at the pixels they mean."""
+"""The painter: tiles, overlays and grids of any shape, and every mark at the pixels it means."""
 
 import cv2
 import numpy as np
@@ -8,11 +8,24 @@ import torch
 from sam_med2d.data.batch import Batch
 from sam_med2d.data.geometry import to_original_frame
 from sam_med2d.data.index import Index
-from sam_med2d.drawing import BOX, CAPTION_HEIGHT, CLICK, PREDICTION, TRUTH, grid, tile
+from sam_med2d.drawing import (
+    CAPTION_HEIGHT,
+    CLICK,
+    COLOURS,
+    OPACITY,
+    SIGN,
+    TRUTH,
+    colour_of,
+    draw_prompt,
+    grid,
+    overlay,
+    tile,
+    tile_of_masks,
+)
 from sam_med2d.evaluation.evaluate import Scored
 from sam_med2d.evaluation.gallery import tiles_of
 from sam_med2d.prompts.modes import parse_mode
-from segment_anything import Prompts
+from segment_anything import ObjectPrompt, Prompts
 
 SIDE = 256
 NO_PROMPTS = Prompts()
@@ -68,14 +81,37 @@ def test_the_picture_is_centred_and_fills_one_direction():
     assert not drawn[:64].any() and not drawn[192:].any()
 
 
-def test_predictions_are_filled_and_truths_outlined():
+def test_predictions_are_tinted_and_outlined_and_truths_outlined():
     mask = nothing(64, 64)
     mask[8:24, 16:40] = True
     filled = draw(64, 64, predicted=mask)
-    assert {(y, x) for y in range(32, 96) for x in range(64, 160)} == set(zip(*filled.any(axis=2).nonzero()))
-    assert len(np.unique(filled[32:96, 64:160].reshape(-1, 3), axis=0)) == 1
-    assert filled[40, 100].argmax() == np.argmax(PREDICTION)
-    assert places(draw(64, 64, truth=mask), TRUTH) == outline(64, 32, 160, 96)
+    border = outline(64, 32, 160, 96)
+    inside = {(y, x) for y in range(32, 96) for x in range(64, 160)}
+    assert places(filled, COLOURS[0]) == border
+    assert places(filled, tuple(round(OPACITY * c) for c in COLOURS[0])) == inside - border
+    assert set(zip(*filled.any(axis=2).nonzero())) == inside
+    assert places(draw(64, 64, truth=mask), TRUTH) == border
+
+
+def test_a_hole_is_outlined_and_not_tinted():
+    mask = nothing(SIDE, SIDE)
+    mask[40:200, 40:200] = True
+    mask[100:140, 90:150] = False
+    filled = draw(SIDE, SIDE, predicted=mask)
+    corners = {(y, x) for y in (99, 140) for x in (89, 150)}
+    assert not filled[100:140, 90:150].any()
+    assert places(filled, COLOURS[0]) == outline(40, 40, 200, 200) | (outline(89, 99, 151, 141) - corners)
+
+
+def test_a_truth_lies_above_the_prediction_and_darkens_what_is_beside_it():
+    mask = ~nothing(SIDE, SIDE)
+    square = nothing(SIDE, SIDE)
+    square[100:150, 100:150] = True
+    white = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    drawn = tile(white, mask, square, NO_PROMPTS, 0, "", SIDE)[CAPTION_HEIGHT:]
+    assert places(drawn, TRUTH) == outline(100, 100, 150, 150)
+    for y in (99, 101):
+        assert (drawn[y, 120] < 0.5 * drawn[y - 20 if y < 100 else y + 20, 120]).all()
 
 
 def test_a_picture_shows_through_and_is_not_changed():
@@ -97,17 +133,42 @@ def test_a_box_is_drawn_on_the_pixels_it_holds(height, width, top, left, scale):
     box = [2, 10, 14, 30]
     x0, y0, x1, y1 = (int(v * scale) for v in box)
     drawn = draw(height, width, Prompts(boxes=torch.tensor([box]).float()))
-    assert places(drawn, BOX) == outline(left + x0, top + y0, left + x1, top + y1)
+    assert places(drawn, COLOURS[0]) == outline(left + x0, top + y0, left + x1, top + y1)
 
 
 @pytest.mark.parametrize("label", [1, 0])
 @pytest.mark.parametrize("x, y", [(32, 32), (50, 5), (9, 60)])
-def test_a_click_is_drawn_in_the_middle_of_its_pixel(x, y, label):
+def test_a_click_is_a_disc_in_the_middle_of_its_pixel_with_its_sign(x, y, label):
     drawn = draw(64, 64, Prompts(torch.tensor([[[x, y]]]).float(), torch.tensor([[label]])))
-    dots = np.array(sorted(places(drawn, CLICK[label == 1])))
-    assert not places(drawn, CLICK[label != 1])
-    assert dots.mean(axis=0) == pytest.approx([4 * y + 2, 4 * x + 2], abs=0.5)
-    assert np.ptp(dots, axis=0).min() >= 3 and np.ptp(dots, axis=0).max() <= 8
+    on, (row, column) = label == 1, (4 * y + 2, 4 * x + 2)
+    disc = np.array(sorted(places(drawn, CLICK[on])))
+    assert not places(drawn, CLICK[not on])
+    assert disc.mean(axis=0) == pytest.approx([row, column], abs=0.5)
+    assert np.ptp(disc, axis=0).tolist() == [6, 6]
+    across = {(row, x) for x in range(column - 2, column + 3)}
+    down = {(y, column) for y in range(row - 2, row + 3)}
+    near = drawn[row - 2 : row + 3, column - 2 : column + 3]
+    signs = {(y + row - 2, x + column - 2) for y, x in places(near, SIGN[on])}
+    assert signs == (across | down if on else across)
+
+
+@pytest.mark.parametrize("ground", [0, 255])
+def test_a_click_has_a_dark_rim_on_any_ground(ground):
+    picture = np.full((SIDE, SIDE, 3), ground, np.uint8)
+    draw_prompt(picture, ObjectPrompt(np.array([[100, 100]]), np.array([0])), COLOURS[0])
+    assert (picture[104, 100] < 60).all() and (picture[100, 96] < 60).all()
+    assert (picture[110, 100] == ground).all()
+
+
+@pytest.mark.parametrize("side, radius, width", [(256, 3, 1), (512, 5, 1), (2000, 20, 4)])
+def test_marks_grow_with_the_picture(side, radius, width):
+    picture = np.zeros((side, side, 3), np.uint8)
+    middle = side // 2
+    prompt = ObjectPrompt(np.array([[middle, middle]]), np.array([0]), np.array([20, 20, side - 20, side - 20]))
+    draw_prompt(picture, prompt, COLOURS[3])
+    assert (picture[middle, :middle] == COLOURS[3]).all(axis=1).sum() == pytest.approx(width, abs=1)
+    disc = np.array([*places(picture, CLICK[False]), *places(picture, SIGN[False])])
+    assert np.ptp(disc, axis=0).tolist() == [2 * radius, 2 * radius]
 
 
 def test_absent_points_and_other_objects_are_not_drawn():
@@ -121,6 +182,37 @@ def test_absent_points_and_other_objects_are_not_drawn():
         assert np.array_equal(draw(64, 64, Prompts(points, labels, boxes), row=row), alone)
         assert places(alone, CLICK[True]) and places(alone, CLICK[False])
     assert not draw(64, 64, Prompts(points, labels), row=2).any()
+
+
+# ---------------------------------------------------------------- several objects
+
+
+def test_an_overlay_draws_each_object_and_its_box_in_a_colour_of_its_own():
+    masks = [nothing(SIDE, SIDE).numpy() for _ in range(2)]
+    masks[0][20:60, 20:60] = masks[1][100:180, 120:200] = True
+    prompts = [ObjectPrompt(), ObjectPrompt(box=np.array([110, 90, 210, 190]))]
+    drawn = overlay(black(SIDE, SIDE), masks, prompts)
+    assert drawn.shape == (2 * SIDE, 2 * SIDE, 3)
+    assert places(drawn, COLOURS[0]) == outline(40, 40, 120, 120)
+    assert places(drawn, COLOURS[1]) == outline(240, 200, 400, 360) | outline(220, 180, 420, 380)
+    assert not places(drawn, TRUTH)
+
+
+def test_a_tile_of_masks_colours_them_in_order_and_names_them():
+    masks = [nothing(SIDE, SIDE).numpy() for _ in range(12)]
+    for number, mask in enumerate(masks):
+        mask[100:110, 20 * number + 5 : 20 * number + 15] = True
+    drawn = tile_of_masks(black(SIDE, SIDE), masks, "")
+    for number in range(12):
+        found = places(drawn[CAPTION_HEIGHT:], colour_of(number))
+        assert found == outline(20 * number + 5, 100, 20 * number + 15, 110)
+    named = tile_of_masks(black(SIDE, SIDE), masks[:1], "", names=["liver"])
+    assert len(places(named, COLOURS[0])) > len(places(tile_of_masks(black(SIDE, SIDE), masks[:1], ""), COLOURS[0]))
+
+
+def test_no_two_of_many_objects_have_one_colour():
+    assert len({colour_of(number) for number in range(60)}) == 60
+    assert {TRUTH, *CLICK.values()}.isdisjoint(colour_of(number) for number in range(255))
 
 
 # ---------------------------------------------------------------- grids

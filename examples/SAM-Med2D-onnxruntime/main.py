@@ -24,7 +24,7 @@ DEMO_POINT, DEMO_BACKGROUND, DEMO_BOX = (
 )  # around the left hemisphere
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # met in this order by the channels of a BGR image
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
-MASK, CLICK_ON, CLICK_OFF, BOX = (0, 140, 255), (80, 255, 80), (60, 60, 255), (255, 200, 0)
+MASK, CLICK_ON, CLICK_OFF = (0, 140, 255), (170, 230, 0), (60, 80, 255)
 
 
 def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
@@ -133,11 +133,15 @@ def picture_of(
     picture[inside] = (0.6 * picture[inside] + 0.4 * np.array(MASK)).astype(np.uint8)
     if box is not None:
         x0, y0, x1, y1 = (round(value * scale) for value in box)
-        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), BOX, 2)
-    for (x, y), label in zip(points, labels):
-        centre = round((x + 0.5) * scale), round((y + 0.5) * scale)
-        cv2.circle(picture, centre, 6, (0, 0, 0), -1, cv2.LINE_AA)
-        cv2.circle(picture, centre, 5, CLICK_ON if label else CLICK_OFF, -1, cv2.LINE_AA)
+        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), (0, 0, 0), 3)
+        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), MASK, 1)
+    for (x, y), label in zip(points, labels):  # a plus on the object, a minus off it
+        x, y = int((x + 0.5) * scale), int((y + 0.5) * scale)
+        cv2.circle(picture, (x, y), 6, (0, 0, 0), -1, cv2.LINE_AA)
+        cv2.circle(picture, (x, y), 5, CLICK_ON if label else CLICK_OFF, -1, cv2.LINE_AA)
+        cv2.line(picture, (x - 3, y), (x + 3, y), (0, 0, 0) if label else (255, 255, 255))
+        if label:
+            cv2.line(picture, (x, y - 3), (x, y + 3), (0, 0, 0))
     return picture
 
 

@@ -6,21 +6,23 @@
 
 In a clone, `python app.py ...` is the same.
 
-Left click: on the object. Right click: off the object. Drag: a box. Listens on this machine alone (127.0.0.1); nothing is sent
-anywhere, and uploads are deleted as soon as they are read. `--host 0.0.0.0` opens it to the network you are in.
+Left click: on the object. Right click: off the object. Drag: a box. Listens on this machine alone (127.0.0.1);
+nothing is sent anywhere, and uploads are deleted as soon as they are read. `--host 0.0.0.0` opens it to the network
+you are in.
 """
 
 import argparse
-import html
 import os
-import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from sam_med2d.app import handlers
 from sam_med2d.cli import ending_in_one_line
-from sam_med2d.drawing import colour_of
-from sam_med2d.errors import DataError, UsageError, UserError
+from sam_med2d.errors import UsageError
 from sam_med2d.image_files import ENDINGS
-from sam_med2d.inference.models import SMALL, WITH, WITHOUT, add_backend_flags, add_model_flags, models_of
+from sam_med2d.inference.models import SMALL, WITH, add_backend_flags, add_model_flags, models_of
 from sam_med2d.inference.session import VOLUMES, AnnotationSession
 from segment_anything.predictor import Segmenter
 
@@ -29,52 +31,16 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: n
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import gradio as gr
+from gradio.components import Component
 
 EXAMPLES = Path("data_demo/images")  # in the current folder, where that is a clone
 
-DRAG = 4  # CSS pixels; a shorter drag is a click
+HERE = Path(__file__).parent
 
-SCRIPT = """
-let start = null;
-const frame = () => element.querySelector('.picture');
-const at = (event) => {
-    const box = frame().getBoundingClientRect(), limit = (v, most) => Math.min(Math.max(v, 0), most);
-    return [limit((event.clientX - box.left) / box.width, 1) * frame().dataset.width,
-            limit((event.clientY - box.top) / box.height, 1) * frame().dataset.height];
-};
-const dragged = (event) => Math.hypot(event.clientX - start.x, event.clientY - start.y) > DRAG;
-element.addEventListener('contextmenu', (event) => event.preventDefault());
-element.addEventListener('pointerdown', (event) => {
-    if (!frame() || !event.target.closest('.picture') || event.button === 1) return;
-    event.preventDefault();
-    start = {x: event.clientX, y: event.clientY, at: at(event), button: event.button};
-});
-window.addEventListener('pointermove', (event) => {
-    if (!start || start.button !== 0 || !frame() || !dragged(event)) return;
-    const [x, y] = at(event), [x0, y0] = start.at, band = element.querySelector('.band');
-    for (const [name, value] of [['x', Math.min(x, x0)], ['y', Math.min(y, y0)],
-                                 ['width', Math.abs(x - x0)], ['height', Math.abs(y - y0)]]) band.setAttribute(name, value);
-});
-window.addEventListener('pointerup', (event) => {
-    if (!start || !frame()) { start = null; return; }
-    const box = start.button === 0 && dragged(event);
-    trigger('click', {start: start.at, end: box ? at(event) : null, foreground: start.button === 0});
-    start = null;
-});
-""".replace("DRAG", str(DRAG))
-
-STYLE = """
-.picture { position: relative; width: 100%; max-width: 80vh; margin: auto; cursor: crosshair; touch-action: none; }
-.picture img, .picture svg { position: absolute; inset: 0; width: 100%; height: 100%; user-select: none; }
-.picture img { image-rendering: pixelated; }
-.picture svg { pointer-events: none; }
-.picture .band { fill: none; stroke: white; stroke-dasharray: 4 3; vector-effect: non-scaling-stroke; }
-.empty { padding: 6em 1em; text-align: center; opacity: 0.6; }
-.swatch { display: inline-block; width: 0.9em; height: 0.9em; border-radius: 2px; margin-right: 0.5em; vertical-align: -0.1em; }
-#objects .objects, #objects .objects tr, #objects .objects td { border: none; }
-.objects { width: 100%; } .objects td { padding: 2px 6px; white-space: nowrap; }
-.objects .current { font-weight: bold; }
-"""
+QUIET: dict[str, Any] = {
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}  # of every event: no spinner, and no public API
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -95,150 +61,127 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+class Controls(NamedTuple):
+    """What people use, in the order of the page."""
+
+    upload: gr.File
+    example: gr.Dropdown
+    slider: gr.Slider
+    adapters: gr.Checkbox
+    canvas: gr.HTML
+    listing: gr.HTML
+    current: gr.Dropdown
+    name: gr.Textbox
+    add: gr.Button
+    undo: gr.Button
+    reset: gr.Button
+    save: gr.Button
+    files: gr.File
+
+
 def build(models: dict[str, Segmenter]) -> gr.Blocks:
-    examples = sorted(path.name for path in EXAMPLES.glob("*.png"))
+    """The page, put together with Gradio. Every browser tab has a session of its own.
+
+    What a control does is in handlers.py, what a session looks like in canvas.py, what the pointer does in canvas.js.
+    models: by name, the one to start with first.
+    """
     with gr.Blocks(title="SAM-Med2D", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        state = gr.State(None)  # an AnnotationSession for each browser tab
-        with gr.Row():
-            with gr.Column(scale=1, min_width=220):
-                upload = gr.File(
-                    label="Image, DICOM or volume", file_types=[*ENDINGS, *VOLUMES, ".gz"], elem_id="upload", height=160
-                )
-                example = gr.Dropdown(
-                    examples, value=None, label="Examples", elem_id="example", interactive=True, visible=bool(examples)
-                )
-                slider = gr.Slider(0, 1, 0, step=1, label="Slice", visible=False, elem_id="slice")
-                adapters = gr.Checkbox(
-                    WITH in models, label="Adapters", interactive=len(models) > 1, elem_id="adapters"
-                )
-                gr.Markdown("Left click: on the object. Right click: off it. Drag: a box.")
-            with gr.Column(scale=3, min_width=420):
-                canvas = gr.HTML(AnnotationSession(models).html(), js_on_load=SCRIPT, elem_id="canvas")
-            with gr.Column(scale=1, min_width=280):
-                listing = gr.HTML("", elem_id="objects")
-                current = gr.Dropdown(
-                    ["object 1"], value="object 1", type="index", label="Object", elem_id="current", interactive=True
-                )
-                name = gr.Textbox(label="Name", elem_id="name", max_lines=1)
-                with gr.Row():
-                    add = gr.Button("New object", elem_id="add", size="sm")
-                    undo = gr.Button("Undo", elem_id="undo", size="sm")
-                    reset = gr.Button("Reset", elem_id="reset", size="sm")
-                save = gr.Button("Make files", variant="primary", elem_id="save")
-                files = gr.File(
-                    label="Label map (PNG, NIfTI), COCO", file_count="multiple", interactive=False, elem_id="files"
-                )
-        view = [state, canvas, listing, current, name]
-
-        def shown(session: AnnotationSession) -> list:
-            names = [f"{number + 1}: {name}" for number, name in enumerate(session.objects)]
-            return [
-                session,
-                session.html(),
-                table_of(session),
-                gr.update(choices=names, value=names[session.current]),
-                session.objects[session.current],
-            ]
-
-        def acting(action):
-            """Wrap what changes a session: bad input becomes a message, and the page shows the session again."""
-
-            def handle(session: AnnotationSession | None, *values):
-                session = session or AnnotationSession(models)
-                try:
-                    action(session, *values)
-                except UserError as error:
-                    raise gr.Error(str(error), print_exception=False) from error
-                return shown(session)
-
-            return handle
-
-        def pointed(session: AnnotationSession | None, event: gr.EventData):
-            session = session or AnnotationSession(models)
-            (x, y), end = event.start, event.end
-            try:
-                if end is not None:
-                    session.draw_box(*(float(round(value)) for value in (x, y, *end)))
-                else:
-                    height, width = session.scan.slices.shape[1:3]
-                    session.click(float(min(int(x), width - 1)), float(min(int(y), height - 1)), event.foreground)
-            except UserError as error:
-                raise gr.Error(str(error), print_exception=False) from error
-            return shown(session)
-
-        def opened(session: AnnotationSession | None, path: str | None, uploaded: bool):
-            session = session or AnnotationSession(models)
-            if path is None:  # the upload was taken away again: what is open stays
-                return [*shown(session), gr.update()]
-            try:
-                session.open(path)
-                session.predictor()  # encoded now, so that the first click is as quick as the others
-            except DataError as error:
-                message = str(error).replace(f"{Path(path).parent}{os.sep}", "")
-                raise gr.Error(message, print_exception=False) from error
-            finally:
-                if uploaded:
-                    Path(path).unlink(missing_ok=True)
-            count = len(session.scan.slices)
-            return [*shown(session), gr.update(maximum=max(count - 1, 1), value=session.slice, visible=count > 1)]
-
-        def turned(session: AnnotationSession, number: int) -> None:
-            if session.scan is not None:
-                session.slice = min(int(number), len(session.scan.slices) - 1)
-                session.predictor()
-
-        def switched(session: AnnotationSession, on: bool) -> None:
-            session.model = WITH if on else WITHOUT
-            if session.scan is not None:
-                session.predictor()
-
-        def undone(session: AnnotationSession | None):
-            session = session or AnnotationSession(models)
-            session.undo()
-            return [*shown(session), session.slice]
-
-        def saved(session: AnnotationSession | None) -> list[str]:
-            session = session or AnnotationSession(models)
-            folder = tempfile.TemporaryDirectory()  # Gradio takes copies, which it deletes after an hour
-            try:
-                written = session.save(Path(folder.name))
-                session.saved_in = folder  # gone with the session, or with the next files
-                return [str(path) for path in written]
-            except DataError as error:
-                raise gr.Error(str(error), print_exception=False) from error
-
-        def chosen(session: AnnotationSession, number: int) -> None:
-            session.current = number
-
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        upload.upload(lambda session, path: opened(session, path, True), [state, upload], [*view, slider], **quiet)
-        example.input(
-            lambda session, one: opened(session, str(EXAMPLES / one), False), [state, example], [*view, slider], **quiet
-        )
-        canvas.click(pointed, [state], view, **quiet)
-        slider.input(acting(turned), [state, slider], view, **quiet)
-        adapters.input(acting(switched), [state, adapters], view, **quiet)
-        current.input(acting(chosen), [state, current], view, **quiet)
-        name.submit(acting(lambda session, text: session.rename(text)), [state, name], view, **quiet)
-        add.click(acting(lambda session: session.add_object()), [state], view, **quiet)
-        undo.click(undone, [state], [*view, slider], **quiet)
-        reset.click(acting(lambda session: session.reset()), [state], view, **quiet)
-        save.click(saved, [state], [files], **quiet)
+        wire(lay_out(models), gr.State(None), models)
     return page
 
 
-def table_of(session: AnnotationSession) -> str:
-    """The objects with their colours, and what the model thinks of their masks on this slice."""
-    rows = []
-    for number, name in enumerate(session.objects):
-        b, g, r = colour_of(number)
-        action = session.last(number)
-        told = f"IoU {action.iou:.2f}</td><td>{int(action.mask.sum())} px" if action else "</td><td>"
-        rows.append(
-            f"<tr class='{'current' if number == session.current else ''}'><td><span class='swatch' "
-            f"style='background: rgb({r},{g},{b})'></span>{html.escape(name)}</td><td>{told}</td></tr>"
-        )
-    return f"<table class='objects'>{''.join(rows)}</table>"
+def lay_out(models: dict[str, Segmenter]) -> Controls:
+    empty = handlers.view_of(AnnotationSession(models))
+    examples = sorted(path.name for path in EXAMPLES.glob("*.png"))
+    kinds = [*ENDINGS, *VOLUMES, ".gz"]
+    with gr.Row():
+        with gr.Column(scale=1, min_width=220):
+            upload = gr.File(label="Image, DICOM or volume", file_types=kinds, elem_id="upload", height=160)
+            example = gr.Dropdown(
+                examples, value=None, label="Examples", elem_id="example", interactive=True, visible=bool(examples)
+            )
+            slider = gr.Slider(0, 1, 0, step=1, label="Slice", visible=False, elem_id="slice")
+            adapters = gr.Checkbox(WITH in models, label="Adapters", interactive=len(models) > 1, elem_id="adapters")
+            gr.Markdown("Left click: on the object. Right click: off it. Drag: a box.")
+        with gr.Column(scale=3, min_width=420):
+            script = (HERE / "canvas.js").read_text(encoding="utf-8")
+            canvas = gr.HTML(empty.canvas, js_on_load=script, elem_id="canvas")
+        with gr.Column(scale=1, min_width=280):
+            listing = gr.HTML("", elem_id="objects")
+            current = gr.Dropdown(
+                empty.choices, value=empty.chosen, type="index", label="Object", elem_id="current", interactive=True
+            )
+            name = gr.Textbox(label="Name", elem_id="name", max_lines=1)
+            with gr.Row():
+                add = gr.Button("New object", elem_id="add", size="sm")
+                undo = gr.Button("Undo", elem_id="undo", size="sm")
+                reset = gr.Button("Reset", elem_id="reset", size="sm")
+            save = gr.Button("Make files", variant="primary", elem_id="save")
+            files = gr.File(
+                label="Label map (PNG, NIfTI), COCO", file_count="multiple", interactive=False, elem_id="files"
+            )
+    return Controls(upload, example, slider, adapters, canvas, listing, current, name, add, undo, reset, save, files)
+
+
+def wire(page: Controls, state: gr.State, models: dict[str, Segmenter]) -> None:
+    """Say which handler each control calls, and what of the page is drawn again after it."""
+
+    def when(event: Callable, action: Callable[..., object], *values: Component, turns: bool = False) -> None:
+        """turns: whether the action may show another slice, so that the slider follows."""
+        shown = [state, page.canvas, page.listing, page.current, page.name, *([page.slider] if turns else [])]
+        event(acting(action, models, turns), [state, *values], shown, **QUIET)
+
+    def pointed(session: AnnotationSession | None, gesture: gr.EventData) -> list:
+        start, end, foreground = gesture.start, gesture.end, gesture.foreground
+        return acting(handlers.point, models)(session, start, end, foreground)
+
+    when(page.upload.upload, handlers.open_upload, page.upload, turns=True)
+    when(page.example.input, lambda session, one: handlers.open_file(session, EXAMPLES / one), page.example, turns=True)
+    page.canvas.click(pointed, [state], [state, page.canvas, page.listing, page.current, page.name], **QUIET)
+    when(page.slider.input, handlers.turn_to, page.slider)
+    when(page.adapters.input, handlers.use_adapters, page.adapters)
+    when(page.current.input, handlers.choose, page.current)
+    when(page.name.submit, AnnotationSession.rename, page.name)
+    when(page.add.click, AnnotationSession.add_object)
+    when(page.undo.click, AnnotationSession.undo, turns=True)
+    when(page.reset.click, AnnotationSession.reset)
+    page.save.click(saving(models), [state], [page.files], **QUIET)
+
+
+def acting(action: Callable[..., object], models: dict[str, Segmenter], turns: bool = False) -> Callable[..., list]:
+    """A function of (session, values) -> one that Gradio calls, and that returns what the page shows then.
+
+    A tab that has no session yet gets one; bad input becomes a message.
+    """
+
+    def handle(session: AnnotationSession | None, *values: Any) -> list:
+        session = session or AnnotationSession(models)
+        with messages():
+            action(session, *values)
+        view = handlers.view_of(session)
+        objects = gr.update(choices=view.choices, value=view.chosen)
+        several = view.slices > 1
+        slider = gr.update(maximum=max(view.slices - 1, 1), value=view.slice, visible=several)
+        return [session, view.canvas, view.table, objects, view.name, *([slider] if turns else [])]
+
+    return handle
+
+
+def saving(models: dict[str, Segmenter]) -> Callable[[AnnotationSession | None], list[str]]:
+    def handle(session: AnnotationSession | None) -> list[str]:
+        with messages():
+            return handlers.save(session or AnnotationSession(models))  # Gradio takes copies, and deletes them
+
+    return handle
+
+
+@contextmanager
+def messages() -> Iterator[None]:
+    """What a person can mend becomes a message on the page."""
+    try:
+        yield
+    except UserError as error:
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 def launch(args: argparse.Namespace, **options):
@@ -253,7 +196,7 @@ def launch(args: argparse.Namespace, **options):
         share=args.share,
         max_file_size=f"{args.max_upload}mb",
         theme=theme,
-        css=STYLE,
+        css=(HERE / "style.css").read_text(encoding="utf-8"),
         footer_links=[],
         show_error=False,
         ssr_mode=False,

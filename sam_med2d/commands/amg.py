@@ -7,8 +7,8 @@
 
 In a clone, `python scripts/amg.py ...` is the same.
 
-Options and files are those of SAM's script. For each image a folder with 0.png, 1.png ... (0/255, the most certain first)
-and metadata.csv; with --convert-to-rle one JSON file instead, a list of masks as COCO run lengths. Beside them
+Options and files are those of SAM's script. For each image a folder with 0.png, 1.png ... (0/255, the most certain
+first) and metadata.csv; with --convert-to-rle one JSON file instead, a list of masks as COCO run lengths. Beside them
 {image}_overlay.png. Images are only read. Thresholds that suit your weights are found in docs/use.md.
 """
 
@@ -26,7 +26,7 @@ from sam_med2d.cli import add_flag, ending_in_one_line
 from sam_med2d.data.reading import read_image
 from sam_med2d.drawing import overlay
 from sam_med2d.errors import UsageError
-from sam_med2d.image_files import check_output, find_images, without_endings, write_picture
+from sam_med2d.image_files import check_output, find_images, without_endings, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.files import replacing
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             write_folder(stem, masks)
         if args.save_overlays:
-            write_picture(stem.with_name(f"{stem.name}_overlay.png"), picture_of(image, masks))
+            write_png(stem.with_name(f"{stem.name}_overlay.png"), picture_of(image, masks))
         count += len(masks)
     print(f"{count} masks in {len(images)} images: {args.output}")
 
@@ -119,7 +119,7 @@ def write_folder(folder: Path, masks: list[dict[str, Any]]) -> None:
         for left in folder.glob("[0-9]*.png"):
             left.unlink()
     for number, mask in enumerate(masks):
-        write_picture(folder / f"{number}.png", mask["segmentation"].astype(np.uint8) * 255)
+        write_png(folder / f"{number}.png", mask["segmentation"])
     with replacing(folder / "metadata.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)

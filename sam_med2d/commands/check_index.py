@@ -27,7 +27,6 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from sam_med2d import drawing
@@ -37,12 +36,10 @@ from sam_med2d.data.clean import write_clean, write_clean_metadata
 from sam_med2d.data.metadata import METADATA
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.errors import DataError, UsageError
-from segment_anything.files import replacing
+from sam_med2d.image_files import write_png
 
 AREAS = (0, 0.001, 0.01, 0.1, 0.5, 1)  # bounds of the classes of area, as shares of the image
 LABELS_SHOWN = 40
-UNKNOWN = "(not known)"
-TILE = 256  # side of a picture of the contact sheet
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -88,7 +85,7 @@ def summary(split: Split) -> str:
         for code in order[:LABELS_SHOWN].tolist():
             areas = split.areas[(codes == code) & known]
             area = f"{100 * np.median(areas):.2f} %" if len(areas) else "-"
-            lines.append(f"  {names[code] or UNKNOWN:32}{masks[code]:10}{images[code]:10}{area:>14}")
+            lines.append(f"  {names[code] or '(not known)':32}{masks[code]:10}{images[code]:10}{area:>14}")
         if len(names) > LABELS_SHOWN:
             lines.append(f"  and {len(names) - LABELS_SHOWN} more, of {masks[order[LABELS_SHOWN:]].sum()} masks")
     return "\n".join(lines)
@@ -132,36 +129,18 @@ def write_sheet(splits: list[Split], path: Path, count: int, seed: int) -> None:
         raise UsageError(f"--sheet {path}: there is no image that can be read")
     chosen = np.random.default_rng(seed).choice(len(candidates), min(count, len(candidates)), replace=False)
     tiles = [_tile(*candidates[k]) for k in sorted(chosen.tolist())]
-    with replacing(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", drawing.grid(tiles))[1].tobytes())
+    write_png(path, drawing.grid(tiles))
     print(f"{path}: {len(tiles)} random images with their masks")
 
 
 def _tile(split: Split, i: int) -> np.ndarray:
-    """-> (TILE + caption, TILE, 3): the image, each mask in a colour of its own, and the image's name."""
+    """The image with all its masks that can be read, and its name: see drawing.tile_of_masks."""
     image_name, mask_names = split.index[i]
     path = split.index.path(image_name)
     image = read_image(path)
-    height, width = image.shape[:2]
-    scale = TILE / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     readable = ~np.isnan(split.areas[split.first_masks[i] : split.first_masks[i + 1]])
-    for k in np.flatnonzero(readable).tolist():
-        mask = read_mask(split.index.path(mask_names[k]), (height, width), path)
-        mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-        # hues as far apart as can be, however many there are
-        colour = cv2.cvtColor(np.uint8([[[int(180 * (k * 0.618 % 1)), 220, 255]]]), cv2.COLOR_HSV2BGR)[0, 0]
-        picture = np.where(mask[..., None] > 0, (0.7 * picture + 0.3 * colour).astype(np.uint8), picture)
-        outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, outlines, -1, colour.tolist(), 1)
-    tile = np.zeros((TILE + drawing.CAPTION_HEIGHT, TILE, 3), np.uint8)
-    top, left = drawing.CAPTION_HEIGHT + (TILE - size[1]) // 2, (TILE - size[0]) // 2
-    tile[top : top + size[1], left : left + size[0]] = picture
-    caption = f"{split.name}: {Path(image_name).stem}"
-    caption = caption if len(caption) <= TILE // 7 else f"{caption[: TILE // 7 - 3]}..."
-    cv2.putText(tile, caption, (3, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255, 255, 255), 1, cv2.LINE_AA)
-    return tile
+    masks = [read_mask(split.index.path(mask_names[k]), image.shape[:2], path) for k in np.flatnonzero(readable)]
+    return drawing.tile_of_masks(image, masks, f"{split.name}: {Path(image_name).stem}")
 
 
 def run(args: argparse.Namespace) -> bool:

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
 
     def served(model: Sam, session: Session) -> Sam:
         other = copy.copy(model)
-        other.predict = RuntimeDecoder(session).predict
+        other.predict = RuntimeDecoder(session).predict  # type: ignore[method-assign]
         return other
 
     write(

@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
 
     def served(model: Sam, session: Session) -> Sam:
         other = copy.copy(model)
-        other.encode = partial(encode_whole, session) if args.use_preprocess else RuntimeEncoder(session).encode
+        encode = partial(encode_whole, session) if args.use_preprocess else RuntimeEncoder(session).encode
+        other.encode = encode  # type: ignore[method-assign]
         return other
 
     write(

@@ -10,17 +10,20 @@
 
 In a clone, `python scripts/make_index.py ...` is the same.
 
-Leaves in --output: images/ and masks/ (PNG, one object a mask), image2label_{train,val,test}.json, label2image_test.json and
-metadata.csv (case, modality, class, axis, slice, spacing of every mask). Splits are made by case, never by slice. A second run
-converts only what is new or has changed, so a run that was stopped goes on where it was; sources are only read.
-docs/data.md goes through every kind of source.
+Leaves in --output: images/ and masks/ (PNG, one object a mask), image2label_{train,val,test}.json,
+label2image_test.json and metadata.csv (case, modality, class, axis, slice, spacing of every mask). Splits are made by
+case, never by slice. A second run converts only what is new or has changed, so a run that was stopped goes on where it
+was; sources are only read. docs/data.md goes through every kind of source.
 """
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sam_med2d.cli import add_flag, ending_in_one_line, finish
+from sam_med2d.convert.cases import Case, Converter
 from sam_med2d.convert.classes import Classes, parse_classes
 from sam_med2d.convert.objects import PAPER_MIN_AREA, PAPER_MIN_ASPECT, Preparation
 from sam_med2d.convert.pipeline import convert
@@ -125,7 +128,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=help)
     parser.set_defaults(run=run)
     return parser
@@ -369,7 +372,7 @@ def run_nnunet(args: argparse.Namespace) -> None:
         given = [flag for flag, default in defaults.items() if getattr(args, flag) != default]
         if given:
             raise UsageError(f"--{given[0]}: {args.folder} holds pictures, not volumes; leave it out")
-        converter = LabelPictures(preparation_of(args), classes)
+        converter: Converter = LabelPictures(preparation_of(args), classes)
     else:
         converter = Volumes(preparation_of(args), intensity_of(args), classes, **slices_of(args))
     _convert(args, lambda: find_nnunet(args.folder, content, args.channels, args.patient), converter, [args.folder])
@@ -395,7 +398,9 @@ def run_sa_med2d(args: argparse.Namespace) -> None:
     )
 
 
-def _convert(args: argparse.Namespace, find, converter, sources: list[Path]) -> None:
+def _convert(
+    args: argparse.Namespace, find: Callable[[], list[Case]], converter: Converter, sources: list[Path]
+) -> None:
     if args.num_workers < 0:
         raise UsageError("--num_workers must be 0 or more")
     splits = splits_of(args)

@@ -18,8 +18,8 @@ A prompts file is JSON or CSV; of an object it may hold a box, clicks (label 1 o
     a.png,liver,30,40,120,150,,,,                    an object; labels are 1 where empty
     a.png,spleen,,,,,80,90,1,
 
-Left in --output: masks/ (0/255, at the image's size), overlays/, annotations.json (COCO) and objects.csv (predicted IoU,
-area). The images are only read.
+Left in --output: masks/ (0/255, at the image's size), overlays/, annotations.json (COCO) and objects.csv (predicted
+IoU, area). The images are only read.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from sam_med2d.coco import Annotations
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.drawing import overlay
 from sam_med2d.errors import DataError
-from sam_med2d.image_files import ENDINGS, check_output, find_images, without_endings, write_picture
+from sam_med2d.image_files import ENDINGS, check_output, find_images, without_endings, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
 from sam_med2d.inference.prompt_tables import Wanted, prompt_of, wanted_by_file
 from segment_anything import BACKGROUND, FOREGROUND, PromptError, SamPredictor
@@ -111,14 +111,14 @@ def run(args: argparse.Namespace) -> None:
             predicted = predict(predictor, image, name, objects, args.multimask, masks)
             number = annotations.add_image(name, image.shape[:2])
             for one, file in zip(predicted, file_names(bare[name], [one.name for one in predicted])):
-                write_picture(args.output / "masks" / file, one.mask.astype(np.uint8) * 255)
+                write_png(args.output / "masks" / file, one.mask)
                 rows.append([name, one.name, file, f"{one.iou:.4f}", int(one.mask.sum())])
                 if one.mask.any():
                     annotations.add_object(number, one.name, one.mask, one.iou)
             if args.save_overlays:
                 labels = [f"{one.name} {one.iou:.2f}" for one in predicted]
                 picture = overlay(image, [one.mask for one in predicted], [one.prompt for one in objects], labels)
-                write_picture(args.output / "overlays" / f"{bare[name]}.png", picture)
+                write_png(args.output / "overlays" / f"{bare[name]}.png", picture)
     finally:  # also of the images before one that cannot be read
         write_tables(args.output, annotations, rows)
     empty = sum(area == 0 for *_, area in rows)

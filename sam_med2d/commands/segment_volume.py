@@ -6,28 +6,26 @@
 
 In a clone, `python scripts/segment_volume.py ...` is the same.
 
-The input is NIfTI, NRRD, MHA/MHD, or a folder with the files of one DICOM series. Prompts are voxels of the volume as it is
-stored, x y z from 0, as viewers show them (ITK-SNAP counts from 1). A box is x0 y0 z0 x1 y1 z1, x1 y1 z1 one past the last
-voxel: one voxel thick it is drawn on one slice; thicker, it is a rough box around the object, which is then looked for from
-its middle slice on, and not beyond it. A prompts file holds several objects, each with a label of its own:
+The input is NIfTI, NRRD, MHA/MHD, or a folder with the files of one DICOM series. Prompts are voxels of the volume as
+it is stored, x y z from 0, as viewers show them (ITK-SNAP counts from 1). A box is x0 y0 z0 x1 y1 z1, x1 y1 z1 one past
+the last voxel: one voxel thick it is drawn on one slice; thicker, it is a rough box around the object, which is then
+looked for from its middle slice on, and not beyond it. A prompts file holds several objects, each with a label of its
+own:
 
     {"objects": [{"label": 1, "name": "liver", "boxes": [[210, 180, 40, 300, 260, 41]]},
                  {"label": 2, "name": "kidney", "axis": "y", "points": [[120, 99, 30], [99, 99, 30]],
                   "point_labels": [1, 0]}]}
 
-From each slice the mask goes on to its neighbours, in both directions, until the predicted IoU falls below --least_iou or
-the area jumps. Slices are cut along --axis: z (axial), y (coronal), x (sagittal), of the patient, however the volume is
-stored.
+From each slice the mask goes on to its neighbours, in both directions, until the predicted IoU falls below --least_iou
+or the area jumps. Slices are cut along --axis: z (axial), y (coronal), x (sagittal), of the patient, however the volume
+is stored.
 
-Written: the labels, with the volume's own geometry; beside them a .csv (voxels, millilitres, slices, why each end is where it
-is) and a .png to look at. The volume is only read. Needs the extra "data": pip install "sam-med2d[data]".
+Written: the labels, with the volume's own geometry; beside them a .csv (voxels, millilitres, slices, why each end is
+where it is) and a .png to look at. The volume is only read. Needs the extra "data": pip install "sam-med2d[data]".
 """
 
 import argparse
-import csv
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -35,28 +33,17 @@ from tqdm import tqdm
 
 from sam_med2d import drawing
 from sam_med2d.cli import add_flag, ending_in_one_line
-from sam_med2d.drawing import overlay
 from sam_med2d.errors import DataError, UsageError
-from sam_med2d.image_files import check_output, write_picture
+from sam_med2d.image_files import check_output, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
-from sam_med2d.volumes.prompts import Object3d, check_inside, object_of_flags, objects_of_file, seeds_of, turned
-from sam_med2d.volumes.propagation import CARRIED, Propagated, Rule, Slices, fuse, propagate, refine_along
-from sam_med2d.volumes.scans import AXES, canonical, read_scan, upright, write_labels
+from sam_med2d.volumes.prompts import Object3d, check_inside, object_of, objects_of_file
+from sam_med2d.volumes.propagation import CARRIED, Rule, Slices
+from sam_med2d.volumes.scans import AXES, VOLUMES, canonical, files_of, read_scan, stem_of, upright, write_labels
+from sam_med2d.volumes.segmentation import Result, label_volume, row_of, segment, spread_slices, write_table
 from segment_anything import PromptError, SamPredictor
-from segment_anything.files import replacing
-
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 SHOWN = 12  # slices in the picture
-
-
-class Result(NamedTuple):
-    """probability: (Z, Y, X) float16, of the volume turned to the patient."""
-
-    wanted: Object3d
-    probability: np.ndarray
-    propagated: Propagated
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -67,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        help=f"a label volume ({' '.join(ENDINGS)}); default: workdir/volumes/{{name}}_labels.nii.gz",
+        help=f"a label volume ({' '.join(VOLUMES)}); default: workdir/volumes/{{name}}_labels.nii.gz",
     )
     parser.add_argument("--frame", type=int, help="of a 4D volume, from 0")
     group = parser.add_argument_group("prompts: a file, or flags, which are one object")
@@ -135,15 +122,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not 0 <= args.shrink < 1 < args.grow:
         parser.error("--shrink must be between 0 and 1, and --grow above 1")
     args.output = args.output or Path("workdir/volumes") / f"{stem_of(args.input)}_labels.nii.gz"
-    if not args.output.name.endswith(ENDINGS):
-        parser.error(f"--output {args.output}: its name must end in {', '.join(ENDINGS)}")
+    if not args.output.name.endswith(VOLUMES):
+        parser.error(f"--output {args.output}: its name must end in {', '.join(VOLUMES)}")
     return args
 
 
-def stem_of(path: Path) -> str:
-    """ct.nii.gz -> ct"""
-    name = path.resolve().name
-    return next((name.removesuffix(ending) for ending in (*ENDINGS, ".nhdr", ".dcm") if name.endswith(ending)), name)
+def object_of_flags(args: argparse.Namespace) -> Object3d:
+    return object_of(args.axis, args.point or [], args.background or [], args.box or [])
 
 
 @ending_in_one_line()
@@ -181,118 +166,25 @@ def run(args: argparse.Namespace) -> None:
     write_labels(args.output, labels, scan, stored)
     base = args.output.with_name(stem_of(args.output))
     rows = [row_of(result, labels, stored, scan) for result in results]
-    with replacing(base.with_name(f"{base.name}.csv")) as path, open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(base.with_name(f"{base.name}.csv"), rows)
     for row in rows:
         print(
             f"{row['name']}: {row['voxels']} voxels, {row['millilitres']} ml, slices {row['first_slice']} to "
             f"{row['last_slice']} along {row['axis']} ({row['first_end']}; {row['last_end']}), "
             f"predicted IoU {row['mean_predicted_iou']}"
         )
-    write_picture(base.with_name(f"{base.name}.png"), picture(results, along, labels))
+    write_png(base.with_name(f"{base.name}.png"), picture(results, along, labels))
     print(f"labels: {args.output}")
-
-
-def files_of(source: Path) -> str | list[str]:
-    """A volume, or the files of a DICOM folder. Raises DataError."""
-    if source.is_dir():
-        files = sorted(str(path) for path in source.iterdir() if path.is_file())
-        if not files:
-            raise DataError(f"{source}: holds no files; give a volume, or the folder of one DICOM series")
-        return files
-    if not source.exists():
-        raise DataError(f"{source}: does not exist; give a volume, or the folder of one DICOM series")
-    return str(source)
-
-
-# ---------------------------------------------------------------- prompts
-
-
-# ---------------------------------------------------------------- objects
-
-
-def segment(
-    one: Object3d,
-    along: dict[str, Slices],
-    stored: sitk.Image,
-    scan: sitk.Image,
-    rule: Rule,
-    fused: bool,
-    progress: Callable[[], object],
-) -> Result:
-    """Raises PromptError."""
-    sliced = along[one.axis]
-    seeds, bounds = seeds_of(one, stored, scan, sliced)
-    propagated = propagate(sliced, seeds, rule, bounds, progress)
-    volume = sliced.assemble(propagated.slices)
-    if fused:
-        volumes, covered = [volume], [_covered(sliced, propagated.slices)]
-        for other in along.values():
-            if other is not sliced:
-                again = refine_along(other, volume > 0.5, rule, progress)
-                volumes.append(other.assemble(again))
-                covered.append(_covered(other, again))
-        volume = fuse(volumes, covered)
-    return Result(one, volume, propagated)
-
-
-def _covered(sliced: Slices, slices: dict) -> np.ndarray:
-    """Where an axis has looked: bool, broadcastable to the volume."""
-    seen = np.zeros(len(sliced), bool)
-    seen[list(slices)] = True
-    return seen.reshape([-1 if axis == sliced.axis else 1 for axis in range(3)])
-
-
-def label_volume(results: list[Result], shape: tuple[int, ...]) -> np.ndarray:
-    """(Z, Y, X) uint8, or uint16 for labels above 255. Where objects overlap, the more probable one."""
-    labels = np.zeros(shape, np.uint8 if max(result.wanted.label for result in results) < 256 else np.uint16)
-    highest = np.full(shape, 0.5, np.float16)
-    for result in results:
-        here = result.probability > highest
-        labels[here] = result.wanted.label
-        np.maximum(highest, result.probability, out=highest)
-    return labels
-
-
-def row_of(result: Result, labels: np.ndarray, stored: sitk.Image, scan: sitk.Image) -> dict[str, object]:
-    """What the table says of an object. Slices are numbered as in the stored volume."""
-    voxels = int((labels == result.wanted.label).sum())
-    slices, axis = result.propagated.slices, AXES.index(result.wanted.axis)
-    places = np.zeros((2, 3))
-    places[:, axis] = min(slices), max(slices)
-    before, after = turned(places, scan, stored)
-    numbers = np.rint([before, after])[:, np.abs(after - before).argmax()].astype(int).tolist()
-    (first, first_end), (last, last_end) = sorted(zip(numbers, result.propagated.ends), key=lambda end: end[0])
-    return {
-        "label": result.wanted.label,
-        "name": result.wanted.name,
-        "voxels": voxels,
-        "millilitres": round(voxels * float(np.prod(scan.GetSpacing())) / 1000, 3),
-        "axis": result.wanted.axis,
-        "first_slice": first,
-        "last_slice": last,
-        "first_end": first_end,
-        "last_end": last_end,
-        "mean_predicted_iou": round(float(np.mean([one.iou for one in slices.values()])), 3),
-    }
 
 
 def picture(results: list[Result], along: dict[str, Slices], labels: np.ndarray) -> np.ndarray:
     """Slices spread over all objects, along the axis of the first, with every object drawn in."""
     sliced = along[results[0].wanted.axis]
-    present = np.flatnonzero((labels > 0).any(axis=tuple(i for i in range(3) if i != sliced.axis)))
-    if len(present):
-        numbers = present[np.linspace(0, len(present) - 1, min(SHOWN, len(present))).round().astype(int)]
-    else:
-        numbers = [len(sliced) // 2]
-    tiles = []
-    for number in numbers:
+    names, tiles = [result.wanted.name for result in results], []
+    for number in spread_slices(labels, sliced.axis, SHOWN):
         cut = upright(np.take(labels, number, sliced.axis), sliced.axis)
         image = np.repeat(sliced.image(number)[..., None], 3, axis=2)
-        masks = [cut == result.wanted.label for result in results]
-        tiles.append(overlay(image, masks, names=[result.wanted.name for result in results]))
+        tiles.append(drawing.overlay(image, [cut == result.wanted.label for result in results], names=names))
     return drawing.grid(tiles, columns=4)
 
 

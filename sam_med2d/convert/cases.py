@@ -1,9 +1,9 @@
-"""What every source is cut into: cases, of pictures, of objects."""
+"""What every source is cut into: cases, which hold pictures, which hold objects."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -31,12 +31,12 @@ class Picture(NamedTuple):
     """An image with its objects.
 
     name: its own within the case; empty for slices, which axis and slice name.
-    image: (H, W) or (H, W, 3) BGR, uint8.
+    image: (H, W) or (H, W, 3) BGR, uint8; None where there are no objects, as such a picture is only counted.
     spacing: (row, column) in mm.
     """
 
     name: str
-    image: np.ndarray
+    image: np.ndarray | None
     objects: Sequence[Object]
     modality: str = ""
     axis: str = ""
@@ -47,5 +47,26 @@ class Picture(NamedTuple):
 class Converter(Protocol):
     """Reads a case. A dataclass: its fields are the settings that decide whether a case must be converted again."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     def pictures(self, case: Case, tally: Counter) -> Iterator[Picture]:
         """Pictures in a fixed order; `tally` counts what was left out, by reason. Raises DataError."""
+
+
+def cases_of_pictures(entries: Iterable[tuple[str, dict]], groups: dict[str, str], split: str = "") -> list[Case]:
+    """Entries of (name, {"image": path, "masks" or "labels": paths, ...}) -> a case for each group.
+
+    groups: {name: group}. The pictures of a case, in its data, are in order of name.
+    """
+    members: dict[str, list[dict]] = defaultdict(list)
+    for name, entry in sorted(entries, key=lambda item: item[0]):
+        members[groups[name]].append({"name": name, **entry})
+    return [
+        Case(group, group, tuple(path for entry in pictures for path in _paths(entry)), {"pictures": pictures}, split)
+        for group, pictures in sorted(members.items())
+    ]
+
+
+def _paths(entry: dict) -> Sequence[str]:
+    labels = [entry["labels"]] if "labels" in entry else [path for path, _ in entry.get("masks", ())]
+    return [entry["image"], *labels]

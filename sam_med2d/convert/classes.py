@@ -1,10 +1,11 @@
-"""Names of the values of label maps."""
+"""The values of label maps: which there are, and which class each stands for."""
 
 import csv
 import json
 import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,8 @@ SHOWN = 8  # values that an error lists
 class Classes:
     """What the values of a label map mean.
 
-    names: ((class, (value, ...)), ...); a class of several values is their union. None: every value is a class of its own.
+    names: ((class, (value, ...)), ...); a class of several values is their union. None: every value is a class of its
+        own.
     ignored: values that are no object, beside BACKGROUND.
     unknown: "error" or "ignore", for values that are in neither.
     instances: the class of all values, each of which is one object of it; empty: values are classes.
@@ -31,9 +33,9 @@ class Classes:
     instances: str = ""
     colours: bool = False
 
-    def present(self, values: np.ndarray, path: str) -> list[tuple[str, tuple[int, ...]]]:
+    def present(self, found: np.ndarray, path: str) -> list[tuple[str, tuple[int, ...]]]:
         """Values of one label map -> [(class, its values), ...]. Raises DataError for values that are unknown."""
-        values = [int(v) for v in values if v != BACKGROUND and v not in self.ignored]
+        values = [int(v) for v in found if v != BACKGROUND and v not in self.ignored]
         if self.instances:
             return [(self.instances, (v,)) for v in values]
         if self.names is None:
@@ -55,17 +57,21 @@ class Classes:
 def parse_classes(words: list[str]) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], bool]:
     """Of --classes: name=value words, or one file -> (names for Classes, whether the values are colours).
 
-    Values are numbers, or colours as #rrggbb or [r, g, b]. Files: JSON of {name: value}, {value: name} or {name: [value,
-    ...]}, also under the key "labels" (a dataset.json); CSV with a line a class: name,value or name,r,g,b.
+    Values are numbers, or colours as #rrggbb or [r, g, b]. Files: JSON of {name: value}, {value: name} or
+    {name: [value, ...]}, also under the key "labels" (a dataset.json); CSV with a line a class: name,value or
+    name,r,g,b.
     Background is not a class: named or not, value 0 (black) is left out.
     Raises UsageError.
     """
+    pairs: list[tuple[str, object]] = []
     if len(words) == 1 and "=" not in words[0]:
         pairs = _read_table(words[0])
     else:
-        pairs = [tuple(word.rsplit("=", 1)) for word in words]
-        if any(len(pair) != 2 for pair in pairs):
-            raise UsageError(f"--classes {' '.join(words)}: give name=value words, or one file of JSON or CSV")
+        for word in words:
+            name, equals, text = word.rpartition("=")
+            if not equals:
+                raise UsageError(f"--classes {' '.join(words)}: give name=value words, or one file of JSON or CSV")
+            pairs.append((name, text))
     names: dict[str, tuple[int, ...]] = {}
     kinds = set()
     for name, value in pairs:
@@ -95,7 +101,8 @@ def _parse_values(name: str, value: object) -> tuple[tuple[int, ...], bool]:
         if isinstance(value, dict) and "rgb" in value:
             red, green, blue = map(int, value["rgb"])
             return (red << 16 | green << 8 | blue,), True
-        values = tuple(int(v) for v in (value if isinstance(value, list) else [value]))
+        several: list[Any] = value if isinstance(value, list) else [value]
+        values = tuple(int(v) for v in several)
     except (TypeError, ValueError):
         raise UsageError(
             f"--classes: '{name}' has the value {value!r}; give a number, or a colour such as #ff8000"
@@ -124,7 +131,7 @@ def _read_table(path: str) -> list[tuple[str, object]]:
         if all(isinstance(name, str) and re.fullmatch(r"\d+", value) for value, name in table.items()):
             return [(name, int(value)) for value, name in table.items()]
         return list(table.items())
-    pairs = []
+    pairs: list[tuple[str, object]] = []
     for line in csv.reader(text.splitlines()):
         cells = [cell.strip() for cell in line]
         if not any(cells) or cells[0].startswith("#") or (cells[1:] and not re.match(r"[#\d]", cells[1])):  # a heading
@@ -143,3 +150,18 @@ def values_in(labels: np.ndarray) -> np.ndarray:
     if labels.dtype in (np.uint8, np.uint16):
         return np.flatnonzero(np.bincount(labels.ravel()))
     return np.unique(labels)
+
+
+def whole_numbers(labels: np.ndarray, path: str) -> np.ndarray:
+    """Labels as uint8 or uint16, whatever type they were stored in. Raises DataError where a value is none of these."""
+    if labels.dtype in (np.uint8, np.uint16):
+        return labels
+    if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.rint(labels)).all()):
+        raise DataError(
+            f"{path}: has values that are not whole numbers, so it is no label map; threshold probabilities, "
+            "and resample labels by nearest neighbour only"
+        )
+    low, high = labels.min(), labels.max()
+    if low < 0 or high > 65535:
+        raise DataError(f"{path}: has label values from {low:g} to {high:g}; they must be in 0 .. 65535")
+    return labels.astype(np.uint8 if high < 256 else np.uint16)

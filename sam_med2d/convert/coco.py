@@ -1,4 +1,4 @@
-"""COCO instances: polygons and run-length encodings, one object an annotation."""
+"""A source of COCO instances: polygons and run-length encodings, one object an annotation."""
 
 import json
 from collections import Counter, defaultdict
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sam_med2d.coco import mask_of
-from sam_med2d.convert.cases import Case, Picture
-from sam_med2d.convert.images import cases_of_pictures, read_picture
+from sam_med2d.convert.cases import Case, Picture, cases_of_pictures
+from sam_med2d.convert.images import read_picture
 from sam_med2d.convert.objects import Preparation
 from sam_med2d.convert.patterns import below, groups_of
 from sam_med2d.errors import DataError

@@ -1,4 +1,4 @@
-"""DICOM files in a folder, grouped into series and cases."""
+"""A source of DICOM files: in a folder, grouped into series with the labels that were drawn on them."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -8,9 +8,21 @@ import pydicom
 from tqdm import tqdm
 
 from sam_med2d.convert.cases import Case
-from sam_med2d.convert.patterns import below, some, walk
+from sam_med2d.convert.patterns import below, some, stem, walk
 from sam_med2d.errors import DataError
-from sam_med2d.volumes.dicom import HEADER, LABELS, read_header
+from sam_med2d.volumes.dicom import LABELS, read_header
+from sam_med2d.volumes.scans import SUFFIXES
+
+HEADER = [
+    "PatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "Modality",
+    "FrameOfReferenceUID",
+    "ReferencedSeriesSequence",
+    "ReferencedFrameOfReferenceSequence",
+]
 
 
 @dataclass
@@ -85,3 +97,12 @@ def _case(one: _Series) -> Case:
         (*files, *labels),
         {"images": [[files, str(one.header.get("Modality", "")).lower()]], "labels": [[path, ""] for path in labels]},
     )
+
+
+def label_kind(path: str) -> str:
+    """Of a file with labels: SEG or RTSTRUCT, or nothing where it is no DICOM of these kinds."""
+    if stem(path, SUFFIXES[:-1]) is not None:
+        return ""
+    header = read_header(path, ["Modality"])
+    kind = str(header.get("Modality", "")) if header is not None else ""
+    return kind if kind in LABELS else ""

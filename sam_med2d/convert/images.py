@@ -1,16 +1,16 @@
 """Sources of pictures: images with a mask file an object, or with label maps."""
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from sam_med2d.convert.cases import Case, Picture
-from sam_med2d.convert.classes import Classes, values_in
+from sam_med2d.convert.cases import Case, Picture, cases_of_pictures
+from sam_med2d.convert.classes import Classes, values_in, whole_numbers
 from sam_med2d.convert.objects import Preparation
 from sam_med2d.convert.patterns import below, groups_of, matches, some, stem, walk
 from sam_med2d.data.reading import read_image, read_mask
@@ -102,7 +102,10 @@ def _by_prefix(mask: str, images: dict[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class LabelPictures:
-    """Converter of images with label maps. An image may have several channels, each a picture of a modality of its own."""
+    """Converter of images with label maps.
+
+    An image may have several channels, each a picture of a modality of its own.
+    """
 
     preparation: Preparation
     classes: Classes
@@ -193,26 +196,14 @@ def read_label_map(path: str, colours: bool) -> np.ndarray:
         return whole_numbers(np.asarray(image), path)
 
 
-def whole_numbers(labels: np.ndarray, path: str) -> np.ndarray:
-    """Labels as uint8 or uint16, whatever type they were stored in. Raises DataError where a value is none of these."""
-    if labels.dtype in (np.uint8, np.uint16):
-        return labels
-    if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.rint(labels)).all()):
-        raise DataError(
-            f"{path}: has values that are not whole numbers, so it is no label map; threshold probabilities, "
-            "and resample labels by nearest neighbour only"
-        )
-    low, high = labels.min(), labels.max()
-    if low < 0 or high > 65535:
-        raise DataError(f"{path}: has label values from {low:g} to {high:g}; they must be in 0 .. 65535")
-    return labels.astype(np.uint8 if high < 256 else np.uint16)
-
-
 # ---------------------------------------------------------------- what both share
 
 
 def read_picture(path: str) -> np.ndarray:
-    """read_image, but a file of several pages is refused: OpenCV would read the first and drop the rest. Raises DataError."""
+    """read_image, but a file of several pages is refused: OpenCV would read the first and drop the rest.
+
+    Raises DataError.
+    """
     if path.lower().endswith((".tif", ".tiff", ".webp")):
         with _open(path):
             pass
@@ -222,11 +213,11 @@ def read_picture(path: str) -> np.ndarray:
 def _open(path: str) -> Image.Image:
     """A file of one picture, its pixels read. Raises DataError."""
     try:
-        image = Image.open(path)
-        if getattr(image, "n_frames", 1) > 1:
+        image: Image.Image = Image.open(path)
+        pages = getattr(image, "n_frames", 1)
+        if pages > 1:
             raise DataError(
-                f"{path}: has {image.n_frames} pages; save them as single pictures, or as a NIfTI for the "
-                "volumes subcommand"
+                f"{path}: has {pages} pages; save them as single pictures, or as a NIfTI for the volumes subcommand"
             )
         image.load()
     except FileNotFoundError as error:
@@ -250,19 +241,3 @@ def _images_by_stem(folder: Path) -> dict[str, str]:
 
 def _cases(entries: dict[str, dict], case: str | None) -> list[Case]:
     return cases_of_pictures(list(entries.items()), groups_of(list(entries), case))
-
-
-def cases_of_pictures(entries: Iterable[tuple[str, dict]], groups: dict[str, str], split: str = "") -> list[Case]:
-    """(name, {image: path, masks or labels or ...: paths}) -> a case for each group, with its pictures in order of name."""
-    members: dict[str, list[dict]] = defaultdict(list)
-    for name, entry in sorted(entries, key=lambda item: item[0]):
-        members[groups[name]].append({"name": name, **entry})
-    return [
-        Case(group, group, tuple(path for entry in pictures for path in _paths(entry)), {"pictures": pictures}, split)
-        for group, pictures in sorted(members.items())
-    ]
-
-
-def _paths(entry: dict) -> Sequence[str]:
-    labels = [entry["labels"]] if "labels" in entry else [path for path, _ in entry.get("masks", ())]
-    return [entry["image"], *labels]

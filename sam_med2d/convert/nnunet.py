@@ -1,13 +1,12 @@
-"""An nnU-Net v2 raw dataset: dataset.json, imagesTr, labelsTr and, where they are, imagesTs with labelsTs."""
+"""A source of nnU-Net v2: dataset.json, imagesTr, labelsTr and, where they are, imagesTs with labelsTs."""
 
 import json
 import os
 from pathlib import Path
 
-from sam_med2d.convert.cases import Case
+from sam_med2d.convert.cases import Case, cases_of_pictures
 from sam_med2d.convert.classes import BACKGROUND, Classes
 from sam_med2d.convert.images import SUFFIXES as PICTURES
-from sam_med2d.convert.images import cases_of_pictures
 from sam_med2d.convert.patterns import below, groups_of, some, walk
 from sam_med2d.errors import DataError, UsageError
 
@@ -40,7 +39,8 @@ def read_dataset(folder: Path) -> dict:
 
 def classes_of(content: dict, unknown: str = "error") -> Classes:
     """Labels and regions (several values a class) by name; background and the ignore label are no objects."""
-    names, ignored = [], []
+    names: list[tuple[str, tuple[int, ...]]] = []
+    ignored: list[int] = []
     for name, value in content["labels"].items():
         values = tuple(int(v) for v in (value if isinstance(value, list) else [value]))
         if name == "ignore":

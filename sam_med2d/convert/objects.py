@@ -1,4 +1,4 @@
-"""From the masks of classes in a picture to its objects."""
+"""From the masks of classes in a picture to its objects: pieces, and which of them are large enough to keep."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -32,8 +32,12 @@ class Preparation:
         return min(height, width) >= self.min_aspect * max(height, width)
 
     def objects(self, masks: Iterable[tuple[str, np.ndarray]], tally: Counter) -> list[Object]:
-        """(class, (H, W) bool) of one picture, classes in any order and more than once -> objects, none of them empty."""
-        kept, seen = [], Counter()
+        """The objects of one picture, none of them empty.
+
+        masks: (class, (H, W) bool), classes in any order and more than once; tally: counts what is dropped, by reason.
+        """
+        kept: list[Object] = []
+        seen: Counter[str] = Counter()
         for class_name, mask in masks:
             if self.only and class_name not in self.only:
                 continue

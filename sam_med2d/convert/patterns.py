@@ -1,8 +1,8 @@
 """Which files belong together, by their names.
 
 A pattern is a path below a folder with fields in braces, such as `{case}/segmentation.nii.gz` or `{class}/{image}.png`.
-A field stands for anything without a slash, `{image}` for anything; one that comes twice stands for the same text. * is any
-text without a slash, or none.
+A field stands for anything without a slash, `{image}` for anything; one that comes twice stands for the same text. * is
+any text without a slash, or none.
 """
 
 import os
@@ -17,8 +17,9 @@ SHOWN = 3
 
 
 def walk(folder: str | os.PathLike) -> list[str]:
-    """Paths of all files below a folder, relative to it, with / between, sorted. Hidden ones are left out; links followed.
+    """Paths of all files below a folder, relative to it, with / between, sorted.
 
+    Hidden ones are left out, links are followed.
     Raises DataError: no such folder, or it cannot be listed.
     """
     top = os.fspath(folder)
@@ -74,7 +75,7 @@ def groups_of(names: list[str], expression: str | None, what: str = "--case") ->
     """{name of a picture: the case it belongs to}, so that no two splits get pictures of one case.
 
     expression: of Python's re; its first group in the name is the case. None: every picture is a case, which is refused
-    where names that differ in a last number alone may be slices of one patient, or pictures in one folder of one patient.
+    where names that differ in a last number alone may be slices of one patient, or pictures in one folder be of one.
     Raises UsageError.
     """
     if expression is None:

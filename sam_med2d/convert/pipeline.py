@@ -1,4 +1,4 @@
-"""All cases of a source through several processes, then the indexes. Resumable: see writer.py."""
+"""The conversion: all cases of a source through several processes, then the indexes. Resumable: see writer.py."""
 
 import errno
 import json
@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -22,11 +22,13 @@ from sam_med2d.convert.splits import SPLITS, Splits
 from sam_med2d.convert.writer import (
     PARTIAL,
     IndexFiles,
+    check_apart,
     folder_of,
     index_files,
     read_receipt,
     receipts,
     remove_case,
+    remove_stale_indexes,
     write_case,
 )
 from sam_med2d.errors import DataError, UsageError
@@ -51,8 +53,8 @@ def convert(
 ) -> None:
     """Convert what is new or has changed, then write the indexes of everything in `output`, and print what came of it.
 
-    sources: folders that are only read. skip_bad_cases: leave out cases that cannot be converted, instead of ending without
-    new indexes. prune: remove cases of this data set that are no longer among `cases`.
+    sources: folders that are only read. skip_bad_cases: leave out cases that cannot be converted, instead of ending
+    without new indexes. prune: remove cases of this data set that are no longer among `cases`.
     Raises DataError, UsageError.
     """
     check_apart(output, sources)
@@ -93,13 +95,6 @@ def convert(
             f"{len(gone)} case(s) of '{dataset}' from earlier runs are no longer in the source, such as {gone[0]}: "
             + ("removed" if prune else "kept; --prune removes them")
         )
-
-
-def check_apart(output: Path, sources: Iterable[Path]) -> None:
-    """Raises UsageError where the output would lie inside a source: sources are only read."""
-    for source in sources:
-        if output.resolve().is_relative_to(source.resolve()):
-            raise UsageError(f"--output {output} lies inside {source}, which is only read; choose a folder beside it")
 
 
 def _writing(error: OSError, output: Path) -> UsageError:
@@ -156,7 +151,7 @@ def _without_folders(data: object, files: set[str]) -> object:
 
 def _convert_one(converter: Converter, output: Path, dataset: str, case: Case, fingerprint: str) -> str:
     """-> what is wrong with the case, or nothing. Raises UsageError if the output cannot be written."""
-    tally = Counter()
+    tally: Counter[str] = Counter()
     try:
         write_case(output, dataset, case, converter.pictures(case, tally), fingerprint, tally)
         return ""
@@ -170,7 +165,7 @@ def _convert_one(converter: Converter, output: Path, dataset: str, case: Case, f
     return failure
 
 
-def _run(work, todo: list[tuple[Case, str]], num_workers: int) -> Iterator[str]:
+def _run(work: Callable[[Case, str], str], todo: list[tuple[Case, str]], num_workers: int) -> Iterator[str]:
     """Results of work(case, fingerprint) as they come, from num_workers processes or, with 0, from this one."""
     if not num_workers:
         yield from (work(*one) for one in todo)
@@ -178,10 +173,10 @@ def _run(work, todo: list[tuple[Case, str]], num_workers: int) -> Iterator[str]:
     pool = ProcessPoolExecutor(min(num_workers, len(todo) or 1), initializer=_start_worker)
     try:
         waiting = iter(todo)
-        running = {pool.submit(work, *one) for one in islice(waiting, 2 * num_workers)}
+        running = {pool.submit(work, case, fingerprint) for case, fingerprint in islice(waiting, 2 * num_workers)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(work, *one) for one in islice(waiting, len(done))}
+            running |= {pool.submit(work, case, fingerprint) for case, fingerprint in islice(waiting, len(done))}
             yield from (future.result() for future in done)
     except BrokenProcessPool as error:
         raise UsageError(
@@ -245,17 +240,6 @@ def _add_case(files: list[IndexFiles], receipt: dict, splits: Splits, totals: _T
         totals.classes.update(row["class"] for row in rows)
         for one, split in zip(files, homes):
             one.add(split, picture["image"], rows)
-
-
-def remove_stale_indexes(output: Path, keep: list[Path]) -> None:
-    """Indexes that an earlier run wrote for another number of folds."""
-    for folder in [output, *output.glob("fold_*")]:
-        if folder in keep:
-            continue
-        for path in [*folder.glob("image2label_*.json"), folder / "label2image_test.json", folder / "metadata.csv"]:
-            path.unlink(missing_ok=True)
-        if folder != output and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def _report(output: Path, files: list[IndexFiles], folders: list[Path], splits: Splits, totals: _Totals) -> None:

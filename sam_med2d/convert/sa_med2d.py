@@ -1,4 +1,4 @@
-"""SA-Med2D-20M as published: its masks are single objects already, so only indexes are written.
+"""The source SA-Med2D-20M as published: its masks are single objects already, so only indexes are written.
 
 File names tell modality, data set, case, axis, slice, class and instance; splits are made by case.
 """
@@ -11,9 +11,8 @@ from pathlib import Path, PurePosixPath
 import ijson
 from tqdm import tqdm
 
-from sam_med2d.convert.pipeline import check_apart, remove_stale_indexes
 from sam_med2d.convert.splits import SPLITS, Splits
-from sam_med2d.convert.writer import index_files
+from sam_med2d.convert.writer import check_apart, index_files, remove_stale_indexes
 from sam_med2d.data.names import CLASS_NAMES, Name, parse_name, read_class_names
 from sam_med2d.errors import DataError, UsageError
 
@@ -22,7 +21,10 @@ INDEX = "SAMed2D_v1.json"
 
 @dataclass(frozen=True)
 class Defect:
-    """A part of the published data that users found wrong. begins: of the case's name; empty: all cases of the data set."""
+    """A part of the published data that users found wrong.
+
+    begins: of the case's name; empty: all cases of the data set.
+    """
 
     dataset: str
     begins: str
@@ -78,7 +80,9 @@ def index_sa_med2d(
     classes = read_class_names(root / CLASS_NAMES) if (root / CLASS_NAMES).is_file() else {}
     names_of = {dataset: {number: name for name, number in ids.items()} for dataset, ids in classes.items()}
     folders = [output / f"fold_{fold}" for fold in range(splits.folds)] or [output]
-    found, seen_datasets, seen_modalities = Counter(), set(), set()
+    found: Counter[object] = Counter()  # of defects and of other reasons
+    seen_datasets: set[str] = set()
+    seen_modalities: set[str] = set()
     with index_files(folders) as files:
         for image, masks in _entries(root / INDEX):
             name = parse_name(image)
@@ -140,7 +144,7 @@ def _sound(image: str, masks: list[str], found: Counter, exclude: bool) -> list[
 
 def _row(path: str, mask: str, name: Name, modality: str, names_of: dict[str, dict[int, str]]) -> dict:
     own = parse_name(mask)
-    number = own.class_id if own else None
+    class_names, number = names_of.get(name.dataset, {}), own.class_id if own else None
     return {
         "mask": path,
         "dataset": name.dataset,
@@ -148,13 +152,16 @@ def _row(path: str, mask: str, name: Name, modality: str, names_of: dict[str, di
         "case": name.case,
         "axis": name.axis,
         "slice": name.slice,
-        "class": names_of.get(name.dataset, {}).get(number, number),
+        "class": number if number is None else class_names.get(number, number),
         "instance": own.instance if own else None,
     }
 
 
 def _entries(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """The entries of {image: [mask, ...], ...} one by one, while a bar shows how far the file is read. Raises DataError."""
+    """The entries of {image: [mask, ...], ...} one by one, while a bar shows how far the file is read.
+
+    Raises DataError.
+    """
     try:
         with open(path, "rb") as file:
             size = path.stat().st_size

@@ -15,7 +15,8 @@ SPLITS = ("train", "val", "test")
 class Splits:
     """ratios: shares of train, val and test; folds: 0, or how many folds train and val are dealt into.
 
-    fixed: {group or case: split} from a file, one such dict a fold, or a single one without folds. Empty: nothing is fixed.
+    fixed: {group or case: split} from a file, one such dict a fold, or a single one without folds. Empty: nothing is
+        fixed.
     """
 
     ratios: tuple[float, float, float] = (0.7, 0.1, 0.2)
@@ -39,9 +40,9 @@ class Splits:
         return [fold.get(name, fold.get(group, split)) for fold, split in zip(self.fixed, chance)]
 
     def evenest_seed(self, groups: set[tuple[str, str]], tried: int = 200) -> tuple[int, Counter]:
-        """Of the first seeds, the one that leaves the fewest splits empty and comes nearest to the ratios, with its counts.
+        """Of the first seeds, the one that leaves the fewest splits empty and comes nearest to the ratios.
 
-        groups: (data set, group).
+        groups: (data set, group). -> the seed, and how many groups each split gets with it.
         """
 
         def counts_of(seed: int) -> Counter:

@@ -1,4 +1,4 @@
-"""Scans as volumes: slices along their axes, with the objects of their labels.
+"""Sources of volumes: scans cut into slices along their axes, with the objects of their labels.
 
 Volumes are turned to the patient first (x to the left, y to the back, z to the head), whatever way they were stored, so
 that slices of all scans look alike: axial ones from the feet with the front up, coronal and sagittal ones with the head
@@ -15,12 +15,12 @@ import numpy as np
 import SimpleITK as sitk
 
 from sam_med2d.convert.cases import Case, Picture
-from sam_med2d.convert.classes import Classes, values_in
-from sam_med2d.convert.images import whole_numbers
+from sam_med2d.convert.classes import Classes, values_in, whole_numbers
+from sam_med2d.convert.dicom import label_kind
 from sam_med2d.convert.objects import Preparation
 from sam_med2d.convert.patterns import below, groups_of, matches, some, stem, walk
 from sam_med2d.errors import DataError, UsageError
-from sam_med2d.volumes.dicom import LABELS, read_header, read_segmentation, read_structures
+from sam_med2d.volumes.dicom import read_segmentation, read_structures
 from sam_med2d.volumes.intensity import Intensity, finite, to_8_bits
 from sam_med2d.volumes.scans import (
     AXES,
@@ -49,9 +49,11 @@ def find_volumes(
 ) -> list[Case]:
     """Scans and label volumes matched by name.
 
-    image_pattern: of a scan's path below `images`, with the field {case}; a folder of DICOM slices if it ends in a slash.
+    image_pattern: of a scan's path below `images`, with the field {case}; a folder of DICOM slices if it ends in a
+        slash.
     label_pattern: of the label's path below `labels`, with {case}, and {class} where each class has a file of its own.
-    Without patterns, a scan and its label have the same path but for the ending; an nnU-Net _0000 of the scan is dropped.
+    Without patterns, a scan and its label have the same path but for the ending; an nnU-Net _0000 of the scan is
+    dropped.
     patient: a regular expression whose first group in the case's name is the patient. None: every case is a patient.
     Raises DataError, UsageError.
     """
@@ -60,18 +62,19 @@ def find_volumes(
         masks[found["case"]].append([below(labels, name), found.get("class", "")])
     taken = {path for members in masks.values() for path, _ in members}
     inside = [name for name in walk(images) if below(images, name) not in taken]
+    by_case: list[tuple[str, str | list[str]]] = []
     if image_pattern and image_pattern.endswith("/"):
-        slices = defaultdict(list)
+        slices: dict[str, list[str]] = defaultdict(list)
         for name in inside:
             slices[name.rpartition("/")[0] + "/"].append(below(images, name))
-        found = [(fields["case"], slices[name]) for name, fields in _named([*slices], image_pattern, ("case",))]
+        by_case += [(fields["case"], slices[name]) for name, fields in _named([*slices], image_pattern, ("case",))]
     else:
-        found = [(fields["case"], below(images, name)) for name, fields in _named(inside, image_pattern, ("case",))]
-        if image_pattern is None:
-            found = [(re.sub(r"_0000$", "", case), path) for case, path in found]
-    scans = dict(found)
+        for name, fields in _named(inside, image_pattern, ("case",)):
+            case = fields["case"] if image_pattern else re.sub(r"_0000$", "", fields["case"])
+            by_case.append((case, below(images, name)))
+    scans = dict(by_case)
     for case, count in [
-        *Counter(case for case, _ in found).items(),
+        *Counter(case for case, _ in by_case).items(),
         *((case, len(members)) for case, members in masks.items() if len({name for _, name in members}) < len(members)),
     ]:
         if count > 1:
@@ -94,13 +97,14 @@ def find_volumes(
     groups = groups_of(both, patient or "(.+)", "--patient")
     cases = []
     for name in sorted(both):
-        files = scans[name] if isinstance(scans[name], list) else [scans[name]]
+        scan = scans[name]
+        files = [scan] if isinstance(scan, str) else scan
         cases.append(
             Case(
                 name,
                 groups[name],
                 (*files, *(path for path, _ in masks[name])),
-                {"images": [[scans[name], modality]], "labels": sorted(masks[name])},
+                {"images": [[scan, modality]], "labels": sorted(masks[name])},
             )
         )
     return cases
@@ -122,8 +126,8 @@ def _named(names: list[str], pattern: str | None, fields: tuple[str, ...]) -> li
 class Labels:
     """Labels of a volume in as few arrays as they fit in: classes that overlap are in different layers.
 
-    layers: each (Z, Y, X), whole numbers; objects: (class, layer, values) in the order they came; free: of layers that were
-    made for single masks, the next value that is not used.
+    layers: each (Z, Y, X), whole numbers; objects: (class, layer, values) in the order they came; free: of layers that
+    were made for single masks, the next value that is not used.
     """
 
     layers: list[np.ndarray] = field(default_factory=list)
@@ -162,8 +166,8 @@ class Labels:
 class Volumes:
     """Converter of scans. A case may have several images on one grid, such as the sequences of an MR study.
 
-    axes: out of x, y, z, the slices to cut; step: every so many slices. geometry: what to do where the labels' grid is not
-    the scan's: "refuse", "resample" by nearest neighbour, or "ignore" it if the arrays are of one size.
+    axes: out of x, y, z, the slices to cut; step: every so many slices. geometry: what to do where the labels' grid is
+    not the scan's: "refuse", "resample" by nearest neighbour, or "ignore" it if the arrays are of one size.
     frame: of a 4D image; None: such an image is refused.
     """
 
@@ -215,7 +219,7 @@ class Volumes:
     def _labels(self, case: Case, stored: sitk.Image, scan: sitk.Image) -> Labels:
         labels = Labels()
         for path, class_name in case.data["labels"]:
-            kind = dicom_kind(path)
+            kind = label_kind(path)
             if kind == "SEG":
                 for name, frames in read_segmentation(path):
                     mask = np.zeros(scan.GetSize()[::-1], bool)
@@ -265,7 +269,10 @@ class Volumes:
         return sitk.Resample(label, scan, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
 
     def _add_frame(self, mask: np.ndarray, frame: sitk.Image, scan: sitk.Image, path: str, scan_path: str) -> None:
-        """Put a frame of a DICOM-SEG where it lies in the scan, whose voxels it mostly shares: mask is (Z, Y, X) bool."""
+        """Put a frame of a DICOM-SEG where it lies in the scan, whose voxels it mostly shares.
+
+        mask: (Z, Y, X) bool of the scan, changed in place.
+        """
         corners = [index_in(scan, frame, corner) for corner in corners_of(frame)]
         start, stop = np.rint(corners[0]).astype(int), np.rint(corners[-1]).astype(int) + 1
         thin = np.array([n == 1 for n in frame.GetSize()])  # across it, a frame is one voxel of the scan, however thick
@@ -288,18 +295,6 @@ class Volumes:
             raise DataError(
                 f"{otherwise} give --geometry resample if both are right about where they lie in the patient"
             )
-
-
-# ---------------------------------------------------------------- reading
-
-
-def dicom_kind(path: str) -> str:
-    """ "SEG", "RTSTRUCT", or nothing for any other file."""
-    if stem(path, SUFFIXES[:-1]) is not None:
-        return ""
-    header = read_header(path, ["Modality"])
-    kind = str(header.get("Modality", "")) if header is not None else ""
-    return kind if kind in LABELS else ""
 
 
 def _name(file: str | Sequence[str]) -> str:

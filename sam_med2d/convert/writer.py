@@ -23,18 +23,23 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
-import cv2
-import numpy as np
-
 from sam_med2d.convert.cases import Case, Picture
 from sam_med2d.convert.splits import SPLITS
 from sam_med2d.data.metadata import COLUMNS, METADATA
-from sam_med2d.errors import DataError
+from sam_med2d.errors import DataError, UsageError
+from sam_med2d.image_files import encode_png
 from segment_anything.files import replacing
 
 RECEIPTS = ".cases"
 PARTIAL = ".partial"
 LONGEST_NAME = 60  # characters of a part of a file name; file systems allow 255 bytes for all parts together
+
+
+def check_apart(output: Path, sources: Iterable[Path]) -> None:
+    """Raises UsageError where the output would lie inside a source: sources are only read."""
+    for source in sources:
+        if output.resolve().is_relative_to(source.resolve()):
+            raise UsageError(f"--output {output} lies inside {source}, which is only read; choose a folder beside it")
 
 
 def safe_name(text: str) -> str:
@@ -65,15 +70,19 @@ def read_receipt(output: Path, folder: str) -> dict | None:
 def write_case(
     output: Path, dataset: str, case: Case, pictures: Iterable[Picture], fingerprint: str, tally: Counter
 ) -> None:
-    """Write the pictures that have objects, and the receipt. Raises what `pictures` raises; then nothing has changed."""
+    """Write the pictures that have objects, and the receipt.
+
+    Raises what `pictures` raises; then nothing has changed.
+    """
     folder = folder_of(dataset, case)
     staging = output / PARTIAL / folder
     shutil.rmtree(staging, ignore_errors=True)
     for kind in ("images", "masks"):
         (staging / kind).mkdir(parents=True)
-    entries, written = [], set()
-    for picture in pictures:
-        if not picture.objects:
+    entries: list[dict] = []
+    written: set[str] = set()
+    for picture in pictures:  # written without `write_png`: the folder is put in place as a whole, once
+        if not picture.objects or picture.image is None:
             tally["pictures without objects"] += 1
             continue
         place = f"{picture.axis}_{picture.slice:04d}" if picture.axis else "2d_none"
@@ -81,11 +90,11 @@ def write_case(
         if stem in written:
             raise DataError(f"{case.name}: two of its pictures are called {stem}; give them names of their own")
         written.add(stem)
-        _write_png(staging / "images" / f"{stem}.png", picture.image)
+        (staging / "images" / f"{stem}.png").write_bytes(encode_png(picture.image))
         masks = []
         for class_name, instance, mask in picture.objects:
             mask_name = f"{stem}--{safe_name(class_name)}_{instance:03d}.png"
-            _write_png(staging / "masks" / mask_name, mask.view(np.uint8) * 255)
+            (staging / "masks" / mask_name).write_bytes(encode_png(mask))
             masks.append([f"masks/{folder}/{mask_name}", class_name, instance])
         entries.append(
             {
@@ -144,15 +153,11 @@ def receipts(output: Path, skip: Container[str] = ()) -> Iterator[tuple[str, dic
             yield name, receipt
 
 
-def _write_png(path: Path, image: np.ndarray) -> None:
-    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())  # imwrite fails on some names without a word
-
-
 # ---------------------------------------------------------------- indexes
 
 
 class IndexFiles:
-    """The JSON indexes and the metadata table of one folder, written line by line and put in place together at the end."""
+    """The JSON indexes and the metadata table of one folder, written line by line, and put in place together."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +169,7 @@ class IndexFiles:
         self._by_mask = _JsonObject(opened("label2image_test.json"))
         self._metadata = csv.writer(opened(METADATA), lineterminator="\n")
         self._metadata.writerow(COLUMNS)
-        self.counts = {split: Counter() for split in SPLITS}
+        self.counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
 
     def add(self, split: str, image: str, rows: list[dict]) -> None:
         """An image with its masks: rows of COLUMNS without the image, what is missing or None being unknown."""
@@ -189,6 +194,17 @@ def index_files(folders: list[Path]) -> Iterator[list[IndexFiles]]:
         yield files
         for one in files:
             one.finish()
+
+
+def remove_stale_indexes(output: Path, keep: list[Path]) -> None:
+    """Indexes that an earlier run wrote for another number of folds."""
+    for folder in [output, *output.glob("fold_*")]:
+        if folder in keep:
+            continue
+        for path in [*folder.glob("image2label_*.json"), folder / "label2image_test.json", folder / "metadata.csv"]:
+            path.unlink(missing_ok=True)
+        if folder != output and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 class _JsonObject:

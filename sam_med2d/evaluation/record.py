@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from sam_med2d import drawing
@@ -21,7 +20,7 @@ from sam_med2d.evaluation.gallery import Predictions, shown_in_gallery, tiles_of
 from sam_med2d.evaluation.parts import Part
 from sam_med2d.evaluation.rows import SCORED, Row
 from sam_med2d.evaluation.surface import surface_metrics
-from sam_med2d.image_files import write_image
+from sam_med2d.image_files import png_of, write_png
 from sam_med2d.prompts.files import record_prompts
 from sam_med2d.prompts.modes import Mode
 
@@ -172,9 +171,6 @@ def save_predictions(
 ) -> None:
     """Masks as 0/255 PNG at the original size, and one overlay an image: a tile an object, prompts drawn."""
     for name, mask in zip(scored.names, scored.masks):
-        write_image(folder / "masks" / scored.mode.name, key_of(name), mask.numpy().astype(np.uint8) * 255)
-    write_image(
-        folder / "overlays" / scored.mode.name,
-        picture_of(batch.image_names[scored.image]),
-        drawing.grid(tiles_of(batch, scored, dataset.index)),
-    )
+        write_png(png_of(folder / "masks" / scored.mode.name, key_of(name)), mask.numpy())
+    overlay = png_of(folder / "overlays" / scored.mode.name, picture_of(batch.image_names[scored.image]))
+    write_png(overlay, drawing.grid(tiles_of(batch, scored, dataset.index)))

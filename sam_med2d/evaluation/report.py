@@ -153,15 +153,16 @@ def tile(item: GalleryItem) -> dict[str, object]:
 
 
 def legend() -> list[tuple[str, str]]:
-    """(meaning, CSS colour) of what drawing.tile draws."""
-    marks = (
-        ("prediction", drawing.PREDICTION),
-        ("truth", drawing.TRUTH),
-        ("box", drawing.BOX),
-        ("click on the object", drawing.CLICK[True]),
-        ("click off the object", drawing.CLICK[False]),
-    )
-    return [(meaning, "rgb({2}, {1}, {0})".format(*colour)) for meaning, colour in marks]
+    """(meaning, CSS of its mark) of what drawing.tile draws."""
+    prediction, truth = drawing.css(drawing.colour_of(0)), drawing.css(drawing.TRUTH)
+    on, off = (drawing.css(drawing.CLICK[foreground]) for foreground in (True, False))
+    return [
+        ("prediction", f"background: {prediction}"),
+        ("truth", f"border: 2px solid {truth}; outline: 1px solid #666; border-radius: 50%"),
+        ("box", f"border: 2px solid {prediction}; outline: 1px solid #666; border-radius: 0"),
+        ("click on the object (plus)", f"background: {on}; border: 1px solid black; border-radius: 50%"),
+        ("click off the object (minus)", f"background: {off}; border: 1px solid black; border-radius: 50%"),
+    ]
 
 
 def unscored_objects(rows: pd.DataFrame) -> dict[str, object]:

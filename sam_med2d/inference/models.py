@@ -8,6 +8,7 @@ import argparse
 import copy
 import importlib.resources
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -24,6 +25,7 @@ SMALL = "small"  # says as a checkpoint: the weights of this package
 PYTORCH = "pytorch"  # the backend that needs no export
 
 WITH, WITHOUT = "with adapters", "without adapters"
+Layer = TypeVar("Layer", bound=torch.nn.Module)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -170,15 +172,16 @@ def models_of(args: argparse.Namespace) -> dict[str, Segmenter]:
 def without_adapters(model: Sam) -> Sam:
     """The same weights, and nothing beside the MLPs: the paper's SAM-Med2D*."""
     encoder = _alias(model.image_encoder)
-    encoder.blocks = torch.nn.ModuleList(_alias(block) for block in encoder.blocks)
-    for block in encoder.blocks:
-        block.Adapter = None
+    blocks = [_alias(block) for block in encoder.blocks]
+    for block in blocks:
+        block._modules["Adapter"] = None
+    encoder.blocks = torch.nn.ModuleList(blocks)
     plain = _alias(model)
     plain.image_encoder = encoder
     return plain
 
 
-def _alias(module: torch.nn.Module) -> torch.nn.Module:
+def _alias(module: Layer) -> Layer:
     """A module of the same layers, whose own list of layers can be changed."""
     alias = copy.copy(module)
     alias._modules = dict(module._modules)

@@ -23,7 +23,9 @@ class Wanted(NamedTuple):
     mask: str | None = None
 
 
-def prompt_of(clicks: Sequence[tuple[Sequence[float], int]], box: Sequence[float] | None) -> ObjectPrompt:
+def prompt_of(
+    clicks: Sequence[tuple[Sequence[float] | np.ndarray, int]], box: Sequence[float] | np.ndarray | None
+) -> ObjectPrompt:
     """clicks: (x, y) and label."""
     points = np.array([xy for xy, _ in clicks], np.float32) if clicks else None
     labels = np.array([label for _, label in clicks], np.int64) if clicks else None
@@ -74,8 +76,8 @@ def _from_entry(entry: object, where: str) -> Wanted:
         raise DataError(f"{where}: must hold {', '.join(sorted(known))} and nothing else; see sam-med2d predict --help")
     if not entry.keys() & {"box", "points", "mask"}:
         raise DataError(f"{where}: has neither box, points nor mask; add one")
-    points = _array(entry.get("points") or None, (-1, 2), where, "points as [[x, y], ...]")
-    points = [] if points is None else points
+    given = _array(entry.get("points") or None, (-1, 2), where, "points as [[x, y], ...]")
+    points = [] if given is None else [*given]
     labels = entry.get("labels", [FOREGROUND] * len(points))
     if not isinstance(labels, list) or len(labels) != len(points) or any(label not in (0, 1) for label in labels):
         raise DataError(f"{where}: labels must be 1 (on the object) or 0 (off it), one for each point")
@@ -91,7 +93,7 @@ def _array(values: object, shape: tuple[int, ...], where: str, wanted: str) -> n
     try:
         array = np.array(values, np.float32)
     except (TypeError, ValueError):
-        array = np.zeros(0)
+        array = np.zeros(0, np.float32)
     if array.ndim != len(shape) or array.shape[-1] != shape[-1]:
         raise DataError(f"{where}: write {wanted}")
     return array

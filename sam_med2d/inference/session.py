@@ -1,5 +1,4 @@
-"""What one person does in the app, without the app: an image, its objects, clicks and boxes, undo, and files to take
-away.
+"""What one person annotates: an image or a scan, its objects, clicks and boxes, undo, and files to take away.
 
     session = AnnotationSession({"adapters": model})
     session.open("scan.nii.gz")
@@ -10,27 +9,27 @@ away.
 Coordinates are pixels of the picture, x before y; boxes are x0 y0 x1 y1, x1 and y1 one past the last.
 """
 
-import base64
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from sam_med2d.coco import Annotations
 from sam_med2d.data.reading import read_image
-from sam_med2d.drawing import OPACITY, colour_of
 from sam_med2d.errors import DataError
-from sam_med2d.image_files import write_picture
+from sam_med2d.image_files import write_png
 from sam_med2d.packages import missing_package
 from segment_anything import SamPredictor
 from segment_anything.files import replacing
 from segment_anything.images import ImageError, to_bgr
 from segment_anything.predictor import Segmenter
+
+if TYPE_CHECKING:  # it is optional
+    import SimpleITK
 
 VOLUMES = (".nii", ".nii.gz", ".dcm", ".nrrd", ".mha", ".mhd")
 MOST_PIXELS = 2**29  # of an upload with all its slices
@@ -45,8 +44,8 @@ class Scan(NamedTuple):
 
     name: str
     slices: np.ndarray
-    turned: object | None = None
-    stored: object | None = None
+    turned: "SimpleITK.Image | None" = None
+    stored: "SimpleITK.Image | None" = None
 
     def picture(self, number: int) -> np.ndarray:
         """(H, W, 3) uint8 BGR. More than 8 bits are scaled from the slice's own minimum and maximum."""
@@ -133,19 +132,34 @@ class AnnotationSession:
     def last(self, number: int, on_slice: int | None = None) -> Action | None:
         """What holds for an object on a slice; by default on the one that is shown."""
         wanted = self.slice if on_slice is None else on_slice
-        found = [action for action in self.actions if (action.object, action.slice) == (number, wanted)]
-        return found[-1] if found else None
+        there = (action for action in reversed(self.actions) if (action.object, action.slice) == (number, wanted))
+        return next(there, None)
 
     def shown(self) -> dict[int, Action]:
         """{object: what holds for it on the slice that is shown}."""
         found = {number: self.last(number) for number in range(len(self.objects))}
         return {number: action for number, action in found.items() if action is not None}
 
+    def picture(self) -> np.ndarray:
+        """The slice that is shown, without masks: (H, W, 3) uint8 BGR, a copy. Raises DataError: nothing is open."""
+        return self._opened().picture(self.slice).copy()
+
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the slices. Raises DataError: nothing is open."""
+        height, width = self._opened().slices.shape[1:3]
+        return height, width
+
+    def _opened(self) -> Scan:
+        if self.scan is None:
+            raise DataError("open an image first")
+        return self.scan
+
     # ---------------------------------------------------------------- what people do
 
     def click(self, x: float, y: float, foreground: bool) -> Action:
-        """Added to the earlier prompts of the object on this slice; their mask is fed back. Raises PromptError,
-        DataError.
+        """Added to the earlier prompts of the object on this slice, whose mask is fed back.
+
+        Raises PromptError, DataError.
         """
         before = self.last(self.current)
         points, labels = ([*before.points], [*before.labels]) if before else ([], [])
@@ -172,16 +186,15 @@ class AnnotationSession:
 
     def predictor(self) -> SamPredictor:
         """Of the slice that is shown, which is encoded where it was not yet. Raises DataError."""
-        if self.scan is None:
-            raise DataError("open an image first")
+        scan = self._opened()
         predictor, key = SamPredictor(self.models[self.model]), (self.model, self.slice)
         if key in self.embeddings:
-            predictor.set_embedding(self.embeddings[key], self.scan.slices.shape[1:3])
+            predictor.set_embedding(self.embeddings[key], self.size())
         else:
             try:
-                predictor.set_image(self.scan.picture(self.slice), "BGR")
+                predictor.set_image(scan.picture(self.slice), "BGR")
             except ImageError as error:
-                raise DataError(f"{self.scan.name}, slice {self.slice}: {error}") from error
+                raise DataError(f"{scan.name}, slice {self.slice}: {error}") from error
             self.embeddings[key] = predictor.get_image_embedding()
         return predictor
 
@@ -199,42 +212,11 @@ class AnnotationSession:
         self.actions.append(action)
         return action
 
-    # ---------------------------------------------------------------- pictures and files
-
-    def html(self) -> str:
-        """The slice with masks, and prompts as vectors above it: one element that fits its column."""
-        if self.scan is None:
-            return "<div class='empty'>Open an image, or choose an example.</div>"
-        picture = self.scan.picture(self.slice).copy()
-        height, width = picture.shape[:2]
-        marks, unit = [], max(height, width) / 256  # sizes of marks follow the picture's
-        for number, action in self.shown().items():
-            b, g, r = colour_of(number)
-            tinted = (1 - OPACITY) * picture[action.mask] + OPACITY * np.array((b, g, r))
-            picture[action.mask] = np.round(tinted).astype(np.uint8)
-            outlines, _ = cv2.findContours(action.mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(picture, outlines, -1, (b, g, r), 1)
-            if action.box:
-                x0, y0, x1, y1 = action.box
-                marks.append(
-                    f"<rect x='{x0:g}' y='{y0:g}' width='{x1 - x0:g}' height='{y1 - y0:g}' fill='none' "
-                    f"stroke='rgb({r},{g},{b})' stroke-width='{unit:.2f}'/>"
-                )
-            marks += [
-                f"<circle cx='{x + 0.5:g}' cy='{y + 0.5:g}' r='{2 * unit:.2f}' fill='{'#2ee62e' if label else '#ff3030'}' "
-                f"stroke='rgb({r},{g},{b})' stroke-width='{0.7 * unit:.2f}'/>"
-                for (x, y), label in zip(action.points, action.labels)
-            ]
-        data = base64.b64encode(cv2.imencode(".png", picture)[1].tobytes()).decode()
-        return (
-            f"<div class='picture' data-width='{width}' data-height='{height}' style='aspect-ratio: {width} / {height}'>"
-            f"<img draggable='false' src='data:image/png;base64,{data}'>"
-            f"<svg viewBox='0 0 {width} {height}'>{''.join(marks)}<rect class='band'/></svg></div>"
-        )
+    # ---------------------------------------------------------------- files
 
     def label_map(self, number: int) -> np.ndarray:
         """(H, W) uint8 of one slice: 1 for the first object, and so on; the later ones lie above."""
-        labels = np.zeros(self.scan.slices.shape[1:3], np.uint8)
+        labels = np.zeros(self.size(), np.uint8)
         for place in range(len(self.objects)):
             action = self.last(place, number)
             if action is not None:
@@ -242,20 +224,21 @@ class AnnotationSession:
         return labels
 
     def save(self, folder: Path) -> list[Path]:
-        """Label maps as PNG (a file a slice with objects), as one NIfTI volume, and COCO. Raises DataError: nothing to
-        save.
+        """Label maps as PNG (a file a slice with objects), as one NIfTI volume, and COCO.
+
+        -> what was written. Raises DataError: nothing to save.
         """
-        slices = sorted({action.slice for action in self.actions})
-        if self.scan is None or not slices:
+        scan, slices = self.scan, sorted({action.slice for action in self.actions})
+        if scan is None or not slices:
             raise DataError("nothing to save yet: click on the image, or draw a box")
-        stem = Path(self.scan.name).name.removesuffix(".gz").rsplit(".", 1)[0]
-        many = len(self.scan.slices) > 1
+        stem = Path(scan.name).name.removesuffix(".gz").rsplit(".", 1)[0]
+        many = len(scan.slices) > 1
         annotations, written = Annotations(), []
         for number in slices:
             written.append(folder / (f"{stem}_{number:04d}_labels.png" if many else f"{stem}_labels.png"))
-            write_picture(written[-1], self.label_map(number))
-            file_name = f"{self.scan.name}#{number}" if many else self.scan.name
-            image = annotations.add_image(file_name, self.scan.slices.shape[1:3])
+            write_png(written[-1], self.label_map(number))
+            file_name = f"{scan.name}#{number}" if many else scan.name
+            image = annotations.add_image(file_name, self.size())
             for place, name in enumerate(self.objects):
                 action = self.last(place, number)
                 if action is not None and action.mask.any():
@@ -263,19 +246,20 @@ class AnnotationSession:
         written.append(folder / f"{stem}_coco.json")
         with replacing(written[-1]) as temporary:
             temporary.write_text(json.dumps(annotations.document, indent=1), encoding="utf-8")
-        written += self._save_volume(slices, folder / f"{stem}_labels.nii.gz")
+        written += self._save_volume(scan, slices, folder / f"{stem}_labels.nii.gz")
         return written
 
-    def _save_volume(self, slices: list[int], path: Path) -> list[Path]:
-        """The label volume on the grid of the file that was opened. -> [path], or nothing where SimpleITK is not
-        installed.
+    def _save_volume(self, scan: Scan, slices: list[int], path: Path) -> list[Path]:
+        """The label volume on the grid of the file that was opened.
+
+        -> [path], or nothing where SimpleITK is not installed.
         """
         try:
             from sam_med2d.volumes.scans import write_labels
         except ImportError:
             return []
-        labels = np.zeros(self.scan.slices.shape[:3], np.uint8)
+        labels = np.zeros(scan.slices.shape[:3], np.uint8)
         for number in slices:
             labels[number] = self.label_map(number)
-        write_labels(path, labels, self.scan.turned, self.scan.stored)
+        write_labels(path, labels, scan.turned, scan.stored)
         return [path]

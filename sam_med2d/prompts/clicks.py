@@ -82,12 +82,6 @@ def join_clicks(earlier: Clicks | None, more: Clicks) -> Clicks:
     return torch.cat([earlier[0], more[0]], dim=1), torch.cat([earlier[1], more[1]], dim=1)
 
 
-def clicks_in(prompts: Prompts) -> Clicks:
-    """The clicks of prompts that have some."""
-    assert prompts.points is not None and prompts.labels is not None, "no clicks"
-    return prompts.points, prompts.labels
-
-
 def corrective_clicks(masks: Tensor, predicted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Clicks on wrong pixels: foreground where the object was missed, background where too much was marked.
 

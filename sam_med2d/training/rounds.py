@@ -63,8 +63,9 @@ class StartingPrompts(NamedTuple):
         """Of every object, in order: absent ones where it started from a box."""
         rows, device = len(self.box_rows) + len(self.click_rows), self.click_rows.device
         points, labels = torch.zeros(rows, 1, 2, device=device), torch.full((rows, 1), ABSENT, device=device)
-        own_points, own_labels = clicks_in(self.clicks)
-        points[self.click_rows], labels[self.click_rows] = own_points, own_labels
+        own = clicks_in(self.clicks)
+        if own is not None:
+            points[self.click_rows], labels[self.click_rows] = own
         return points, labels
 
 

@@ -1,4 +1,4 @@
-"""DICOM: series of slices, and the segmentations (DICOM-SEG, RTSTRUCT) that belong to them."""
+"""DICOM read: a series of slices as a volume, and what was drawn on it (DICOM-SEG, RTSTRUCT)."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,20 +11,9 @@ from pydicom.errors import InvalidDicomError
 
 from sam_med2d.errors import DataError
 
-LABELS = ("SEG", "RTSTRUCT")
+LABELS = ("SEG", "RTSTRUCT")  # modalities of files that hold labels
 
 EVEN = 0.1  # of the distance of slices that they may be off, before slices count as missing
-
-HEADER = [
-    "PatientID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "Modality",
-    "FrameOfReferenceUID",
-    "ReferencedSeriesSequence",
-    "ReferencedFrameOfReferenceSequence",
-]
 
 GEOMETRY = [
     "SeriesInstanceUID",
@@ -55,9 +44,6 @@ def read_header(path: str, tags: Sequence[str] | None = None) -> pydicom.Dataset
         ) from error
     except Exception as error:  # pydicom lets through whatever a broken file makes it stumble over
         raise DataError(f"{path}: broken DICOM ({error}); export it again") from error
-
-
-# ---------------------------------------------------------------- which series has which labels
 
 
 # ---------------------------------------------------------------- a series as a volume
@@ -220,6 +206,8 @@ def read_structures(path: str, scan: sitk.Image) -> Iterator[tuple[str, np.ndarr
     Raises DataError.
     """
     data = read_header(path)
+    if data is None:
+        raise DataError(f"{path}: is no DICOM file; export the structures again")
     names = {int(roi.ROINumber): str(roi.ROIName) for roi in data.get("StructureSetROISequence") or ()}
     inverse = np.linalg.inv(np.array(scan.GetDirection()).reshape(3, 3) * np.array(scan.GetSpacing()))
     depth, height, width = scan.GetSize()[::-1]

@@ -1,6 +1,5 @@
 """Prompts in 3D, in voxels of the scan as it is stored, and what they say on each slice."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +10,15 @@ import SimpleITK as sitk
 
 from sam_med2d.errors import DataError
 from sam_med2d.volumes.propagation import Slices
-from sam_med2d.volumes.scans import AXES
+from sam_med2d.volumes.scans import AXES, turned
 from segment_anything import BACKGROUND, FOREGROUND, ObjectPrompt, PromptError
 
 
 class Object3d(NamedTuple):
-    """points: (P, 3) voxels xyz of the stored volume, labels: (P,); boxes: n of (6,) x0 y0 z0 x1 y1 z1; axis: x, y or z."""
+    """What is said of an object, in voxels of the stored volume.
+
+    points: (P, 3) xyz, and labels: (P,); boxes: n of (6,) x0 y0 z0 x1 y1 z1; axis: x, y or z, that slices lie across.
+    """
 
     label: int
     name: str
@@ -26,11 +28,16 @@ class Object3d(NamedTuple):
     boxes: list[np.ndarray]
 
 
-def object_of_flags(args: argparse.Namespace) -> Object3d:
-    clicks = [*(args.point or []), *(args.background or [])]
-    labels = [FOREGROUND] * len(args.point or []) + [BACKGROUND] * len(args.background or [])
-    boxes = [np.array(box) for box in args.box or []]
-    return Object3d(1, "object", args.axis, np.array(clicks, float).reshape(-1, 3), np.array(labels, int), boxes)
+def object_of(
+    axis: str,
+    foreground: Sequence[Sequence[float]],
+    background: Sequence[Sequence[float]],
+    boxes: Sequence[Sequence[float]],
+) -> Object3d:
+    """One object without a name. foreground, background: voxels xyz; boxes: each x0 y0 z0 x1 y1 z1."""
+    points = np.array([*foreground, *background], float).reshape(-1, 3)
+    labels = np.array([FOREGROUND] * len(foreground) + [BACKGROUND] * len(background), int)
+    return Object3d(1, "object", axis, points, labels, [np.array(box) for box in boxes])
 
 
 def objects_of_file(path: Path, axis: str) -> list[Object3d]:
@@ -107,8 +114,8 @@ def seeds_of(
     scan: sitk.Image,
     sliced: Slices,
 ) -> tuple[dict[int, ObjectPrompt], tuple[int, int] | None]:
-    """-> what is said of the object on each slice, in pixels as `upright`; and of a rough box the first slice and one past
-    the last.
+    """-> what is said of the object on each slice, in pixels as `upright`; and of a rough box its first slice and one
+    past its last.
 
     Raises PromptError: boxes that contradict each other.
     """
@@ -137,28 +144,23 @@ def seeds_of(
     bounds = (int(np.floor(rough[0][axis] + 0.5)), int(np.ceil(rough[0][3 + axis] - 0.5))) if rough else None
     seeds = {}
     for number in sorted(clicks.keys() | on_slices.keys()):
-        here = clicks.get(number, [])
-        box = on_slices.get(number)
+        here, drawn = clicks.get(number, []), on_slices.get(number)
         seeds[number] = ObjectPrompt(
             np.array([in_slice(point, sliced) for point, _ in here], np.float32) if here else None,
             np.array([label for _, label in here]) if here else None,
-            None if box is None else box_in_slice(box, sliced),
+            None if drawn is None else box_in_slice(drawn, sliced),
         )
     outside = [number for number in seeds if bounds and not bounds[0] <= number < bounds[1]]
     if outside:
         raise PromptError(f"is prompted on slice {outside[0]}, outside its rough box")
     without = [
-        number for number, prompt in seeds.items() if prompt.box is None and not (prompt.labels == FOREGROUND).any()
+        number
+        for number in seeds
+        if number not in on_slices and all(label != FOREGROUND for _, label in clicks[number])
     ]
     if without:
         raise PromptError(f"has only background clicks on slice {without[0]}; add one on the object, or a box")
     return seeds, bounds
-
-
-def turned(points: np.ndarray, here: sitk.Image, there: sitk.Image) -> np.ndarray:
-    """(P, 3) voxels xyz of one volume -> of the other, which differs in how its axes run."""
-    places = [here.TransformContinuousIndexToPhysicalPoint(point.tolist()) for point in points]
-    return np.array([there.TransformPhysicalPointToContinuousIndex(place) for place in places]).reshape(-1, 3)
 
 
 def in_slice(point: np.ndarray, sliced: Slices) -> tuple[float, float]:

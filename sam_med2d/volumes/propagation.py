@@ -1,12 +1,12 @@
-"""A volume from prompts on a few of its slices: from slice to slice in both directions, until the object ends.
+"""An object through a volume: from prompted slices to their neighbours in both directions, until the object ends.
 
     sliced = Slices(predictor, array, axis=0, intensity=Intensity())
     found = propagate(sliced, {94: ObjectPrompt(box=np.array([20, 20, 150, 180]))}, Rule())
     volume = sliced.assemble(found.slices)                  # probabilities, as large as the array
 
-Arrays are (Z, Y, X), turned to the patient as `indexing.volumes.canonical` leaves them; slices are (h, w) as people look at
-them (`upright`), and so are the pixels of prompts: x before y, boxes half-open. Axis 0 has axial slices, 1 coronal, 2
-sagittal.
+Arrays are (Z, Y, X), turned to the patient as `scans.canonical` leaves them; slices are (h, w) as people look at them
+(`scans.upright`), and so are the pixels of prompts: x before y, boxes half-open. Axis 0 has axial slices, 1 coronal,
+2 sagittal.
 """
 
 from collections import OrderedDict
@@ -46,10 +46,10 @@ class Rule(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """One object in one slice. probability: (h, w) float16; low_res: (S/4, S/4) logits; iou: predicted."""
+    """One object in one slice. probability: (h, w) float16; low_res: (S/4, S/4) logits or unknown; iou: predicted."""
 
     probability: np.ndarray
-    low_res: np.ndarray
+    low_res: np.ndarray | None
     iou: float
 
     @property
@@ -83,7 +83,8 @@ class Slices:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of a slice."""
-        return tuple(n for i, n in enumerate(self.array.shape) if i != self.axis)
+        height, width = (n for i, n in enumerate(self.array.shape) if i != self.axis)
+        return height, width
 
     def image(self, number: int) -> np.ndarray:
         """(h, w) uint8."""
@@ -91,9 +92,10 @@ class Slices:
         return upright(to_8_bits(values, *(self._range or self.intensity.range_of(values))), self.axis)
 
     def predict(self, number: int, prompt: ObjectPrompt, like: np.ndarray | None = None) -> Slice:
-        """The best of the three answers: by the predicted IoU, times the IoU with `like`, (h, w) bool, where that is given.
+        """The best of the three answers: by the predicted IoU, times the IoU with `like` where that is given.
 
-        A box around a part is often answered with the whole as well: without `like`, an object would jump to what it lies in.
+        like: (h, w) bool. A box around a part is often answered with the whole as well: without `like`, an object would
+        jump to what it lies in.
         """
         self._show(number)
         found = self.predictor.predict_objects([prompt], return_logits=True)
@@ -154,7 +156,7 @@ def propagate(
             if neighbour is None:
                 limit = "end of the volume" if (first, end)[side] == (0, len(sliced))[side] else "end of the box"
                 ends[side] = why or limit
-    return Propagated(found, tuple(ends))
+    return Propagated(found, (ends[0], ends[1]))
 
 
 def _walk(

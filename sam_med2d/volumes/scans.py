@@ -15,11 +15,31 @@ import SimpleITK as sitk
 from sam_med2d.errors import DataError
 from sam_med2d.volumes.dicom import read_header, read_series, unreadable
 
+VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")  # what label volumes are written as
+
 SUFFIXES = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npy", ".dcm")
 
 AXES = "xyz"  # numpy has them the other way round: (Z, Y, X)
 
 TOLERANCE = 0.1  # of a voxel, that the corners of a scan and of its labels may be apart
+
+
+def files_of(source: Path) -> str | list[str]:
+    """What `read_scan` reads: a volume, or the files of a folder with one DICOM series. Raises DataError."""
+    if source.is_dir():
+        files = sorted(str(path) for path in source.iterdir() if path.is_file())
+        if not files:
+            raise DataError(f"{source}: holds no files; give a volume, or the folder of one DICOM series")
+        return files
+    if not source.exists():
+        raise DataError(f"{source}: does not exist; give a volume, or the folder of one DICOM series")
+    return str(source)
+
+
+def stem_of(path: Path) -> str:
+    """ct.nii.gz -> ct"""
+    name = path.resolve().name
+    return next((name.removesuffix(ending) for ending in (*VOLUMES, ".nhdr", ".dcm") if name.endswith(ending)), name)
 
 
 def read_scan(file: str | Sequence[str], frame: int | None = None) -> sitk.Image:
@@ -74,7 +94,7 @@ def _read_array(path: str) -> sitk.Image:
 
 
 def _check_nifti(path: str) -> np.ndarray | None:
-    """What SimpleITK does not say of a NIfTI file: it reads voxels that are cut off, and those that are no numbers, as 0.
+    """What SimpleITK does not say of a NIfTI file: it reads voxels that are cut off or are no numbers as 0.
 
     -> which voxels are no numbers, (N,) bool, or None. Raises DataError where voxels are missing.
     """
@@ -203,6 +223,12 @@ def corners_of(image: sitk.Image) -> list[tuple[int, ...]]:
 def index_in(image: sitk.Image, other: sitk.Image, index: tuple[int, ...]) -> np.ndarray:
     """Where, in voxels of `image`, the voxel of `other` at an index lies."""
     return np.array(image.TransformPhysicalPointToContinuousIndex(other.TransformIndexToPhysicalPoint(index)))
+
+
+def turned(points: np.ndarray, here: sitk.Image, there: sitk.Image) -> np.ndarray:
+    """(P, 3) voxels xyz of one volume -> of the other, which differs in how its axes run."""
+    places = [here.TransformContinuousIndexToPhysicalPoint(point.tolist()) for point in points]
+    return np.array([there.TransformPhysicalPointToContinuousIndex(place) for place in places]).reshape(-1, 3)
 
 
 def size_of(image: sitk.Image) -> str:

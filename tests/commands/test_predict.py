@@ -1,4 +1,4 @@
-"""scripts/predict.py and what it writes: masks, overlays, COCO; prompts files, good and bad; weights that say what they are."""
+"""The command predict and what it writes: masks, overlays, COCO; prompts files, good and bad; weights' own settings."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from sam_med2d.coco import has_holes, segmentation_of
 from sam_med2d.commands import predict as script
-from sam_med2d.drawing import overlay
+from sam_med2d.drawing import CLICK, SIGN, colour_of, overlay
 from segment_anything import ObjectPrompt, SamPredictor, sam_model_registry
 from segment_anything.checkpoint import save_weights
 from tests.segment_anything.test_model import randomise
@@ -240,7 +240,10 @@ def test_an_overlay_shows_masks_prompts_and_names() -> None:
         changed == cv2.resize(mask.astype(np.uint8), None, fx=9, fy=9, interpolation=cv2.INTER_NEAREST)
     ).mean() > 0.99
     click = ObjectPrompt(np.array([[50.0, 5.0]]), np.array([1]), np.array([2.0, 2.0, 58.0, 38.0]))
-    assert (overlay(image, [mask], [click])[5 * 9 + 4, 50 * 9 + 4] == 255).all()
+    prompted = overlay(image, [mask], [click])
+    row, column = 5 * 9 + 4, 50 * 9 + 4  # the middle of an enlarged pixel
+    assert (prompted[row, column] == SIGN[True]).all() and (prompted[row + 4, column] == CLICK[True]).all()
+    assert (prompted[2 * 9, 100:200] == colour_of(0)).all()
     assert (overlay(image, [mask], [click], ["name"]) != overlay(image, [mask], [click])).any()
 
 

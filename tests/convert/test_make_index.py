@@ -329,7 +329,7 @@ def test_two_data_sets_share_a_folder(masks):
 
 
 def test_a_killed_conversion_goes_on(tmp_path):
-    """Killed with no chance to clean up, at several moments; what was done is kept, and the end is that of a quiet run."""
+    """Killed with no chance to clean up, at several moments; what was done is kept, and it ends as a quiet run does."""
     for i in range(30):
         write(tmp_path / "photos" / f"p{i:02d}_1.png", picture(300, 300, i))
         write(tmp_path / "masks" / f"p{i:02d}_1_x.png", block((300, 300), (2, 120), (3, 130)))
@@ -720,7 +720,7 @@ def test_coco_that_contradicts_itself(tmp_path, coco, capsys, change, said):
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A corner of SA-Med2D-20M: 40 cases of CT, one of each known defect, and an entry of each kind that may be wrong."""
+    """A corner of SA-Med2D-20M: 40 cases of CT, one of each known defect, and one of each wrong kind of entry."""
     root = tmp_path / "SAMed2Dv1"
     entries = {}
     for case in range(40):
@@ -878,7 +878,7 @@ def commands_of(page: Path) -> list[list[str]]:
     "words", commands_of(ROOT / "docs" / "data.md"), ids=lambda words: " ".join(words[2:3] + words[-1:])
 )
 def test_commands_of_the_documentation_fail_for_want_of_data_alone(words, tmp_path, monkeypatch):
-    """Where the data is not there, each gets as far as looking for it. Patterns are tried apart, as they come after that."""
+    """Where the data is not there, each gets as far as looking for it. Patterns come later, and are tried apart."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="no such folder|cannot be read"):
         make_index.main(words[2:])

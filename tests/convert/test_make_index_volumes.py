@@ -1,4 +1,4 @@
-"""scripts/make_index.py: the sources of volumes (volumes with DICOM, nnunet), on real files of packages and on made ones."""
+"""The command make-index on volumes (DICOM and nnU-Net among them): real files of packages, and made ones."""
 
 import gzip
 import json
@@ -11,9 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
-sitk = pytest.importorskip("SimpleITK", reason="the extra data is not installed")
-highdicom = pytest.importorskip("highdicom", reason="the extra data is not installed")
+pytest.importorskip("SimpleITK", reason="the extra data is not installed")
+pytest.importorskip("highdicom", reason="the extra data is not installed")
+
+import highdicom
 import pydicom
+import SimpleITK as sitk
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -311,7 +314,7 @@ def test_numpy_arrays(tmp_path):
 
 
 def test_mni152_as_nifti(tmp_path):
-    """The template of nilearn, with its maps of grey and white matter as labels: 1 mm, stored in another orientation."""
+    """The template of nilearn, with its maps of grey and white matter as labels: 1 mm, in another orientation."""
     datasets = pytest.importorskip("nilearn.datasets")
     folder = Path(datasets.__file__).parent / "data"
     kinds = {kind: folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")}
@@ -485,7 +488,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def stack_of(name: str, folder: Path, count: int, step: float = 2.0, **changes) -> list[Path]:
-    """A series of `count` slices made of one real file of pydicom, each shifted by a few rows to tell it from the others."""
+    """A series of `count` slices made of one real file of pydicom, each shifted by a few rows to tell them apart."""
     source = pydicom.dcmread(get_testdata_file(name, download=False))
     series, paths = generate_uid(), []
     position = np.array(source.ImagePositionPatient, float)

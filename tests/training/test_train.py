@@ -745,7 +745,7 @@ def test_tensorboard_and_the_best_epoch(validated: Path, work: Path) -> None:
         assert [*shown] == [3, 6]
         for picture in shown.values():
             assert picture.std() > 20 and has_colour(picture, drawing.TRUTH)
-            assert has_colour(picture, drawing.BOX) == (tag == "panel/bbox")
+            assert has_colour(picture, drawing.CLICK[True]) == (tag == "panel/3pts")
 
 
 def test_tensorboard_goes_on_where_a_resumed_run_does(validated: Path, work: Path, monkeypatch) -> None:

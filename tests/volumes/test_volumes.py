@@ -1,4 +1,4 @@
-"""Propagation through a volume, and scripts/segment_volume.py: orientation, prompts, where an object ends, bad input."""
+"""Propagation through a volume, and the command segment-volume: orientation, prompts, where objects end, bad input."""
 
 import csv
 import json
@@ -13,7 +13,10 @@ import torch.nn.functional as F
 
 from sam_med2d.commands import segment_volume as script
 from sam_med2d.volumes.intensity import Intensity
-from sam_med2d.volumes.propagation import Rule, Slice, Slices, fuse, propagate, refine_along
+from sam_med2d.volumes.prompts import Object3d
+from sam_med2d.volumes.propagation import Propagated, Rule, Slice, Slices, fuse, propagate, refine_along
+from sam_med2d.volumes.scans import canonical, stem_of
+from sam_med2d.volumes.segmentation import Result, row_of, spread_slices
 from segment_anything import ObjectPrompt, Prediction, PromptError, SamPredictor, sam_model_registry
 from segment_anything.checkpoint import save_weights
 from tests.segment_anything.test_model import randomise
@@ -246,7 +249,7 @@ def run(tmp_path, monkeypatch):
                 *map(str, flags),
             ]
         )
-        with open(path.with_name(f"{script.stem_of(path)}.csv"), newline="") as file:
+        with open(path.with_name(f"{stem_of(path)}.csv"), newline="") as file:
             return sitk.ReadImage(str(path)), list(csv.DictReader(file))
 
     return run
@@ -313,7 +316,7 @@ def test_labels_lie_on_the_volume_however_it_is_stored(orientation, axis, run, t
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAI"])
 def test_boxes_thin_and_rough(orientation, run, tmp_path, scene) -> None:
-    path, image = stored(tmp_path, scene[0], orientation)
+    path, _ = stored(tmp_path, scene[0], orientation)
     first = sitk.GetArrayFromImage(image_of(scene[1].astype(np.uint8), orientation)) > 0
     low, high = np.argwhere(first).min(axis=0)[::-1], np.argwhere(first).max(axis=0)[::-1] + 1
     middle = (low[2] + high[2]) // 2
@@ -486,3 +489,28 @@ def test_contradicting_flags(flags, message, capsys) -> None:
 def test_a_prompt_that_is_no_prompt(scene) -> None:
     with pytest.raises(PromptError):
         propagate(slices_of(scene[0], 0), {5: ObjectPrompt(box=np.array([5, 5, 99, 9], np.float32))}, Rule())
+
+
+def test_slices_to_look_at_are_spread_over_the_objects():
+    labels = np.zeros((30, 8, 9), np.uint8)
+    assert spread_slices(labels, 0, 4) == [15] and spread_slices(labels, 2, 4) == [4]
+    labels[10:13, 2, 2] = labels[25, 3, 7] = 1
+    assert spread_slices(labels, 0, 12) == [10, 11, 12, 25]
+    assert spread_slices(labels, 0, 2) == [10, 25] and spread_slices(labels, 2, 5) == [2, 7]
+
+
+@pytest.mark.parametrize("orientation, axes", [("LPS", "xyz"), ("RAI", "xyz"), ("PIR", "yzx")])
+@pytest.mark.parametrize("number", [0, 7])
+def test_an_object_of_one_slice_is_numbered_along_its_own_axis(orientation, axes, number):
+    """axes: of the patient, in the order in which the volume is stored."""
+    stored = image_of(np.zeros((20, 21, 22), np.uint8), orientation)
+    scan = canonical(stored)
+    labels = np.zeros(scan.GetSize()[::-1], np.uint8)
+    for axis in "xyz":
+        wanted = Object3d(1, "small", axis, np.zeros((0, 3)), np.zeros(0, int), [])
+        found = Propagated({number: Slice(np.zeros((2, 2), np.float16), None, 0.9)}, ("before", "after"))
+        row = row_of(Result(wanted, labels, found), labels, stored, scan)
+        size = stored.GetSize()[axes.index(axis)]
+        runs_back = orientation[axes.index(axis)] not in "LPS"
+        place = size - 1 - number if runs_back else number
+        assert (row["first_slice"], row["last_slice"]) == (place, place)

@@ -1,0 +1,112 @@
+"""Whole objects of a scan: from their prompts to probabilities, to one label volume and to a table."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+
+from sam_med2d.volumes.prompts import Object3d, seeds_of
+from sam_med2d.volumes.propagation import Propagated, Rule, Slice, Slices, fuse, propagate, refine_along
+from sam_med2d.volumes.scans import AXES, turned
+from segment_anything.files import replacing
+
+
+class Result(NamedTuple):
+    """probability: (Z, Y, X) float16, of the volume turned to the patient."""
+
+    wanted: Object3d
+    probability: np.ndarray
+    propagated: Propagated
+
+
+def segment(
+    one: Object3d,
+    along: dict[str, Slices],
+    stored: sitk.Image,
+    scan: sitk.Image,
+    rule: Rule,
+    fused: bool,
+    progress: Callable[[], object],
+) -> Result:
+    """Find one object from its prompts.
+
+    along: the slices along each axis; stored, scan: the volume as it is stored and turned to the patient; fused:
+    whether the other two axes are looked at too; progress: called after every slice. Raises PromptError.
+    """
+    sliced = along[one.axis]
+    seeds, bounds = seeds_of(one, stored, scan, sliced)
+    propagated = propagate(sliced, seeds, rule, bounds, progress)
+    volume = sliced.assemble(propagated.slices)
+    if fused:
+        volumes, covered = [volume], [_covered(sliced, propagated.slices)]
+        for other in along.values():
+            if other is not sliced:
+                again = refine_along(other, volume > 0.5, rule, progress)
+                volumes.append(other.assemble(again))
+                covered.append(_covered(other, again))
+        volume = fuse(volumes, covered)
+    return Result(one, volume, propagated)
+
+
+def _covered(sliced: Slices, slices: dict[int, Slice]) -> np.ndarray:
+    """Where an axis has looked: bool, broadcastable to the volume."""
+    seen = np.zeros(len(sliced), bool)
+    seen[list(slices)] = True
+    return seen.reshape([-1 if axis == sliced.axis else 1 for axis in range(3)])
+
+
+def label_volume(results: list[Result], shape: tuple[int, ...]) -> np.ndarray:
+    """(Z, Y, X) uint8, or uint16 for labels above 255. Where objects overlap, the more probable one."""
+    labels = np.zeros(shape, np.uint8 if max(result.wanted.label for result in results) < 256 else np.uint16)
+    highest = np.full(shape, 0.5, np.float16)
+    for result in results:
+        here = result.probability > highest
+        labels[here] = result.wanted.label
+        np.maximum(highest, result.probability, out=highest)
+    return labels
+
+
+def row_of(result: Result, labels: np.ndarray, stored: sitk.Image, scan: sitk.Image) -> dict[str, object]:
+    """What the table says of an object. Slices are numbered as in the stored volume."""
+    voxels = int((labels == result.wanted.label).sum())
+    slices, axis = result.propagated.slices, AXES.index(result.wanted.axis)
+    places = np.zeros((3, 3))
+    places[:, axis] = min(slices), max(slices), max(slices) + 1  # the last tells which way the axis runs in the file
+    first_place, last_place, beyond = turned(places, scan, stored)
+    stored_axis = np.abs(beyond - last_place).argmax()
+    numbers = [round(float(place[stored_axis])) for place in (first_place, last_place)]
+    (first, first_end), (last, last_end) = sorted(zip(numbers, result.propagated.ends), key=lambda end: end[0])
+    return {
+        "label": result.wanted.label,
+        "name": result.wanted.name,
+        "voxels": voxels,
+        "millilitres": round(voxels * float(np.prod(scan.GetSpacing())) / 1000, 3),
+        "axis": result.wanted.axis,
+        "first_slice": first,
+        "last_slice": last,
+        "first_end": first_end,
+        "last_end": last_end,
+        "mean_predicted_iou": round(float(np.mean([one.iou for one in slices.values()])), 3),
+    }
+
+
+def write_table(path: Path, rows: list[dict[str, object]]) -> None:
+    """As CSV, a line an object, in one step. rows: at least one, of `row_of`."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def spread_slices(labels: np.ndarray, axis: int, count: int) -> list[int]:
+    """At most `count` slices, spread over those with objects; the middle one where there is no object.
+
+    labels: (Z, Y, X); axis: of the array, along which slices are numbered.
+    """
+    present = np.flatnonzero((labels > 0).any(axis=tuple(i for i in range(3) if i != axis)))
+    if not len(present):
+        return [labels.shape[axis] // 2]
+    return present[np.linspace(0, len(present) - 1, min(count, len(present))).round().astype(int)].tolist()

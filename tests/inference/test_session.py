@@ -1,0 +1,171 @@
+"""An annotation session: prompts that add up, undo, volumes, files, and bad input that leaves it as it was."""
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from sam_med2d.data.reading import read_image
+from sam_med2d.errors import DataError
+from sam_med2d.inference import models as models_room
+from sam_med2d.inference.session import AnnotationSession
+from segment_anything import PromptError, SamPredictor, sam_model_registry
+from tests.segment_anything.test_model import randomise
+
+ROOT = Path(__file__).parents[2]
+IMAGE = ROOT / "data_demo/images/mni152_axial_094.png"
+OTHER_IMAGE = ROOT / "data_demo/images/mni152_axial_129.png"
+WEIGHTS = ROOT / "pretrain_model/vit_t_phantoms.safetensors"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sam_model_registry["vit_t"](image_size=128, encoder_adapter=False, checkpoint=str(WEIGHTS))
+
+
+def expected(model, path: Path = IMAGE, **prompts) -> tuple[np.ndarray, float, np.ndarray]:
+    """The best mask of the predictor."""
+    predictor = SamPredictor(model)
+    predictor.set_image(read_image(str(path)), "BGR")
+    masks, iou, low_res = predictor.predict(**prompts)
+    return masks[iou.argmax()], float(iou.max()), low_res[iou.argmax()]
+
+
+def opened(model, path: Path = IMAGE) -> AnnotationSession:
+    session = AnnotationSession({models_room.WITHOUT: model})
+    session.open(path)
+    return session
+
+
+def test_clicks_add_up_and_feed_the_last_mask_back(model):
+    session = opened(model)
+    first = session.click(110, 60, True)
+    mask, iou, low_res = expected(model, point_coords=[[110, 60]], point_labels=[1])
+    assert np.array_equal(first.mask, mask) and first.iou == pytest.approx(iou)
+    second = session.click(40, 60, False)
+    mask, _, _ = expected(model, point_coords=[[110, 60], [40, 60]], point_labels=[1, 0], mask_input=low_res)
+    assert np.array_equal(second.mask, mask) and not np.array_equal(second.mask, first.mask)
+
+
+def test_a_box_starts_anew_whichever_corner_it_starts_from(model):
+    session = opened(model)
+    session.click(110, 60, True)
+    action = session.draw_box(150, 181, 80, 9)
+    assert action.points == [] and np.array_equal(action.mask, expected(model, box=[80, 9, 150, 181])[0])
+
+
+def test_undo_goes_back_one_step_at_a_time_and_ends_quietly(model):
+    session = opened(model)
+    first = session.click(110, 60, True)
+    session.add_object("ventricle")
+    session.click(70, 90, True)
+    session.undo()
+    assert session.shown() == {0: first} and session.objects[1] == "ventricle"
+    session.undo()
+    session.undo()
+    assert session.shown() == {} and session.current == 0
+
+
+def test_an_image_is_encoded_once(model, monkeypatch):
+    calls = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda *a: calls.append(1) or encode(*a))
+    session = opened(model)
+    for x in (100, 105, 110):
+        session.click(x, 60, True)
+    assert len(calls) == 1
+
+
+def test_adapters_can_be_left_out():
+    model = randomise(sam_model_registry["vit_t"](image_size=64, encoder_adapter=True))
+    plain = sam_model_registry["vit_t"](image_size=64, encoder_adapter=False)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "Adapter" not in k})
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        without = models_room.without_adapters(model)
+        assert torch.equal(without.encode(images), plain.encode(images))
+        assert not torch.allclose(model.encode(images), plain.encode(images), atol=1e-2)  # and the model still has them
+    assert without.image_encoder.blocks[0].attn is model.image_encoder.blocks[0].attn  # no second copy in memory
+
+
+def test_files_hold_every_object(model, tmp_path):
+    session = opened(model)
+    session.rename("left half")
+    left = session.draw_box(80, 9, 150, 181)
+    session.add_object()
+    right = session.draw_box(9, 9, 79, 181)
+    written = {path.name: path for path in session.save(tmp_path)}
+    labels = cv2.imread(str(written["mni152_axial_094_labels.png"]), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(labels == 2, right.mask) and np.array_equal(labels == 1, left.mask & ~right.mask)
+    document = json.loads(written["mni152_axial_094_coco.json"].read_text())
+    assert [c["name"] for c in document["categories"]] == ["left half", "object 2"]
+    assert [a["area"] for a in document["annotations"]] == [left.mask.sum(), right.mask.sum()]
+
+
+def test_a_volume_is_segmented_slice_by_slice_and_keeps_its_geometry(model, tmp_path):
+    sitk = pytest.importorskip("SimpleITK", reason='SimpleITK is not installed: pip install -e ".[data]"')
+    grey = np.stack([read_image(str(p))[..., 0] for p in (IMAGE, OTHER_IMAGE, IMAGE)]).astype(np.int16) * 4 - 1000
+    source = sitk.GetImageFromArray(grey[:, ::-1])  # stored from the back to the front: not the way it is shown
+    source.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
+    source.SetSpacing((0.7, 0.8, 2.5))
+    source.SetOrigin((-10, 20, 30))
+    sitk.WriteImage(source, str(tmp_path / "scan.nii.gz"))
+    session = opened(model, tmp_path / "scan.nii.gz")
+    assert session.slice == 1 and session.scan.slices.shape == grey.shape
+    session.slice = 2
+    action = session.draw_box(80, 9, 150, 181)
+    written = {path.name: path for path in session.save(tmp_path / "out")}
+    volume = sitk.ReadImage(str(written["scan_labels.nii.gz"]))
+    assert np.allclose(volume.GetSpacing(), source.GetSpacing()) and np.allclose(volume.GetOrigin(), source.GetOrigin())
+    assert volume.GetDirection() == source.GetDirection()
+    values = sitk.GetArrayFromImage(volume)
+    assert np.array_equal(values[2][::-1], action.mask) and not values[:2].any()
+    assert np.array_equal(cv2.imread(str(written["scan_0002_labels.png"]), cv2.IMREAD_UNCHANGED), action.mask)
+
+
+def test_a_dicom_file_opens(model, tmp_path):
+    sitk = pytest.importorskip("SimpleITK", reason='SimpleITK is not installed: pip install -e ".[data]"')
+    image = sitk.GetImageFromArray(read_image(str(IMAGE))[None, ..., 0].astype(np.int16))
+    sitk.WriteImage(image, str(tmp_path / "slice.dcm"))
+    session = opened(model, tmp_path / "slice.dcm")
+    assert session.scan.slices.shape == (1, 192, 159)
+    assert session.click(110, 60, True).mask.shape == (192, 159)
+
+
+def test_bad_input_leaves_the_session_as_it_was(model, tmp_path):
+    session = opened(model)
+    action = session.click(110, 60, True)
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "broken.nii.gz").write_bytes(b"\x1f\x8b no volume")
+    for name in ("text.png", "broken.nii.gz"):
+        with pytest.raises(DataError, match=name):
+            session.open(tmp_path / name)
+    with pytest.raises(PromptError, match="outside"):
+        session.click(500, 60, True)
+    assert session.shown() == {0: action}
+    with pytest.raises(DataError, match="nothing to save"):
+        opened(model).save(tmp_path / "out")
+    with pytest.raises(DataError, match="open an image"):
+        AnnotationSession({models_room.WITHOUT: model}).click(1, 1, True)
+
+
+def test_the_picture_is_the_slice_itself_and_a_copy(model):
+    session = opened(model)
+    assert session.size() == (192, 159) and np.array_equal(session.picture(), read_image(str(IMAGE)))
+    session.picture()[:] = 0
+    assert session.picture().any()
+    with pytest.raises(DataError, match="open an image"):
+        AnnotationSession({models_room.WITHOUT: model}).picture()
+
+
+def test_a_volume_without_the_packages_for_it_names_the_extra(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    (tmp_path / "scan.nii.gz").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r'^scan.nii.gz: .* SimpleITK is not installed: pip install "sam-med2d\[data\]"'
+    ):
+        opened(model, tmp_path / "scan.nii.gz")
