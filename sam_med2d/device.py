@@ -34,5 +34,5 @@ def amp_dtype(device: torch.device) -> torch.dtype:
 
 def seed_everything(seed: int) -> None:
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries draw from it)
     torch.manual_seed(seed)

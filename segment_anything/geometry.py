@@ -1,8 +1,8 @@
 """Between a picture and the square frame that the model sees: masks, points and boxes, there and back.
 
-A picture is stretched to S x S with OpenCV's nearest neighbour, as the published weights expect, which puts source pixel
-`floor(i * s)` at place i of the frame, s being the picture's side over S. Everything here follows from these places, so
-that what the model says of a frame pixel comes back to the pixel that it saw there:
+A picture is stretched to S x S with OpenCV's nearest neighbour, as the published weights expect, which puts source
+pixel `floor(i * s)` at place i of the frame, s being the picture's side over S. Everything here follows from these
+places, so that what the model says of a frame pixel comes back to the pixel that it saw there:
 
     axis = Stretch(side=512, frame=128)
     axis.places                     # of each frame pixel, the source pixel that it shows: 0, 4, 8, ...

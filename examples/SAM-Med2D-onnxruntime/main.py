@@ -2,11 +2,12 @@
 
     cd examples/SAM-Med2D-onnxruntime
     python3 main.py --encoder_model sam-med2d_b.encoder.onnx --decoder_model sam-med2d_b.decoder.onnx
-    python3 main.py --encoder_model ... --decoder_model ... --img_path scan.png --point 80 90 --background 20 30 --box 30 40 120 150
+    python3 main.py --encoder_model ... --decoder_model ... --img_path scan.png --point 80 90 --background 20 30 --box
+    30 40 120 150
 
-Leaves in --work_dir a picture for a click, for the click refined by another one, and for a box. Prompts are in pixels of the image,
-x before y. The image is one of the demo's where none is given. Files with and without --use-preprocess are both read, and
-decoders with and without --return-single-mask.
+Leaves in --work_dir a picture for a click, for the click refined by another one, and for a box. Prompts are in pixels
+of the image, x before y. The image is one of the demo's where none is given. Files with and without --use-preprocess
+are both read, and decoders with and without --return-single-mask.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
     except Exception as error:  # onnxruntime raises a kind of its own for each thing that is wrong with a file
         raise SystemExit(
             f"error: {path}: not an ONNX model that can be run ({str(error).splitlines()[0]}); export it again"
-        )
+        ) from error
 
 
 class SamEncoder:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from sam_med2d.app import handlers
 from sam_med2d.cli import ending_in_one_line
-from sam_med2d.errors import UsageError
+from sam_med2d.errors import UsageError, UserError
 from sam_med2d.image_files import ENDINGS
 from sam_med2d.inference.models import SMALL, WITH, add_backend_flags, add_model_flags, models_of
 from sam_med2d.inference.session import VOLUMES, AnnotationSession

@@ -8,7 +8,8 @@ In a clone, `python scripts/export_onnx_model.py ...` is the same.
 
 Inputs and outputs, for any number of objects and points (sam_med2d/export/graphs.py has the details):
 
-    image_embeddings point_coords point_labels mask_input has_mask_input orig_im_size -> masks iou_predictions low_res_masks
+    image_embeddings point_coords point_labels mask_input has_mask_input orig_im_size -> masks iou_predictions
+    low_res_masks
 
 Coordinates are in the S x S frame; mask_input holds probabilities; masks and low_res_masks are logits.
 """

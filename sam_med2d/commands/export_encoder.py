@@ -6,9 +6,10 @@
 
 In a clone, `python scripts/export_onnx_encoder_model.py ...` is the same.
 
-input_image -> image_embeddings (B, 256, S/16, S/16). input_image is (1, 3, S, S): stretched to S x S with nearest neighbour, BGR,
-normalised with the mean 123.675 116.28 103.53 and the deviation 58.395 57.12 57.375. With --use-preprocess it is (H, W, 3):
-a BGR image of any size with values 0..255, float32. With --dynamic-batch it is (B, 3, S, S).
+input_image -> image_embeddings (B, 256, S/16, S/16). input_image is (1, 3, S, S): stretched to S x S with nearest
+neighbour, BGR, normalised with the mean 123.675 116.28 103.53 and the deviation 58.395 57.12 57.375. With
+--use-preprocess it is (H, W, 3): a BGR image of any size with values 0..255, float32. With --dynamic-batch it is (B, 3,
+S, S).
 """
 
 import argparse

@@ -1,13 +1,14 @@
-"""Fill the packed cache of a split ahead of training: every image and every mask, decoded and resized, in a few large files.
+"""Fill the packed cache of a split ahead of training: every image and every mask, decoded and resized, in a few large
+files.
 
     sam-med2d pack-dataset --cache /fast/disk --data_path data_demo
     python train.py --cache /fast/disk --data_path data_demo
 
 In a clone, `python scripts/pack_dataset.py ...` is the same.
 
-train.py fills the cache by itself, with what its first epochs draw. Packed ahead, the first epoch is fast too, and every
-file has been opened once. A second run packs only what is missing and what has changed since. Files that cannot be
-read are left out, named, and make the exit status 1.
+train.py fills the cache by itself, with what its first epochs draw. Packed ahead, the first epoch is fast too, and
+every file has been opened once. A second run packs only what is missing and what has changed since. Files that cannot
+be read are left out, named, and make the exit status 1.
 """
 
 import argparse

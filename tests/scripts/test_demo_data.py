@@ -90,7 +90,7 @@ def test_every_image_shows_enough_brain_and_has_an_object():
 def test_left_is_on_the_right_of_the_image():
     """Radiological convention; and the two sides do not overlap."""
     for split in SPLITS:
-        for image_path, masks in image_to_masks(split).items():
+        for masks in image_to_masks(split).values():
             for left_path in (mask for mask in masks if "_left_" in mask):
                 left = read_grey(left_path) > 0
                 right = read_grey(left_path.replace("_left_", "_right_")) > 0
