@@ -16,8 +16,8 @@ FLOORS = (
     {"app", "export", "training"},
     {"inference", "evaluation"},
     {"convert", "drawing", "prompts"},
-    {"volumes", "data", "coco", "image_files", "regions"},
-    {"errors", "cli", "device", "distributed", "provenance", "seeds", "packages"},
+    {"volumes", "data", "coco", "image_files"},
+    {"errors", "cli", "device", "distributed", "provenance", "seeds", "packages", "regions"},
 )
 GROUND = FLOORS[-1]  # whose rooms may use one another
 TOP = {

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "predictor_example.ipynb"
 SECTIONS = ("A click", "A correction", "A box", "Several boxes", "A mask", "Everything")
 
-# In a process of its own: a client of kernels does not get on with whatever event loops other tests have left in this one.
+# In a process of its own: a client of kernels does not get on with event loops that other tests have left in this one.
 EXECUTE = """
 import sys, nbformat
 from nbclient import NotebookClient

@@ -31,7 +31,8 @@ MASK, CLICK_ON, CLICK_OFF = (0, 140, 255), (170, 230, 0), (60, 80, 255)
 def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
     if not path.is_file():
         raise SystemExit(
-            f"error: {path}: not found; make it with scripts/export_onnx_encoder_model.py or scripts/export_onnx_model.py"
+            f"error: {path}: not found; make it with scripts/export_onnx_encoder_model.py or "
+            "scripts/export_onnx_model.py"
         )
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
     if provider not in onnxruntime.get_available_providers():
@@ -59,7 +60,8 @@ class SamEncoder:
         side = inputs[0].shape[-1]
         if not self.geometry_inside and side != input_size:
             raise SystemExit(
-                f"error: {path}: is for images of {side} px, the decoder for {input_size}; export both with one --image_size"
+                f"error: {path}: is for images of {side} px, the decoder for {input_size}; export both with one "
+                "--image_size"
             )
         self.input_size = input_size
 

@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
         )
     taken = sum(file.stat().st_blocks * 512 for file in Path(cache.folder).iterdir())
     print(
-        f"{len(index)} images and {index.mask_count} masks at {args.image_size} px: {taken / 1e6:.1f} MB in {cache.folder}"
+        f"{len(index)} images and {index.mask_count} masks at {args.image_size} px: {taken / 1e6:.1f} MB in "
+        f"{cache.folder}"
     )
     return len(wrong)
 

@@ -457,7 +457,7 @@ def test_workers_and_global_seeds_change_nothing(data, augment):
     dataset = TrainingDataset(data, SIZE, augment=augment, seed=3)
     runs = []
     for workers in (0, 2):
-        random.seed(workers), np.random.seed(workers), torch.manual_seed(workers)  # noqa: NPY002
+        random.seed(workers), np.random.seed(workers), torch.manual_seed(workers)
         loader = train_loader(dataset, batch_size=3, num_workers=workers, seed=3)
         batches = []
         for epoch in range(2):
