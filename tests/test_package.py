@@ -165,7 +165,7 @@ for name in {modules}:
 
 def test_what_ours_lacks_is_not_blamed_on_somebody_else(tmp_path):
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
-    done = python("-c", "import sam_med2d.errors", folder=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    done = python("-c", "import sam_med2d.drawing", folder=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert done.stderr.rstrip().endswith("ModuleNotFoundError: No module named 'torch'")
 
 
