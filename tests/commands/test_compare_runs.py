@@ -203,6 +203,7 @@ def test_from_the_command_line(runs: dict[str, Path]) -> None:
         [sys.executable, ROOT / "scripts" / "compare_runs.py", runs["sam"], runs["ft-sam"], "--resamples", "50"],
         capture_output=True,
         text=True,
+        encoding="utf-8",
         cwd=runs["sam"],
     )
     assert done.returncode == 0 and "| sam |" in done.stdout and not done.stderr
