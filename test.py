@@ -54,40 +54,80 @@ DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("run")
-    group.add_argument("--work_dir", default="workdir")
-    group.add_argument("--run_name", default="sammed")
-    group.add_argument("--device", help="default: cuda, mps or cpu, the best there is")
-    group.add_argument("--seed", type=int, default=0, help="of the clicks, the jitter and the bootstrap")
-    add_flag(group, "--save_pred", False, "write masks at the original size, and overlays")
-    add_flag(group, "--report", True, "write report.html")
-    group.add_argument("--rows_format", choices=["csv", "parquet"], default="csv")
+    group.add_argument(
+        "--work_dir", default="workdir", help="Everything is written below this folder. Default: %(default)s."
+    )
+    group.add_argument(
+        "--run_name", default="sammed", help="Name of the run's folder in --work_dir. Default: %(default)s."
+    )
+    group.add_argument(
+        "--device", help="Where the model runs, such as cuda, cuda:1, mps or cpu. Default: the best there is."
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="Clicks, jitter and the bootstrap are functions of this number. Default: %(default)s.",
+    )
+    add_flag(
+        group,
+        "--save_pred",
+        False,
+        "Write the predicted masks at the original size, and overlays with prompts and truth drawn in.",
+    )
+    add_flag(group, "--report", True, "Write report.html, one page with tables, figures and objects.")
+    group.add_argument(
+        "--rows_format",
+        choices=["csv", "parquet"],
+        default="csv",
+        help="Format of the rows, a line an object and mode. Default: %(default)s.",
+    )
 
     group = parser.add_argument_group("data")
-    group.add_argument("--data_path", default="data_demo", help="folder with label2image_test.json")
+    group.add_argument(
+        "--data_path",
+        default="data_demo",
+        help="Folder of the data, with label2image_test.json or image2label_test.json. Default: %(default)s.",
+    )
     group.add_argument("--image_size", type=int, default=256)
     group.add_argument(
-        "--batch_size", type=int, default=1, help="images a step; on a CPU they go through the model one by one"
+        "--batch_size",
+        type=int,
+        default=1,
+        help=(
+            "Number of images in a batch; on a CPU they go through the model one by one all the same. "
+            "Default: %(default)s."
+        ),
     )
     group.add_argument(
         "--num_workers",
         type=int,
         default=min(4, (os.cpu_count() or 1) - 1),
-        help="processes that read, and threads that compute surface metrics",
+        help=("Number of processes that read data, and of threads that compute surface metrics. Default: %(default)s."),
     )
     group.add_argument(
-        "--metadata", help="table of case, modality, class ... a mask; default: metadata.csv of the data, if there"
+        "--metadata",
+        help=(
+            "Table with case, modality, class and more of each mask. Default: metadata.csv of the data, "
+            "where there is one."
+        ),
     )
     group.add_argument(
         "--class_names",
-        help="names of SA-Med2D-20M's class numbers; default: SAMed2D_v1_class_mapping_id.json of the data, if there",
+        help=(
+            "File with the names of SA-Med2D-20M's class numbers. Default: SAMed2D_v1_class_mapping_id.json "
+            "of the data, where there is one."
+        ),
     )
 
     group = parser.add_argument_group("model")
     group.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
     group.add_argument("--sam_checkpoint", default=DEFAULT_CHECKPOINT, help="any SAM or SAM-Med2D weights")
     add_flag(group, "--encoder_adapter", True, "False on a file with adapters leaves them out: the paper's SAM-Med2D*")
-    add_flag(group, "--multimask", True, "the best of outputs 1 to 3; False: output 0")
-    add_flag(group, "--use_amp", False, "mixed precision")
+    add_flag(group, "--multimask", True, "Score the best of outputs 1 to 3; False: output 0.")
+    add_flag(
+        group, "--use_amp", False, "Run the model in mixed precision: bfloat16 where the device has it, else float16."
+    )
 
     group = parser.add_argument_group("prompts and scores")
     group.add_argument(
@@ -104,27 +144,46 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=[],
         metavar="PIXELS",
-        help="also score boxes whose sides are moved by up to so many pixels of the frame, a mode each",
+        help=("Also score boxes whose sides are moved by up to so many pixels of the frame; each number is a mode."),
     )
     group.add_argument(
         "--click_strategy",
         choices=CLICK_STRATEGIES,
         default="random",
-        help="iterative clicks: a random wrong pixel, or the centre of the largest error",
+        help=(
+            "Where an iterative click goes: on a random wrong pixel, or into the centre of the largest "
+            "error. Default: %(default)s."
+        ),
     )
-    add_flag(group, "--boxes_prompt", None, "ask for the one mode bbox; False: for one mode of clicks")
-    group.add_argument("--iter_point", type=int, help="ask for one mode of so many iterative clicks")
-    group.add_argument("--point_num", type=int, help="ask for one mode of so many clicks at once")
-    group.add_argument("--prompt_path", help="prompts file of an earlier run, ours or the original's")
+    add_flag(
+        group,
+        "--boxes_prompt",
+        None,
+        "Ask for the one mode bbox; False: for one mode of clicks, see --iter_point and --point_num.",
+    )
+    group.add_argument("--iter_point", type=int, help="Ask for one mode of so many iterative clicks.")
+    group.add_argument("--point_num", type=int, help="Ask for one mode of so many clicks that are placed at once.")
+    group.add_argument(
+        "--prompt_path", help="Ask the prompts of this file, written by an earlier run or by the original's test.py."
+    )
     group.add_argument(
         "--metrics",
         nargs="+",
         default=[*MAIN_METRICS],
         choices=MAIN_METRICS,
-        help="whose means results.json holds at its top; surface metrics that are not named are not computed",
+        help=(
+            "Metrics whose means results.json holds at its top; surface metrics that are not named are not "
+            "computed. Default: all."
+        ),
     )
     group.add_argument(
-        "--nsd_tolerance", type=float, default=2.0, metavar="PIXELS", help="of the normalised surface Dice"
+        "--nsd_tolerance",
+        type=float,
+        default=2.0,
+        metavar="PIXELS",
+        help=(
+            "Distance in pixels within which normalised surface Dice counts a boundary as met. Default: %(default)s."
+        ),
     )
     args = parser.parse_args(argv)
     try:

@@ -27,7 +27,7 @@ from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.metrics import METRICS
-from sam_med2d.prompts.modes import DEFAULT_MODES, parse_mode
+from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_mode
 from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
 from sam_med2d.training.rounds import Recipe, train_batch
@@ -42,47 +42,90 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     """defaults: instead of those below, where a run is resumed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("run")
-    group.add_argument("--work_dir", default="workdir", help="where everything is written")
-    group.add_argument("--run_name", default="sam-med2d")
+    group.add_argument(
+        "--work_dir", default="workdir", help="Everything is written below this folder. Default: %(default)s."
+    )
+    group.add_argument(
+        "--run_name",
+        default="sam-med2d",
+        help=("Name of the run: its files lie in models/NAME and logs/NAME of --work_dir. Default: %(default)s."),
+    )
     group.add_argument(
         "--resume",
         nargs="?",
         const="last",
         metavar="CHECKPOINT",
-        help="go on from a last.pth, with the flags of its run unless others are given; "
-        "without a path, from that of this run",
+        help=(
+            "Go on from this last.pth, with the flags of its run unless others are given; without a path, "
+            "from the last.pth of this --run_name."
+        ),
     )
-    add_flag(group, "--overwrite", False, "start anew where a run of this name has left its last.pth")
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--device", help="default: cuda, mps or cpu, the best there is")
+    add_flag(group, "--overwrite", False, "Start anew where a run of this name has left its last.pth.")
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help=("Every random draw is a function of this number and of the place in the run. Default: %(default)s."),
+    )
+    group.add_argument(
+        "--device", help="Where the model runs, such as cuda, cuda:1, mps or cpu. Default: the best there is."
+    )
     group.add_argument(
         "--save_every",
         type=int,
         default=1000,
         metavar="STEPS",
-        help="save last.pth within epochs too, every so many batches; 0: only after each epoch",
+        help=(
+            "Save last.pth after so many batches within an epoch too; 0 saves after whole epochs alone. "
+            "Default: %(default)s."
+        ),
     )
     group.add_argument(
-        "--log_every", type=int, default=10, metavar="STEPS", help="of the TensorBoard scalars, in batches"
+        "--log_every",
+        type=int,
+        default=10,
+        metavar="STEPS",
+        help="Write scalars for TensorBoard after so many batches. Default: %(default)s.",
     )
 
     group = parser.add_argument_group("data")
-    group.add_argument("--data_path", default="data_demo", help="folder with image2label_train.json")
+    group.add_argument(
+        "--data_path",
+        default="data_demo",
+        help=(
+            "Folder of the data, with image2label_train.json and, for validation, image2label_val.json. "
+            "Default: %(default)s."
+        ),
+    )
     group.add_argument("--image_size", type=int, default=256)
-    group.add_argument("--batch_size", type=int, default=2, help="images a step")
-    group.add_argument("--mask_num", type=int, default=5, help="masks an image, drawn with replacement")
-    group.add_argument("--num_workers", type=int, default=min(4, (os.cpu_count() or 1) - 1))
-    add_flag(group, "--augment", False, "flips, small rotations and scalings, contrast, noise")
+    group.add_argument("--batch_size", type=int, default=2, help="Number of images in a batch. Default: %(default)s.")
+    group.add_argument(
+        "--mask_num",
+        type=int,
+        default=5,
+        help="Number of masks drawn from each image of a batch, with replacement. Default: %(default)s.",
+    )
+    group.add_argument(
+        "--num_workers",
+        type=int,
+        default=min(4, (os.cpu_count() or 1) - 1),
+        help="Number of processes that read data ahead of the model. Default: %(default)s.",
+    )
+    add_flag(
+        group, "--augment", False, "Vary the training images: flips, small rotations and scalings, contrast, noise."
+    )
     group.add_argument(
         "--balance",
         choices=BALANCE_KINDS,
-        help="give each data set, or each class, the same share of every epoch, whatever its size",
+        help="Give each data set, or each class, the same share of every epoch, whatever its size.",
     )
     group.add_argument(
         "--cache",
         metavar="DIR",
-        help="keep images and masks there, decoded and resized, for the epochs and "
-        "runs that follow; at 256 px 64 KB a grey image, 8 KB a mask",
+        help=(
+            "Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; "
+            "at 256 px an image takes 64 KB if grey, a mask 8 KB."
+        ),
     )
 
     group = parser.add_argument_group("model")
@@ -95,65 +138,122 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     add_flag(group, "--encoder_adapter", True, "adapters in the encoder, the only part of it that is trained")
 
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--epochs", type=int, default=15)
-    group.add_argument("--lr", type=float, default=1e-4)
-    group.add_argument("--adapter_lr", type=float, help="of the adapters, which learn once a batch; default: --lr")
+    group.add_argument(
+        "--epochs", type=int, default=15, help="Number of passes over the training images. Default: %(default)s."
+    )
+    group.add_argument("--lr", type=float, default=1e-4, help="Learning rate of Adam. Default: %(default)s.")
+    group.add_argument(
+        "--adapter_lr",
+        type=float,
+        help=(
+            "Learning rate of the adapters, which learn once a batch while the decoder learns in every "
+            "round. Default: --lr."
+        ),
+    )
     group.add_argument(
         "--adapter_norm_lr",
         type=float,
-        help="of their last LayerNorm, which scales what a new adapter adds, from "
-        "nothing; in short runs 20 x --adapter_lr helps; default: --adapter_lr",
+        help=(
+            "Learning rate of the last LayerNorm of each adapter, which scales what a new adapter adds, from "
+            "nothing; in short runs 20 times --adapter_lr helps. Default: --adapter_lr."
+        ),
     )
     group.add_argument(
         "--lr_scheduler",
         choices=["multistep", "cosine"],
         type=lambda name: name.lower().removesuffix("lr"),
-        help="multistep (or MultiStepLR): halved at each of --milestones; cosine: to zero at the end; "
-        "default: constant",
+        help=(
+            "How the learning rate changes: multistep (or MultiStepLR) halves it at each of --milestones, "
+            "cosine brings it to zero at the end. Default: it stays."
+        ),
     )
-    group.add_argument("--milestones", type=int, nargs="+", default=[5, 10], metavar="EPOCH")
-    group.add_argument("--warmup", type=int, default=0, metavar="STEPS", help="linear, in batches")
+    group.add_argument(
+        "--milestones",
+        type=int,
+        nargs="+",
+        default=[5, 10],
+        metavar="EPOCH",
+        help="Epochs after which --lr_scheduler multistep halves the learning rate. Default: 5 10.",
+    )
+    group.add_argument(
+        "--warmup",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="Number of batches over which the learning rate rises linearly from zero. Default: %(default)s.",
+    )
     group.add_argument(
         "--clip_norm",
         type=float,
         metavar="NORM",
-        help="the largest norm of a step's gradient; default: it is not clipped",
+        help="Scale a gradient down to this norm where it is larger. Default: gradients are not clipped.",
     )
-    add_flag(group, "--use_amp", False, "mixed precision: bfloat16 where the device has it, else float16")
+    add_flag(group, "--use_amp", False, "Train in mixed precision: bfloat16 where the device has it, else float16.")
 
     group = parser.add_argument_group("interaction")
-    group.add_argument("--iter_point", type=int, default=8, help="corrections that follow the first prompt")
     group.add_argument(
-        "--point_list", type=int, nargs="+", default=[1, 3, 5, 9], help="clicks of a correction, drawn from these"
+        "--iter_point",
+        type=int,
+        default=8,
+        help="Number of corrections that follow the first prompt of a batch. Default: %(default)s.",
+    )
+    group.add_argument(
+        "--point_list",
+        type=int,
+        nargs="+",
+        default=[1, 3, 5, 9],
+        help="Numbers of clicks; each correction draws one of these. Default: 1 3 5 9.",
     )
     add_flag(
         group,
         "--keep_clicks",
         False,
-        "corrections keep the clicks before them, as in test.py (but not a box); by default they "
-        "replace them, the paper's recipe",
+        (
+            "Let the clicks of a correction join those before them, as test.py asks them (a starting box is "
+            "not kept). By default they replace them, which is the paper's recipe."
+        ),
     )
     group.add_argument(
         "--box_shift",
         type=int,
         default=5,
         metavar="PIXELS",
-        help="boxes are moved by up to so much, and at most half their short side; 5 suits 256 px",
+        help=(
+            "Move each starting box by up to so many pixels of the frame, and by at most half its short "
+            "side; 5 suits 256 px. Default: %(default)s."
+        ),
     )
     add_flag(
         group,
         "--multimask",
         True,
-        "corrections follow the best of outputs 1 to 3; False: output 0. All four are trained",
+        ("Let corrections follow the best of outputs 1 to 3; False: output 0. All four are trained either way."),
     )
 
     group = parser.add_argument_group("validation, where image2label_val.json or label2image_val.json exists")
-    group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=[*METRICS])
     group.add_argument(
-        "--validate_every", type=int, default=1, metavar="EPOCHS", help="and after the last; pictures too"
+        "--metrics",
+        nargs="+",
+        default=["iou", "dice"],
+        choices=[*METRICS],
+        help="Metrics of the validation that TensorBoard shows. Default: iou dice.",
     )
     group.add_argument(
-        "--prompt_modes", nargs="+", default=[*DEFAULT_MODES], help="as in test.py; best.pth has the best mean Dice"
+        "--validate_every",
+        type=int,
+        default=1,
+        metavar="EPOCHS",
+        help="Validate, and draw pictures, after so many epochs and after the last. Default: %(default)s.",
+    )
+    group.add_argument(
+        "--prompt_modes",
+        nargs="+",
+        type=mode_name,
+        default=[*DEFAULT_MODES],
+        help=(
+            "Prompt modes of the validation, named as for test.py; best.pth is the epoch with the best mean "
+            "Dice of them. Default: %(default)s."
+        ),
     )
     parser.set_defaults(**(defaults or {}))
     args = parser.parse_args(argv)
@@ -171,10 +271,7 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
         rate = getattr(args, name)
         if rate is not None and not 0 < rate < math.inf:
             parser.error(f"--{name} must be above 0, not {rate}")
-    try:
-        args.modes = [parse_mode(name) for name in args.prompt_modes]
-    except ValueError as error:
-        parser.error(str(error))
+    args.modes = [parse_mode(name) for name in args.prompt_modes]
     return args
 
 
