@@ -20,7 +20,7 @@ from sam_med2d.convert.dicom import label_kind
 from sam_med2d.convert.objects import Preparation
 from sam_med2d.convert.patterns import below, groups_of, matches, some, stem, walk
 from sam_med2d.errors import DataError, UsageError
-from sam_med2d.volumes.dicom import read_segmentation, read_structures
+from sam_med2d.volumes.dicom_labels import read_segmentation, read_structures
 from sam_med2d.volumes.intensity import Intensity, finite, to_8_bits
 from sam_med2d.volumes.scans import (
     AXES,
@@ -180,10 +180,12 @@ class Volumes:
     frame: int | None = None
 
     def pictures(self, case: Case, tally: Counter) -> Iterator[Picture]:
+        if "broken" in case.data:
+            raise DataError(case.data["broken"])
         files, modalities = zip(*case.data["images"])
         stored = read_scan(files[0], self.frame)
         scan = canonical(stored)
-        labels = self._labels(case, stored, scan)
+        labels = self._labels(case, stored, scan, tally)
         del stored  # its voxels, of which `scan` has a copy
         for number, (file, modality) in enumerate(zip(files, modalities)):
             if number:
@@ -216,7 +218,7 @@ class Volumes:
                     )
                     yield Picture("", image, objects, modality, name, index, in_plane)
 
-    def _labels(self, case: Case, stored: sitk.Image, scan: sitk.Image) -> Labels:
+    def _labels(self, case: Case, stored: sitk.Image, scan: sitk.Image, tally: Counter) -> Labels:
         labels = Labels()
         for path, class_name in case.data["labels"]:
             kind = label_kind(path)
@@ -227,7 +229,7 @@ class Volumes:
                         self._add_frame(mask, canonical(frame), scan, path, _name(case.data["images"][0][0]))
                     labels.add_mask(name, mask)
             elif kind == "RTSTRUCT":
-                for name, mask in read_structures(path, stored):
+                for name, mask in read_structures(path, stored, tally):
                     drawn = sitk.GetImageFromArray(mask.astype(np.uint8))
                     drawn.CopyInformation(stored)
                     labels.add_mask(name, sitk.GetArrayFromImage(canonical(drawn)) > 0)
