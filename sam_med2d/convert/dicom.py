@@ -10,7 +10,7 @@ from tqdm import tqdm
 from sam_med2d.convert.cases import Case
 from sam_med2d.convert.patterns import below, some, walk
 from sam_med2d.errors import DataError
-from sam_med2d.volumes.dicom import LABELS, naming, read_header
+from sam_med2d.volumes.dicom import LABELS, is_directory, naming, read_header
 from sam_med2d.volumes.dicom_bytes import is_dicom
 
 HEADER = [
@@ -44,11 +44,11 @@ def find_dicom(folder: Path) -> list[Case]:
     for name in tqdm(walk(folder), desc="reading headers", unit="file", leave=False, dynamic_ncols=True):
         path = below(folder, name)
         try:
-            header = read_header(path, HEADER)
+            header = _header_of(path)
         except DataError as error:
             broken.append(_broken(name, path, error))
             continue
-        if header is None or "SeriesInstanceUID" not in header:
+        if header is None:
             continue
         if header.get("Modality") in LABELS:
             labels.append((path, header))
@@ -72,6 +72,16 @@ def find_dicom(folder: Path) -> list[Case]:
         lacking = [Path(one.files[0]).parent.name for one in series.values() if not one.labels]
         print(f"{len(lacking)} series have no labels and are left out: in {some(lacking)}")
     return sorted([*cases, *broken], key=lambda case: case.name)
+
+
+def _header_of(path: str) -> pydicom.Dataset | None:
+    """None: it belongs to no series. Raises DataError where it should."""
+    header = read_header(path, HEADER)
+    if header is None or is_directory(header):
+        return None
+    if not header.get("SeriesInstanceUID"):
+        raise DataError(f"{path}: does not say which series it belongs to (SeriesInstanceUID); export it again")
+    return header
 
 
 def _broken(name: str, path: str, error: DataError) -> Case:

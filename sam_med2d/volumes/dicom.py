@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from pydicom.dataelem import RawDataElement
 
 from sam_med2d.errors import DataError, UserError
 from sam_med2d.volumes.dicom_bytes import has_preamble, is_dicom
@@ -38,6 +39,8 @@ HEADER = (
     *MARKS,
 )
 
+UNDEFINED = 0xFFFFFFFF  # length of an element that ends with a mark
+
 ORIENTATION_KEY = "0020|0037"  # as ITK names ImageOrientationPatient
 
 
@@ -51,6 +54,7 @@ def naming(path: str, kind: str = "DICOM") -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of values that break a rule of DICOM's and can be read all the same
+            warnings.filterwarnings("error", "(?i)end of file|no tag to read")  # which is no such rule
             yield
     except UserError:
         raise
@@ -70,9 +74,28 @@ def read_header(path: str, tags: Sequence[str]) -> pydicom.Dataset | None:
             with open(path, "rb"):  # says so where it cannot be read
                 return None
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags), force=not has_preamble(path))
+        _check_whole(path, header)
         for element in header.iterall():
             _ = element.value
         return header
+
+
+def read_whole(path: str) -> pydicom.Dataset:
+    """All elements, which are read when they are asked for: inside `naming`. Raises DataError: cut off, or no DICOM."""
+    if not is_dicom(path):
+        with open(path, "rb"):  # says so where it cannot be read
+            raise DataError(f"{path}: is no DICOM file; export it again")
+    data = pydicom.dcmread(path, force=not has_preamble(path))
+    _check_whole(path, data)
+    return data
+
+
+def _check_whole(path: str, data: pydicom.Dataset) -> None:
+    """pydicom takes what there is of an element whose end is missing."""
+    for tag in [*data.keys()]:
+        raw = data.get_item(tag)
+        if isinstance(raw, RawDataElement) and raw.value is not None and len(raw.value) < raw.length < UNDEFINED:
+            raise DataError(f"{path}: cannot be read, it is cut off in the element {tag}; copy it again")
 
 
 def is_directory(header: pydicom.Dataset) -> bool:
@@ -105,14 +128,23 @@ def read_series(files: Sequence[str]) -> sitk.Image:
             "their own, or use --dicom, which tells them apart"
         )
     if len(headers) == 1:
-        image = _read_slice(headers[0])
-        return sitk.Cast(image, sitk.sitkFloat32) if image.GetPixelID() == sitk.sitkFloat64 else image
+        return _single(_read_slice(headers[0]))
     stack = ordered(headers, str(where))
     image = sitk.GetImageFromArray(_values(stack.slices))
     image.SetSpacing(stack.spacing)
     image.SetOrigin(stack.origin)
     image.SetDirection(stack.direction)
     return image
+
+
+def _single(image: sitk.Image) -> sitk.Image:
+    """A volume of one slice, which keeps the element that says how it lies, where the file has it."""
+    if image.GetPixelID() != sitk.sitkFloat64:
+        return image
+    cast = sitk.Cast(image, sitk.sitkFloat32)
+    if image.HasMetaDataKey(ORIENTATION_KEY):
+        cast.SetMetaData(ORIENTATION_KEY, image.GetMetaData(ORIENTATION_KEY))
+    return cast
 
 
 def _values(slices: Sequence[SliceHeader]) -> np.ndarray:

@@ -11,8 +11,7 @@ import SimpleITK as sitk
 
 from sam_med2d.errors import DataError
 from sam_med2d.volumes.contours import filled
-from sam_med2d.volumes.dicom import naming
-from sam_med2d.volumes.dicom_bytes import has_preamble, is_dicom
+from sam_med2d.volumes.dicom import naming, read_whole
 
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")  # contours that have an inside
 
@@ -31,7 +30,7 @@ def read_segmentation(path: str) -> Iterator[tuple[str, Iterator[sitk.Image]]]:
     import highdicom  # takes a second to import
 
     with naming(path, "DICOM-SEG"):
-        file = highdicom.seg.segread(path)
+        file = highdicom.seg.Segmentation.from_dataset(read_whole(path), copy=False)
         labels = {number: str(file.get_segment_description(number).segment_label) for number in file.segment_numbers}
         shared = file.SharedFunctionalGroupsSequence[0]
         frames = list(file.PerFrameFunctionalGroupsSequence)[: int(file.get("NumberOfFrames") or 1)]
@@ -128,9 +127,9 @@ def _planes(drawn: list[np.ndarray], near: float) -> Iterator[tuple[float, list[
 def _structures(path: str) -> list[Structure]:
     """Raises DataError."""
     with naming(path, "RTSTRUCT"):
-        if not is_dicom(path):
-            raise DataError(f"{path}: is no DICOM file; export the structures again")
-        data = pydicom.dcmread(path, force=not has_preamble(path))
+        data = read_whole(path)
+        if "ROIContourSequence" not in data:
+            raise DataError(f"{path}: holds no contours at all (ROIContourSequence is missing); export it again")
         names = {int(roi.ROINumber): str(roi.ROIName) for roi in data.get("StructureSetROISequence") or ()}
         return [
             Structure(
