@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataelem import RawDataElement
+from pydicom.encaps import generate_fragments
 
 from sam_med2d.errors import DataError, UserError
 from sam_med2d.volumes.dicom_bytes import has_preamble, is_dicom
@@ -75,7 +76,7 @@ def read_header(path: str, tags: Sequence[str]) -> pydicom.Dataset | None:
                 return None
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags), force=not has_preamble(path))
         _check_whole(path, header)
-        for element in header.iterall():
+        for element in (*header.file_meta, *header.iterall()):
             _ = element.value
         return header
 
@@ -227,9 +228,13 @@ def _check_slice(path: str, header: pydicom.Dataset) -> None:
 
 
 def _check_length(path: str, header: pydicom.Dataset, shape: tuple[int, int]) -> None:
-    """Before ITK makes room for what the header promises."""
+    """Before ITK makes room for what the file promises: inside `naming`. Raises DataError."""
     syntax = header.file_meta.get("TransferSyntaxUID")
-    if syntax is not None and (syntax.is_encapsulated or syntax.is_deflated):
+    if syntax is not None and not syntax.is_private and syntax.is_deflated:
+        return
+    if syntax is not None and not syntax.is_private and syntax.is_encapsulated:
+        for _ in generate_fragments(read_whole(path).PixelData):  # where they end before they should, it raises
+            pass
         return
     wanted, there = shape[0] * shape[1] * int(header.get("BitsAllocated") or 8) // 8, os.path.getsize(path)
     if there < wanted:
