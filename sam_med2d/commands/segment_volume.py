@@ -39,7 +39,7 @@ from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
 from sam_med2d.volumes.prompts import Object3d, check_inside, object_of, objects_of_file
 from sam_med2d.volumes.propagation import CARRIED, Rule, Slices
-from sam_med2d.volumes.scans import AXES, VOLUMES, canonical, files_of, read_scan, stem_of, upright, write_labels
+from sam_med2d.volumes.scans import AXES, VOLUMES, as_viewed, files_of, read_scan, stem_of, upright, write_labels
 from sam_med2d.volumes.segmentation import Result, label_volume, row_of, segment, spread_slices, write_table
 from segment_anything import PromptError, SamPredictor
 
@@ -67,7 +67,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--background", type=float, nargs=3, action="append", metavar=("X", "Y", "Z"), help="a click off the object"
     )
     group.add_argument(
-        "--axis", choices=[*AXES], default="z", help="that slices are perpendicular to; default: %(default)s"
+        "--axis",
+        choices=[*AXES],
+        help="that slices are perpendicular to; default: z, or the one that a volume of a single slice is cut across",
     )
     group = parser.add_argument_group("intensities, which should be as those of the training data")
     group.add_argument(
@@ -140,12 +142,14 @@ def run(args: argparse.Namespace) -> None:
     if args.input.is_dir():
         check_output(args.output, args.input)
     stored = read_scan(files_of(args.input), args.frame)
+    scan, axis = as_viewed(stored)
+    args.axis = args.axis or axis
     if args.output.exists() and args.input.is_file() and args.output.samefile(args.input):
         raise UsageError(f"--output {args.output}: is the volume itself; choose another name")
     objects = objects_of_file(args.prompts, args.axis) if args.prompts else [object_of_flags(args)]
     for one in objects:
         check_inside(one, stored.GetSize(), str(args.prompts or args.input))
-    scan = canonical(stored)
+        check_axis(one, scan, args)
     array = sitk.GetArrayFromImage(scan)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{args.input}: has voxels that are no finite numbers; replace them")
@@ -175,6 +179,19 @@ def run(args: argparse.Namespace) -> None:
         )
     write_png(base.with_name(f"{base.name}.png"), picture(results, along, labels))
     print(f"labels: {args.output}")
+
+
+def check_axis(one: Object3d, scan: sitk.Image, args: argparse.Namespace) -> None:
+    """Raises DataError where an object's slices, or those of --fuse, would be lines, one voxel wide."""
+    sides = [n for axis, n in zip(AXES, scan.GetSize()) if axis != one.axis]
+    if min(sides) == 1:
+        _, axis = as_viewed(scan)
+        raise DataError(
+            f"{args.input}: is one voxel thick, so that the slices along {one.axis} of {one.name} would be "
+            f"{sides[0]} x {sides[1]} voxels; choose the axis {axis}, or leave it out"
+        )
+    if args.fuse and 1 in scan.GetSize():
+        raise DataError(f"{args.input}: is one voxel thick and has no other axis to look along; leave out --fuse")
 
 
 def picture(results: list[Result], along: dict[str, Slices], labels: np.ndarray) -> np.ndarray:

@@ -8,10 +8,10 @@ import pydicom
 from tqdm import tqdm
 
 from sam_med2d.convert.cases import Case
-from sam_med2d.convert.patterns import below, some, stem, walk
+from sam_med2d.convert.patterns import below, some, walk
 from sam_med2d.errors import DataError
-from sam_med2d.volumes.dicom import LABELS, read_header
-from sam_med2d.volumes.scans import SUFFIXES
+from sam_med2d.volumes.dicom import LABELS, is_directory, naming, read_header
+from sam_med2d.volumes.dicom_bytes import is_dicom
 
 HEADER = [
     "PatientID",
@@ -35,25 +35,35 @@ class _Series:
 def find_dicom(folder: Path) -> list[Case]:
     """Every series below a folder that has a SEG or an RTSTRUCT there -> a case; its patient is the group.
 
-    Raises DataError: nothing labelled, or a label whose series is not there.
+    A file that cannot be read, or a label whose series is not there, becomes a case of its own that fails when it is
+    converted. Raises DataError: nothing labelled.
     """
     series: dict[str, _Series] = {}
     labels: list[tuple[str, pydicom.Dataset]] = []
+    broken: list[Case] = []
     for name in tqdm(walk(folder), desc="reading headers", unit="file", leave=False, dynamic_ncols=True):
         path = below(folder, name)
-        header = read_header(path, HEADER)
-        if header is None or "SeriesInstanceUID" not in header:
+        try:
+            header = _header_of(path)
+        except DataError as error:
+            broken.append(_broken(name, path, error))
+            continue
+        if header is None:
             continue
         if header.get("Modality") in LABELS:
             labels.append((path, header))
         else:
             series.setdefault(str(header.SeriesInstanceUID), _Series(header)).files.append(path)
     if not series:
-        raise DataError(f"{folder}: holds no DICOM series; check the path")
+        raise DataError(broken[0].data["broken"] if broken else f"{folder}: holds no DICOM series; check the path")
     for path, header in labels:
-        series[_series_of(path, header, series)].labels.append(path)
+        try:
+            with naming(path):
+                series[_series_of(path, header, series)].labels.append(path)
+        except DataError as error:
+            broken.append(_broken(Path(path).relative_to(folder).as_posix(), path, error))
     cases = [_case(one) for one in series.values() if one.labels]
-    if not cases:
+    if not cases and not broken:
         raise DataError(
             f"{folder}: holds {len(series)} series but neither DICOM-SEG nor RTSTRUCT; give label volumes with "
             "--images and --labels"
@@ -61,7 +71,22 @@ def find_dicom(folder: Path) -> list[Case]:
     if len(cases) < len(series):
         lacking = [Path(one.files[0]).parent.name for one in series.values() if not one.labels]
         print(f"{len(lacking)} series have no labels and are left out: in {some(lacking)}")
-    return sorted(cases, key=lambda case: case.name)
+    return sorted([*cases, *broken], key=lambda case: case.name)
+
+
+def _header_of(path: str) -> pydicom.Dataset | None:
+    """None: it belongs to no series. Raises DataError where it should."""
+    header = read_header(path, HEADER)
+    if header is None or is_directory(header):
+        return None
+    if not header.get("SeriesInstanceUID"):
+        raise DataError(f"{path}: does not say which series it belongs to (SeriesInstanceUID); export it again")
+    return header
+
+
+def _broken(name: str, path: str, error: DataError) -> Case:
+    """A case that only fails, as it is not known which series the file belongs to: it costs no other one."""
+    return Case(name, name, (path,), {"broken": str(error)}, split="train")  # which no file of splits need name
 
 
 def _series_of(path: str, label: pydicom.Dataset, series: dict[str, _Series]) -> str:
@@ -101,7 +126,7 @@ def _case(one: _Series) -> Case:
 
 def label_kind(path: str) -> str:
     """Of a file with labels: SEG or RTSTRUCT, or nothing where it is no DICOM of these kinds."""
-    if stem(path, SUFFIXES[:-1]) is not None:
+    if not is_dicom(path):
         return ""
     header = read_header(path, ["Modality"])
     kind = str(header.get("Modality", "")) if header is not None else ""

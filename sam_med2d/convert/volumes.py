@@ -20,7 +20,8 @@ from sam_med2d.convert.dicom import label_kind
 from sam_med2d.convert.objects import Preparation
 from sam_med2d.convert.patterns import below, groups_of, matches, some, stem, walk
 from sam_med2d.errors import DataError, UsageError
-from sam_med2d.volumes.dicom import read_segmentation, read_structures
+from sam_med2d.volumes.dicom import ORIENTATION_KEY
+from sam_med2d.volumes.dicom_labels import read_segmentation, read_structures
 from sam_med2d.volumes.intensity import Intensity, finite, to_8_bits
 from sam_med2d.volumes.scans import (
     AXES,
@@ -180,10 +181,12 @@ class Volumes:
     frame: int | None = None
 
     def pictures(self, case: Case, tally: Counter) -> Iterator[Picture]:
+        if "broken" in case.data:
+            raise DataError(case.data["broken"])
         files, modalities = zip(*case.data["images"])
         stored = read_scan(files[0], self.frame)
         scan = canonical(stored)
-        labels = self._labels(case, stored, scan)
+        labels = self._labels(case, stored, scan, tally)
         del stored  # its voxels, of which `scan` has a copy
         for number, (file, modality) in enumerate(zip(files, modalities)):
             if number:
@@ -216,18 +219,24 @@ class Volumes:
                     )
                     yield Picture("", image, objects, modality, name, index, in_plane)
 
-    def _labels(self, case: Case, stored: sitk.Image, scan: sitk.Image) -> Labels:
+    def _labels(self, case: Case, stored: sitk.Image, scan: sitk.Image, tally: Counter) -> Labels:
         labels = Labels()
         for path, class_name in case.data["labels"]:
             kind = label_kind(path)
+            if kind and stored.GetSize()[2] == 1 and not stored.HasMetaDataKey(ORIENTATION_KEY):
+                raise DataError(
+                    f"{_name(case.data['images'][0][0])}: does not say how it lies in the patient "
+                    f"(ImageOrientationPatient is missing), so that {path} has no place in it; export it again"
+                )
             if kind == "SEG":
                 for name, frames in read_segmentation(path):
                     mask = np.zeros(scan.GetSize()[::-1], bool)
                     for frame in frames:
-                        self._add_frame(mask, canonical(frame), scan, path, _name(case.data["images"][0][0]))
+                        if not self._add_frame(mask, canonical(frame), scan, path, _name(case.data["images"][0][0])):
+                            tally["frames of a DICOM-SEG beyond the scan"] += 1
                     labels.add_mask(name, mask)
             elif kind == "RTSTRUCT":
-                for name, mask in read_structures(path, stored):
+                for name, mask in read_structures(path, stored, tally):
                     drawn = sitk.GetImageFromArray(mask.astype(np.uint8))
                     drawn.CopyInformation(stored)
                     labels.add_mask(name, sitk.GetArrayFromImage(canonical(drawn)) > 0)
@@ -268,10 +277,10 @@ class Volumes:
         )
         return sitk.Resample(label, scan, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
 
-    def _add_frame(self, mask: np.ndarray, frame: sitk.Image, scan: sitk.Image, path: str, scan_path: str) -> None:
+    def _add_frame(self, mask: np.ndarray, frame: sitk.Image, scan: sitk.Image, path: str, scan_path: str) -> bool:
         """Put a frame of a DICOM-SEG where it lies in the scan, whose voxels it mostly shares.
 
-        mask: (Z, Y, X) bool of the scan, changed in place.
+        mask: (Z, Y, X) bool of the scan, changed in place. -> whether any of it lies in the scan.
         """
         corners = [index_in(scan, frame, corner) for corner in corners_of(frame)]
         start, stop = np.rint(corners[0]).astype(int), np.rint(corners[-1]).astype(int) + 1
@@ -282,12 +291,19 @@ class Volumes:
             for first, last, limit in zip(start, np.where(thin, start + 1, stop), scan.GetSize()):
                 inner.append(slice(max(0, first) - first, max(0, min(last, limit) - first)))
                 outer.append(slice(max(0, first), max(0, min(last, limit))))
-            mask[tuple(outer[::-1])] |= sitk.GetArrayViewFromImage(frame)[tuple(inner[::-1])] > 0
+            drawn = sitk.GetArrayViewFromImage(frame)[tuple(inner[::-1])] > 0
+            mask[tuple(outer[::-1])] |= drawn
         else:
             self._may_resample(f"{path}: is not on the grid of {scan_path} (its frames lie between the voxels);")
-            mask |= (
+            thick = [
+                max(mm) if n == 1 else mm[0] for *mm, n in zip(frame.GetSpacing(), scan.GetSpacing(), frame.GetSize())
+            ]
+            frame.SetSpacing(thick)  # so that none falls between two slices
+            drawn = (
                 sitk.GetArrayFromImage(sitk.Resample(frame, scan, sitk.Transform(), sitk.sitkNearestNeighbor, 0)) > 0
             )
+            mask |= drawn
+        return bool(drawn.any())
 
     def _may_resample(self, otherwise: str) -> None:
         """Raises DataError unless labels are to be resampled."""

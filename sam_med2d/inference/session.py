@@ -23,6 +23,7 @@ from sam_med2d.data.reading import read_image
 from sam_med2d.errors import DataError
 from sam_med2d.image_files import write_png
 from sam_med2d.packages import missing_package
+from sam_med2d.volumes.dicom_bytes import is_dicom
 from segment_anything import SamPredictor
 from segment_anything.files import replacing
 from segment_anything.images import ImageError, to_bgr
@@ -39,13 +40,15 @@ MOST_OBJECTS = 255  # a label map of 8 bits
 class Scan(NamedTuple):
     """slices: (Z, H, W), of any numbers, or (Z, H, W, 3) RGB.
 
-    turned, stored: of a volume, SimpleITK images: turned to the patient, as the slices are, and as the file has it.
+    turned, stored: of a volume, SimpleITK images: turned to the patient, and as the file has it; axis: of the array of
+    `turned`, that the slices were cut along.
     """
 
     name: str
     slices: np.ndarray
     turned: "SimpleITK.Image | None" = None
     stored: "SimpleITK.Image | None" = None
+    axis: int = 0
 
     def picture(self, number: int) -> np.ndarray:
         """(H, W, 3) uint8 BGR. More than 8 bits are scaled from the slice's own minimum and maximum."""
@@ -53,27 +56,26 @@ class Scan(NamedTuple):
 
 
 def read_upload(path: str | Path) -> Scan:
-    """A picture, or a volume whose axial slices become the pictures. Raises DataError."""
+    """A picture, or a volume whose axial slices become the pictures; a single slice keeps its plane.
+
+    Raises DataError.
+    """
     path = Path(path)
     name = path.name.lower()
-    if not name.endswith(VOLUMES) and not _is_dicom(path):
+    if not name.endswith(VOLUMES) and not is_dicom(path):
         return Scan(path.name, read_image(str(path))[None, ..., ::-1])
     try:
         import SimpleITK
 
-        from sam_med2d.volumes.scans import canonical, read_scan
+        from sam_med2d.volumes.scans import AXES, as_viewed, read_scan, slices_along
     except ModuleNotFoundError as error:
         raise DataError(f"{path.name}: is a volume or DICOM; {missing_package(error) or error}") from error
     stored = read_scan(str(path))
     if np.prod(stored.GetSize()) > MOST_PIXELS:
         raise DataError(f"{path.name}: has more than {MOST_PIXELS // 10**6} million voxels; crop it first")
-    turned = canonical(stored)
-    return Scan(path.name, SimpleITK.GetArrayViewFromImage(turned), turned, stored)
-
-
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    turned, letter = as_viewed(stored)
+    axis = 2 - AXES.index(letter)
+    return Scan(path.name, slices_along(SimpleITK.GetArrayViewFromImage(turned), axis), turned, stored, axis)
 
 
 @dataclass
@@ -255,11 +257,11 @@ class AnnotationSession:
         -> [path], or nothing where SimpleITK is not installed.
         """
         try:
-            from sam_med2d.volumes.scans import write_labels
+            from sam_med2d.volumes.scans import volume_of_slices, write_labels
         except ImportError:
             return []
         labels = np.zeros(scan.slices.shape[:3], np.uint8)
         for number in slices:
             labels[number] = self.label_map(number)
-        write_labels(path, labels, scan.turned, scan.stored)
+        write_labels(path, volume_of_slices(labels, scan.axis), scan.turned, scan.stored)
         return [path]

@@ -1,141 +1,288 @@
-"""DICOM read: a series of slices as a volume, and what was drawn on it (DICOM-SEG, RTSTRUCT)."""
+"""DICOM read: headers, and a series of slices as a volume. Labels that were drawn on it: `dicom_labels`."""
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from pydicom.errors import InvalidDicomError
+from pydicom.dataelem import RawDataElement
+from pydicom.encaps import generate_fragments
 
-from sam_med2d.errors import DataError
+from sam_med2d.errors import DataError, UserError
+from sam_med2d.volumes.dicom_bytes import has_preamble, is_dicom
+from sam_med2d.volumes.stack import MARKS, SliceHeader, ordered
 
 LABELS = ("SEG", "RTSTRUCT")  # modalities of files that hold labels
 
-EVEN = 0.1  # of the distance of slices that they may be off, before slices count as missing
+DIRECTORY = "1.2.840.10008.1.3.10"  # the storage class of a DICOMDIR
 
-GEOMETRY = [
+PLACE = ("ImagePositionPatient", "ImageOrientationPatient")
+
+HEADER = (
+    "SOPInstanceUID",
     "SeriesInstanceUID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
+    "Modality",
+    *PLACE,
     "PixelSpacing",
+    "SliceThickness",
     "Rows",
     "Columns",
+    "BitsAllocated",
     "SamplesPerPixel",
+    "PhotometricInterpretation",
     "NumberOfFrames",
     "RescaleSlope",
-]
+    "RescaleIntercept",
+    *MARKS,
+)
 
-CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")  # contours that have an inside
+UNDEFINED = 0xFFFFFFFF  # length of an element that ends with a mark
+
+ORIENTATION_KEY = "0020|0037"  # as ITK names ImageOrientationPatient
 
 
-def read_header(path: str, tags: Sequence[str] | None = None) -> pydicom.Dataset | None:
-    """Without the pixels. None if the file is not DICOM. Raises DataError if it is broken."""
+@contextmanager
+def naming(path: str, kind: str = "DICOM") -> Iterator[None]:
+    """Around everything that reads a file: what a library stumbles over becomes a DataError that names the file.
+
+    pydicom reads elements when they are asked for, and lets through whatever a broken one makes it stumble over: so
+    values are made plain inside.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of values that break a rule of DICOM's and can be read all the same
-            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags) if tags else None)
-    except InvalidDicomError:
-        return None
+            warnings.filterwarnings("error", "(?i)end of file|no tag to read")  # which is no such rule
+            yield
+    except UserError:
+        raise
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions"
         ) from error
-    except Exception as error:  # pydicom lets through whatever a broken file makes it stumble over
-        raise DataError(f"{path}: broken DICOM ({error}); export it again") from error
+    except Exception as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path}: broken {kind} ({said}); export it again") from error
+
+
+def read_header(path: str, tags: Sequence[str]) -> pydicom.Dataset | None:
+    """These elements alone, all of them read. None if the file is not DICOM. Raises DataError if it is broken."""
+    with naming(path):
+        if not is_dicom(path):
+            with open(path, "rb"):  # says so where it cannot be read
+                return None
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags), force=not has_preamble(path))
+        _check_whole(path, header)
+        for element in (*header.file_meta, *header.iterall()):
+            _ = element.value
+        return header
+
+
+def read_whole(path: str) -> pydicom.Dataset:
+    """All elements, which are read when they are asked for: inside `naming`. Raises DataError: cut off, or no DICOM."""
+    if not is_dicom(path):
+        with open(path, "rb"):  # says so where it cannot be read
+            raise DataError(f"{path}: is no DICOM file; export it again")
+    data = pydicom.dcmread(path, force=not has_preamble(path))
+    _check_whole(path, data)
+    return data
+
+
+def _check_whole(path: str, data: pydicom.Dataset) -> None:
+    """pydicom takes what there is of an element whose end is missing."""
+    for tag in [*data.keys()]:
+        raw = data.get_item(tag)
+        if isinstance(raw, RawDataElement) and raw.value is not None and len(raw.value) < raw.length < UNDEFINED:
+            raise DataError(f"{path}: cannot be read, it is cut off in the element {tag}; copy it again")
+
+
+def is_directory(header: pydicom.Dataset) -> bool:
+    """Whether it is a DICOMDIR, which lists files and holds none."""
+    return header.file_meta.get("MediaStorageSOPClassUID") == DIRECTORY
 
 
 # ---------------------------------------------------------------- a series as a volume
 
 
 def read_series(files: Sequence[str]) -> sitk.Image:
-    """The slices of one series, in any order -> a volume as it was stored.
+    """The slices of one series, in any order -> a volume, with the values that each slice's header makes of it.
 
-    Raises DataError: colour, several frames a file, more than one series, slices missing, doubled or of several shapes,
-    a codec that is not there.
+    Files that are no slices (a DICOMDIR, labels, reports) are passed over. Raises DataError: colour, several frames a
+    file, more than one series or acquisition, slices missing, doubled, of several shapes or not straight behind one
+    another (a tilted gantry), a codec that is not there.
     """
-    headers = [(path, header) for path in files if (header := read_header(path, GEOMETRY)) is not None]
+    headers = [header for path in files if (header := _slice_header(path, alone=len(files) == 1)) is not None]
+    where = Path(files[0]).parent
     if not headers:
-        raise DataError(f"{Path(files[0]).parent}: holds no DICOM file; check the path")
-    for path, header in headers:
-        _check_slice(path, header)
-    series = {str(header.SeriesInstanceUID) for _, header in headers if "SeriesInstanceUID" in header}
+        if any(Path(path).name.upper() == "DICOMDIR" for path in files):
+            raise DataError(
+                f"{where / 'DICOMDIR'}: lists files and holds no picture; give the folder with the files of one series"
+            )
+        raise DataError(f"{where}: holds no DICOM file with a picture; check the path")
+    series = {header.series for header in headers if header.series}
     if len(series) > 1:
         raise DataError(
-            f"{Path(headers[0][0]).parent}: holds {len(series)} series; keep the files of one in a folder of "
+            f"{where}: holds {len(series)} series; keep the files of one in a folder of "
             "their own, or use --dicom, which tells them apart"
         )
-    if len(headers) > 1:
-        headers = _in_order(headers)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([path for path, _ in headers])
-    slopes = {float(header.get("RescaleSlope") or 1) for _, header in headers}
-    if len(slopes) > 1 or not slopes.pop().is_integer():
-        reader.SetOutputPixelType(sitk.sitkFloat32)  # ITK would read all in the type that suits the first
+    if len(headers) == 1:
+        return _single(_read_slice(headers[0]))
+    stack = ordered(headers, str(where))
+    image = sitk.GetImageFromArray(_values(stack.slices))
+    image.SetSpacing(stack.spacing)
+    image.SetOrigin(stack.origin)
+    image.SetDirection(stack.direction)
+    return image
+
+
+def _single(image: sitk.Image) -> sitk.Image:
+    """A volume of one slice, which keeps the element that says how it lies, where the file has it."""
+    if image.GetPixelID() != sitk.sitkFloat64:
+        return image
+    cast = sitk.Cast(image, sitk.sitkFloat32)
+    if image.HasMetaDataKey(ORIENTATION_KEY):
+        cast.SetMetaData(ORIENTATION_KEY, image.GetMetaData(ORIENTATION_KEY))
+    return cast
+
+
+def _values(slices: Sequence[SliceHeader]) -> np.ndarray:
+    """(Z, Y, X), each slice rescaled by its own header, in one type that holds all of them."""
+    volume = np.empty(0)
+    for number, header in enumerate(slices):
+        values = sitk.GetArrayViewFromImage(image := _read_slice(header))[0]
+        kind = np.dtype(np.float32) if image.GetPixelID() == sitk.sitkFloat64 else values.dtype
+        if not number:
+            volume = np.empty((len(slices), *values.shape), kind)
+        elif np.result_type(volume, kind) != volume.dtype:
+            volume = volume.astype(np.result_type(volume, kind))
+        volume[number] = values
+    return volume
+
+
+def _read_slice(header: SliceHeader) -> sitk.Image:
+    """One file, of one slice, rescaled by its header. Raises DataError."""
     try:
-        return reader.Execute()
+        image = sitk.ReadImage(header.path, imageIO="GDCMImageIO")
     except RuntimeError as error:
-        raise unreadable(headers[0][0], error) from error
+        raise unreadable(header.path, error) from error
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise _colour(header.path)
+    if image.GetSize()[:2] != header.shape[::-1]:
+        raise DataError(
+            f"{header.path}: holds {' x '.join(map(str, image.GetSize()))} pixels, and its header says "
+            f"{header.shape[1]} x {header.shape[0]}; export it again"
+        )
+    return image
+
+
+def _slice_header(path: str, alone: bool) -> SliceHeader | None:
+    """What places and reads a slice, as plain values; None for a file that is none. Raises DataError.
+
+    alone: the file was named itself, so that it is an error where it holds no slice.
+    """
+    header = read_header(path, HEADER)
+    if header is None:
+        return None
+    with naming(path):
+        if is_directory(header):
+            if alone:
+                raise DataError(f"{path}: is a DICOMDIR, which lists files; give the folder with those of one series")
+            return None
+        if "Rows" not in header or str(header.get("Modality", "")) in LABELS:
+            if alone:
+                raise DataError(f"{path}: holds no picture ({header.get('Modality') or 'of no modality'}); give a scan")
+            return None
+        _check_slice(path, header)
+        shape = int(header.Rows), int(header.Columns)
+        _check_length(path, header, shape)
+        place, turn, spacing = (
+            _numbers(path, header, name, count) for name, count in zip((*PLACE, "PixelSpacing"), (3, 6, 2))
+        )
+        return SliceHeader(
+            path,
+            str(header.get("SeriesInstanceUID", "")),
+            str(header.get("SOPInstanceUID", "")),
+            str(header.get("PhotometricInterpretation", "")),
+            shape,
+            place,
+            _axes(path, turn) if turn is not None else None,
+            _positive(path, spacing) if spacing is not None else None,
+            float(header.SliceThickness) if header.get("SliceThickness") else None,
+            {name: said for name in MARKS if (said := str(header.get(name, "")))},
+        )
 
 
 def _check_slice(path: str, header: pydicom.Dataset) -> None:
     if int(header.get("SamplesPerPixel") or 1) > 1:
-        raise DataError(
-            f"{path}: is a colour image; export its frames as PNG, for the masks or the labelmaps subcommand"
-        )
+        raise _colour(path)
     if int(header.get("NumberOfFrames") or 1) > 1:
         raise DataError(
             f"{path}: has {header.NumberOfFrames} frames in one file; convert it to NIfTI (dcm2niix does) or "
             "to single slices"
         )
+    if (slope := header.get("RescaleSlope")) is not None and not (float(slope) and np.isfinite(float(slope))):
+        raise DataError(f"{path}: its RescaleSlope is {slope}, so that its values mean nothing; export it again")
 
 
-def _in_order(headers: list[tuple[str, pydicom.Dataset]]) -> list[tuple[str, pydicom.Dataset]]:
-    """Slices from one end to the other. Raises DataError where they make no even stack."""
-    where = Path(headers[0][0]).parent
-    if any(not header.get(tag) for _, header in headers for tag in ("ImagePositionPatient", "ImageOrientationPatient")):
-        raise DataError(f"{where}: slices do not say where they are (ImagePositionPatient); export the series again")
-    first = headers[0][1]
-    for path, header in headers:
-        same_place = np.allclose(header.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-3)
-        if not same_place or (header.Rows, header.Columns) != (first.Rows, first.Columns):
-            raise DataError(
-                f"{path}: is turned or of another size than {headers[0][0]}, of the same series; keep the "
-                "slices of one stack"
-            )
-    row, column = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
-    normal = np.cross(row, column)
-    placed = sorted(
-        (float(normal @ np.array(header.ImagePositionPatient, float)), path, header) for path, header in headers
-    )
-    steps = np.diff([place for place, _, _ in placed])
-    if steps.min() < 1e-3:
-        twice = placed[int(steps.argmin())][1]
+def _check_length(path: str, header: pydicom.Dataset, shape: tuple[int, int]) -> None:
+    """Before ITK makes room for what the file promises: inside `naming`. Raises DataError."""
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if syntax is not None and not syntax.is_private and syntax.is_deflated:
+        return
+    if syntax is not None and not syntax.is_private and syntax.is_encapsulated:
+        for _ in generate_fragments(read_whole(path).PixelData):  # where they end before they should, it raises
+            pass
+        return
+    wanted, there = shape[0] * shape[1] * int(header.get("BitsAllocated") or 8) // 8, os.path.getsize(path)
+    if there < wanted:
+        raise DataError(f"{path}: cannot be read, it is cut off: {there} bytes instead of {wanted}; copy it again")
+
+
+def _colour(path: str) -> DataError:
+    return DataError(f"{path}: is a colour image; export its frames as PNG, for the masks or the labelmaps subcommand")
+
+
+def _numbers(path: str, header: pydicom.Dataset, name: str, count: int) -> np.ndarray | None:
+    """None where the header says nothing. Raises DataError where it says something else than so many numbers."""
+    if header.get(name) in (None, ""):
+        return None
+    values = np.atleast_1d(np.array(header.get(name), float))
+    if values.shape != (count,) or not np.isfinite(values).all():
+        raise DataError(f"{path}: its {name} ({header.get(name)}) must be {count} numbers; export it again")
+    return values
+
+
+def _axes(path: str, turn: np.ndarray) -> np.ndarray:
+    """(2, 3): along the rows and along the columns, of length 1 and at right angles."""
+    row, column = turn.reshape(2, 3)
+    lengths = np.linalg.norm([row, column], axis=1)
+    if np.abs(lengths - 1).max() > 1e-2 or abs(row @ column) > 1e-2:
         raise DataError(
-            f"{twice}: another slice of its series is in the same place (several times or echoes?); keep one "
-            "volume in a folder"
+            f"{path}: its ImageOrientationPatient ({', '.join(f'{value:g}' for value in turn)}) is not two directions "
+            "at right angles; export it again"
         )
-    if steps.max() - steps.min() > EVEN * np.median(steps):
-        raise DataError(
-            f"{where}: slices are missing or uneven: {steps.min():.3g} to {steps.max():.3g} mm apart; complete "
-            "the series, or resample it"
-        )
-    return [(path, header) for _, path, header in placed]
+    row = row / lengths[0]
+    column = column - (column @ row) * row
+    return np.array([row, column / np.linalg.norm(column)])
+
+
+def _positive(path: str, spacing: np.ndarray) -> tuple[float, float]:
+    if not (spacing > 0).all():
+        raise DataError(f"{path}: its PixelSpacing ({spacing[0]:g}, {spacing[1]:g}) must be above 0; export it again")
+    return float(spacing[0]), float(spacing[1])
 
 
 def unreadable(path: str, error: RuntimeError) -> DataError:
     """What to say where SimpleITK could not read a file."""
     try:
-        header = read_header(path) if path.lower().endswith((".dcm", ".ima")) or "." not in Path(path).name else None
+        header = read_header(path, ["Modality"]) if is_dicom(path) else None
     except DataError:
         header = None
-    if (
-        header is not None
-        and "TransferSyntaxUID" in header.file_meta
-        and header.file_meta.TransferSyntaxUID.is_compressed
-    ):
-        syntax = header.file_meta.TransferSyntaxUID
+    syntax = header.file_meta.get("TransferSyntaxUID") if header is not None else None
+    if syntax is not None and not syntax.is_private and syntax.is_compressed:
         return DataError(
             f"{path}: is compressed as {syntax.name}, which is not understood here or is damaged; decompress "
             "it first, with 'gdcmconv --raw' or 'dcmdjpeg'"
@@ -144,102 +291,3 @@ def unreadable(path: str, error: RuntimeError) -> DataError:
     if "orthonormal" in str(error):
         reason = "its axes are not at right angles; resample it on a straight grid"
     return DataError(f"{path}: cannot be read ({reason.strip()})")
-
-
-# ---------------------------------------------------------------- labels
-
-
-def read_segmentation(path: str) -> Iterator[tuple[str, Iterator[sitk.Image]]]:
-    """The segments of a DICOM-SEG -> (name, its frames, each a volume one voxel deep where it lies in the patient).
-
-    Frame by frame: a segment may leave out any slices, so that its frames need not make a volume. Raises DataError.
-    """
-    import highdicom  # takes a second to import
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            file = highdicom.seg.segread(path)
-        labels = {number: str(file.get_segment_description(number).segment_label) for number in file.segment_numbers}
-        shared = file.SharedFunctionalGroupsSequence[0]
-        frames = list(file.PerFrameFunctionalGroupsSequence)[: int(file.get("NumberOfFrames") or 1)]
-        for number, label in labels.items():
-            yield label, _frames(file, number, shared, frames)
-    except (ValueError, AttributeError, RuntimeError, TypeError, KeyError, IndexError, OSError) as error:
-        raise DataError(
-            f"{path}: cannot be read as a DICOM-SEG ({' '.join(str(error).split())[:200]}); export it again"
-        ) from error
-
-
-def _frames(file, number: int, shared: pydicom.Dataset, frames: list[pydicom.Dataset]) -> Iterator[sitk.Image]:
-    """Those of one segment, not empty."""
-    for i, frame in enumerate(frames):
-        identified = frame.get("SegmentIdentificationSequence") or shared.get("SegmentIdentificationSequence")
-        if identified and identified[0].ReferencedSegmentNumber != number:
-            continue
-        stored = file.get_stored_frame(i + 1)
-        if not identified:  # a label map: values are segments
-            mask = stored == number
-        elif file.SegmentationType == "FRACTIONAL":
-            mask = stored >= file.MaximumFractionalValue / 2
-        else:
-            mask = stored > 0
-        if not mask.any():
-            continue
-        place, turn, measure = (
-            next(group for where in (frame, shared) if (group := where.get(name)))[0]
-            for name in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-        )
-        row, column = np.array(turn.ImageOrientationPatient, float).reshape(2, 3)
-        row_mm, column_mm = map(float, measure.PixelSpacing)
-        image = sitk.GetImageFromArray(mask[None].astype(np.uint8))
-        image.SetSpacing((column_mm, row_mm, float(measure.get("SliceThickness") or 1)))
-        image.SetDirection(np.column_stack([row, column, np.cross(row, column)]).ravel().tolist())
-        image.SetOrigin([float(mm) for mm in place.ImagePositionPatient])
-        yield image
-
-
-def read_structures(path: str, scan: sitk.Image) -> Iterator[tuple[str, np.ndarray]]:
-    """The closed contours of an RTSTRUCT -> (name, (Z, Y, X) bool on the scan's grid), as it was stored.
-
-    A pixel is inside where its centre is, by the even-odd rule: a contour inside another one is a hole.
-    Raises DataError.
-    """
-    data = read_header(path)
-    if data is None:
-        raise DataError(f"{path}: is no DICOM file; export the structures again")
-    names = {int(roi.ROINumber): str(roi.ROIName) for roi in data.get("StructureSetROISequence") or ()}
-    inverse = np.linalg.inv(np.array(scan.GetDirection()).reshape(3, 3) * np.array(scan.GetSpacing()))
-    depth, height, width = scan.GetSize()[::-1]
-    for roi in data.get("ROIContourSequence") or ():
-        mask = np.zeros((depth, height, width), bool)
-        name = names.get(int(roi.ReferencedROINumber), f"roi_{roi.ReferencedROINumber}")
-        closed = [contour for contour in roi.get("ContourSequence") or () if contour.ContourGeometricType in CLOSED]
-        for contour in closed:
-            points = np.array(contour.ContourData, float).reshape(-1, 3)
-            indices = (points - np.array(scan.GetOrigin())) @ inverse.T
-            level = indices[:, 2].mean()
-            if np.ptp(indices[:, 2]) > 0.5:
-                raise DataError(
-                    f"{path}: '{name}' was drawn across the slices of its scan; export it as a label volume instead"
-                )
-            if -0.5 <= level < depth - 0.5:
-                mask[round(level)] ^= inside(indices[:, :2], height, width)
-        if closed:
-            yield name, mask
-
-
-def inside(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The pixels whose centres lie inside a polygon, (N, 2) xy with pixel centres at whole numbers -> (H, W) bool.
-
-    Each edge flips all pixels to its right, row by row; an odd number of flips is inside.
-    """
-    flips = np.zeros((height, width + 1), np.uint8)
-    for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0)):
-        if y0 > y1:
-            x0, y0, x1, y1 = x1, y1, x0, y0
-        rows = np.arange(max(0, int(np.ceil(y0))), min(height, int(np.ceil(y1))))  # half-open: corners count once
-        if len(rows):
-            crossing = x0 + (rows - y0) * (x1 - x0) / (y1 - y0)
-            np.add.at(flips, (rows, np.clip(np.ceil(crossing), 0, width).astype(int)), 1)
-    return np.add.accumulate(flips[:, :width], axis=1, dtype=np.int64) % 2 == 1

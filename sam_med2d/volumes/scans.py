@@ -13,11 +13,12 @@ import numpy as np
 import SimpleITK as sitk
 
 from sam_med2d.errors import DataError
-from sam_med2d.volumes.dicom import read_header, read_series, unreadable
+from sam_med2d.volumes.dicom import ORIENTATION_KEY, read_series, unreadable
+from sam_med2d.volumes.dicom_bytes import is_dicom
 
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")  # what label volumes are written as
 
-SUFFIXES = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npy", ".dcm")
+SUFFIXES = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npy", ".dcm", ".ima")
 
 AXES = "xyz"  # numpy has them the other way round: (Z, Y, X)
 
@@ -39,14 +40,16 @@ def files_of(source: Path) -> str | list[str]:
 def stem_of(path: Path) -> str:
     """ct.nii.gz -> ct"""
     name = path.resolve().name
-    return next((name.removesuffix(ending) for ending in (*VOLUMES, ".nhdr", ".dcm") if name.endswith(ending)), name)
+    return next(
+        (name.removesuffix(ending) for ending in (*VOLUMES, ".nhdr", ".dcm", ".ima") if name.endswith(ending)), name
+    )
 
 
 def read_scan(file: str | Sequence[str], frame: int | None = None) -> sitk.Image:
     """A file, or the files of a DICOM series -> a volume of one channel, as it was stored. Raises DataError."""
     if not isinstance(file, str):
         return read_series(file)
-    if file.lower().endswith(".dcm") and read_header(file) is not None:
+    if is_dicom(file):
         return read_series([file])
     image = _read(file)
     if image.GetNumberOfComponentsPerPixel() > 1:
@@ -171,6 +174,23 @@ def canonical(image: sitk.Image) -> sitk.Image:
     return sitk.DICOMOrient(image, "LPS")
 
 
+def as_viewed(stored: sitk.Image) -> tuple[sitk.Image, str]:
+    """-> the volume turned to the patient, and the axis, x, y or z, that its slices are looked at along.
+
+    That is z, unless the volume is one slice across another axis. One slice of DICOM, as `upright` shows it, keeps its
+    own rows and columns.
+    """
+    if stored.GetSize()[2] == 1 and stored.HasMetaDataKey(ORIENTATION_KEY):
+        across = int(np.abs(np.array(stored.GetDirection()).reshape(3, 3)[:, 2]).argmax())
+        if across == 2:
+            return stored, AXES[2]
+        order = {0: (2, 0, 1), 1: (0, 2, 1)}[across]
+        return sitk.PermuteAxes(stored, order)[:, :, ::-1], AXES[across]
+    turned = canonical(stored)
+    thin = [axis for axis, n in zip(AXES, turned.GetSize()) if n == 1]
+    return turned, thin[0] if len(thin) == 1 else AXES[2]
+
+
 def write_labels(path: Path, labels: np.ndarray, turned: sitk.Image | None, stored: sitk.Image | None) -> None:
     """Write labels (Z, Y, X), made on the grid of `turned` (canonical), on that of `stored`, in one step.
 
@@ -197,6 +217,16 @@ def write_labels(path: Path, labels: np.ndarray, turned: sitk.Image | None, stor
 def upright(slice: np.ndarray, axis: int) -> np.ndarray:
     """A slice of a canonical volume as it is looked at: coronal and sagittal ones with the head up."""
     return slice if axis == 0 else np.ascontiguousarray(slice[::-1])
+
+
+def slices_along(volume: np.ndarray, axis: int) -> np.ndarray:
+    """(Z, Y, X), canonical -> (N, H, W), its slices as they are looked at, a view."""
+    return volume if axis == 0 else np.moveaxis(volume, axis, 0)[:, ::-1]
+
+
+def volume_of_slices(slices: np.ndarray, axis: int) -> np.ndarray:
+    """The inverse of `slices_along`."""
+    return slices if axis == 0 else np.moveaxis(slices[:, ::-1], 0, axis)
 
 
 def grids_differ(one: sitk.Image, other: sitk.Image) -> str:

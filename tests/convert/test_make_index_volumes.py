@@ -23,7 +23,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, HTJ2KLossless, generate_uid
 
 from sam_med2d.errors import UsageError
-from sam_med2d.volumes.dicom import inside
+from sam_med2d.volumes.contours import inside
 from sam_med2d.volumes.intensity import WINDOWS, parse_window, to_8_bits
 from sam_med2d.volumes.scans import canonical, grids_differ
 from tests.convert.helpers import (
