@@ -2,8 +2,8 @@
 
 A header may say twice where its voxels lie, and the two may differ: the sform (an affine matrix) and the qform (a
 rotation, an offset and pixdim). As nibabel and FSL do, the sform is taken where its code is above 0, then the qform,
-then pixdim alone. Wherever something was assumed or contradicts itself, a line says so (`Grid.notes`). Labels are written
-with the header of their scan, so that both forms stay as they were for whatever reads them.
+then pixdim alone. Wherever something was assumed or contradicts itself, a line says so (`Grid.notes`). Labels are
+written with the header of their scan, so that both forms stay as they were for whatever reads them.
 
 SimpleITK's own reader is not used: it takes sizes of voxels from pixdim where the sform has others, turns voxels that
 are no numbers and voxels that are missing into 0, and reads no sheared sform.
@@ -14,7 +14,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -37,26 +37,41 @@ COLOURS = {128: 3, 2304: 4}  # channels, each of 8 bits
 COMPLEX = (32, 1792, 2048)
 MILLIMETRES = {1: 1000.0, 3: 0.001}  # in the unit of lengths; every other one counts as millimetres
 
-HEADERS = {
-    348: np.dtype(
-        {
-            "names": "size dim intent kind bits pixdim start slope inter units high low".split()
-            + "qform sform quaternion offset rows intent_name magic".split(),
-            "formats": "i4 8i2 i2 i2 i2 8f4 f4 f4 f4 u1 f4 f4 i2 i2 3f4 3f4 (3,4)f4 S16 S4".split(),
-            "offsets": [0, 40, 68, 70, 72, 76, 108, 112, 116, 123, 124, 128, 252, 254, 256, 268, 280, 328, 344],
-            "itemsize": 348,
-        }
-    ),
-    540: np.dtype(
-        {
-            "names": "size magic kind bits dim pixdim start slope inter high low".split()
-            + "qform sform quaternion offset rows units intent intent_name".split(),
-            "formats": "i4 S8 i2 i2 8i8 8f8 i8 f8 f8 f8 f8 i4 i4 3f8 3f8 (3,4)f8 i4 i4 S16".split(),
-            "offsets": [0, 4, 12, 14, 16, 104, 168, 176, 184, 192, 200, 344, 348, 352, 376, 400, 500, 504, 508],
-            "itemsize": 540,
-        }
-    ),
+FIELDS = {  # name: (type, place) in NIfTI 1 and in NIfTI 2, where a header is 348 and 540 bytes long
+    "size": ("i4", 0, "i4", 0),
+    "magic": ("S4", 344, "S8", 4),
+    "dim": ("8i2", 40, "8i8", 16),
+    "kind": ("i2", 70, "i2", 12),
+    "bits": ("i2", 72, "i2", 14),
+    "pixdim": ("8f4", 76, "8f8", 104),
+    "start": ("f4", 108, "i8", 168),
+    "slope": ("f4", 112, "f8", 176),
+    "inter": ("f4", 116, "f8", 184),
+    "high": ("f4", 124, "f8", 192),
+    "low": ("f4", 128, "f8", 200),
+    "units": ("u1", 123, "i4", 500),
+    "intent": ("i2", 68, "i4", 504),
+    "intent_name": ("S16", 328, "S16", 508),
+    "qform": ("i2", 252, "i4", 344),
+    "sform": ("i2", 254, "i4", 348),
+    "quaternion": ("3f4", 256, "3f8", 352),
+    "offset": ("3f4", 268, "3f8", 376),
+    "rows": ("(3,4)f4", 280, "(3,4)f8", 400),
 }
+
+
+def _layout(size: int, at: int) -> np.dtype:
+    """at: where the type stands in FIELDS."""
+    layout: dict[str, Any] = {
+        "names": [*FIELDS],
+        "formats": [field[at] for field in FIELDS.values()],
+        "offsets": [field[at + 1] for field in FIELDS.values()],
+        "itemsize": size,
+    }
+    return np.dtype(layout)  # type: ignore[call-overload]  # its stubs know no layouts with places
+
+
+HEADERS = {348: _layout(348, 0), 540: _layout(540, 2)}
 
 
 class Grid(NamedTuple):
@@ -128,7 +143,8 @@ def _opened(path: str) -> BinaryIO:
 
 def _header(file: BinaryIO, path: str) -> np.void:
     raw = file.read(4)
-    for order in "<>":
+    orders: tuple[Literal["<", ">"], ...] = ("<", ">")
+    for order in orders:
         size = struct.unpack(f"{order}i", raw)[0]
         if size in HEADERS:
             raw += file.read(size - 4)
@@ -219,7 +235,7 @@ def _start_of(header: np.void, path: str) -> int:
 
 def _fill(file: BinaryIO, voxels: np.ndarray) -> int:
     """-> bytes read."""
-    view, got = memoryview(voxels).cast("B"), 0
+    view, got = memoryview(voxels.data).cast("B"), 0
     while got < len(view) and (count := file.readinto(view[got : got + (1 << 24)])):  # type: ignore[attr-defined]
         got += count
     return got
@@ -372,10 +388,13 @@ def _mm(spacing: np.ndarray) -> str:
 
 
 def write_nifti(path: Path, labels: np.ndarray, header: bytes) -> None:
-    """Labels (Z, Y, X), uint8 or uint16, on the grid of the file that `header` is of: its qform, sform and codes stay."""
+    """Labels (Z, Y, X), uint8 or uint16, on the grid of the file that `header` is of.
+
+    Its qform and its sform stay, with their codes.
+    """
     raw = bytearray(header)
     (size,) = struct.unpack("<i", header[:4])
-    order = "<" if size in HEADERS else ">"
+    order: Literal["<", ">"] = "<" if size in HEADERS else ">"
     changed = np.frombuffer(raw, HEADERS[len(header)].newbyteorder(order))[0:1]
     start = len(header) + 4
     changed["dim"] = [3, *labels.shape[::-1], 1, 1, 1, 1]
