@@ -107,13 +107,12 @@ def read_nifti(
     path: str,
     frame: int | None = None,
     *,
-    optional: bool = False,
     straighten: bool = False,
     most_voxels: int = MOST_VOXELS,
 ) -> Volume:
     """A file of one volume, or one volume of a 4D file. Values that are no numbers stay so.
 
-    optional: the volume of a 3D file is taken whatever `frame` says.
+    frame: of a 4D file; it says nothing of others.
     straighten: axes that are not at right angles, by up to LARGEST_SHEAR, are read as the nearest that are.
     Raises DataError, before the voxels are read where the header says too much or nothing.
     """
@@ -122,7 +121,7 @@ def read_nifti(
             header = _header(file, path)
             sizes = _sizes(header, path)
             check_voxels(path, sizes, most_voxels)
-            shape, number = _chosen(sizes, None if optional and len(sizes) < 4 else frame, path)
+            shape, number = _chosen(sizes, frame, path)
             grid = grid_of(header, shape, path, straighten)
             voxels, rounding = _voxels(file, header, sizes, shape, number, path)
     except (EOFError, OSError, zlib.error, struct.error) as error:
@@ -176,7 +175,7 @@ def _chosen(sizes: tuple[int, ...], frame: int | None, path: str) -> tuple[tuple
     if len(sizes) > 4:
         what = f"has {sizes[4]} channels a voxel (vectors)" if sizes[3] == 1 else f"has {len(sizes)} dimensions"
         raise DataError(f"{path}: {what}; save one volume a file")
-    return shape, frame_of(sizes[3] if len(sizes) == 4 else 1, frame, path, " x ".join(map(str, sizes)))
+    return shape, frame_of(sizes[3], frame, path, " x ".join(map(str, sizes))) if len(sizes) == 4 else 0
 
 
 def frame_of(count: int, frame: int | None, path: str, size: str) -> int:

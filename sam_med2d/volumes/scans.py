@@ -99,17 +99,15 @@ def _read(
     path: str,
     frame: int | None = None,
     *,
-    optional: bool = False,
     straighten: bool = False,
     most_voxels: int = MOST_VOXELS,
 ) -> sitk.Image:
-    """optional: of `frame`, as `read_nifti` has it."""
     if not os.access(path, os.R_OK) or os.path.isdir(path):
         raise DataError(f"{path}: cannot be read; check the file and its permissions")
     if path.lower().endswith(".npy"):
         return _read_array(path, most_voxels)
     if is_nifti(path):
-        volume = read_nifti(path, frame, optional=optional, straighten=straighten, most_voxels=most_voxels)
+        volume = read_nifti(path, frame, straighten=straighten, most_voxels=most_voxels)
         volume.image.SetMetaData(HEADER, volume.header.hex())
         volume.image.SetMetaData(NOTES, "\n".join(volume.notes))
         volume.image.SetMetaData(ROUNDING, repr(volume.rounding))
@@ -160,7 +158,7 @@ def read_label_volume(
     frame: of a 4D file; labels of three dimensions belong to every frame of their scan. The rest is as of `read_scan`.
     """
     with _reading(path):
-        image = _read(path, frame, optional=True, straighten=straighten, most_voxels=most_voxels)
+        image = _read(path, frame, straighten=straighten, most_voxels=most_voxels)
         count = image.GetNumberOfComponentsPerPixel()
         named = []
         for key in image.GetMetaDataKeys():
