@@ -131,7 +131,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--least_iou",
         type=float,
         default=rule.least_iou,
-        help="predicted, below which the object has ended; default: %(default)s",
+        help="predicted, below which the object has ended, or 0.8 of the prompted slice's where that is less; default: "
+        "%(default)s",
     )
     group.add_argument("--least_area", type=int, default=rule.least_area, help="in pixels; default: %(default)s")
     group.add_argument(

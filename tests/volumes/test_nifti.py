@@ -340,9 +340,8 @@ def test_labels_keep_both_geometries_with_their_codes(tmp_path, codes, version) 
     assert (one.header["pixdim"][:4] == two.header["pixdim"][:4]).all()
     assert np.array_equal(one.affine, two.affine) and np.array_equal(one.get_qform(), two.get_qform())
     assert (sitk.GetArrayFromImage(canonical(read_scan(str(written)))) == labels).all()
-    assert (np.asarray(two.dataobj) == np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(written)))).T).all() or (
-        version is nib.Nifti2Image  # this build of ITK reads no NIfTI 2
-    )
+    if version is nib.Nifti1Image:  # this build of ITK reads no NIfTI 2
+        assert (np.asarray(two.dataobj) == sitk.GetArrayFromImage(sitk.ReadImage(str(written))).T).all()
 
 
 def test_labels_of_one_frame_of_a_scaled_scan(tmp_path) -> None:
