@@ -211,6 +211,13 @@ def run(args: argparse.Namespace) -> None:
                 results.append(segment(one, along, stored, scan, rule, args.fuse, bar.update))
             except PromptError as error:
                 raise DataError(f"{args.prompts or args.input}: {one.name}: {error}") from error
+    for result in results:
+        sliced = along[result.wanted.axis]
+        if flat := [number for number in result.prompted if np.ptp(sliced.image(number)) == 0]:
+            print(
+                f"warning: {args.input}: {len(flat)} prompted slice(s) of {result.wanted.name} are of one value; is "
+                "the range (--window) that of this scan?"
+            )
     labels = label_volume(results, array.shape)
     write_labels(args.output, labels, scan, stored)
     base = args.output.with_name(stem_of(args.output))

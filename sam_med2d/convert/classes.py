@@ -14,7 +14,7 @@ from sam_med2d.errors import DataError, UsageError
 BACKGROUND = 0
 SHOWN = 8  # values that an error lists
 ROUNDED = 1e-3  # by which a label may be off a whole number: labels are stored as floats, and scaled
-MOST_ROUNDED = 0.25  # the same, where a file says itself how coarsely its values are stored
+MOST_ROUNDED = 0.4  # the same, where a file says itself how coarsely its values are stored
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 nib = pytest.importorskip("nibabel")
 sitk = pytest.importorskip("SimpleITK")
 
+from sam_med2d.convert.classes import whole_numbers
 from sam_med2d.errors import DataError
 from sam_med2d.volumes.limits import MOST_VOXELS
 from sam_med2d.volumes.scans import (
@@ -318,6 +319,41 @@ def test_damaged_files_end_in_our_own_errors(tmp_path, ending) -> None:
 
 
 # ---------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16])
+def test_labels_that_nibabel_scaled_are_whole_numbers_again(tmp_path, kind) -> None:
+    """Floats saved as whole numbers of a few bits get a slope that fills the type: 1 of 0 .. 2 comes back as 1.004."""
+    path = tmp_path / "a.nii"
+    for count in (*range(1, 120), 200, 300 if kind != np.uint8 else 120):
+        labels = np.tile(np.arange(count + 1.0), 3).reshape(-1, 3, 1)
+        image = nib.Nifti1Image(labels, np.eye(4))
+        image.set_data_dtype(kind)
+        nib.save(image, path)
+        (layer,), _ = read_label_volume(str(path))
+        whole = whole_numbers(sitk.GetArrayFromImage(layer), str(path), rounding_of(layer))
+        assert (labels == whole.T).all() and whole.dtype in (np.uint8, np.uint16), count
+
+
+def test_probabilities_are_no_labels_however_they_are_stored(tmp_path) -> None:
+    path = tmp_path / "a.nii"
+    for kind, top in ((np.uint8, 1.0), (np.int16, 1.0), (np.float32, 1.0), (np.uint8, 100.0)):
+        image = nib.Nifti1Image(np.linspace(0, top, 60).reshape(3, 4, 5), np.eye(4))
+        image.set_data_dtype(kind)
+        nib.save(image, path)
+        (layer,), _ = read_label_volume(str(path))
+        with pytest.raises(DataError, match="not whole numbers"):
+            whole_numbers(sitk.GetArrayFromImage(layer), str(path), rounding_of(layer))
+    for off, right in ((0.0009, True), (-0.0009, True), (0.002, False)):
+        values = np.float32([0, 1, 2 + off])
+        if right:
+            assert whole_numbers(values, "a").tolist() == [0, 1, 2]
+        else:
+            with pytest.raises(DataError, match="not whole numbers"):
+                whole_numbers(values, "a")
+    for strange in (np.nan, np.inf):
+        with pytest.raises(DataError, match="not whole numbers"):
+            whole_numbers(np.float32([0, strange]), "a")
 
 
 @pytest.mark.parametrize("codes", [(2, 1), (1, 3), (0, 1), (4, 0), (0, 0)])

@@ -555,6 +555,14 @@ def test_an_object_that_runs_away_is_named_in_capitals_at_the_end(run, tmp_path,
     assert float(rows[0]["doubt"].split()[2]) == pytest.approx(areas[-1] / areas[3], rel=0.2) and rows[1]["doubt"] == ""
 
 
+def test_a_window_that_shows_nothing_is_said(run, tmp_path, scene, capsys) -> None:
+    path, _ = stored(tmp_path, scene[0])
+    run(path, "--point", 18, 16, 18, "--window", 5000, 100)
+    assert "warning" in capsys.readouterr().out
+    run(path, "--point", 18, 16, 18)
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_both_geometries_of_a_nifti_stay_and_what_it_contradicts_is_said(run, tmp_path, scene, capsys) -> None:
     path, _ = stored(tmp_path, scene[0], name="ct.nii")
     raw = bytearray(path.read_bytes())
