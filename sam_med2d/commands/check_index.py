@@ -15,6 +15,7 @@ What is looked for, with the names that --allow takes:
     values      masks of more than two values           listed      masks listed more than once
     metadata    masks that metadata.csv has no row for, case        cases that are in two splits
                 classes that the table of names lacks   disagree    the two indexes of a split list different masks
+    flat        images of almost one value, and objects that equal what is around them
 
 Files are only read. The summary by class and by modality says what masks are of as everywhere: from metadata.csv, else
 from file names of SA-Med2D-20M, else the class from what a mask's name has beyond its image's.

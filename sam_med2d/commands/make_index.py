@@ -29,7 +29,8 @@ from sam_med2d.convert.objects import PAPER_MIN_AREA, PAPER_MIN_ASPECT, Preparat
 from sam_med2d.convert.pipeline import convert
 from sam_med2d.convert.splits import Splits, read_split_file
 from sam_med2d.errors import UsageError
-from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
+from sam_med2d.volumes.intensity import WINDOWS, Intensity, check_windows, parse_windows
+from sam_med2d.volumes.limits import MOST_VOXELS
 
 CASE_HELP = (
     "regular expression; its first group in a picture's path (below --images, without ending) is the case, such as "
@@ -162,8 +163,8 @@ def _slices(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--window",
         nargs="+",
-        help=f"of intensities: centre and width, such as 40 400, or one of "
-        f"{', '.join(WINDOWS)}; default: minimum to maximum",
+        help=f"of intensities: centre and width, such as 40 400, or one of {', '.join(WINDOWS)}; for channels of their "
+        "own, CT=abdomen PET=5,10; default: minimum to maximum",
     )
     group.add_argument(
         "--scale", choices=("slice", "volume"), help="minimum and maximum of each slice (the paper's) or of the volume"
@@ -182,7 +183,21 @@ def _slices(parser: argparse.ArgumentParser) -> None:
         help="where a label's grid is not the scan's: resample it by nearest neighbour, or ignore places "
         "and go by order",
     )
-    group.add_argument("--frame", type=int, help="which volume of 4D images")
+    group.add_argument(
+        "--frame", type=int, help="which volume of 4D images, and of their labels where these are 4D too"
+    )
+    add_flag(
+        group,
+        "--straighten",
+        False,
+        "read slightly sheared NIfTI on the nearest axes at right angles, and say the angle",
+    )
+    group.add_argument(
+        "--max_voxels",
+        type=float,
+        default=MOST_VOXELS,
+        help="files with more, by their headers, are refused before they are decoded; default: %(default)s",
+    )
 
 
 def _objects(parser: argparse.ArgumentParser, components: bool, min_area: float, min_aspect: float) -> None:
@@ -202,8 +217,8 @@ def _objects(parser: argparse.ArgumentParser, components: bool, min_area: float,
         type=float,
         default=min_aspect,
         metavar="RATIO",
-        help=f"drop pictures whose short side is below this share of the long; default: {min_aspect} (the "
-        f"paper's: {PAPER_MIN_ASPECT})",
+        help=f"drop pictures whose short side is below this share of the long, of slices in mm; default: {min_aspect} "
+        f"(the paper's: {PAPER_MIN_ASPECT})",
     )
     group.add_argument("--only", nargs="+", default=[], metavar="CLASS", help="keep these classes alone")
 
@@ -274,7 +289,8 @@ def intensity_of(args: argparse.Namespace) -> Intensity:
     low, high = args.percentiles or (0, 100)
     if not 0 <= low < high <= 100:
         raise UsageError(f"--percentiles {low:g} {high:g}: give a low and a high one, from 0 to 100")
-    return Intensity(parse_window(args.window) if args.window else None, args.scale == "volume", (low, high))
+    window, windows = parse_windows(args.window) if args.window else (None, ())
+    return Intensity(window, args.scale == "volume", (low, high), windows)
 
 
 def slices_of(args: argparse.Namespace) -> dict:
@@ -282,7 +298,16 @@ def slices_of(args: argparse.Namespace) -> dict:
         raise UsageError(f"--axes {args.axes}: give one or more of x, y and z")
     if args.step < 1 or (args.frame or 0) < 0:
         raise UsageError("--step must be at least 1, and --frame at least 0")
-    return {"axes": args.axes, "step": args.step, "geometry": args.geometry, "frame": args.frame}
+    if not args.max_voxels >= 1:
+        raise UsageError("--max_voxels must be at least 1")
+    return {
+        "axes": args.axes,
+        "step": args.step,
+        "geometry": args.geometry,
+        "frame": args.frame,
+        "straighten": args.straighten,
+        "most_voxels": int(min(args.max_voxels, 2**63)),
+    }
 
 
 def splits_of(args: argparse.Namespace) -> Splits:
@@ -368,6 +393,8 @@ def run_nnunet(args: argparse.Namespace) -> None:
             "percentiles": None,
             "geometry": "refuse",
             "frame": None,
+            "straighten": False,
+            "max_voxels": MOST_VOXELS,
         }
         given = [flag for flag, default in defaults.items() if getattr(args, flag) != default]
         if given:
@@ -404,8 +431,11 @@ def _convert(
     if args.num_workers < 0:
         raise UsageError("--num_workers must be 0 or more")
     splits = splits_of(args)
+    cases = find()
+    if isinstance(intensity := getattr(converter, "intensity", None), Intensity):
+        check_windows(intensity, {modality for case in cases for _, modality in case.data["images"]})
     convert(
-        find(),
+        cases,
         converter,
         args.output,
         args.dataset or args.output.resolve().name,

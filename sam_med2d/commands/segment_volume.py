@@ -7,7 +7,8 @@
 In a clone, `python scripts/segment_volume.py ...` is the same.
 
 The input is NIfTI, NRRD, MHA/MHD, or a folder with the files of one DICOM series. Prompts are voxels of the volume as
-it is stored, x y z from 0, as viewers show them (ITK-SNAP counts from 1). A box is x0 y0 z0 x1 y1 z1, x1 y1 z1 one past
+it is stored, x y z from 0 at their centres, as viewers show them (ITK-SNAP counts from 1); a click belongs to the
+nearest voxel. A box is x0 y0 z0 x1 y1 z1, x1 y1 z1 one past
 the last voxel: one voxel thick it is drawn on one slice; thicker, it is a rough box around the object, which is then
 looked for from its middle slice on, and not beyond it. A prompts file holds several objects, each with a label of its
 own:
@@ -16,9 +17,10 @@ own:
                  {"label": 2, "name": "kidney", "axis": "y", "points": [[120, 99, 30], [99, 99, 30]],
                   "point_labels": [1, 0]}]}
 
-From each slice the mask goes on to its neighbours, in both directions, until the predicted IoU falls below --least_iou
-or the area jumps. Slices are cut along --axis: z (axial), y (coronal), x (sagittal), of the patient, however the volume
-is stored.
+From each slice the mask goes on to its neighbours, in both directions, until the predicted IoU falls below --least_iou,
+the area jumps, or what it lies on is no longer as bright or dark as the object was (--least_contrast). An object that
+reaches both ends of the volume, or grows several times its first area, is named in capitals at the end. Slices are cut
+along --axis: z (axial), y (coronal), x (sagittal), of the patient, however the volume is stored.
 
 Written: the labels, with the volume's own geometry; beside them a .csv (voxels, millilitres, slices, why each end is
 where it is) and a .png to look at. The volume is only read. Needs the extra "data": pip install "sam-med2d[data]".
@@ -37,10 +39,29 @@ from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import check_output, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
+from sam_med2d.volumes.limits import MOST_VOXELS
 from sam_med2d.volumes.prompts import Object3d, check_inside, object_of, objects_of_file
 from sam_med2d.volumes.propagation import CARRIED, Rule, Slices
-from sam_med2d.volumes.scans import AXES, VOLUMES, as_viewed, files_of, read_scan, stem_of, upright, write_labels
-from sam_med2d.volumes.segmentation import Result, label_volume, row_of, segment, spread_slices, write_table
+from sam_med2d.volumes.scans import (
+    AXES,
+    VOLUMES,
+    as_viewed,
+    files_of,
+    notes_of,
+    read_scan,
+    stem_of,
+    upright,
+    write_labels,
+)
+from sam_med2d.volumes.segmentation import (
+    Result,
+    label_volume,
+    row_of,
+    segment,
+    spread_slices,
+    warning_of,
+    write_table,
+)
 from segment_anything import PromptError, SamPredictor
 
 SHOWN = 12  # slices in the picture
@@ -57,6 +78,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"a label volume ({' '.join(VOLUMES)}); default: workdir/volumes/{{name}}_labels.nii.gz",
     )
     parser.add_argument("--frame", type=int, help="of a 4D volume, from 0")
+    add_flag(
+        parser,
+        "--straighten",
+        False,
+        "read a slightly sheared NIfTI on the nearest axes at right angles, and say the angle",
+    )
+    parser.add_argument(
+        "--max_voxels",
+        type=float,
+        default=MOST_VOXELS,
+        help="a file with more, by its header, is refused before it is decoded; default: %(default)s",
+    )
     group = parser.add_argument_group("prompts: a file, or flags, which are one object")
     group.add_argument("--prompts", type=Path, metavar="FILE", help="JSON, see above")
     group.add_argument("--box", type=float, nargs=6, action="append", metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"))
@@ -100,7 +133,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--least_iou",
         type=float,
         default=rule.least_iou,
-        help="predicted, below which the object has ended; default: %(default)s",
+        help="predicted, below which the object has ended, or 0.8 of the prompted slice's where that is less; default: "
+        "%(default)s",
     )
     group.add_argument("--least_area", type=int, default=rule.least_area, help="in pixels; default: %(default)s")
     group.add_argument(
@@ -115,12 +149,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=rule.grow,
         help="largest area as a share of the last slice's; default: %(default)s",
     )
+    group.add_argument(
+        "--least_contrast",
+        type=float,
+        default=rule.least_contrast,
+        help="least difference in brightness from what surrounds it on the prompted slice, as a share of the "
+        "difference there; a large negative number ignores it; default: %(default)s",
+    )
     add_flag(group, "--fuse", False, "look again along the other two axes, and take the mean of the three")
     add_model_flags(parser)
     add_backend_flags(parser)
     args = parser.parse_args(argv)
     if bool(args.prompts) == bool(args.box or args.point):
         parser.error("say what to segment: either --prompts FILE, or --box and --point")
+    if not args.max_voxels >= 1:
+        parser.error("--max_voxels must be at least 1")
     if not 0 <= args.shrink < 1 < args.grow:
         parser.error("--shrink must be between 0 and 1, and --grow above 1")
     args.output = args.output or Path("workdir/volumes") / f"{stem_of(args.input)}_labels.nii.gz"
@@ -141,7 +184,11 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.input.is_dir():
         check_output(args.output, args.input)
-    stored = read_scan(files_of(args.input), args.frame)
+    stored = read_scan(
+        files_of(args.input), args.frame, straighten=args.straighten, most_voxels=int(min(args.max_voxels, 2**63))
+    )
+    for note in notes_of(stored):
+        print(f"note: {args.input}: {note}")
     scan, axis = as_viewed(stored)
     args.axis = args.axis or axis
     if args.output.exists() and args.input.is_file() and args.output.samefile(args.input):
@@ -153,7 +200,9 @@ def run(args: argparse.Namespace) -> None:
     array = sitk.GetArrayFromImage(scan)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{args.input}: has voxels that are no finite numbers; replace them")
-    rule = Rule(tuple(args.carry), args.margin, args.least_iou, args.least_area, args.shrink, args.grow)
+    rule = Rule(
+        tuple(args.carry), args.margin, args.least_iou, args.least_area, args.shrink, args.grow, args.least_contrast
+    )
     intensity = Intensity(parse_window(args.window) if args.window else None, args.scale == "volume")
     predictor = SamPredictor(load_segmenter(args))
     along = {axis: Slices(predictor, array, 2 - AXES.index(axis), intensity) for axis in AXES}
@@ -166,6 +215,13 @@ def run(args: argparse.Namespace) -> None:
                 results.append(segment(one, along, stored, scan, rule, args.fuse, bar.update))
             except PromptError as error:
                 raise DataError(f"{args.prompts or args.input}: {one.name}: {error}") from error
+    for result in results:
+        sliced = along[result.wanted.axis]
+        if flat := [number for number in result.prompted if np.ptp(sliced.image(number)) == 0]:
+            print(
+                f"warning: {args.input}: {len(flat)} prompted slice(s) of {result.wanted.name} are of one value; is "
+                "the range (--window) that of this scan?"
+            )
     labels = label_volume(results, array.shape)
     write_labels(args.output, labels, scan, stored)
     base = args.output.with_name(stem_of(args.output))
@@ -179,6 +235,8 @@ def run(args: argparse.Namespace) -> None:
         )
     write_png(base.with_name(f"{base.name}.png"), picture(results, along, labels))
     print(f"labels: {args.output}")
+    if warning := warning_of(rows):
+        print(warning)
 
 
 def check_axis(one: Object3d, scan: sitk.Image, args: argparse.Namespace) -> None:

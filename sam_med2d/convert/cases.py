@@ -44,13 +44,21 @@ class Picture(NamedTuple):
     spacing: tuple[float, float] | None = None
 
 
+class Tally(Counter[str]):
+    """Counts what is left out of a case, by reason. notes: what was assumed of it, a line each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+
 class Converter(Protocol):
     """Reads a case. A dataclass: its fields are the settings that decide whether a case must be converted again."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def pictures(self, case: Case, tally: Counter) -> Iterator[Picture]:
-        """Pictures in a fixed order; `tally` counts what was left out, by reason. Raises DataError."""
+    def pictures(self, case: Case, tally: Tally) -> Iterator[Picture]:
+        """Pictures in a fixed order; `tally` is told what was left out or assumed. Raises DataError."""
 
 
 def cases_of_pictures(entries: Iterable[tuple[str, dict]], groups: dict[str, str], split: str = "") -> list[Case]:

@@ -13,6 +13,8 @@ from sam_med2d.errors import DataError, UsageError
 
 BACKGROUND = 0
 SHOWN = 8  # values that an error lists
+ROUNDED = 1e-3  # by which a label may be off a whole number: labels are stored as floats, and scaled
+MOST_ROUNDED = 0.4  # the same, where a file says itself how coarsely its values are stored
 
 
 @dataclass(frozen=True)
@@ -152,15 +154,25 @@ def values_in(labels: np.ndarray) -> np.ndarray:
     return np.unique(labels)
 
 
-def whole_numbers(labels: np.ndarray, path: str) -> np.ndarray:
-    """Labels as uint8 or uint16, whatever type they were stored in. Raises DataError where a value is none of these."""
+def whole_numbers(labels: np.ndarray, path: str, rounding: float = 0.0) -> np.ndarray:
+    """Labels as uint8 or uint16, whatever type they were stored in. Raises DataError where a value is none of these.
+
+    rounding: the most that storing them has changed a value by, as `rounding_of` a volume says: labels that nibabel
+    scales into 8 bits come back as 1.004 and 2.996.
+    """
     if labels.dtype in (np.uint8, np.uint16):
         return labels
-    if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.rint(labels)).all()):
-        raise DataError(
-            f"{path}: has values that are not whole numbers, so it is no label map; threshold probabilities, "
-            "and resample labels by nearest neighbour only"
-        )
+    if labels.dtype.kind == "f":
+        tolerance = min(max(ROUNDED, 1.01 * rounding), MOST_ROUNDED)
+        rounded = np.rint(labels)
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            near = np.abs(labels - rounded) <= tolerance
+        if not near.all():
+            raise DataError(
+                f"{path}: has values that are not whole numbers, so it is no label map; threshold probabilities, "
+                "and resample labels by nearest neighbour only"
+            )
+        labels = rounded
     low, high = labels.min(), labels.max()
     if low < 0 or high > 65535:
         raise DataError(f"{path}: has label values from {low:g} to {high:g}; they must be in 0 .. 65535")

@@ -19,7 +19,7 @@ class Preparation:
 
     components: every 8-connected piece of a class is an object of its own.
     min_area: objects below this share of the picture, in per cent, are dropped.
-    min_aspect: pictures whose short side is below this share of the long side are dropped.
+    min_aspect: pictures whose short side is below this share of the long side are dropped; of slices, in millimetres.
     only: names of the classes to keep; empty: all.
     """
 
@@ -28,7 +28,8 @@ class Preparation:
     min_aspect: float = 0.0
     only: tuple[str, ...] = ()
 
-    def keeps_shape(self, height: int, width: int) -> bool:
+    def keeps_shape(self, height: float, width: float) -> bool:
+        """height, width: in one unit."""
         return min(height, width) >= self.min_aspect * max(height, width)
 
     def objects(self, masks: Iterable[tuple[str, np.ndarray]], tally: Counter) -> list[Object]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,8 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from sam_med2d.convert.cases import Case, Converter
+from sam_med2d.convert.cases import Case, Converter, Tally
+from sam_med2d.convert.saturation import Ends, lines, total
 from sam_med2d.convert.splits import SPLITS, Splits
 from sam_med2d.convert.writer import (
     PARTIAL,
@@ -34,7 +35,7 @@ from sam_med2d.convert.writer import (
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.seeds import seed_of
 
-VERSION = 1  # of what a conversion writes; raised when the same source would give other files
+VERSION = 2  # of what a conversion writes; raised when the same source would give other files
 SHOWN = 5  # bad cases that an error lists
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -136,7 +137,9 @@ def _fingerprint(case: Case, converter: Converter) -> str:
         except OSError:
             files.append((os.path.basename(path), 0, 0))  # reading it will say what is wrong
     data = json.dumps(_without_folders(case.data, set(case.files)), sort_keys=True)
-    settings = json.dumps(asdict(converter), sort_keys=True)
+    limits = {field.name for field in fields(converter) if field.metadata.get("limit")}
+    deciding = {name: value for name, value in asdict(converter).items() if name not in limits}
+    settings = json.dumps(deciding, sort_keys=True)
     return f"{seed_of(VERSION, type(converter).__name__, settings, case.group, case.split, data, files):016x}"
 
 
@@ -151,7 +154,7 @@ def _without_folders(data: object, files: set[str]) -> object:
 
 def _convert_one(converter: Converter, output: Path, dataset: str, case: Case, fingerprint: str) -> str:
     """-> what is wrong with the case, or nothing. Raises UsageError if the output cannot be written."""
-    tally: Counter[str] = Counter()
+    tally = Tally()
     try:
         write_case(output, dataset, case, converter.pictures(case, tally), fingerprint, tally)
         return ""
@@ -201,12 +204,15 @@ class _Totals:
     classes: Counter
     left_out: Counter
     empty: list[str]  # cases without an object
+    notes: dict[str, list[str]]  # what was assumed -> the cases of which it was
+    ends: list[Ends]  # of each case
+    flat: Counter[bool]  # pictures of one value, and others
 
 
 def _write_indexes(output: Path, splits: Splits) -> None:
     """From the receipts of all cases in `output`, of this data set and of others."""
     folders = [output / f"fold_{fold}" for fold in range(splits.folds)] or [output]
-    totals = _Totals({split: set() for split in SPLITS}, Counter(), Counter(), [])
+    totals = _Totals({split: set() for split in SPLITS}, Counter(), Counter(), [], {}, [], Counter())
     with index_files(folders) as files:
         for _, receipt in receipts(output):
             _add_case(files, receipt, splits, totals)
@@ -217,6 +223,11 @@ def _write_indexes(output: Path, splits: Splits) -> None:
 def _add_case(files: list[IndexFiles], receipt: dict, splits: Splits, totals: _Totals) -> None:
     homes = splits.of(receipt["dataset"], receipt["group"], receipt["case"], receipt["split"])
     totals.left_out.update(receipt["left_out"])
+    for note in receipt.get("notes", ()):  # receipts of earlier versions have none
+        totals.notes.setdefault(note, []).append(receipt["case"])
+    totals.ends.append(receipt.get("ends", {}))
+    flat = receipt.get("flat", 0)
+    totals.flat.update({True: flat, False: len(receipt["pictures"]) - flat})
     if not receipt["pictures"]:
         totals.empty.append(receipt["case"])
         return
@@ -255,6 +266,10 @@ def _report(output: Path, files: list[IndexFiles], folders: list[Path], splits: 
     print(f"{len(names)} class(es): " + ", ".join(names[:20]) + (", ..." if len(names) > 20 else ""))
     if totals.left_out:
         print("left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(totals.left_out.items())))
+    for note, cases in totals.notes.items():
+        print(f"note: {note} ({len(cases)} case(s), such as {cases[0]})")
+    for line in lines(total(totals.ends), totals.flat):
+        print(line)
     if totals.empty:
         print(f"{len(totals.empty)} case(s) have no object and are in no index, such as {totals.empty[0]}")
     if not totals.classes:

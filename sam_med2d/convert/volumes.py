@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from sam_med2d.convert.cases import Case, Picture
+from sam_med2d.convert.cases import Case, Picture, Tally
 from sam_med2d.convert.classes import Classes, values_in, whole_numbers
 from sam_med2d.convert.dicom import label_kind
 from sam_med2d.convert.objects import Preparation
@@ -23,6 +23,7 @@ from sam_med2d.errors import DataError, UsageError
 from sam_med2d.volumes.dicom import ORIENTATION_KEY
 from sam_med2d.volumes.dicom_labels import read_segmentation, read_structures
 from sam_med2d.volumes.intensity import Intensity, finite, to_8_bits
+from sam_med2d.volumes.limits import MOST_VOXELS
 from sam_med2d.volumes.scans import (
     AXES,
     SUFFIXES,
@@ -31,8 +32,10 @@ from sam_med2d.volumes.scans import (
     corners_of,
     grids_differ,
     index_in,
+    notes_of,
     read_label_volume,
     read_scan,
+    rounding_of,
     size_of,
     upright,
 )
@@ -169,7 +172,8 @@ class Volumes:
 
     axes: out of x, y, z, the slices to cut; step: every so many slices. geometry: what to do where the labels' grid is
     not the scan's: "refuse", "resample" by nearest neighbour, or "ignore" it if the arrays are of one size.
-    frame: of a 4D image; None: such an image is refused.
+    frame: of a 4D image, and of its labels where they are 4D; None: such an image is refused. straighten, most_voxels:
+    as of `read_scan`.
     """
 
     preparation: Preparation
@@ -179,18 +183,26 @@ class Volumes:
     step: int = 1
     geometry: str = "refuse"
     frame: int | None = None
+    straighten: bool = False
+    most_voxels: int = field(default=MOST_VOXELS, metadata={"limit": True})
 
-    def pictures(self, case: Case, tally: Counter) -> Iterator[Picture]:
+    def _read(self, file: str | Sequence[str], tally: Tally) -> sitk.Image:
+        """As it is stored."""
+        stored = read_scan(file, self.frame, straighten=self.straighten, most_voxels=self.most_voxels)
+        tally.notes += [note for note in notes_of(stored) if note not in tally.notes]
+        return stored
+
+    def pictures(self, case: Case, tally: Tally) -> Iterator[Picture]:
         if "broken" in case.data:
             raise DataError(case.data["broken"])
         files, modalities = zip(*case.data["images"])
-        stored = read_scan(files[0], self.frame)
+        stored = self._read(files[0], tally)
         scan = canonical(stored)
         labels = self._labels(case, stored, scan, tally)
         del stored  # its voxels, of which `scan` has a copy
         for number, (file, modality) in enumerate(zip(files, modalities)):
             if number:
-                scan, first = canonical(read_scan(file, self.frame)), scan
+                scan, first = canonical(self._read(file, tally)), scan
                 if difference := grids_differ(scan, first):
                     raise DataError(
                         f"{file}: is not on the grid of {files[0]} ({difference}); register and resample the "
@@ -200,12 +212,14 @@ class Volumes:
             spacing = (
                 scan.GetSpacing()[::-1] if not _name(file).endswith(".npy") else None
             )  # an array says nothing of it
-            whole = self.intensity.range_of(array) if self.intensity.by_volume or self.intensity.window else None
+            intensity = self.intensity.of(modality)
+            whole = intensity.range_of(array) if intensity.by_volume or intensity.window else None
             for name in self.axes:
                 axis = 2 - AXES.index(name)
                 shape = [n for i, n in enumerate(array.shape) if i != axis]
-                if not self.preparation.keeps_shape(*shape) or min(shape) < 2:
+                if min(shape) < 2 or not self._keeps_shape(array.shape, axis, spacing):
                     tally[f"slices along {name} below --min_aspect"] += array.shape[axis]
+                    tally.notes += [note for note in [self._dropped(name, min(shape))] if note not in tally.notes]
                     continue
                 in_plane = tuple(round(mm, 4) for i, mm in enumerate(spacing) if i != axis) if spacing else None
                 for index in range(0, array.shape[axis], self.step):
@@ -213,13 +227,26 @@ class Volumes:
                     objects = self.preparation.objects(masks, tally)
                     values = np.take(array, index, axis)
                     image = (
-                        upright(to_8_bits(values, *(whole or self.intensity.range_of(values))), axis)
-                        if objects
-                        else None
+                        upright(to_8_bits(values, *(whole or intensity.range_of(values))), axis) if objects else None
                     )
                     yield Picture("", image, objects, modality, name, index, in_plane)
 
-    def _labels(self, case: Case, stored: sitk.Image, scan: sitk.Image, tally: Counter) -> Labels:
+    def _keeps_shape(self, shape: Sequence[int], axis: int, spacing: Sequence[float] | None) -> bool:
+        """Whether --min_aspect keeps slices along an axis, by their sides in millimetres where these are known.
+
+        shape, spacing: (Z, Y, X).
+        """
+        height, width = (n * mm for i, (n, mm) in enumerate(zip(shape, spacing or (1, 1, 1))) if i != axis)
+        return self.preparation.keeps_shape(height, width)
+
+    def _dropped(self, name: str, thinnest: int) -> str:
+        """What to say where no slice along an axis is kept."""
+        if thinnest < 2:
+            return f"no slices along {name}: they would be one voxel thin"
+        least = self.preparation.min_aspect
+        return f"no slices along {name}: in mm, their short side is under {least:g} of the long one (--min_aspect)"
+
+    def _labels(self, case: Case, stored: sitk.Image, scan: sitk.Image, tally: Tally) -> Labels:
         labels = Labels()
         for path, class_name in case.data["labels"]:
             kind = label_kind(path)
@@ -247,8 +274,9 @@ class Volumes:
     def _add_volume(
         self, labels: Labels, path: str, class_name: str, stored: sitk.Image, scan: sitk.Image, case: Case
     ) -> None:
-        layers, named = read_label_volume(path)
+        layers, named = read_label_volume(path, self.frame, straighten=self.straighten, most_voxels=self.most_voxels)
         for number, layer in enumerate(layers):
+            rounding = rounding_of(layer)
             if self.geometry == "ignore":
                 if layer.GetSize() != stored.GetSize():
                     raise DataError(
@@ -257,7 +285,7 @@ class Volumes:
                     )
                 layer.CopyInformation(stored)
             layer = self._onto(canonical(layer), scan, path, _name(case.data["images"][0][0]))
-            array = whole_numbers(sitk.GetArrayFromImage(layer), path)
+            array = whole_numbers(sitk.GetArrayFromImage(layer), path, rounding)
             if class_name:
                 labels.add_mask(class_name, array > 0)
             elif named and self.classes.names is None and not self.classes.instances:

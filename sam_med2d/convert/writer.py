@@ -23,7 +23,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from sam_med2d.convert.cases import Case, Picture
+from sam_med2d.convert.cases import Case, Picture, Tally
+from sam_med2d.convert.saturation import Ends, add_picture
 from sam_med2d.convert.splits import SPLITS
 from sam_med2d.data.metadata import COLUMNS, METADATA
 from sam_med2d.errors import DataError, UsageError
@@ -68,7 +69,7 @@ def read_receipt(output: Path, folder: str) -> dict | None:
 
 
 def write_case(
-    output: Path, dataset: str, case: Case, pictures: Iterable[Picture], fingerprint: str, tally: Counter
+    output: Path, dataset: str, case: Case, pictures: Iterable[Picture], fingerprint: str, tally: Tally
 ) -> None:
     """Write the pictures that have objects, and the receipt.
 
@@ -81,6 +82,8 @@ def write_case(
         (staging / kind).mkdir(parents=True)
     entries: list[dict] = []
     written: set[str] = set()
+    ends: Ends = {}
+    flat = 0
     for picture in pictures:  # written without `write_png`: the folder is put in place as a whole, once
         if not picture.objects or picture.image is None:
             tally["pictures without objects"] += 1
@@ -91,6 +94,8 @@ def write_case(
             raise DataError(f"{case.name}: two of its pictures are called {stem}; give them names of their own")
         written.add(stem)
         (staging / "images" / f"{stem}.png").write_bytes(encode_png(picture.image))
+        add_picture(ends, picture)
+        flat += bool(picture.image.min() == picture.image.max())
         masks = []
         for class_name, instance, mask in picture.objects:
             mask_name = f"{stem}--{safe_name(class_name)}_{instance:03d}.png"
@@ -127,6 +132,9 @@ def write_case(
                     "split": case.split,
                     "pictures": entries,
                     "left_out": dict(sorted(tally.items())),
+                    "notes": tally.notes,
+                    "ends": ends,
+                    "flat": flat,
                 },
                 ensure_ascii=False,
             ),

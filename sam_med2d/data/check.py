@@ -26,9 +26,22 @@ from sam_med2d.data.index import Index, find_index, root_of
 from sam_med2d.data.index_build import build_columns
 from sam_med2d.data.metadata import Metadata
 from sam_med2d.data.reading import read_image, read_mask
+from sam_med2d.data.visible import is_flat, is_hidden
 from sam_med2d.errors import DataError
 
-KINDS = ("missing", "unreadable", "size", "values", "metadata", "disagree", "empty", "duplicate", "listed", "case")
+KINDS = (
+    "missing",
+    "unreadable",
+    "size",
+    "values",
+    "metadata",
+    "disagree",
+    "empty",
+    "flat",
+    "duplicate",
+    "listed",
+    "case",
+)
 
 
 class Problem(NamedTuple):
@@ -70,6 +83,9 @@ def _look(number: int) -> Found:
             if not os.path.isfile(mask_path):
                 problems.append((Problem("missing", f"{mask_path}: does not exist"), k))
         return Found(number, 0, areas, problems)
+    flat = is_flat(image)
+    if flat:
+        problems.append((Problem("flat", f"{path}: is of almost one value; was it windowed by another range?"), -1))
     first_with: dict[int, int] = {}
     for k, mask_path in enumerate(map(index.path, mask_names)):
         try:
@@ -81,6 +97,8 @@ def _look(number: int) -> Found:
         first = first_with.setdefault(xxh3_64_intdigest(np.packbits(mask).tobytes()), k)
         if not mask.any():
             problems.append((Problem("empty", f"{mask_path}: has no object"), k))
+        elif not flat and is_hidden(image, mask):
+            problems.append((Problem("flat", f"{mask_path}: its object equals what is around it in {path}"), k))
         elif first != k and mask_names[first] != mask_names[k]:
             problems.append(
                 (Problem("duplicate", f"{mask_path}: has the pixels of {index.path(mask_names[first])}"), k)

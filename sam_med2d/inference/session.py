@@ -70,7 +70,12 @@ def read_upload(path: str | Path) -> Scan:
         from sam_med2d.volumes.scans import AXES, as_viewed, read_scan, slices_along
     except ModuleNotFoundError as error:
         raise DataError(f"{path.name}: is a volume or DICOM; {missing_package(error) or error}") from error
-    stored = read_scan(str(path))
+    try:
+        stored = read_scan(str(path), most_voxels=MOST_PIXELS)
+    except DataError as error:
+        if error.kind != "size":
+            raise
+        raise DataError(f"{str(error).rpartition('; ')[0]}; crop it first") from error  # no flag raises it here
     if np.prod(stored.GetSize()) > MOST_PIXELS:
         raise DataError(f"{path.name}: has more than {MOST_PIXELS // 10**6} million voxels; crop it first")
     turned, letter = as_viewed(stored)

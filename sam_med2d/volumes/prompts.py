@@ -1,4 +1,10 @@
-"""Prompts in 3D, in voxels of the scan as it is stored, and what they say on each slice."""
+"""Prompts in 3D, in voxels of the scan as it is stored, and what they say on each slice.
+
+Whole numbers are centres of voxels: a click belongs to the voxel whose centre is nearest (the higher one, half-way), so
+that clicks lie from -0.5 to just below size - 0.5. Boxes go from edge to edge: x0 .. x1 holds the voxels x0 to x1 - 1,
+as a Python range does, and the edges of the volume are 0 and its size. Which voxel and which slice are meant is decided
+in the volume as it is stored, never after it was turned: the same numbers mean the same voxels in every orientation.
+"""
 
 import json
 from collections.abc import Sequence
@@ -84,7 +90,7 @@ def _from_entry(entry: object, number: int, axis: str, where: str) -> Object3d:
 def _numbers(values: object, width: int, where: str) -> np.ndarray:
     try:
         return np.array(values, float).reshape(-1, width)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{where} must be a list of rows of {width} numbers") from None
 
 
@@ -92,8 +98,11 @@ def check_inside(one: Object3d, size: Sequence[int], where: str) -> None:
     """size: of the stored volume, xyz. Raises DataError."""
     extent = f"the volume of {' x '.join(map(str, size))} voxels"
     for point in one.points:
-        if not ((point >= 0) & (point < size)).all():
-            raise DataError(f"{where}: point {_text(point)} of {one.name} lies outside {extent}")
+        if not ((point >= -0.5) & (point < np.array(size) - 0.5)).all():
+            raise DataError(
+                f"{where}: point {_text(point)} of {one.name} lies outside {extent}, whose centres are numbered from "
+                f"0 0 0 to {' '.join(str(n - 1) for n in size)}"
+            )
     for box in one.boxes:
         if not (box[:3] < box[3:]).all():
             raise DataError(
@@ -102,6 +111,11 @@ def check_inside(one: Object3d, size: Sequence[int], where: str) -> None:
             )
         if not ((box[:3] >= 0) & (box[3:] <= size)).all():
             raise DataError(f"{where}: box {_text(box)} of {one.name} reaches outside {extent}")
+
+
+def nearest_voxels(points: np.ndarray) -> np.ndarray:
+    """(P, 3) -> (P, 3) whole numbers."""
+    return np.floor(points + 0.5)
 
 
 def _text(values: np.ndarray) -> str:
@@ -120,28 +134,23 @@ def seeds_of(
     Raises PromptError: boxes that contradict each other.
     """
     axis = 2 - sliced.axis  # of xyz
-    points = turned(one.points, stored, scan)
-    boxes = []
-    for box in one.boxes:
-        corners = turned(box.reshape(2, 3) - 0.5, stored, scan) + 0.5  # edges of voxels, not their centres
-        boxes.append(np.concatenate([corners.min(axis=0), corners.max(axis=0)]))
     clicks: dict[int, list[tuple[np.ndarray, int]]] = {}
-    for point, label in zip(points, one.labels):
-        clicks.setdefault(int(np.rint(point[axis])), []).append((point, int(label)))
-    on_slices: dict[int, np.ndarray] = {}
-    rough = [box for box in boxes if box[3 + axis] - box[axis] > 1.5]
+    for point, label in zip(np.rint(turned(nearest_voxels(one.points), stored, scan)), one.labels):
+        clicks.setdefault(int(point[axis]), []).append((point, int(label)))
+    boxes = [_Box.of(box, stored, scan, axis) for box in one.boxes]
+    rough = [box for box in boxes if box.thickness > 1.5]
     if len(rough) > 1:
         raise PromptError(
             "has more than one box that is thicker than a slice; give one rough box, or boxes on single slices"
         )
+    on_slices: dict[int, np.ndarray] = {}
     for box in boxes:
-        number = int((box[axis] + box[3 + axis]) // 2)
         if rough and box is rough[0] and (clicks or len(boxes) > 1):
             continue  # other prompts say where to start; it only bounds
-        if number in on_slices:
-            raise PromptError(f"has two boxes on slice {number}; give one")
-        on_slices[number] = box
-    bounds = (int(np.floor(rough[0][axis] + 0.5)), int(np.ceil(rough[0][3 + axis] - 0.5))) if rough else None
+        if box.middle in on_slices:
+            raise PromptError(f"has two boxes on slice {box.middle}; give one")
+        on_slices[box.middle] = box.edges
+    bounds = rough[0].bounds if rough else None
     seeds = {}
     for number in sorted(clicks.keys() | on_slices.keys()):
         here, drawn = clicks.get(number, []), on_slices.get(number)
@@ -161,6 +170,29 @@ def seeds_of(
     if without:
         raise PromptError(f"has only background clicks on slice {without[0]}; add one on the object, or a box")
     return seeds, bounds
+
+
+class _Box(NamedTuple):
+    """edges: (6,) in the turned volume; thickness: across slices; middle: the slice it is drawn on; bounds: the slices
+    whose centres it holds, the first and one past the last."""
+
+    edges: np.ndarray
+    thickness: float
+    middle: int
+    bounds: tuple[int, int]
+
+    @classmethod
+    def of(cls, box: np.ndarray, stored: sitk.Image, scan: sitk.Image, axis: int) -> "_Box":
+        """box: (6,) in the stored volume; axis: of the turned volume, xyz, that slices lie across."""
+        corners = turned(box.reshape(2, 3) - 0.5, stored, scan) + 0.5  # edges of voxels, not their centres
+        along = int(np.abs(turned(np.eye(3), stored, scan) - turned(np.zeros((3, 3)), stored, scan))[:, axis].argmax())
+        low, high = box[along], box[3 + along]
+        # in the stored volume, so that a middle or an edge half-way falls to the same slice whichever way it is turned
+        numbers = np.zeros((3, 3))
+        numbers[:, along] = np.floor((low + high) / 2), np.ceil(low - 0.5), np.ceil(high - 0.5) - 1
+        middle, first, last = (int(number) for number in np.rint(turned(numbers, stored, scan)[:, axis]))
+        edges = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+        return cls(edges, float(high - low), middle, (min(first, last), max(first, last) + 1))
 
 
 def in_slice(point: np.ndarray, sliced: Slices) -> tuple[float, float]:

@@ -22,8 +22,12 @@ from sam_med2d.volumes.intensity import Intensity, to_8_bits
 from sam_med2d.volumes.scans import upright
 from segment_anything import ObjectPrompt, SamPredictor
 
+IOU_SHARE = 0.8
+FAINT = 3  # of 255: a contrast that says nothing
+RING = 0.15  # of the side of a square as large as the object: how far around it counts as what surrounds it
 KEPT_BYTES = 1 << 29  # of embeddings: those of 2000 slices at 256 px, of 128 at 1024 px
 CARRIED = ("box", "mask", "point")
+END_OF_VOLUME, END_OF_BOX = "end of the volume", "end of the box"  # why an object ends where it was not the slice
 AGREEMENT = 0.7  # IoU with what is known, below which another axis speaks of something else
 
 
@@ -32,9 +36,12 @@ class Rule(NamedTuple):
 
     carry: what the last slice's mask becomes: its "box", its logits ("mask"), its innermost pixel ("point")
     margin: by which the box is widened on each side, as a share of its own side, so that the object can grow
-    least_iou: the predicted IoU below which the slice no longer belongs to it
+    least_iou: the predicted IoU below which the slice no longer belongs to it; where the prompted slice is not much
+        surer itself, IOU_SHARE of its IoU
     least_area: in pixels
     shrink, grow: the least and the largest area, as a share of the last slice's
+    least_contrast: by how much it must differ in brightness from what surrounds it on the prompted slice, as a share of
+        how much it does there; a mask that is carried on where the object has ended lies on something else
     """
 
     carry: tuple[str, ...] = ("point", "mask")
@@ -42,7 +49,8 @@ class Rule(NamedTuple):
     least_iou: float = 0.5
     least_area: int = 20
     shrink: float = 0.5
-    grow: float = 1.6
+    grow: float = 2.2
+    least_contrast: float = 0.4
 
 
 class Slice(NamedTuple):
@@ -154,7 +162,7 @@ def propagate(
         ):
             why = _walk(sliced, found, place, numbers, rule, progress)
             if neighbour is None:
-                limit = "end of the volume" if (first, end)[side] == (0, len(sliced))[side] else "end of the box"
+                limit = END_OF_VOLUME if (first, end)[side] == (0, len(sliced))[side] else END_OF_BOX
                 ends[side] = why or limit
     return Propagated(found, (ends[0], ends[1]))
 
@@ -166,18 +174,37 @@ def _walk(
     last = found[place]
     if not last.mask.any():
         return "nothing found where it was prompted"
+    surrounding, contrast = brightness_around(sliced.image(place), last.mask)
+    least_iou = min(rule.least_iou, IOU_SHARE * last.iou)
     for number in numbers:
         here = sliced.predict(number, carried(last, rule), like=last.mask)
         progress()
         area, before = int(here.mask.sum()), int(last.mask.sum())
-        if here.iou < rule.least_iou:
+        if here.iou < least_iou:
             return f"the next has a predicted IoU of {here.iou:.2f}"
         if area < max(rule.least_area, rule.shrink * before):
             return f"the next falls from {before} to {area} pixels"
         if area > rule.grow * before:
             return f"the next rises from {before} to {area} pixels"
+        if abs(contrast) > FAINT:
+            share = (float(sliced.image(number)[here.mask].mean()) - surrounding) / contrast
+            if share < rule.least_contrast:
+                return f"the next has {max(0, share):.0%} of its contrast"
         found[number] = last = here
     return ""
+
+
+def brightness_around(image: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+    """-> the mean brightness around an object, and how much brighter the object is; 0 where nothing is around it.
+
+    image: (h, w) uint8; mask: (h, w) bool, not empty.
+    """
+    reach = max(3, int(RING * mask.sum() ** 0.5))
+    wider = cv2.dilate(mask.astype(np.uint8), np.ones((2 * reach + 1,) * 2, np.uint8)) > 0
+    around = image[wider & ~mask]
+    if not around.size:
+        return 0.0, 0.0
+    return float(around.mean()), float(image[mask].mean()) - float(around.mean())
 
 
 def carried(last: Slice, rule: Rule) -> ObjectPrompt:

@@ -1,12 +1,9 @@
 """Scans and label volumes in and out: NIfTI, NRRD, MHA, DICOM series, on the patient's axes."""
 
-import gzip
-import math
 import os
 import re
-import struct
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,8 @@ import SimpleITK as sitk
 from sam_med2d.errors import DataError
 from sam_med2d.volumes.dicom import ORIENTATION_KEY, read_series, unreadable
 from sam_med2d.volumes.dicom_bytes import is_dicom
+from sam_med2d.volumes.limits import MOST_VOXELS, check_voxels
+from sam_med2d.volumes.nifti import frame_of, is_nifti, read_nifti, write_nifti
 
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")  # what label volumes are written as
 
@@ -23,6 +22,8 @@ SUFFIXES = (".nii.gz", ".seg.nrrd", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".
 AXES = "xyz"  # numpy has them the other way round: (Z, Y, X)
 
 TOLERANCE = 0.1  # of a voxel, that the corners of a scan and of its labels may be apart
+
+HEADER, NOTES, ROUNDING = (f"sam_med2d_{name}" for name in ("header", "notes", "rounding"))  # in an image's metadata
 
 
 def files_of(source: Path) -> str | list[str]:
@@ -45,90 +46,100 @@ def stem_of(path: Path) -> str:
     )
 
 
-def read_scan(file: str | Sequence[str], frame: int | None = None) -> sitk.Image:
-    """A file, or the files of a DICOM series -> a volume of one channel, as it was stored. Raises DataError."""
+def read_scan(
+    file: str | Sequence[str],
+    frame: int | None = None,
+    *,
+    straighten: bool = False,
+    most_voxels: int = MOST_VOXELS,
+) -> sitk.Image:
+    """A file, or the files of a DICOM series -> a volume of one channel, as it was stored. Raises DataError.
+
+    frame: of a 4D file. straighten: read a slightly sheared NIfTI on the nearest axes at right angles. most_voxels: of
+    a file, above which it is refused undecoded. What a file contradicts itself in, `notes_of` the volume says.
+    """
     if not isinstance(file, str):
         return read_series(file)
     if is_dicom(file):
         return read_series([file])
-    image = _read(file)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        raise DataError(
-            f"{file}: has {image.GetNumberOfComponentsPerPixel()} channels a voxel (colour or vectors); give "
-            "scans of one, or export its pictures for the masks or the labelmaps subcommand"
-        )
-    return _three_dimensions(image, file, frame)
+    with _reading(file):
+        image = _read(file, frame, straighten=straighten, most_voxels=most_voxels)
+        if image.GetNumberOfComponentsPerPixel() > 1:
+            raise DataError(
+                f"{file}: has {image.GetNumberOfComponentsPerPixel()} channels a voxel (colour or vectors); give "
+                "scans of one, or export its pictures for the masks or the labelmaps subcommand"
+            )
+        return _three_dimensions(image, file, frame)
 
 
-def _read(path: str) -> sitk.Image:
-    if not os.access(path, os.R_OK):
-        raise DataError(f"{path}: cannot be read; check the file and its permissions")
-    if path.lower().endswith(".npy"):
-        return _read_array(path)
-    holes = _check_nifti(path) if path.lower().endswith((".nii", ".nii.gz")) else None
+def notes_of(image: sitk.Image) -> list[str]:
+    """What was assumed of a volume that was read, or what its header contradicts itself in; a line each."""
+    return _meta(image, NOTES).splitlines()
+
+
+def rounding_of(image: sitk.Image) -> float:
+    """The most that storing a volume may have changed its values by: 0 where they are stored as they are."""
+    return float(_meta(image, ROUNDING) or 0)
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """The one boundary of the readers of files: whatever a library raises over a broken file becomes a DataError."""
     try:
-        image = sitk.ReadImage(path)
+        yield
+    except DataError:
+        raise
     except RuntimeError as error:
         raise unreadable(path, error) from error
+    except (
+        Exception
+    ) as error:  # numpy, ITK and their bindings let through whatever a broken file makes them stumble over
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path}: cannot be read ({reason}); export it again") from error
+
+
+def _read(
+    path: str,
+    frame: int | None = None,
+    *,
+    straighten: bool = False,
+    most_voxels: int = MOST_VOXELS,
+) -> sitk.Image:
+    if not os.access(path, os.R_OK) or os.path.isdir(path):
+        raise DataError(f"{path}: cannot be read; check the file and its permissions")
+    if path.lower().endswith(".npy"):
+        return _read_array(path, most_voxels)
+    if is_nifti(path):
+        volume = read_nifti(path, frame, straighten=straighten, most_voxels=most_voxels)
+        volume.image.SetMetaData(HEADER, volume.header.hex())
+        volume.image.SetMetaData(NOTES, "\n".join(volume.notes))
+        volume.image.SetMetaData(ROUNDING, repr(volume.rounding))
+        return volume.image
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
+    reader.ReadImageInformation()
+    channels = reader.GetNumberOfComponents()
+    check_voxels(path, (*reader.GetSize(), *([channels] if channels > 1 else [])), most_voxels)
+    image = reader.Execute()
     if "complex" in image.GetPixelIDTypeAsString():
         raise DataError(f"{path}: holds complex numbers; save their magnitude")
-    if holes is not None:
-        array = sitk.GetArrayFromImage(image)
-        array.reshape(-1)[holes] = np.nan
-        filled, image = image, sitk.GetImageFromArray(array)
-        image.CopyInformation(filled)
     return image
 
 
-def _read_array(path: str) -> sitk.Image:
+def _read_array(path: str, most_voxels: int) -> sitk.Image:
     """A numpy file of (Z, Y, X), which says nothing of place and spacing. Raises DataError."""
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: its shape is known before it is read
+    except (OSError, EOFError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); it must be a plain array") from error
-    if array.ndim != 3 or array.dtype.kind not in "biuf":
-        raise DataError(
-            f"{path}: holds {array.dtype} of shape {array.shape}; it must be numbers of (slices, rows, columns)"
-        )
+    if not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind not in "biuf" or not array.size:
+        what = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
+        raise DataError(f"{path}: holds {what}; it must be numbers of (slices, rows, columns)")
+    check_voxels(path, array.shape[::-1], most_voxels)
     kind = {"b": np.uint8, "f": np.float32 if array.dtype.itemsize < 8 else np.float64}.get(
-        array.dtype.kind, array.dtype
+        array.dtype.kind, array.dtype.newbyteorder("=")
     )
     return sitk.GetImageFromArray(array.astype(kind))
-
-
-def _check_nifti(path: str) -> np.ndarray | None:
-    """What SimpleITK does not say of a NIfTI file: it reads voxels that are cut off or are no numbers as 0.
-
-    -> which voxels are no numbers, (N,) bool, or None. Raises DataError where voxels are missing.
-    """
-    try:
-        with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as file:
-            header = file.read(540)
-            order = "<" if header[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0") else ">"
-            (size,) = struct.unpack_from(f"{order}i", header)
-            dims, dims_at, kind_at, bits_at, offset, offset_at = {  # NIfTI 1 and 2
-                348: ("8h", 40, 70, 72, "f", 108),
-                540: ("8q", 16, 12, 14, "q", 168),
-            }[size]
-            dim = struct.unpack_from(order + dims, header, dims_at)
-            (kind,) = struct.unpack_from(f"{order}h", header, kind_at)
-            (bits,) = struct.unpack_from(f"{order}h", header, bits_at)
-            start = int(struct.unpack_from(order + offset, header, offset_at)[0])
-            wanted = math.prod(dim[1 : 1 + max(0, dim[0])]) * bits // 8
-            number = {16: f"{order}f4", 64: f"{order}f8"}.get(kind)
-            file.seek(start)
-            read, holes = 0, []
-            while chunk := file.read(min(1 << 20, max(1, wanted - read))):  # to the end, where gzip checks its sum
-                read += len(chunk)
-                if number and read <= wanted and len(chunk) % (bits // 8) == 0:
-                    holes.append(~np.isfinite(np.frombuffer(chunk, number)))
-    except (EOFError, OSError, zlib.error, struct.error, KeyError) as error:
-        raise DataError(f"{path}: cannot be read, it is cut off or no NIfTI ({error}); copy it again") from error
-    if read < wanted:
-        raise DataError(
-            f"{path}: cannot be read, it is cut off: {read} bytes of voxels instead of {wanted}; copy it again"
-        )
-    return np.concatenate(holes) if any(part.any() for part in holes) else None
 
 
 def _three_dimensions(image: sitk.Image, path: str, frame: int | None) -> sitk.Image:
@@ -136,33 +147,33 @@ def _three_dimensions(image: sitk.Image, path: str, frame: int | None) -> sitk.I
     if len(size) == 2:
         return sitk.JoinSeries([image])
     if len(size) == 4:
-        if size[3] > 1 and frame is None:
-            raise DataError(
-                f"{path}: is 4D ({size_of(image)}: {size[3]} volumes); choose one with --frame 0 .. {size[3] - 1}"
-            )
-        if (frame or 0) >= size[3]:
-            raise DataError(f"{path}: has {size[3]} volume(s), so --frame goes from 0 to {size[3] - 1}")
-        return sitk.Extract(image, [*size[:3], 0], [0, 0, 0, frame or 0])
+        return sitk.Extract(image, [*size[:3], 0], [0, 0, 0, frame_of(size[3], frame, path, size_of(image))])
     if len(size) != 3:
         raise DataError(f"{path}: has {len(size)} dimensions; save it in three")
     return image
 
 
-def read_label_volume(path: str) -> tuple[list[sitk.Image], list[tuple[str, int, int]]]:
-    """-> its layers, and the names that 3D Slicer keeps in a .seg.nrrd: (class, layer, value). Raises DataError."""
-    image = _read(path)
-    count = image.GetNumberOfComponentsPerPixel()
-    named = []
-    for key in image.GetMetaDataKeys():
-        if match := re.fullmatch(r"(Segment\d+)_Name", key):
-            value = _meta(image, f"{match[1]}_LabelValue")
-            named.append((image.GetMetaData(key), int(_meta(image, f"{match[1]}_Layer") or 0), int(value or 1)))
-    if count > 1 and not named:
-        raise DataError(
-            f"{path}: has {count} channels a voxel and names no segments; save one label volume, or a file a class"
-        )
-    layers = [sitk.VectorIndexSelectionCast(image, i) for i in range(count)] if count > 1 else [image]
-    return [_three_dimensions(layer, path, None) for layer in layers], sorted(named, key=lambda one: one[1:])
+def read_label_volume(
+    path: str, frame: int | None = None, *, straighten: bool = False, most_voxels: int = MOST_VOXELS
+) -> tuple[list[sitk.Image], list[tuple[str, int, int]]]:
+    """-> its layers, and the names that 3D Slicer keeps in a .seg.nrrd: (class, layer, value). Raises DataError.
+
+    frame: of a 4D file; labels of three dimensions belong to every frame of their scan. The rest is as of `read_scan`.
+    """
+    with _reading(path):
+        image = _read(path, frame, straighten=straighten, most_voxels=most_voxels)
+        count = image.GetNumberOfComponentsPerPixel()
+        named = []
+        for key in image.GetMetaDataKeys():
+            if match := re.fullmatch(r"(Segment\d+)_Name", key):
+                value = _meta(image, f"{match[1]}_LabelValue")
+                named.append((image.GetMetaData(key), int(_meta(image, f"{match[1]}_Layer") or 0), int(value or 1)))
+        if count > 1 and not named:
+            raise DataError(
+                f"{path}: has {count} channels a voxel and names no segments; save one label volume, or a file a class"
+            )
+        layers = [sitk.VectorIndexSelectionCast(image, i) for i in range(count)] if count > 1 else [image]
+        return [_three_dimensions(layer, path, frame) for layer in layers], sorted(named, key=lambda one: one[1:])
 
 
 def _meta(image: sitk.Image, key: str) -> str:
@@ -194,21 +205,27 @@ def as_viewed(stored: sitk.Image) -> tuple[sitk.Image, str]:
 def write_labels(path: Path, labels: np.ndarray, turned: sitk.Image | None, stored: sitk.Image | None) -> None:
     """Write labels (Z, Y, X), made on the grid of `turned` (canonical), on that of `stored`, in one step.
 
-    None: labels that no scan belongs to. Raises DataError where the file cannot be written.
+    A NIfTI of a scan that was one gets its header, so that both of its forms of geometry stay. None: labels that no
+    scan belongs to. Raises DataError where the file cannot be written.
     """
     image = sitk.GetImageFromArray(labels)
+    header = b""
     if stored is not None:
         image.CopyInformation(turned)
         image = sitk.DICOMOrient(
             image, sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(stored.GetDirection())
         )
         image.CopyInformation(stored)
+        header = bytes.fromhex(_meta(stored, HEADER)) if is_nifti(path.name) else b""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp_{path.name}")  # ITK goes by the ending, so that must stay
     try:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
+        if header:
+            write_nifti(temporary, sitk.GetArrayViewFromImage(image), header)
+        else:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
         temporary.replace(path)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise DataError(f"{path}: cannot be written ({str(error).strip().splitlines()[-1]})") from error
     finally:
         temporary.unlink(missing_ok=True)

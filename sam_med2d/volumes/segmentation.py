@@ -9,17 +9,29 @@ import numpy as np
 import SimpleITK as sitk
 
 from sam_med2d.volumes.prompts import Object3d, seeds_of
-from sam_med2d.volumes.propagation import Propagated, Rule, Slice, Slices, fuse, propagate, refine_along
+from sam_med2d.volumes.propagation import (
+    END_OF_VOLUME,
+    Propagated,
+    Rule,
+    Slice,
+    Slices,
+    fuse,
+    propagate,
+    refine_along,
+)
 from sam_med2d.volumes.scans import AXES, turned
 from segment_anything.files import replacing
 
+GROWN = 3  # times the area on its prompted slices, above which an object has most likely run into something else
+
 
 class Result(NamedTuple):
-    """probability: (Z, Y, X) float16, of the volume turned to the patient."""
+    """probability: (Z, Y, X) float16, of the volume turned to the patient; prompted: slices that prompts lie on."""
 
     wanted: Object3d
     probability: np.ndarray
     propagated: Propagated
+    prompted: tuple[int, ...] = ()
 
 
 def segment(
@@ -48,7 +60,7 @@ def segment(
                 volumes.append(other.assemble(again))
                 covered.append(_covered(other, again))
         volume = fuse(volumes, covered)
-    return Result(one, volume, propagated)
+    return Result(one, volume, propagated, tuple(seeds))
 
 
 def _covered(sliced: Slices, slices: dict[int, Slice]) -> np.ndarray:
@@ -90,7 +102,33 @@ def row_of(result: Result, labels: np.ndarray, stored: sitk.Image, scan: sitk.Im
         "first_end": first_end,
         "last_end": last_end,
         "mean_predicted_iou": round(float(np.mean([one.iou for one in slices.values()])), 3),
+        "doubt": doubt_of(result),
     }
+
+
+def doubt_of(result: Result) -> str:
+    """What makes an object look as if it had run away from its prompts, or nothing."""
+    slices, ends = result.propagated.slices, result.propagated.ends
+    prompted = [number for number in result.prompted if number in slices]
+    if not prompted:
+        return ""
+    unasked = min(slices) not in prompted and max(slices) not in prompted
+    if unasked and ends == (END_OF_VOLUME, END_OF_VOLUME):
+        return "reaches both ends of the volume"
+    first = max(int(slices[number].mask.sum()) for number in prompted)
+    largest = max(int(one.mask.sum()) for one in slices.values())
+    return f"grows to {largest / first:.1f} times its first area" if first and largest > GROWN * first else ""
+
+
+def warning_of(rows: list[dict[str, object]]) -> str:
+    """One line in capitals over all objects that are in doubt, with what to do; or nothing. rows: of `row_of`."""
+    doubts = [f"{row['name']} {row['doubt']}" for row in rows if row["doubt"]]
+    if not doubts:
+        return ""
+    return (
+        f"look before you use this: {'; '.join(doubts)}. Give prompts on two more slices, near both ends of the object,"
+        " or one box around it in 3D, which it does not leave"
+    ).upper()
 
 
 def write_table(path: Path, rows: list[dict[str, object]]) -> None:

@@ -271,6 +271,29 @@ def test_several_processes_find_the_same(data, capsys):
     assert said[0] == said[1] and "problems: 3 missing, 1 size, 1 case" in said[0]
 
 
+def test_images_and_objects_that_show_nothing(data, tmp_path, capsys):
+    """A window that is not that of the data: an image all white but for noise, and an object in a saturated part."""
+    noise = np.random.default_rng(0).integers(251, 256, (20, 30, 3), np.uint8)
+    write(data.folder / "images/2.png", noise)
+    half = picture(3)
+    half[:, :14] = 255  # masks/3 a.png is at 3 .. 7, masks/3 b.png reaches beyond
+    write(data.folder / "images/3.png", half)
+    assert check(data) == 1
+    said = capsys.readouterr().out
+    assert "problems: 2 flat" in said and "images/2.png: is of almost one value" in said
+    assert re.search(r"masks/3 a\.png: its object equals what is around it in .*images/3\.png", said)
+    assert check(data, "--allow", "flat") == 0
+    assert check(data, "--fix", tmp_path / "clean") == 1
+    left = json.loads((tmp_path / "clean" / "image2label_train.json").read_text())
+    assert [len(masks) for _, masks in sorted(left.items())] == [2, 2, 1]
+    noise[19, 29] = 200  # one spot is to be seen, far from both objects
+    write(data.folder / "images/2.png", noise)
+    capsys.readouterr()
+    assert check(data, "--splits", "train") == 1
+    said = capsys.readouterr().out
+    assert "is of almost one value" not in said and "masks/2 b.png: its object equals" in said
+
+
 def test_long_lists_are_cut(data, capsys):
     for i in range(4):
         write(data.folder / f"masks/{i} a.png", square(0))

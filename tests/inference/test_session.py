@@ -12,7 +12,7 @@ import torch
 from sam_med2d.data.reading import read_image
 from sam_med2d.errors import DataError
 from sam_med2d.inference import models as models_room
-from sam_med2d.inference.session import AnnotationSession
+from sam_med2d.inference.session import AnnotationSession, read_upload
 from segment_anything import PromptError, SamPredictor, sam_model_registry
 from tests.segment_anything.test_model import randomise
 
@@ -151,6 +151,20 @@ def test_bad_input_leaves_the_session_as_it_was(model, tmp_path):
         opened(model).save(tmp_path / "out")
     with pytest.raises(DataError, match="open an image"):
         AnnotationSession({models_room.WITHOUT: model}).click(1, 1, True)
+
+
+def test_a_volume_that_claims_too_much_is_refused_by_its_header(tmp_path):
+    """400 bytes that say they are a hundred gigabytes."""
+    pytest.importorskip("SimpleITK", reason="the extra data is not installed")
+    header = bytearray(400)
+    header[0:4] = np.int32(348).tobytes()
+    header[40:48] = np.array([3, 4000, 4000, 3000], "<i2").tobytes()
+    header[70:74] = np.array([4, 16], "<i2").tobytes()
+    header[76:92] = np.ones(4, "<f4").tobytes()
+    header[344:348] = b"n+1\0"
+    (tmp_path / "a.nii").write_bytes(header)
+    with pytest.raises(DataError, match=r"a\.nii: has 4000 x 4000 x 3000 voxels, 48000 million, .* crop it first$"):
+        read_upload(tmp_path / "a.nii")
 
 
 def test_the_picture_is_the_slice_itself_and_a_copy(model):

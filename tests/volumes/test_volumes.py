@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from sam_med2d.commands import segment_volume as script
 from sam_med2d.volumes.intensity import Intensity
 from sam_med2d.volumes.prompts import Object3d
-from sam_med2d.volumes.propagation import Propagated, Rule, Slice, Slices, fuse, propagate, refine_along
+from sam_med2d.volumes.propagation import (
+    Propagated,
+    Rule,
+    Slice,
+    Slices,
+    brightness_around,
+    fuse,
+    propagate,
+    refine_along,
+)
 from sam_med2d.volumes.scans import canonical, stem_of
 from sam_med2d.volumes.segmentation import Result, row_of, spread_slices
 from segment_anything import ObjectPrompt, Prediction, PromptError, SamPredictor, sam_model_registry
@@ -469,6 +478,104 @@ def test_other_bad_input(run, tmp_path, scene) -> None:
     ends_with("--frame", lambda: run(four, "--point", 1, 1, 1))
     labels, _ = run(four, "--point", 18, 16, 18, "--frame", 1)
     assert labels.GetDimension() == 3
+
+
+def test_an_object_ends_where_its_contrast_ends(scene) -> None:
+    """A model that carries the mask on whatever is there: empty slices, and darker tissue in the same place."""
+
+    class Sticky(Bright):
+        def predict(self, embeddings, prompts, multimask_output):
+            if prompts.masks is None:
+                return super().predict(embeddings, prompts, multimask_output)
+            logits = torch.logit(prompts.masks.clamp(1e-4, 1 - 1e-4))
+            return Prediction(logits.expand(-1, 3, -1, -1), torch.tensor([[0.95, 0.0, 0.0]]))
+
+    volume = np.full(SIZE, 20, np.int16)
+    volume[10:26, 5:30, 5:30] = 200
+    volume[26:, 5:30, 5:30] = 70
+    seeds = {18: ObjectPrompt(box=np.array([3, 3, 32, 32], np.float32))}
+    found = propagate(slices_of(volume, 0, Sticky()), seeds, Rule())
+    assert sorted(found.slices) == [*range(10, 26)]
+    assert found.ends[0] == "the next has 0% of its contrast" and found.ends[1] == "the next has 28% of its contrast"
+    lenient = propagate(slices_of(volume, 0, Sticky()), seeds, Rule(least_contrast=0.2))
+    assert sorted(lenient.slices) == [*range(10, SIZE[0])]
+    ignored = propagate(slices_of(volume, 0, Sticky()), seeds, Rule(least_contrast=-10))
+    assert len(ignored.slices) == SIZE[0]
+
+
+def test_brightness_around_an_object() -> None:
+    image = np.full((40, 40), 20, np.uint8)
+    mask = np.zeros((40, 40), bool)
+    mask[10:20, 10:20] = True
+    image[mask] = 120
+    image[:, 30:] = 255  # too far away to count
+    assert brightness_around(image, mask) == (20, 100)
+    assert brightness_around(255 - image, mask) == (235, -100)
+    assert brightness_around(image, np.ones((40, 40), bool)) == (0, 0)
+
+
+def test_a_model_that_is_never_sure_is_held_against_itself(scene) -> None:
+    """Predicted IoUs of 0.4 everywhere: a prompt that was answered so does not end at its first neighbour."""
+
+    class Unsure(Bright):
+        def predict(self, embeddings, prompts, multimask_output):
+            found = super().predict(embeddings, prompts, multimask_output)
+            return Prediction(found.logits, found.iou * 0.4)
+
+    seeds = {18: ObjectPrompt(box=np.array([5, 3, 32, 30], np.float32))}
+    found = propagate(slices_of(scene[0], 0, Unsure()), seeds, Rule(least_area=3, shrink=0.1))
+    assert dice(slices_of(scene[0], 0).assemble(found.slices) > 0.5, scene[1]) > 0.9
+
+
+def test_an_object_that_runs_away_is_named_in_capitals_at_the_end(run, tmp_path, capsys) -> None:
+    tube = np.zeros(SIZE, np.int16)
+    tube[:, 10:30, 10:30] = 200
+    path, _ = stored(tmp_path, tube)
+    _, (row,) = run(path, "--point", 20, 20, 18)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.isupper() and "OBJECT REACHES BOTH ENDS OF THE VOLUME" in last and row["doubt"].startswith("reaches")
+    assert "TWO MORE SLICES" in last and "IN 3D" in last
+    for flags in (
+        ("--point", 20, 20, 0, "--point", 20, 20, 20),  # asked for at an end
+        ("--box", 8, 8, 5, 32, 32, 30),
+    ):
+        _, (row,) = run(path, *flags)
+        assert capsys.readouterr().out.splitlines()[-1].startswith("labels: ") and row["doubt"] == ""
+    cone = np.zeros(SIZE, np.int16)
+    for z in range(5, 30):
+        cone[z, 3 : 6 + z, 3 : 6 + z] = 200
+    path, _ = stored(tmp_path, cone)
+    prompts = tmp_path / "two.json"
+    content = {"objects": [{"name": "cone", "points": [[5, 5, 8]]}, {"name": "same", "points": [[5, 5, 29]]}]}
+    prompts.write_text(json.dumps(content))
+    _, rows = run(path, "--prompts", prompts)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.isupper() and "CONE GROWS TO" in last and "SAME" not in last
+    areas = [(3 + z) ** 2 for z in range(5, 30)]
+    assert float(rows[0]["doubt"].split()[2]) == pytest.approx(areas[-1] / areas[3], rel=0.2) and rows[1]["doubt"] == ""
+
+
+def test_a_window_that_shows_nothing_is_said(run, tmp_path, scene, capsys) -> None:
+    path, _ = stored(tmp_path, scene[0])
+    run(path, "--point", 18, 16, 18, "--window", 5000, 100)
+    assert "warning" in capsys.readouterr().out
+    run(path, "--point", 18, 16, 18)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_both_geometries_of_a_nifti_stay_and_what_it_contradicts_is_said(run, tmp_path, scene, capsys) -> None:
+    path, _ = stored(tmp_path, scene[0], name="ct.nii")
+    raw = bytearray(path.read_bytes())
+    raw[254:256] = np.array([4], "<i2").tobytes()  # sform_code
+    shift = np.frombuffer(raw[292:296], "<f4") + 6  # of the sform along x
+    raw[292:296] = shift.astype("<f4").tobytes()
+    path.write_bytes(raw)
+    run(path, "--point", 18, 16, 18, output="labels.nii")
+    written = (tmp_path / "results" / "labels.nii").read_bytes()
+    assert written[252:328] == bytes(raw[252:328]) and written[76:92] == bytes(raw[76:92])
+    said = f"note: {path}: its qform and its sform lie up to 6 mm apart; the sform is taken"
+    assert said in capsys.readouterr().out.splitlines()
+    ends_with("56 x 48 x 40 voxels", lambda: run(path, "--point", 18, 16, 18, "--max_voxels", 1000))
 
 
 @pytest.mark.parametrize(
