@@ -4,6 +4,7 @@ Every reader of pictures and masks goes through `open_picture`, so that what is 
 are truncated, larger than the budget (`limits.py`), of several pages, or damaged so that a decoder only warns.
 """
 
+import argparse
 import os
 import tempfile
 import threading
@@ -15,11 +16,37 @@ import numpy as np
 
 from sam_med2d.data.headers import Header, read_header
 from sam_med2d.errors import DataError, UsageError
-from sam_med2d.limits import too_large, too_long
+from sam_med2d.limits import MOST_PIXELS, VARIABLE, set_most_pixels, too_large, too_long
 
 ORIENTATION = "SAM_MED2D_ORIENTATION"  # of the environment: "stored" or "turned", where sizes do not tell
 FREE = 2**20  # pixels, and bytes, below which the budget is not asked: this is done for every file that training reads
 MOST_SCANS = 100  # of a JPEG: an encoder makes about ten, and each costs as much as decoding all pixels once
+
+
+def add_reading_flags(group: argparse._ActionsContainer) -> None:
+    """Of commands that read pictures; elsewhere the environment says the same."""
+    group.add_argument(
+        "--orientation",
+        choices=("stored", "turned"),
+        help="what masks and annotations were made on, where an image's EXIF says to turn it and their size does not "
+        f"tell: its pixels as stored, or as turned; default: refuse such images ({ORIENTATION} says the same)",
+    )
+    group.add_argument(
+        "--max_pixels",
+        type=int,
+        metavar="PIXELS",
+        help=f"the largest picture that is decoded; default: {MOST_PIXELS} ({VARIABLE} says the same)",
+    )
+
+
+def use_reading_flags(args: argparse.Namespace) -> None:
+    """For this process and those that it starts. Raises UsageError."""
+    if args.orientation:
+        os.environ[ORIENTATION] = args.orientation
+    if args.max_pixels is not None:
+        if args.max_pixels < 1:
+            raise UsageError("--max_pixels must be at least 1")
+        set_most_pixels(args.max_pixels)
 
 
 class PictureFile(NamedTuple):
@@ -36,7 +63,9 @@ def open_picture(path: str) -> PictureFile:
     header = read_header(data)
     if header is None:
         raise no_image(path)
-    if header.width * header.height > FREE and (reason := too_large(header.width, header.height)):
+    if (header.width * header.height > FREE or VARIABLE in os.environ) and (
+        reason := too_large(header.width, header.height)
+    ):
         raise DataError(f"{path}: {reason}")
     if header.pages > 1:
         raise DataError(
@@ -169,11 +198,11 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def is_turned(file: PictureFile, made_on: Sequence[tuple[int, int]], what: str) -> bool:
+def is_turned(file: PictureFile, made_on: Sequence[tuple[int, ...]] | None, what: str) -> bool:
     """Whether the pixels are to be turned as the file's EXIF asks, so that they lie under what was made on them.
 
     made_on: (height, width) of masks and annotations, which say whether they were made on the pixels as stored or as
-        seen, where these differ in size. Empty: nothing was, and the picture is turned, as every viewer shows it.
+        seen, where these differ in size. None: nothing was, and the picture is turned, as every viewer shows it.
     what: they are, for an error.
     Raises DataError, of the kind "orientation": sizes do not tell, and neither does the environment.
     """
@@ -183,13 +212,14 @@ def is_turned(file: PictureFile, made_on: Sequence[tuple[int, int]], what: str) 
     chosen = os.environ.get(ORIENTATION, "")
     if chosen not in ("", "stored", "turned"):
         raise UsageError(f"{ORIENTATION}={chosen}: must be stored or turned")
-    if chosen or not made_on:
+    if chosen or made_on is None:
         return chosen != "stored"
-    if header.size != header.size_turned:
-        return header.size not in made_on
+    stored, as_seen = header.size in made_on, header.size_turned in made_on
+    if stored != as_seen or not stored:  # where neither fits, the size will be named
+        return not stored
     raise DataError(
         f"{file.path}: its EXIF orientation is {header.orientation}, and {what} may be made on its pixels as stored or "
-        f"as turned, which have one size; say which with {ORIENTATION}=stored or {ORIENTATION}=turned "
+        f"as turned, which the size does not tell; say which with {ORIENTATION}=stored or {ORIENTATION}=turned "
         "(make-index: --orientation), or save it again without the tag",
         kind="orientation",
     )

@@ -24,8 +24,8 @@ class Header(NamedTuple):
     """width, height: of the pixels as stored, before any turning.
 
     orientation: of EXIF, 1 to 8; 1: as stored. pages: pages, frames or pictures in the file. palette: values are
-    indices. grey: one channel of brightness, with or without alpha. bilevel: one bit a pixel. transparent: of a grey
-    PNG without an alpha channel, the stored level that stands for transparency.
+    indices. grey: one channel of brightness, with or without alpha. bits: of a grey value; where it has no use, 8.
+    transparent: of a grey PNG without an alpha channel, the stored level that stands for transparency.
     """
 
     kind: str
@@ -139,7 +139,7 @@ def _tiff(data: bytes) -> Header | None:
         1 + sum(1 for _ in pages),
         palette=photometric == 3,
         grey=photometric in (0, 1) and tags.get(277, 1) <= 2,
-        bits=tags.get(258, 1),
+        bits=tags.get(258, 1 if tags.get(277, 1) == 1 else 8),
     )
 
 
@@ -190,6 +190,8 @@ def open_with_pillow(data: bytes, kinds: tuple[str, ...]) -> Image.Image | None:
             continue
         try:
             return opener(BytesIO(data), "")
-        except Exception:  # what Pillow's readers trip over in a broken file is not theirs to foresee: any kind of error
+        except (
+            Exception
+        ):  # what Pillow's readers trip over in a broken file is not theirs to foresee: any kind of error
             return None
     return None

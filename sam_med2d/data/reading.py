@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from sam_med2d.data.decoding import PictureFile, decode, is_turned, no_image, open_picture, turned
-from sam_med2d.data.masks import object_of, read_raw
+from sam_med2d.data.masks import label_values, object_of, read_raw
 from sam_med2d.errors import DataError
 from segment_anything.images import ImageError, to_8_bits
 
@@ -31,7 +31,7 @@ def read_image(path: str, masks: Sequence[str | tuple[int, int]] = (), *, keep_g
     numbers, or an orientation that its masks leave open.
     """
     file = open_picture(path)
-    turn = file.header.orientation != 1 and is_turned(file, _sizes(masks), "its masks")
+    turn = file.header.orientation != 1 and is_turned(file, _sizes(masks) if masks else None, "its masks")
     try:
         pixels = to_8_bits(decode(file, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH))
     except ImageError as error:
@@ -76,15 +76,35 @@ def read_mask(
     Raises DataError: as read_image; another size than the image; more than two values; two that do not tell which of
     them is the object.
     """
+    file, turn = _open_for(path, image_size, image_path, "mask")
+    mask = object_of(read_raw(file), path, threshold)
+    return turned(mask, file.header.orientation) if turn else mask
+
+
+def read_label_map(path: str, image_size: tuple[int, int], image_path: str, colours: bool) -> np.ndarray:
+    """-> (H, W) numbers: the values, of a palette image its indices; with `colours`, 0xRRGGBB.
+
+    image_size, image_path: as of read_mask. Raises DataError as it does, and for JPEGs.
+    """
+    file, turn = _open_for(path, image_size, image_path, "label map")
+    if file.header.kind == "JPEG":
+        raise DataError(f"{path}: a label map cannot be a JPEG, which changes its values; export it again as PNG")
+    values = label_values(read_raw(file), path, colours)
+    if file.header.bits == 1 and not file.header.palette and not colours:
+        values = (values > 0).astype(np.uint8)  # of one bit a pixel, which OpenCV spreads to 0 and 255
+    return turned(values, file.header.orientation) if turn else values
+
+
+def _open_for(path: str, image_size: tuple[int, int], image_path: str, what: str) -> tuple[PictureFile, bool]:
+    """-> a file that was made on an image, and whether it is to be turned. Raises DataError: of another size."""
     file = open_picture(path)
     turn = file.header.orientation != 1 and is_turned(file, [tuple(image_size)], "its image")
     height, width = file.header.size_turned if turn else file.header.size
-    if (height, width) != tuple(image_size):
-        image_height, image_width = image_size
-        raise DataError(
-            f"{path}: mask of {width} x {height} pixels, but {image_path} has {image_width} x {image_height}; "
-            "give both the same size",
-            kind="size",
-        )
-    mask = object_of(read_raw(file), path, threshold)
-    return turned(mask, file.header.orientation) if turn else mask
+    if (height, width) == tuple(image_size):
+        return file, turn
+    image_height, image_width = image_size
+    raise DataError(
+        f"{path}: {what} of {width} x {height} pixels, but {image_path} has {image_width} x {image_height}; "
+        "give both the same size",
+        kind="size",
+    )
