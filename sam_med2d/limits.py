@@ -15,7 +15,7 @@ BYTES_BESIDE = 2**26  # of profiles, previews and tables beside them
 
 
 def most_pixels() -> int:
-    """The budget that holds in this process. Raises UsageError where the environment has something else in its place."""
+    """The budget that holds in this process. Raises UsageError where the environment holds no number."""
     text = os.environ.get(VARIABLE, "")
     if not text:
         return MOST_PIXELS

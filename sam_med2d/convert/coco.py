@@ -53,7 +53,7 @@ class CocoPictures:
 
 @dataclass
 class _Document:
-    """A file of annotations, with ids as texts, so that 1, 1.0 and "1" are one. refused: a line each, of what is bad."""
+    """A file of annotations, with ids as texts, so that 1, 1.0 and "1" are one. refused: a line for each bad one."""
 
     path: Path
     files: dict[str, dict]

@@ -1,7 +1,7 @@
 """Picture files -> arrays: read whole, judged by their headers, decoded by OpenCV, and turned as EXIF asks.
 
-Every reader of pictures and masks goes through `open_picture`, so that what is refused is refused everywhere: files that
-are truncated, larger than the budget (`limits.py`), of several pages, or damaged so that a decoder only warns.
+Every reader of pictures and masks goes through `open_picture`, so that what is refused is refused everywhere: files
+that are truncated, larger than the budget (`limits.py`), of several pages, or damaged so that a decoder only warns.
 """
 
 import argparse
@@ -159,7 +159,7 @@ def _noticing(work) -> tuple[np.ndarray | None, str]:
     """-> what work() returns, and the warning that libjpeg wrote meanwhile, if any. Costs five system calls."""
     with _Sink.lock:
         if _Sink.file is None:
-            _Sink.file = tempfile.TemporaryFile(buffering=0)
+            _Sink.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (it stays open)
         sink = _Sink.file.fileno()
         try:
             stderr = os.dup(2)

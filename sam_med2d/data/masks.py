@@ -8,8 +8,8 @@ transparency its colours and its alpha.
     transparency    what is more opaque is the object, whatever its colour
     two colours     black is the ground, else what most of the picture's border shows
 
-Where two of these contradict each other, the first stands only if the border agrees; else the mask is refused. A mask of
-one value is empty if that is black, index 0 or transparent, and else fills its picture. More than two values are
+Where two of these contradict each other, the first stands only if the border agrees; else the mask is refused. A mask
+of one value is empty if that is black, index 0 or transparent, and else fills its picture. More than two values are
 refused, unless a threshold is given: compressed and antialiased masks need one.
 """
 
@@ -96,10 +96,8 @@ def object_of(raw: Raw, path: str, threshold: float | None = None) -> np.ndarray
 
     Raises DataError, of the kind "values": more than two, or it is not clear which of two is the object.
     """
-    if raw.alpha is None and raw.palette is None and raw.values.ndim == 2:
-        codes = raw.values  # by far the most
-    else:
-        codes = _codes(raw, path)
+    plain = raw.alpha is None and raw.palette is None and raw.values.ndim == 2  # by far the most
+    codes = raw.values if plain else _codes(raw, path)
     low, high = codes.min(), codes.max()
     if codes.dtype.kind == "f" and not np.isfinite([low, high]).all():
         raise DataError(f"{path}: has values that are not finite; export it again, with 0 and 255", kind="values")
@@ -110,7 +108,7 @@ def object_of(raw: Raw, path: str, threshold: float | None = None) -> np.ndarray
         if threshold is None:
             raise DataError(f"{path}: {_too_many(raw)}", kind="values")
         return _levels(raw) >= threshold
-    if codes is raw.values:
+    if plain:
         return upper
     return ~upper if _ground_is_upper(raw, upper, path) else upper
 
@@ -162,7 +160,7 @@ def _ground_is_upper(raw: Raw, upper: np.ndarray, path: str) -> bool:
 
 
 def _votes(raw: Raw, places: list) -> list[bool]:
-    """Whether the second of two pixels is the ground, by each rule that has something to say, the first the strongest."""
+    """Whether the second of two pixels is the ground, by each rule that says something, the strongest first."""
     votes = []
     values = [raw.values[place] for place in places]
     if raw.alpha is not None:

@@ -124,8 +124,8 @@ def _build(source: str, file: BinaryIO, write: Write, scratch: str | None) -> di
         options = csv.ConvertOptions(
             column_types=_READ, include_columns=list(COLUMNS), null_values=[""], strings_can_be_null=False
         )
-        first = file.readline(1 << 16).decode("utf-8", "replace")
-        file.seek(0)
+        with open(source, "rb") as start:
+            first = start.readline(1 << 16).decode("utf-8", "replace")
         for batch in csv.open_csv(
             pa.PythonFile(file, "r"),
             csv.ReadOptions(block_size=4 << 20),

@@ -3,8 +3,8 @@
     image = read_image("data_demo/images/mni152_axial_094.png")         # (H, W, 3)
     mask = read_mask("data_demo/masks/mni152_axial_094_thalamus_000.png", image.shape[:2])
 
-Images are (H, W, 3) uint8 in BGR order, as OpenCV reads them; masks are (H, W) bool, one object a file: masks.py has the
-rule. Decoding and what is refused everywhere is in decoding.py.
+Images are (H, W, 3) uint8 in BGR order, as OpenCV reads them; masks are (H, W) bool, one object a file: masks.py has
+the rule. Decoding and what is refused everywhere is in decoding.py.
 """
 
 from collections.abc import Sequence
