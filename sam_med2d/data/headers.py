@@ -35,6 +35,7 @@ class Header(NamedTuple):
     pages: int = 1
     palette: bool = False
     grey: bool = False
+    grey_and_alpha: bool = False
     bits: int = 8
     transparent: int | None = None
     scans: int = 1  # passes over the picture: a progressive JPEG has about ten
@@ -78,7 +79,9 @@ def _png(data: bytes) -> Header | None:
             orientation = _orientation(data[start : start + length])
         elif kind == b"tRNS" and colours == 0:
             transparent = struct.unpack_from(">H", data, start)[0]
-    return Header("PNG", width, height, orientation, pages, colours == 3, colours in (0, 4), bits, transparent)
+    return Header(
+        *("PNG", width, height, orientation, pages, colours == 3, colours in (0, 4), colours == 4, bits, transparent)
+    )
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -139,6 +142,7 @@ def _tiff(data: bytes) -> Header | None:
         1 + sum(1 for _ in pages),
         palette=photometric == 3,
         grey=photometric in (0, 1) and tags.get(277, 1) <= 2,
+        grey_and_alpha=photometric in (0, 1) and tags.get(277) == 2,
         bits=tags.get(258, 1 if tags.get(277, 1) == 1 else 8),
     )
 
@@ -178,7 +182,9 @@ def _other(data: bytes) -> Header | None:
     grey, palette = image.mode in ("1", "L", "LA", "I", "F") or image.mode[:2] == "I;", image.mode in ("P", "PA")
     bits = 1 if image.mode == "1" else 8
     valid = _valid(orientation if isinstance(orientation, int) else 1)
-    return Header(image.format or "", image.width, image.height, valid, pages, palette, grey, bits)
+    return Header(
+        *(image.format or "", image.width, image.height, valid, pages, palette, grey, image.mode == "LA", bits)
+    )
 
 
 def open_with_pillow(data: bytes, kinds: tuple[str, ...]) -> Image.Image | None:

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from sam_med2d.data.decoding import PictureFile, decode, no_image
+from sam_med2d.data.decoding import INVERSE, PictureFile, decode, no_image, turned
 from sam_med2d.data.headers import OTHERS, open_with_pillow
 from sam_med2d.errors import DataError
 
@@ -28,7 +29,7 @@ CLEAR = 2 / 3  # of the border: what shows there is the ground
 class Raw(NamedTuple):
     """values: (H, W), greys or a palette's indices, or (H, W, 3), RGB, of which not all pixels are grey.
 
-    alpha: (H, W); None where nothing is transparent, or everything half so. palette: (n, 3) uint8, the RGB of each
+    alpha: (H, W); None where nothing is transparent, or everything half so. palette: (256, 3) uint8, the RGB of each
     index.
     """
 
@@ -41,6 +42,9 @@ def read_raw(file: PictureFile) -> Raw:
     """Raises DataError."""
     if file.header.palette:
         return _indices(file)
+    if file.header.grey_and_alpha and file.header.kind == "TIFF":  # of which OpenCV drops the alpha
+        grey, alpha = np.moveaxis(_as_stored(np.asarray(_with_pillow(file)), file), 2, 0)
+        return Raw(grey, None if alpha.min() == alpha.max() != 0 else alpha)
     # UNCHANGED: a 16-bit mask of 0 and 1 would else be reduced to its upper 8 bits, all zero, and alpha be dropped.
     pixels = decode(file, cv2.IMREAD_UNCHANGED)
     if pixels.ndim == 2:
@@ -57,15 +61,12 @@ def read_raw(file: PictureFile) -> Raw:
 
 
 def _indices(file: PictureFile) -> Raw:
-    """By Pillow, as OpenCV turns indices into colours. Their transparency is colours' own affair, and left aside."""
-    image = open_with_pillow(file.data, ("PNG", "TIFF", *OTHERS))
-    if image is None:
-        raise no_image(file.path)
-    try:
-        image.load()
-        indices, palette = np.asarray(image), np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-    except Exception as error:  # of any kind: see open_with_pillow
-        raise DataError(f"{file.path}: cannot be decoded ({error}); copy or export it again") from error
+    """By Pillow, as OpenCV turns indices into colours. Alpha: what their transparency comes to."""
+    image = _with_pillow(file)
+    indices = _as_stored(np.asarray(image), file)
+    listed = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
+    palette = np.zeros((256, 3), np.uint8)  # an index that is not listed is black
+    palette[: len(listed)] = listed
     if indices.ndim == 3:
         indices = indices[..., 0]
     transparency = image.info.get("transparency")
@@ -76,6 +77,25 @@ def _indices(file: PictureFile) -> Raw:
         opaque[: len(transparency)] = np.frombuffer(transparency[:256], np.uint8)
     shades = opaque[indices] if (opaque < 255).any() else None
     return Raw(indices, None if shades is None or shades.min() == shades.max() else shades, palette)
+
+
+def _with_pillow(file: PictureFile) -> Image.Image:
+    """Decoded. Raises DataError."""
+    image = open_with_pillow(file.data, ("PNG", "TIFF", *OTHERS))
+    if image is None:
+        raise no_image(file.path)
+    try:
+        image.load()
+    except Exception as error:  # of any kind: see open_with_pillow
+        raise DataError(f"{file.path}: cannot be decoded ({error}); copy or export it again") from error
+    return image
+
+
+def _as_stored(pixels: np.ndarray, file: PictureFile) -> np.ndarray:
+    """Pixels of Pillow, which turns TIFFs by their orientation and no other kind."""
+    if file.header.kind != "TIFF" or file.header.orientation == 1:
+        return pixels
+    return turned(pixels, INVERSE[file.header.orientation])
 
 
 def _level_of_transparency(file: PictureFile, pixels: np.ndarray) -> np.ndarray | None:
@@ -172,15 +192,14 @@ def _votes(raw: Raw, places: list) -> list[bool]:
     if raw.palette is not None:
         if 0 in values:
             votes.append(bool(values[1] == 0))
-        colours = [raw.palette[index] for index in values if index < len(raw.palette)]
+        colours = [raw.palette[index] for index in values]
     else:
         colours = [np.broadcast_to(value, 3) for value in values]
-    if len(colours) == 2:
-        grey = [len(set(colour.tolist())) == 1 for colour in colours]
-        if all(grey) and colours[0][0] != colours[1][0]:
-            votes.append(bool(colours[1][0] < colours[0][0]))
-        elif colours[0].any() != colours[1].any():  # one is black
-            votes.append(not colours[1].any())
+    grey = [len(set(colour.tolist())) == 1 for colour in colours]
+    if all(grey) and colours[0][0] != colours[1][0]:
+        votes.append(bool(colours[1][0] < colours[0][0]))
+    elif colours[0].any() != colours[1].any():  # one is black
+        votes.append(not colours[1].any())
     return votes
 
 
@@ -192,7 +211,7 @@ def _shown(raw: Raw, places: list) -> str:
 
 def _levels(raw: Raw) -> np.ndarray:
     """(H, W) numbers, the larger the surer: alpha where it alone varies, else brightness, dimmed by transparency."""
-    values = raw.palette[np.minimum(raw.values, len(raw.palette) - 1)] if raw.palette is not None else raw.values
+    values = raw.palette[raw.values] if raw.palette is not None else raw.values
     values = values.max(axis=2) if values.ndim == 3 else values
     if raw.alpha is None:
         return values
@@ -242,8 +261,6 @@ def label_values(raw: Raw, path: str, colours: bool) -> np.ndarray:
 def _as_colours(raw: Raw, path: str) -> np.ndarray:
     values = raw.values
     if raw.palette is not None:
-        if values.max() >= len(raw.palette):
-            raise DataError(f"{path}: has indices that its palette lacks; export it again")
         values = raw.palette[values]
     if values.dtype != np.uint8:
         raise DataError(f"{path}: colours of {values.dtype}; a colour-coded label map has 8 bits a channel")
