@@ -8,6 +8,8 @@ from pycocotools import mask as coco_mask
 
 from sam_med2d.errors import DataError
 
+FAR = 16  # sizes of an image: coordinates that lie further from its centre are no places in it
+
 
 def polygons(mask: np.ndarray) -> list[list[float]]:
     """(H, W) bool -> [[x, y, x, y, ...], ...], the outlines of its pieces; holes are not in them.
@@ -35,37 +37,97 @@ def segmentation_of(mask: np.ndarray) -> list[list[float]] | dict[str, Any]:
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
-def mask_of(segmentation: list | dict[str, Any], height: int, width: int, what: str) -> np.ndarray:
+def mask_of(segmentation: object, height: int, width: int, what: str) -> np.ndarray:
     """Polygons [[x, y, x, y, ...], ...] or a run-length encoding -> (H, W) bool: `segmentation_of` read back.
 
-    what: the annotation, as an error shall name it. Raises DataError: it is neither, or made for another size.
+    what: the annotation, as an error shall name it. Raises DataError: see `sound`.
     """
-    if isinstance(segmentation, list):
-        good = [part for part in segmentation if isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0]
-        if not good or len(good) < len(segmentation):
-            raise DataError(
-                f"{what}: a polygon needs three points or more, as [x, y, x, y, x, y, ...]; correct or remove it"
-            )
-        encoded = coco_mask.merge(coco_mask.frPyObjects(good, height, width))
+    checked, _ = sound(segmentation, height, width, what)
+    if isinstance(checked, list):
+        encoded = coco_mask.merge(coco_mask.frPyObjects(checked, height, width))
+    elif isinstance(checked["counts"], list):
+        encoded = coco_mask.frPyObjects(checked, height, width)
     else:
-        if segmentation.get("size") != [height, width]:
-            raise DataError(
-                f"{what}: its run-length encoding is for {segmentation.get('size')} (height, width), not "
-                f"[{height}, {width}]; correct or remove it"
-            )
-        counts = segmentation.get("counts")
-        if isinstance(counts, list):
-            if sum(counts) != height * width:
-                raise DataError(f"{what}: its run lengths do not add up to the image; correct or remove it")
-            encoded = coco_mask.frPyObjects(segmentation, height, width)
-        elif isinstance(counts, str):
-            encoded = {"size": [height, width], "counts": counts.encode()}
-        else:
-            raise DataError(f"{what}: has no run lengths; correct or remove it")
+        encoded = {"size": [height, width], "counts": checked["counts"].encode()}
+    return coco_mask.decode(encoded).astype(bool)
+
+
+def sound(segmentation: object, height: int, width: int, what: str) -> tuple[Any, int]:
+    """What pycocotools may be given: it trusts its input, and a coordinate that is none ends the process.
+
+    -> the segmentation, without parts that enclose nothing, and how many these were. what: see `mask_of`.
+    Raises DataError: it is neither polygons nor run lengths, made for another size, has coordinates that are no numbers
+    or far from the image, or nothing is left of it.
+    """
+    if isinstance(segmentation, dict):
+        _check_run_lengths(segmentation, height, width, what)
+        return segmentation, 0
+    if not isinstance(segmentation, list):
+        raise DataError(f"{what}: is neither polygons nor run lengths; correct or remove it")
+    parts = [_points(part, height, width, what) for part in segmentation]
+    good = [part for part in parts if len(part) >= 6]
+    if not good:
+        raise DataError(
+            f"{what}: a polygon needs three points or more, as [x, y, x, y, x, y, ...]; correct or remove it"
+        )
+    return good, len(parts) - len(good)
+
+
+def _points(part: object, height: int, width: int, what: str) -> list[float]:
+    """Of one part of a polygon, checked. Raises DataError."""
     try:
-        return coco_mask.decode(encoded).astype(bool)
-    except ValueError as error:  # run lengths that do not add up
-        raise DataError(f"{what}: cannot be decoded ({error}); correct or remove it") from error
+        points = np.asarray(part, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        points = np.zeros((0, 0))
+    if points.ndim != 1 or len(points) % 2:
+        raise DataError(f"{what}: a part of its polygon is not [x, y, x, y, x, y, ...]; correct or remove it")
+    margin = FAR * max(height, width)
+    bad = ~(np.abs(points - np.resize([width / 2, height / 2], len(points))) <= margin)  # of NaN too
+    if bad.any():
+        raise DataError(
+            f"{what}: has the coordinate {points[bad][0]:g}, which is no place near an image of {width} x {height} "
+            "pixels; correct or remove it"
+        )
+    return points.tolist()
+
+
+def _check_run_lengths(encoded: dict[str, Any], height: int, width: int, what: str) -> None:
+    """Raises DataError."""
+    if encoded.get("size") != [height, width]:
+        raise DataError(
+            f"{what}: its run-length encoding is for {encoded.get('size')!s:.40} (height, width), not "
+            f"[{height}, {width}]; correct or remove it"
+        )
+    counts = encoded.get("counts")
+    if isinstance(counts, list):
+        lengths = counts if all(type(count) is int and count >= 0 for count in counts) else []
+    elif isinstance(counts, str):
+        lengths = _unpacked(counts)
+    else:
+        raise DataError(f"{what}: has no run lengths; correct or remove it")
+    if not lengths or min(lengths) < 0 or sum(lengths) != height * width:
+        raise DataError(f"{what}: its run lengths do not add up to the image; correct or remove it")
+
+
+def _unpacked(counts: str) -> list[int]:
+    """Run lengths from COCO's text: five bits a character from 0 to o, those after the second less the last but one.
+
+    Nothing where the text is none of these.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            return []
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = shift = 0
+    return [] if shift else lengths
 
 
 class Annotations:

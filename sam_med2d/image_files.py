@@ -13,14 +13,23 @@ from segment_anything.files import replacing
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
+ARCHIVE_LEFTOVERS = "__MACOSX"  # a folder of archives made on a Mac, of files that have the names of pictures
+
+
+def is_hidden(name: str) -> bool:
+    """Of a file or folder by its own name: what systems put beside people's files, such as ._a.png."""
+    return name.startswith(".") or name == ARCHIVE_LEFTOVERS
+
+
 def find_images(source: Path) -> tuple[Path, list[str]]:
-    """A file or folder -> the folder, and the images in it as paths below it. Raises DataError."""
+    """A file or folder -> the folder, and the images in it as paths below it, without hidden ones. Raises DataError."""
     if source.is_file():
         return source.parent, [source.name]
     if not source.is_dir():
         raise DataError(f"{source}: does not exist; give an image or a folder of images")
     paths = (path for path in source.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-    names = sorted(path.relative_to(source).as_posix() for path in paths)
+    below = (path.relative_to(source) for path in paths)
+    names = sorted(path.as_posix() for path in below if not any(map(is_hidden, path.parts)))
     if not names:
         raise DataError(
             f"{source}: holds no image ({', '.join(ENDINGS)}); volumes and DICOM series are for "

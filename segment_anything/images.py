@@ -4,6 +4,8 @@ import numpy as np
 
 from .errors import ImageError
 
+ROWS = 256  # that are scaled at a time
+
 
 def to_8_bits(values: np.ndarray) -> np.ndarray:
     """Scale from their own minimum and maximum to 0..255, as the paper prepares its scans. -> uint8, the same shape.
@@ -15,10 +17,18 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
         return values
     if not (np.issubdtype(values.dtype, np.integer) or np.issubdtype(values.dtype, np.floating)):
         raise ImageError(f"image of type {values.dtype}; give integers or floating point numbers")
-    if not np.isfinite(values).all():
+    if values.size == 0:
+        raise ImageError(f"image of shape {values.shape} has no pixels")
+    if values.dtype.kind == "f" and not all(
+        np.isfinite(values[start : start + ROWS]).all() for start in range(0, len(values), ROWS)
+    ):
         raise ImageError("image has values that are not finite; replace them")
     low, high = float(values.min()), float(values.max())
-    return np.round((values.astype(np.float64) - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), ROWS):  # in float64, which the whole of a large scan must not become at once
+        rows = values[start : start + ROWS].astype(np.float64)
+        scaled[start : start + ROWS] = np.round((rows - low) * (255 / max(high - low, 1e-12)))
+    return scaled
 
 
 def to_bgr(image: np.ndarray, image_format: str = "RGB") -> np.ndarray:

@@ -17,7 +17,7 @@ FLOORS = (
     {"inference", "evaluation"},
     {"convert", "drawing", "prompts"},
     {"volumes", "data", "coco", "image_files"},
-    {"errors", "cli", "device", "distributed", "provenance", "seeds", "packages", "regions"},
+    {"errors", "cli", "device", "distributed", "provenance", "seeds", "packages", "regions", "limits"},
 )
 GROUND = FLOORS[-1]  # whose rooms may use one another
 TOP = {

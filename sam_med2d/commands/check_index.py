@@ -10,11 +10,13 @@ In a clone, `python scripts/check_index.py ...` is the same.
 What is looked for, with the names that --allow takes:
 
     missing     files that do not exist                 empty       masks without an object
-    unreadable  files that cannot be decoded            duplicate   images with the same pixels, in a split or in two;
-    size        masks of another size than their image              masks with the same pixels, of one image
-    values      masks of more than two values           listed      masks listed more than once
-    metadata    masks that metadata.csv has no row for, case        cases that are in two splits
-                classes that the table of names lacks   disagree    the two indexes of a split list different masks
+    unreadable  files that cannot be decoded            full        masks that fill their picture
+    size        masks of another size than their image  duplicate   images with the same pixels, in a split or in two;
+    values      masks of more than two values, or of                masks with the same pixels, of one image
+                two that do not tell the object         listed      masks listed more than once
+    orientation images that EXIF says to turn           case        cases that are in two splits
+    metadata    masks that metadata.csv has no row for, disagree    the two indexes of a split list different masks
+                classes that the table of names lacks
     flat        images of almost one value, and objects that equal what is around them
 
 Files are only read. The summary by class and by modality says what masks are of as everywhere: from metadata.csv, else
@@ -34,6 +36,7 @@ from sam_med2d import drawing
 from sam_med2d.cli import ending_in_one_line
 from sam_med2d.data.check import KINDS, Problem, Split, find_problems, read_splits
 from sam_med2d.data.clean import write_clean, write_clean_metadata
+from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
 from sam_med2d.data.metadata import METADATA
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.errors import DataError, UsageError
@@ -58,7 +61,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the images that are drawn")
     parser.add_argument("--shown", type=int, default=10, help="of each kind of problem; -1: all")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1)
+    add_reading_flags(parser)
     args = parser.parse_args(argv)
+    use_reading_flags(args)
     if args.num_workers < 1 or args.sheet_images < 1:
         parser.error("--num_workers and --sheet_images must be at least 1")
     return args
@@ -138,7 +143,7 @@ def _tile(split: Split, i: int) -> np.ndarray:
     """The image with all its masks that can be read, and its name: see drawing.tile_of_masks."""
     image_name, mask_names = split.index[i]
     path = split.index.path(image_name)
-    image = read_image(path)
+    image = read_image(path, [split.index.path(name) for name in mask_names])
     readable = ~np.isnan(split.areas[split.first_masks[i] : split.first_masks[i + 1]])
     masks = [read_mask(split.index.path(mask_names[k]), image.shape[:2], path) for k in np.flatnonzero(readable)]
     return drawing.tile_of_masks(image, masks, f"{split.name}: {Path(image_name).stem}")

@@ -28,6 +28,7 @@ from sam_med2d.convert.classes import Classes, parse_classes
 from sam_med2d.convert.objects import PAPER_MIN_AREA, PAPER_MIN_ASPECT, Preparation
 from sam_med2d.convert.pipeline import convert
 from sam_med2d.convert.splits import Splits, read_split_file
+from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
 from sam_med2d.errors import UsageError
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, check_windows, parse_windows
 from sam_med2d.volumes.limits import MOST_VOXELS
@@ -54,6 +55,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "as its image, with _class and _number after it or without",
     )
     masks.add_argument("--case", help=CASE_HELP)
+    masks.add_argument(
+        "--threshold",
+        type=float,
+        metavar="VALUE",
+        help="of masks with more than two values, as JPEG and antialiasing make them: from this one on, such as 128, a "
+        "pixel is of the object; default: such masks are refused",
+    )
+    add_reading_flags(masks)
     _objects(masks, components=False, min_area=0, min_aspect=0)
     _output(masks)
 
@@ -64,6 +73,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--pattern", help="of a label map's path below --labels, with {image}; default: as its image"
     )
     labelmaps.add_argument("--case", help=CASE_HELP)
+    add_reading_flags(labelmaps)
     _classes(labelmaps)
     _objects(labelmaps, components=False, min_area=0, min_aspect=0)
     _output(labelmaps)
@@ -102,6 +112,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     nnunet.add_argument(
         "--unknown_values", choices=("error", "ignore"), default="error", help="values that dataset.json does not name"
     )
+    add_reading_flags(nnunet)
     _slices(nnunet)
     _objects(nnunet, components=True, min_area=PAPER_MIN_AREA, min_aspect=PAPER_MIN_ASPECT)
     _output(nnunet, modality=False)
@@ -111,6 +122,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     coco.add_argument("--images", type=Path, required=True)
     add_flag(coco, "--crowd", False, "also regions that stand for a group of objects")
     coco.add_argument("--case", help=CASE_HELP)
+    add_reading_flags(coco)
     _objects(coco, components=False, min_area=0, min_aspect=0)
     _output(coco)
 
@@ -256,11 +268,27 @@ def _splits(parser: argparse.ArgumentParser) -> None:
         metavar=("TRAIN", "VAL", "TEST"),
         help="shares of the cases",
     )
-    group.add_argument("--split_seed", type=int, default=0)
+    group.add_argument(
+        "--split_seed",
+        type=_seed,
+        default=0,
+        metavar="SEED",
+        help="a number, or auto: 0 if that leaves no split empty, else the first number that suits best; default: 0",
+    )
     group.add_argument(
         "--folds", type=int, default=0, help="deal train and val into so many folds: --data_path OUTPUT/fold_0 ..."
     )
     group.add_argument("--split_file", type=Path, help="JSON of {split: [case, ...]}, or a list of these, one a fold")
+
+
+def _seed(text: str) -> int | None:
+    """None: auto."""
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or auto, got {text!r}") from None
 
 
 # ---------------------------------------------------------------- from flags to settings
@@ -321,7 +349,8 @@ def splits_of(args: argparse.Namespace) -> Splits:
         )
     fixed = read_split_file(args.split_file) if args.split_file else ()
     train, val, test = (share / sum(args.ratios) for share in args.ratios)
-    return Splits((train, val, test), args.split_seed, len(fixed) if len(fixed) > 1 else args.folds, fixed)
+    folds = len(fixed) if len(fixed) > 1 else args.folds
+    return Splits((train, val, test), args.split_seed or 0, folds, fixed, args.split_seed is None)
 
 
 # ---------------------------------------------------------------- the sources
@@ -330,7 +359,7 @@ def splits_of(args: argparse.Namespace) -> Splits:
 def run_masks(args: argparse.Namespace) -> None:
     from sam_med2d.convert.images import MaskPictures, find_masks
 
-    converter = MaskPictures(preparation_of(args), args.modality)
+    converter = MaskPictures(preparation_of(args), args.modality, args.threshold)
     _convert(
         args, lambda: find_masks(args.images, args.masks, args.pattern, args.case), converter, [args.images, args.masks]
     )
@@ -415,6 +444,8 @@ def run_coco(args: argparse.Namespace) -> None:
 def run_sa_med2d(args: argparse.Namespace) -> None:
     from sam_med2d.convert.sa_med2d import index_sa_med2d
 
+    if args.split_seed is None:
+        raise UsageError("--split_seed auto: is for small data sets, whose splits may stay empty; give a number")
     index_sa_med2d(
         args.folder,
         args.output,
@@ -450,6 +481,8 @@ def _convert(
 @ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if "orientation" in args:
+        use_reading_flags(args)
     try:
         args.run(args)
     except KeyboardInterrupt:

@@ -1,6 +1,5 @@
 """The values of label maps: which there are, and which class each stands for."""
 
-import csv
 import json
 import os
 import re
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sam_med2d.data.tables import rows_of
 from sam_med2d.errors import DataError, UsageError
 
 BACKGROUND = 0
@@ -134,7 +134,7 @@ def _read_table(path: str) -> list[tuple[str, object]]:
             return [(name, int(value)) for value, name in table.items()]
         return list(table.items())
     pairs: list[tuple[str, object]] = []
-    for line in csv.reader(text.splitlines()):
+    for _, line in rows_of(text, f"--classes {path}", UsageError):
         cells = [cell.strip() for cell in line]
         if not any(cells) or cells[0].startswith("#") or (cells[1:] and not re.match(r"[#\d]", cells[1])):  # a heading
             continue
@@ -150,8 +150,23 @@ def _read_table(path: str) -> list[tuple[str, object]]:
 def values_in(labels: np.ndarray) -> np.ndarray:
     """Distinct values of an array, ascending. Faster than np.unique where the type is small."""
     if labels.dtype in (np.uint8, np.uint16):
-        return np.flatnonzero(np.bincount(labels.ravel()))
+        there = np.zeros(np.iinfo(labels.dtype).max + 1, bool)
+        for row in labels:  # one at a time, as an index of 8 bytes is made of each value
+            there[row] = True
+        return np.flatnonzero(there)
     return np.unique(labels)
+
+
+def is_one_of(labels: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
+    """-> bool, the same shape. As np.isin, by a table where the type is small."""
+    if labels.dtype not in (np.uint8, np.uint16):
+        return np.isin(labels, values)
+    table = np.zeros(np.iinfo(labels.dtype).max + 1, bool)
+    table[[value for value in values if 0 <= value < len(table)]] = True
+    found = np.empty(labels.shape, bool)
+    for row, out in zip(labels, found):  # as in values_in
+        out[...] = table[row]
+    return found
 
 
 def whole_numbers(labels: np.ndarray, path: str, rounding: float = 0.0) -> np.ndarray:

@@ -6,14 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
 from sam_med2d.convert.cases import Case, Picture, cases_of_pictures
-from sam_med2d.convert.classes import Classes, values_in, whole_numbers
+from sam_med2d.convert.classes import Classes, is_one_of, values_in, whole_numbers
 from sam_med2d.convert.objects import Preparation
 from sam_med2d.convert.patterns import below, groups_of, matches, some, stem, walk
-from sam_med2d.data.reading import read_image, read_mask
+from sam_med2d.data.reading import read_image, read_label_map, read_mask
 from sam_med2d.errors import DataError, UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -26,18 +23,22 @@ MANY_VALUES = 1000  # distinct values without names: an image was taken for a la
 
 @dataclass(frozen=True)
 class MaskPictures:
-    """Converter of images with binary masks."""
+    """Converter of images with binary masks. threshold: see read_mask."""
 
     preparation: Preparation
     modality: str = ""
+    threshold: float | None = None
 
     def pictures(self, case: Case, tally: Counter) -> Iterator[Picture]:
         for entry in case.data["pictures"]:
-            image = read_picture(entry["image"])
+            image = read_image(entry["image"], [path for path, _ in entry["masks"]], keep_grey=True)
             if not self.preparation.keeps_shape(*image.shape[:2]):
                 tally["pictures below --min_aspect"] += 1
                 continue
-            masks = ((name, read_mask(path, image.shape[:2], entry["image"])) for path, name in entry["masks"])
+            masks = (
+                (name, read_mask(path, image.shape[:2], entry["image"], self.threshold))
+                for path, name in entry["masks"]
+            )
             yield Picture(entry["name"], image, self.preparation.objects(masks, tally), self.modality)
 
 
@@ -61,7 +62,10 @@ def find_masks(images: Path, masks: Path, pattern: str | None = None, case: str 
             f"'{{image}}_mask.png'"
         )
     else:
-        fields = {name: _by_prefix(bare, paths) for name in inside if (bare := stem(name, SUFFIXES)) is not None}
+        bare_names = {name: bare for name in inside if (bare := stem(name, SUFFIXES)) is not None}
+        owners = {name: _owners(bare, paths) for name, bare in bare_names.items()}
+        _check_one_owner(masks, owners, bare_names, paths)
+        fields = {name: _fields(bare, owners[name]) for name, bare in bare_names.items()}
     if one_folder:
         paths = {bare: path for bare, path in paths.items() if path not in fields}
 
@@ -85,16 +89,46 @@ def find_masks(images: Path, masks: Path, pattern: str | None = None, case: str 
     return _cases({name: {"image": below(images, path), "masks": of_image[name]} for name, path in paths.items()}, case)
 
 
-def _by_prefix(mask: str, images: dict[str, str]) -> dict[str, str]:
-    """The longest name of an image that a mask's name begins with -> the fields of the mask's name, or none."""
-    if mask in images:
-        return {"image": mask}
+def _owners(mask: str, images: dict[str, str]) -> list[str]:
+    """The images whose name a mask has, or has before a separator; the longest name first."""
+    found = [mask] if mask in images else []
     cut = len(mask)
     while (cut := max(mask.rfind(separator, 0, cut) for separator in SEPARATORS)) > 0:
         if mask[:cut] in images:
-            name = re.sub(r"(^|_)\d+$", "", mask[cut:].strip(SEPARATORS))  # the number of the object, if there is one
-            return {"image": mask[:cut], "class": name}
-    return {}
+            found.append(mask[:cut])
+    return found
+
+
+def _check_one_owner(
+    folder: Path, owners: dict[str, list[str]], bare_names: dict[str, str], images: dict[str, str]
+) -> None:
+    """Raises UsageError for a mask that may be of either of two images.
+
+    Where there is one mask an image, each called as its image is, that is what the names mean; it is said.
+    """
+    several = {name: found for name, found in owners.items() if len(found) > 1}
+    if not several:
+        return
+    name, found = next(iter(several.items()))
+    said = f"{folder}: {len(several)} mask(s) fit two images, such as {name} for {images[found[1]]} and for "
+    said += f"{images[found[0]]}"
+    if sorted(bare_names.values()) == sorted(images):
+        print(f"{said}; as every mask is called as an image is, each is taken for that one")
+        return
+    raise UsageError(
+        f"{said}; say which with --pattern, such as '{{image}}_{{class}}_{{instance}}.png', or put masks into a folder "
+        "for each image, with --pattern '{image}/*.png'"
+    )
+
+
+def _fields(mask: str, owners: list[str]) -> dict[str, str]:
+    """The fields of a mask's name, none where it is of no image."""
+    if not owners:
+        return {}
+    if mask == owners[0]:
+        return {"image": mask}
+    name = re.sub(r"(^|_)\d+$", "", mask[len(owners[0]) :].strip(SEPARATORS))  # without the number of the object
+    return {"image": owners[0], "class": name}
 
 
 # ---------------------------------------------------------------- label maps
@@ -113,13 +147,9 @@ class LabelPictures:
 
     def pictures(self, case: Case, tally: Counter) -> Iterator[Picture]:
         for entry in case.data["pictures"]:
-            labels = read_label_map(entry["labels"], self.classes.colours)
-            image = read_picture(entry["image"])
-            if labels.shape != image.shape[:2]:
-                raise DataError(
-                    f"{entry['labels']}: label map of {labels.shape[1]} x {labels.shape[0]} pixels, but "
-                    f"{entry['image']} has {image.shape[1]} x {image.shape[0]}; give both the same size"
-                )
+            image = read_image(entry["image"], [entry["labels"]], keep_grey=True)
+            labels = read_label_map(entry["labels"], image.shape[:2], entry["image"], self.classes.colours)
+            labels = labels if self.classes.colours else whole_numbers(labels, entry["labels"])
             if not self.preparation.keeps_shape(*labels.shape):
                 tally["pictures below --min_aspect"] += 1
                 continue
@@ -130,7 +160,9 @@ class LabelPictures:
                     "--labels, or give --instances CLASS if every value is one object"
                 )
             classes = self.classes.present(values, entry["labels"])
-            objects = self.preparation.objects(((name, np.isin(labels, of_class)) for name, of_class in classes), tally)
+            objects = self.preparation.objects(
+                ((name, is_one_of(labels, of_class)) for name, of_class in classes), tally
+            )
             yield Picture(entry["name"], image, objects, entry.get("modality", self.modality))
 
 
@@ -171,60 +203,7 @@ def find_label_maps(images: Path, labels: Path, pattern: str | None = None, case
     return _cases(found, case)
 
 
-def read_label_map(path: str, colours: bool) -> np.ndarray:
-    """-> (H, W) whole numbers: the values, of a palette image its indices; with `colours`, 0xRRGGBB.
-
-    Pillow reads it: OpenCV turns a palette's indices into colours. Raises DataError.
-    """
-    with _open(path) as image:
-        if image.format == "JPEG":
-            raise DataError(f"{path}: a label map cannot be a JPEG, which changes its values; export it again as PNG")
-        if colours:
-            red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), np.int32), 2, 0)
-            return red << 16 | green << 8 | blue
-        if image.mode in ("RGB", "RGBA", "LA"):
-            channels = np.asarray(image.convert("RGB"))
-            if not (channels == channels[..., :1]).all():
-                found = np.unique(channels.reshape(-1, 3), axis=0)
-                shown = ", ".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in found[:8])
-                raise DataError(
-                    f"{path}: is colour-coded ({len(found)} colours: {shown}); give --classes with a colour a class"
-                )
-            return channels[..., 0]
-        if image.mode == "1":
-            return np.asarray(image).astype(np.uint8)
-        return whole_numbers(np.asarray(image), path)
-
-
 # ---------------------------------------------------------------- what both share
-
-
-def read_picture(path: str) -> np.ndarray:
-    """read_image, but a file of several pages is refused: OpenCV would read the first and drop the rest.
-
-    Raises DataError.
-    """
-    if path.lower().endswith((".tif", ".tiff", ".webp")):
-        with _open(path):
-            pass
-    return read_image(path)
-
-
-def _open(path: str) -> Image.Image:
-    """A file of one picture, its pixels read. Raises DataError."""
-    try:
-        image: Image.Image = Image.open(path)
-        pages = getattr(image, "n_frames", 1)
-        if pages > 1:
-            raise DataError(
-                f"{path}: has {pages} pages; save them as single pictures, or as a NIfTI for the volumes subcommand"
-            )
-        image.load()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error}); copy or export it again, as PNG for instance") from error
-    return image
 
 
 def _images_by_stem(folder: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sam_med2d.errors import DataError, UsageError
+from sam_med2d.image_files import is_hidden
 
 SHOWN = 3
 
@@ -19,7 +20,7 @@ SHOWN = 3
 def walk(folder: str | os.PathLike) -> list[str]:
     """Paths of all files below a folder, relative to it, with / between, sorted.
 
-    Hidden ones are left out, links are followed.
+    Hidden ones are left out (image_files.is_hidden), links are followed.
     Raises DataError: no such folder, or it cannot be listed.
     """
     top = os.fspath(folder)
@@ -36,12 +37,12 @@ def walk(folder: str | os.PathLike) -> list[str]:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         relative = os.path.relpath(here, top)
         found += [
             name if relative == "." else f"{relative}/{name}".replace(os.sep, "/")
             for name in files
-            if not name.startswith(".")
+            if not is_hidden(name)
         ]
     return sorted(found)
 

@@ -6,8 +6,8 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -78,12 +78,12 @@ def convert(
             for name in gone:
                 remove_case(output, name)
         if failures and (not skip_bad_cases or len(failures) == len(cases)):
-            for failure in failures[:SHOWN]:
+            for failure in failures[1:SHOWN]:  # the first is said below
                 print(f"bad case: {failure}")
             raise DataError(
-                f"{len(failures)} of {len(cases)} case(s) could not be converted, such as "
-                f"{failures[0].rstrip('.')}. The others are done and stay; run again when these are corrected, "
-                "or with --skip_bad_cases"
+                f"{len(failures)} of {len(cases)} case(s) could not be converted"
+                f"{', such as' if len(failures) > 1 else ':'} {failures[0].rstrip('.')}. The others are done and stay; "
+                "run again when these are corrected, or with --skip_bad_cases"
             )
         _write_indexes(output, splits)
         shutil.rmtree(output / PARTIAL, ignore_errors=True)
@@ -173,19 +173,32 @@ def _run(work: Callable[[Case, str], str], todo: list[tuple[Case, str]], num_wor
     if not num_workers:
         yield from (work(*one) for one in todo)
         return
-    pool = ProcessPoolExecutor(min(num_workers, len(todo) or 1), initializer=_start_worker)
+    waiting = iter(todo)
+    while suspects := (yield from _in_processes(work, waiting, num_workers)):
+        for one in suspects:  # each by itself, with all the memory: the one that ends its process again is the culprit
+            if (yield from _in_processes(work, iter([one]), 1)):
+                yield f"{one[0].name}: its process was killed, for want of memory or by what is in its files"
+
+
+def _in_processes(
+    work: Callable[[Case, str], str], waiting: Iterator[tuple[Case, str]], num_workers: int
+) -> Generator[str, None, list[tuple[Case, str]]]:
+    """Yields results until nothing is waiting, or a process dies. -> what was begun then, and is not done."""
+    pool = ProcessPoolExecutor(num_workers, initializer=_start_worker)  # which starts them when they are needed
+    running: dict[Future, tuple[Case, str]] = {}
     try:
-        waiting = iter(todo)
-        running = {pool.submit(work, case, fingerprint) for case, fingerprint in islice(waiting, 2 * num_workers)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(work, case, fingerprint) for case, fingerprint in islice(waiting, len(done))}
-            yield from (future.result() for future in done)
-    except BrokenProcessPool as error:
-        raise UsageError(
-            "a process was killed, most likely for want of memory; run again with fewer --num_workers: what "
-            "is done stays"
-        ) from error
+        while True:
+            for one in islice(waiting, 2 * num_workers - len(running)):
+                running[pool.submit(work, *one)] = one
+            if not running:
+                return []
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                result = future.result()
+                del running[future]
+                yield result
+    except BrokenProcessPool:
+        return [*running.values()]
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -211,6 +224,10 @@ class _Totals:
 
 def _write_indexes(output: Path, splits: Splits) -> None:
     """From the receipts of all cases in `output`, of this data set and of others."""
+    if splits.auto and not splits.fixed:
+        there = (one for _, one in receipts(output) if one["pictures"] and not one["split"])
+        splits = splits.filled({(one["dataset"], one["group"]) for one in there})
+        print(f"--split_seed {splits.seed} makes the splits")
     folders = [output / f"fold_{fold}" for fold in range(splits.folds)] or [output]
     totals = _Totals({split: set() for split in SPLITS}, Counter(), Counter(), [], {}, [], Counter())
     with index_files(folders) as files:

@@ -17,12 +17,14 @@ class Splits:
 
     fixed: {group or case: split} from a file, one such dict a fold, or a single one without folds. Empty: nothing is
         fixed.
+    auto: where the seed leaves a split empty, take another: see `filled`.
     """
 
     ratios: tuple[float, float, float] = (0.7, 0.1, 0.2)
     seed: int = 0
     folds: int = 0
     fixed: tuple[dict[str, str], ...] = ()
+    auto: bool = False
 
     def check(self, group: str, name: str, given: str) -> None:
         """Raises UsageError for a case that the file does not name, in one fold or in all."""
@@ -38,6 +40,12 @@ class Splits:
         if not self.fixed:
             return chance
         return [fold.get(name, fold.get(group, split)) for fold, split in zip(self.fixed, chance)]
+
+    def filled(self, groups: set[tuple[str, str]]) -> "Splits":
+        """These, or with a seed that leaves no split empty. groups: (data set, group), those by chance alone."""
+        there = {self._by_chance(*group)[0] for group in groups}
+        wanted = {split for split, share in zip(SPLITS, self.ratios) if share}
+        return self if wanted <= there or not groups else replace(self, seed=self.evenest_seed(groups)[0])
 
     def evenest_seed(self, groups: set[tuple[str, str]], tried: int = 200) -> tuple[int, Counter]:
         """Of the first seeds, the one that leaves the fewest splits empty and comes nearest to the ratios.

@@ -33,7 +33,8 @@ from segment_anything.files import replacing
 
 RECEIPTS = ".cases"
 PARTIAL = ".partial"
-LONGEST_NAME = 60  # characters of a part of a file name; file systems allow 255 bytes for all parts together
+LONGEST_NAME = 60  # characters of a part of a file name
+MOST_BYTES = 230  # of all parts together; file systems allow 255, with the number and the ending
 
 
 def check_apart(output: Path, sources: Iterable[Path]) -> None:
@@ -51,11 +52,26 @@ def safe_name(text: str) -> str:
     name = re.sub(r"[^\w.-]|-{2,}", "_", unicodedata.normalize("NFC", text))[:LONGEST_NAME].strip("._")
     if name == text:
         return name
-    return f"{name or 'unnamed'}-{hashlib.blake2b(os.fsencode(text), digest_size=4).hexdigest()}"
+    return f"{name or 'unnamed'}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+
+
+def fitting(name: str) -> str:
+    """A file name without its ending, cut so that a number and an ending fit after it.
+
+    With a hash of the whole where it was cut, so that no two become one.
+    """
+    data = name.encode()
+    if len(data) <= MOST_BYTES:
+        return name
+    return f"{data[: MOST_BYTES - 9].decode(errors='ignore')}-{_digest(name)}"
 
 
 def folder_of(dataset: str, case: Case) -> str:
-    return f"{safe_name(dataset)}--{safe_name(case.name)}"
+    return fitting(f"{safe_name(dataset)}--{safe_name(case.name)}")
 
 
 def read_receipt(output: Path, folder: str) -> dict | None:
@@ -89,7 +105,8 @@ def write_case(
             tally["pictures without objects"] += 1
             continue
         place = f"{picture.axis}_{picture.slice:04d}" if picture.axis else "2d_none"
-        stem = "--".join([*map(safe_name, (picture.modality or "unknown", dataset, picture.name or case.name)), place])
+        parts = map(safe_name, (picture.modality or "unknown", dataset, picture.name or case.name))
+        stem = fitting("--".join([*parts, place]))
         if stem in written:
             raise DataError(f"{case.name}: two of its pictures are called {stem}; give them names of their own")
         written.add(stem)
@@ -98,7 +115,7 @@ def write_case(
         flat += bool(picture.image.min() == picture.image.max())
         masks = []
         for class_name, instance, mask in picture.objects:
-            mask_name = f"{stem}--{safe_name(class_name)}_{instance:03d}.png"
+            mask_name = f"{fitting(f'{stem}--{safe_name(class_name)}')}_{instance:03d}.png"
             (staging / "masks" / mask_name).write_bytes(encode_png(mask))
             masks.append([f"masks/{folder}/{mask_name}", class_name, instance])
         entries.append(
@@ -135,10 +152,9 @@ def write_case(
                     "notes": tally.notes,
                     "ends": ends,
                     "flat": flat,
-                },
-                ensure_ascii=False,
+                }
             ),
-            encoding="utf-8",
+            encoding="ascii",  # names of files may hold bytes that are no text
         )
 
 
@@ -236,7 +252,10 @@ class _JsonObject:
 @contextmanager
 def _if_any(path: Path) -> Iterator[TextIO]:
     """A text file that takes the place of `path`; if nothing was written to it, `path` is removed."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         yield file
     if not path.stat().st_size:
         path.unlink()

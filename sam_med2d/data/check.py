@@ -21,6 +21,7 @@ from tqdm import tqdm
 from xxhash import xxh3_64_intdigest
 
 from sam_med2d.data.arrow_copy import Columns
+from sam_med2d.data.decoding import open_picture
 from sam_med2d.data.description import Describer
 from sam_med2d.data.index import Index, find_index, root_of
 from sam_med2d.data.index_build import build_columns
@@ -30,17 +31,8 @@ from sam_med2d.data.visible import is_flat, is_hidden
 from sam_med2d.errors import DataError
 
 KINDS = (
-    "missing",
-    "unreadable",
-    "size",
-    "values",
-    "metadata",
-    "disagree",
-    "empty",
-    "flat",
-    "duplicate",
-    "listed",
-    "case",
+    *("missing", "unreadable", "size", "values", "orientation", "metadata", "disagree", "empty", "full", "flat"),
+    *("duplicate", "listed", "case"),
 )
 
 
@@ -49,13 +41,16 @@ class Problem(NamedTuple):
     line: str  # names the file
 
 
+NONE_BAD = -2  # in place of a mask's number: what is told leaves nothing out
+
+
 class Found(NamedTuple):
     """What a worker saw of one image."""
 
     number: int
     pixels: int  # hash of the image's pixels; 0: it cannot be read
     areas: list[float]  # of each mask, as a share of the image; NaN: it cannot be read
-    problems: list[tuple[Problem, int]]  # with the number of the mask, -1 for the image
+    problems: list[tuple[Problem, int]]  # with the number of the mask, -1 for the image, NONE_BAD for neither
 
 
 class _Here:
@@ -76,7 +71,8 @@ def _look(number: int) -> Found:
     areas = [float("nan")] * len(mask_names)
     problems: list[tuple[Problem, int]] = []
     try:
-        image = read_image(path)
+        image = read_image(path, [index.path(name) for name in mask_names])
+        orientation = open_picture(path).header.orientation
     except DataError as error:
         problems.append((_problem(path, error), -1))
         for k, mask_path in enumerate(map(index.path, mask_names)):
@@ -86,6 +82,17 @@ def _look(number: int) -> Found:
     flat = is_flat(image)
     if flat:
         problems.append((Problem("flat", f"{path}: is of almost one value; was it windowed by another range?"), -1))
+    if orientation != 1:
+        problems.append(
+            (
+                Problem(
+                    "orientation",
+                    f"{path}: its EXIF orientation is {orientation}, and is followed or not as its masks say; save it "
+                    "again without the tag, as make-index does",
+                ),
+                NONE_BAD,
+            )
+        )
     first_with: dict[int, int] = {}
     for k, mask_path in enumerate(map(index.path, mask_names)):
         try:
@@ -97,6 +104,10 @@ def _look(number: int) -> Found:
         first = first_with.setdefault(xxh3_64_intdigest(np.packbits(mask).tobytes()), k)
         if not mask.any():
             problems.append((Problem("empty", f"{mask_path}: has no object"), k))
+        elif mask.all():
+            problems.append(
+                (Problem("full", f"{mask_path}: fills its picture; was it inverted, or its shape lost?"), k)
+            )
         elif not flat and is_hidden(image, mask):
             problems.append((Problem("flat", f"{mask_path}: its object equals what is around it in {path}"), k))
         elif first != k and mask_names[first] != mask_names[k]:
@@ -158,9 +169,9 @@ class Split:
                 self.areas[start : start + len(found.areas)] = found.areas
                 for problem, mask in found.problems:
                     self.problems.append(problem)
-                    if mask < 0:
+                    if mask == -1:
                         self.bad_images[found.number] = True
-                    else:
+                    elif mask >= 0:
                         self.bad_masks[start + mask] = True
 
     def find_listed_again(self) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 
 from sam_med2d.data.check import Split, other_index
 from sam_med2d.data.metadata import read_metadata
+from sam_med2d.data.names import with_slashes
+from sam_med2d.data.tables import delimiter_of
 from segment_anything.files import replacing
 
 
@@ -66,10 +68,13 @@ def write_clean_metadata(splits: list[Split], table: str, path: Path) -> None:
         replacing(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
-        reader = csv.DictReader(source)
+        first = source.readline()
+        source.seek(0)
+        reader = csv.DictReader(source, delimiter=delimiter_of(first))
         writer = csv.DictWriter(file, reader.fieldnames or (), lineterminator="\n")
         writer.writeheader()
         for number, row in zip(keep.tolist(), reader):
             if number:
                 rename = renaming[number - 1]
-                writer.writerow({**row, "mask": rename(row["mask"]), "image": rename(row["image"])})
+                row |= {"mask": rename(with_slashes(row["mask"])), "image": rename(with_slashes(row["image"]))}
+                writer.writerow(row)

@@ -152,8 +152,9 @@ def scoring_sample(index: Index, number: int, image_size: int) -> Sample:
     """
     image_name, names = index[number]
     image_path = index.path(image_name)
-    original = read_image(image_path)
-    originals = [read_mask(index.path(name), original.shape[:2], image_path) for name in names]
+    mask_paths = [index.path(name) for name in names]
+    original = read_image(image_path, mask_paths)
+    originals = [read_mask(path, original.shape[:2], image_path) for path in mask_paths]
     image, masks, content = fit(original, originals, image_size)
     present = _present(masks).tolist()
     kept = [mask for mask, here in zip(originals, present) if here]
@@ -197,7 +198,7 @@ def shrunk(
 
     stored = cache.image(number, stamp(-1)) if cache else None
     if stored is None:
-        original = read_image(path(-1))
+        original = read_image(path(-1), [index.path(name) for name in index[number][1]])
         image, original_size = shrink(original, size), original.shape[:2]
         if cache:
             cache.put_image(number, image, original_size, _stamp(path(-1)))

@@ -15,6 +15,7 @@ from xxhash import xxh3_64_intdigest
 
 from sam_med2d.data import arrow_copy as copies
 from sam_med2d.data.arrow_copy import Columns, Write, columns_of, in_memory
+from sam_med2d.data.names import with_slashes
 from sam_med2d.errors import DataError
 
 # Names are kept as bytes: a file name need not be valid Unicode.
@@ -53,9 +54,12 @@ def _build(source: str, write_groups: WriteGroups, file: BinaryIO, write: Write,
         image, members = "", list[str]()
         for key, value in _entries(source, file, shape):
             # not isinstance: an inner JSON object is a list too, of pairs
+            key = with_slashes(key)
             if not by_mask and type(value) is list and all(isinstance(name, str) for name in value):
-                yield key, value
-            elif not by_mask or not isinstance(value, str):
+                yield key, [with_slashes(name) for name in value]
+                continue
+            value = with_slashes(value) if isinstance(value, str) else value
+            if not by_mask or not isinstance(value, str):
                 raise DataError(f"{source}: wrong value for '{key}'; the file must be {shape}")
             elif value == image:
                 members.append(key)

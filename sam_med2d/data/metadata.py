@@ -22,6 +22,7 @@ from pyarrow import csv
 from xxhash import xxh3_64_intdigest
 
 from sam_med2d.data.arrow_copy import Columns, Write, columns_of
+from sam_med2d.data.tables import delimiter_of
 from sam_med2d.errors import DataError
 
 COLUMNS = ("mask", "image", "dataset", "modality", "case", "axis", "slice", "class", "instance", "spacing")
@@ -123,10 +124,16 @@ def _build(source: str, file: BinaryIO, write: Write, scratch: str | None) -> di
         options = csv.ConvertOptions(
             column_types=_READ, include_columns=list(COLUMNS), null_values=[""], strings_can_be_null=False
         )
+        with open(source, "rb") as start:
+            first = start.readline(1 << 16).decode("utf-8", "replace")
         for batch in csv.open_csv(
-            pa.PythonFile(file, "r"), csv.ReadOptions(block_size=4 << 20), convert_options=options
+            pa.PythonFile(file, "r"),
+            csv.ReadOptions(block_size=4 << 20),
+            csv.ParseOptions(delimiter=delimiter_of(first)),
+            options,
         ):
-            kept = {name: batch[name] for name in ("mask", "image", "slice", "instance")}
+            kept = {name: batch[name] for name in ("slice", "instance")}
+            kept |= {name: pc.replace_substring(batch[name], "\\", "/") for name in ("mask", "image")}
             for name in TEXTS:
                 here = [places[name].setdefault(text, len(places[name])) for text in batch[name].dictionary.to_pylist()]
                 kept[name] = pa.array(np.array(here, np.int32)[batch[name].indices.to_numpy()])

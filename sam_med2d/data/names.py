@@ -35,6 +35,11 @@ class Name(NamedTuple):
     instance: int | None
 
 
+def with_slashes(path: str) -> str:
+    """A path of a file that people or programs wrote, on Windows perhaps -> the same with / between its parts."""
+    return path.replace("\\", "/")
+
+
 def parse_name(path: str | os.PathLike) -> Name | None:
     """An image's or a mask's path -> the parts of its file name, None if it is not one of SA-Med2D-20M."""
     match = _NAME.match(os.path.basename(path))

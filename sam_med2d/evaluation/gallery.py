@@ -69,7 +69,7 @@ def predictions_file(folder: Path, rank: int) -> Path:
 def draw(folder: Path, processes: int, index: Index, image: str, mask: str, mode: str) -> np.ndarray:
     """The tile of one object without its caption, from what the processes have kept. image, mask: as in the index."""
     predicted, prompts = _find(folder, processes, mask, mode)
-    picture = read_image(index.path(image))
+    picture = read_image(index.path(image), [index.path(mask)])
     truth = read_mask(index.path(mask), picture.shape[:2])
     return drawing.tile(picture, predicted, torch.from_numpy(truth), prompts, 0, "")[drawing.CAPTION_HEIGHT :]
 
@@ -93,7 +93,7 @@ def _find(folder: Path, processes: int, mask: str, mode: str) -> tuple[Tensor, P
 
 def tiles_of(batch: Batch, scored: Scored, index: Index) -> list[np.ndarray]:
     """A tile for each object of one image in one mode, on the original picture, with its Dice."""
-    image = read_image(index.path(batch.image_names[scored.image]))
+    image = read_image(index.path(batch.image_names[scored.image]), [index.path(name) for name in scored.names])
     prompts = to_original_frame(scored.prompts, batch.content[scored.image].tolist(), image.shape[:2])
     return [
         tile(image, scored.masks[i], scored.truth[i], prompts, i, f"{Path(name).stem}  {scored.values['dice'][i]:.2f}")

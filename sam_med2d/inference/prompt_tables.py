@@ -1,6 +1,5 @@
 """Prompts of people for many images: a JSON or CSV file -> the objects of each image."""
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,10 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sam_med2d.data.names import with_slashes
+from sam_med2d.data.tables import delimiter_of, rows_of
 from sam_med2d.errors import DataError
-from segment_anything import FOREGROUND, ObjectPrompt
+from segment_anything import BACKGROUND, FOREGROUND, ObjectPrompt
 
 COLUMNS = ("image", "name", "x0", "y0", "x1", "y1", "x", "y", "label", "mask")
+
+
+FARTHEST = 1e9  # coordinates are smaller, in any picture
+LONGEST_SHOWN = 80  # letters of a name in a message
 
 
 class Wanted(NamedTuple):
@@ -67,7 +72,10 @@ def from_json(path: Path, text: str) -> Iterator[tuple[str, list[Wanted]]]:
             f'{path}: must hold {{image: [{{"name": ..., "box": ...}}, ...]}}; see sam-med2d predict --help'
         )
     for image, objects in content.items():
-        yield image, [_from_entry(entry, f"{path}: {image}, object {number}") for number, entry in enumerate(objects)]
+        yield (
+            with_slashes(image),
+            [_from_entry(entry, f"{path}: {image}, object {number}") for number, entry in enumerate(objects)],
+        )
 
 
 def _from_entry(entry: object, where: str) -> Wanted:
@@ -82,49 +90,72 @@ def _from_entry(entry: object, where: str) -> Wanted:
     if not isinstance(labels, list) or len(labels) != len(points) or any(label not in (0, 1) for label in labels):
         raise DataError(f"{where}: labels must be 1 (on the object) or 0 (off it), one for each point")
     box = _array(entry.get("box"), (4,), where, "box as [x0, y0, x1, y1]")
-    if entry.get("mask") is not None and not isinstance(entry["mask"], str):
+    mask = entry.get("mask")
+    if mask is not None and not isinstance(mask, str):
         raise DataError(f"{where}: mask must be the path of an image file")
-    return Wanted(str(entry.get("name", "object")), prompt_of([*zip(points, labels)], box), entry.get("mask"))
+    return _wanted(str(entry.get("name", "object")), [*zip(points, labels)], box, mask, where)
+
+
+def _wanted(name: str, clicks: list, box: Sequence[float] | np.ndarray | None, mask: str | None, where: str) -> Wanted:
+    """Raises DataError: clicks that say nothing of the object, or names that are no text."""
+    if box is None and not mask and all(label == BACKGROUND for _, label in clicks):
+        raise DataError(
+            f"{where}: its clicks all have label {BACKGROUND}, which says what the object is not; add a click on it, a "
+            "box or a mask"
+        )
+    for text in filter(None, (name, mask)):
+        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise DataError(f"{where}: {text[:LONGEST_SHOWN]!a} holds what is no letter; correct it")
+    return Wanted(name, prompt_of(clicks, box), mask and with_slashes(mask))
 
 
 def _array(values: object, shape: tuple[int, ...], where: str, wanted: str) -> np.ndarray | None:
     if values is None:
         return None
     try:
-        array = np.array(values, np.float32)
-    except (TypeError, ValueError):
-        array = np.zeros(0, np.float32)
+        array = np.array(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        array = np.zeros(0)
     if array.ndim != len(shape) or array.shape[-1] != shape[-1]:
         raise DataError(f"{where}: write {wanted}")
-    return array
+    _check_places(array, where)
+    return array.astype(np.float32)
+
+
+def _check_places(numbers: Sequence[float] | np.ndarray, where: str) -> None:
+    """Raises DataError for what no picture is large enough for, infinity and NaN among them."""
+    for number in np.ravel(numbers):
+        if not abs(number) < FARTHEST:
+            raise DataError(f"{where}: {number:g} is no place in a picture; correct it")
 
 
 def from_csv(path: Path, text: str) -> Iterator[tuple[str, list[Wanted]]]:
-    reader = csv.DictReader(text.splitlines())
-    columns = [name.strip() for name in reader.fieldnames or []]
-    reader.fieldnames = columns
+    """Semicolons or tabs may stand for the commas; where they do, numbers may have commas for points."""
+    rows = rows_of(text, path)
+    columns = [name.strip() for name in next(rows, (0, []))[1]]
+    decimal_comma = delimiter_of(text.lstrip().partition("\n")[0]) != ","
     unknown = [name for name in columns if name not in COLUMNS]
     if "image" not in columns or unknown:
         raise DataError(
             f"{path}: its first line must name columns out of {','.join(COLUMNS)}, image among them"
-            + (f"; it has {unknown[0]!r}" if unknown else "")
+            + (f"; it has {unknown[0][:LONGEST_SHOWN]!r}" if unknown else "")
         )
     parts: dict[tuple[str, str, int], dict] = {}
-    for line, row in enumerate(reader, start=2):
+    for line, row in rows:
         where = f"{path}, line {line}"
-        cells = {name: (row.get(name) or "").strip() for name in COLUMNS}
-        if not cells["image"]:
+        cells = dict.fromkeys(COLUMNS, "") | {name: cell.strip() for name, cell in zip(columns, row)}
+        image = with_slashes(cells["image"])
+        if not image:
             raise DataError(f"{where}: names no image")
-        key = cells["image"], cells["name"], 0 if cells["name"] else line
-        part = parts.setdefault(key, {"clicks": [], "box": None, "mask": None})
-        box, click = (_cells(cells, names, where) for names in (("x0", "y0", "x1", "y1"), ("x", "y")))
+        key = image, cells["name"], 0 if cells["name"] else line
+        part = parts.setdefault(key, {"clicks": [], "box": None, "mask": None, "where": where})
+        box, click = (_cells(cells, names, where, decimal_comma) for names in (("x0", "y0", "x1", "y1"), ("x", "y")))
         if not (box or click or cells["mask"]):
             raise DataError(f"{where}: has neither a box (x0,y0,x1,y1), a click (x,y) nor a mask; add one")
         for what, value in (("box", box), ("mask", cells["mask"] or None)):
             if value and part[what]:
                 raise DataError(
-                    f"{where}: a second {what} of {cells['name']} in {cells['image']}; give each object a name of "
-                    "its own"
+                    f"{where}: a second {what} of {cells['name']} in {image}; give each object a name of its own"
                 )
             part[what] = value or part[what]
         if click:
@@ -133,20 +164,21 @@ def from_csv(path: Path, text: str) -> Iterator[tuple[str, list[Wanted]]]:
             part["clicks"].append((click, int(cells["label"] or FOREGROUND)))
     found: dict[str, list[Wanted]] = {}
     for (image, name, _), part in parts.items():
-        found.setdefault(image, []).append(
-            Wanted(name or "object", prompt_of(part["clicks"], part["box"]), part["mask"])
-        )
+        wanted = _wanted(name or "object", part["clicks"], part["box"], part["mask"], part["where"])
+        found.setdefault(image, []).append(wanted)
     yield from found.items()
 
 
-def _cells(cells: dict[str, str], names: Sequence[str], where: str) -> list[float] | None:
+def _cells(cells: dict[str, str], names: Sequence[str], where: str, decimal_comma: bool) -> list[float] | None:
     """All of the numbers, or none. Raises DataError."""
     values = [cells[name] for name in names]
     if not any(values):
         return None
     try:
-        return [float(value) for value in values]
+        numbers = [float(value.replace(",", ".") if decimal_comma else value) for value in values]
     except ValueError:
         raise DataError(
             f"{where}: {','.join(names)} are {','.join(values)}; write a number in each or in none"
         ) from None
+    _check_places(numbers, where)
+    return numbers

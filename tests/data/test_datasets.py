@@ -315,8 +315,8 @@ def test_images_without_masks_are_counted(data):
 
 def test_every_file_is_opened_once_a_sample(data, monkeypatch):
     reads = []
-    decode = reading._decode
-    monkeypatch.setattr(reading, "_decode", lambda path, flags: reads.append(path) or decode(path, flags))
+    opened = reading.open_picture
+    monkeypatch.setattr(reading, "open_picture", lambda path: reads.append(path) or opened(path))
     sample = TrainingDataset(data, SIZE, mask_num=20)[0, 0]
     assert len(sample.masks) == 20 and sorted(reads) == sorted(set(reads)) and len(reads) == 4
     reads.clear()
