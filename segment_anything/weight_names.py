@@ -104,9 +104,9 @@ def _the_state_dict(content: object, path: Path) -> tuple[tuple[str, ...], dict[
     if not models:
         models = [(keys, found) for keys, found in _dicts_of(content) if len(keys) < 2 and found]
     if not models:
-        keys = ", ".join(repr(key) for key in [*content][:5]) or "nothing"
+        held = ", ".join(repr(key) for key in [*content][:5]) or "nothing"
         raise CheckpointError(
-            f"{path}: holds no weights, only {keys}; expected {{name: tensor}}, bare or under a key such as 'model'"
+            f"{path}: holds no weights, only {held}; expected {{name: tensor}}, bare or under a key such as 'model'"
         )
     models.sort(key=lambda model: (len(model[0]), _rank(model[0])))
     keys, tensors = models[0]

@@ -129,7 +129,7 @@ class Archive:
             storage = tensor.untyped_storage()
             if storage.nbytes() and storage.data_ptr() not in seen:
                 seen.add(storage.data_ptr())
-                content = memoryview(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())
+                content = torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data
                 if (len(content), zlib.crc32(content)) not in known:
                     raise CheckpointError(
                         f"{self.path}: damaged: {name} differs from its checksum; download or copy it again, or go "
@@ -158,6 +158,9 @@ def _load(path: Path, inert: list[str], mmap: bool) -> object:
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if path.suffix == ".safetensors":  # of such a name torch.load believes the ending
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             # mmap: an optimizer's moments, half of such a file or more, are then never read from the disk
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # damaged bytes end in any exception the unpickler happens to run into
