@@ -1,7 +1,6 @@
 """Score a model on a test set: every object in each prompt mode, each image encoded once. Tables, rows and a report.
 
-    python test.py --model_type vit_t --sam_checkpoint pretrain_model/vit_t_phantoms.safetensors --image_size 128 \
-        --encoder_adapter False                                 # seconds on a CPU, on the data in data_demo/
+    python test.py --sam_checkpoint small                       # seconds on a CPU, on the data in data_demo/
     python test.py --sam_checkpoint pretrain_model/sam-med2d_b.pth --data_path data_demo --save_pred
     python test.py --boxes_prompt False --iter_point 5          # one mode: five iterative clicks
     python test.py --prompt_modes bbox bbox+3pts mask 20pts --box_jitter 2 5 10 --click_strategy center
@@ -15,7 +14,6 @@ them), prompts.json (for --prompt_path) and, with --save_pred, masks/{mode}/ at 
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -40,15 +38,13 @@ from sam_med2d.evaluation.report import write_report
 from sam_med2d.evaluation.results import Results, write_results
 from sam_med2d.evaluation.rows import read_rows, write_rows
 from sam_med2d.evaluation.summary import all_tables
+from sam_med2d.inference.models import DEFAULT_CHECKPOINT, Plan, plan_model
 from sam_med2d.prompts.annotators import CLICK_STRATEGIES, annotator_of
 from sam_med2d.prompts.files import write_prompts
 from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, mode_name, parse_mode
 from sam_med2d.provenance import provenance
-from segment_anything import Sam, sam_model_registry
-from segment_anything.checkpoint import CheckpointError, load_checkpoint
+from segment_anything import sam_model_registry
 from segment_anything.files import replacing
-
-DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -89,7 +85,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="data_demo",
         help="Folder of the data, with label2image_test.json or image2label_test.json. Default: %(default)s.",
     )
-    group.add_argument("--image_size", type=int, default=256)
+    group.add_argument(
+        "--image_size",
+        type=int,
+        help=(
+            "Side of the square frame that the model sees, in pixels, a multiple of 32. Default: what the "
+            "weights were trained at."
+        ),
+    )
     group.add_argument(
         "--batch_size",
         type=int,
@@ -121,9 +124,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
 
     group = parser.add_argument_group("model")
-    group.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
-    group.add_argument("--sam_checkpoint", default=DEFAULT_CHECKPOINT, help="any SAM or SAM-Med2D weights")
-    add_flag(group, "--encoder_adapter", True, "False on a file with adapters leaves them out: the paper's SAM-Med2D*")
+    group.add_argument(
+        "--model_type", choices=[*sam_model_registry], help="Size of the model. Default: what the weights are."
+    )
+    group.add_argument(
+        "--sam_checkpoint",
+        default=DEFAULT_CHECKPOINT,
+        help="Weights of SAM or SAM-Med2D to score; small: those of this package. Default: %(default)s.",
+    )
+    add_flag(
+        group,
+        "--encoder_adapter",
+        None,
+        (
+            "Use adapters; False leaves those of the file out, which is the paper's SAM-Med2D*. Default: "
+            "what the file has."
+        ),
+    )
     add_flag(group, "--multimask", True, "Score the best of outputs 1 to 3; False: output 0.")
     add_flag(
         group, "--use_amp", False, "Run the model in mixed precision: bfloat16 where the device has it, else float16."
@@ -239,12 +256,15 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
     say = print if processes.rank == 0 else lambda *_: None
 
     # everything that can be known to be wrong is found before the model runs
+    plan = settle_model(args)
+    if processes.rank == 0:
+        plan.warn()
     dataset = TestingDataset(args.data_path, args.image_size, "test")
     annotator = annotator_of(args.seed, args.click_strategy, args.prompt_path, args.image_size)
     annotator.check([mask for _, masks in dataset.index for mask in masks], args.modes)
     describer = Describer(args.data_path, args.metadata, args.class_names)
     describer.check(dataset.index)
-    model = build_model(args, say).to(device)
+    model = plan.build(say).to(device)
     if dataset.index.images_without_masks:
         say(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")
 
@@ -253,7 +273,7 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
     made_from: dict[str, object] = {}
     if processes.rank == 0:  # now, while the files are those that are read
         prompts = {"prompts": args.prompt_path} if args.prompt_path else {}
-        made_from = provenance(device, {"weights": args.sam_checkpoint, "data": dataset.index.source, **prompts})
+        made_from = provenance(device, {"weights": plan.file.path, "data": dataset.index.source, **prompts})
     own = range(processes.rank, len(dataset), processes.count)  # a share of the images
     loader = test_loader(Subset(dataset, own), args.batch_size, args.num_workers)
     scores = evaluate(
@@ -266,15 +286,16 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
     return folder
 
 
-def build_model(args: argparse.Namespace, say: Callable) -> Sam:
-    if args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
-        raise CheckpointError(
-            f"{DEFAULT_CHECKPOINT}: not found. Download it (sam-med2d_b.pth, from the SAM-Med2D repository), "
-            "or name your own weights with --sam_checkpoint"
-        )
-    model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
-    say(load_checkpoint(model, args.sam_checkpoint))
-    return model
+def settle_model(args: argparse.Namespace) -> Plan:
+    """Read the weights; the flags of the model become what it will be. Raises CheckpointError, UsageError."""
+    plan = plan_model(
+        args.sam_checkpoint,
+        model_type=args.model_type,
+        image_size=args.image_size,
+        encoder_adapter=args.encoder_adapter,
+    )
+    args.model_type, args.image_size, args.encoder_adapter = plan.model_type, plan.image_size, plan.encoder_adapter
+    return plan
 
 
 def summarise(

@@ -1,7 +1,6 @@
 """Fine-tune SAM with adapters on a JSON-indexed data set, with a simulated annotator.
 
-    python train.py --model_type vit_t --sam_checkpoint pretrain_model/vit_t_phantoms.safetensors \
-        --image_size 128 --epochs 1 --run_name try              # a minute on a CPU, on the data in data_demo/
+    python train.py --sam_checkpoint small --epochs 1 --run_name try   # a minute on a CPU, on the data in data_demo/
     python train.py --sam_checkpoint pretrain_model/sam_vit_b_01ec64.pth --data_path data_demo
     python train.py --encoder_adapter False --run_name ft-sam   # decoder side only: the paper's FT-SAM
     python train.py --resume                                    # go on where this run stopped
@@ -27,19 +26,23 @@ from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.metrics import METRICS
+from sam_med2d.inference.models import Plan, plan_model
 from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_mode
 from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
 from sam_med2d.training.rounds import Recipe, train_batch
 from sam_med2d.training.state import Progress, RunState, SavedRun, models_folder
 from segment_anything import Sam, sam_model_registry
-from segment_anything.checkpoint import CheckpointError, load_checkpoint
+from segment_anything.checkpoint import Architecture, CheckpointError
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam_vit_b.pth"
+FROM_SCRATCH = "none"  # says as a checkpoint: random weights
+NEW_TYPE, NEW_SIZE = "vit_b", 256  # of a model from scratch, and pixels
+SAMS_SIZE = 1024  # pixels, of SAM's own files
 
 
-def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> argparse.Namespace:
-    """defaults: instead of those below, where a run is resumed."""
+def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> argparse.Namespace:
+    """saved: the run to go on with, whose flags stand for those that nobody gives."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("run")
     group.add_argument(
@@ -97,7 +100,14 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
             "Default: %(default)s."
         ),
     )
-    group.add_argument("--image_size", type=int, default=256)
+    group.add_argument(
+        "--image_size",
+        type=int,
+        help=(
+            "Side of the square frame that the model sees, in pixels, a multiple of 32. Default: what the "
+            "weights were trained at, but 256 for SAM's own files, of 1024, and from scratch."
+        ),
+    )
     group.add_argument("--batch_size", type=int, default=2, help="Number of images in a batch. Default: %(default)s.")
     group.add_argument(
         "--mask_num",
@@ -129,13 +139,28 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
     )
 
     group = parser.add_argument_group("model")
-    group.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
+    group.add_argument(
+        "--model_type",
+        choices=[*sam_model_registry],
+        help="Size of the model. Default: what the weights are; vit_b from scratch.",
+    )
     group.add_argument(
         "--sam_checkpoint",
         default=DEFAULT_CHECKPOINT,
-        help="any SAM or SAM-Med2D weights; none: start from random weights",
+        help=(
+            "Weights of SAM or SAM-Med2D to start from; small: those of this package; none: random weights. "
+            "Default: %(default)s."
+        ),
     )
-    add_flag(group, "--encoder_adapter", True, "adapters in the encoder, the only part of it that is trained")
+    add_flag(
+        group,
+        "--encoder_adapter",
+        True,
+        (
+            "Put an adapter into every block of the encoder, the only part of it that is trained; False: "
+            "train the decoder side alone, the paper's FT-SAM."
+        ),
+    )
 
     group = parser.add_argument_group("optimisation")
     group.add_argument(
@@ -252,10 +277,11 @@ def parse_args(argv: list[str] | None = None, defaults: dict | None = None) -> a
         default=[*DEFAULT_MODES],
         help=(
             "Prompt modes of the validation, named as for test.py; best.pth is the epoch with the best mean "
-            "Dice of them. Default: %(default)s."
+            "Dice of them. Default: bbox 1pt 3pts 5pts."
         ),
     )
-    parser.set_defaults(**(defaults or {}))
+    if saved:
+        parser.set_defaults(**saved.flags_to_go_on_with(parser))
     args = parser.parse_args(argv)
     if args.resume == "last":
         args.resume = str(models_folder(args) / "last.pth")
@@ -304,7 +330,7 @@ def main(argv: list[str] | None = None) -> None:
     saved = None
     if args.resume:
         saved = SavedRun(args.resume)
-        args = parse_args(argv, defaults=saved.flags_to_go_on_with())
+        args = parse_args(argv, saved)
     elif (models_folder(args) / "last.pth").exists() and not args.overwrite:
         raise UsageError(
             f"{models_folder(args) / 'last.pth'} is there already: go on with --resume, choose another "
@@ -319,6 +345,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     seed_everything(args.seed)
 
     # everything that can be known to be wrong is found before any training
+    plan = None if saved else settle_model(args)
     dataset = TrainingDataset(
         args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache, args.balance
     )
@@ -329,7 +356,8 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
         print(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")
     if dataset.balance:
         print(f"each of {len(dataset.balance.groups)} groups ({args.balance}) has the same share of every epoch")
-    model = build_model(args).to(device)
+    model = (plan.build() if plan else new_model(args)).to(device)
+    del plan
     trained = model.train_for("adapters")
     print(
         f"trained: {sum(p.numel() for p in trained) / 1e6:.2f} M of "
@@ -369,18 +397,42 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
         )
 
 
-def build_model(args: argparse.Namespace) -> Sam:
-    from_weights = not args.resume and args.sam_checkpoint.lower() != "none"
-    if from_weights and args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
+def settle_model(args: argparse.Namespace) -> Plan | None:
+    """Read the weights to start from, if any; the flags of the model become what it will be.
+
+    Raises CheckpointError, UsageError.
+    """
+    if args.sam_checkpoint.lower() == FROM_SCRATCH:
+        args.model_type = args.model_type or NEW_TYPE
+        args.image_size = args.image_size or NEW_SIZE
+        return None
+    if args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
         raise CheckpointError(
             f"{DEFAULT_CHECKPOINT}: not found. Download SAM's ViT-B (sam_vit_b_01ec64.pth, from the Segment Anything "
             "repository's model checkpoints) or SAM-Med2D's weights (sam-med2d_b.pth, from its repository) and name "
             "the file with --sam_checkpoint; --sam_checkpoint none trains from scratch"
         )
-    model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
-    if from_weights:
-        print(load_checkpoint(model, args.sam_checkpoint))
-    return model
+    plan = plan_model(
+        args.sam_checkpoint,
+        model_type=args.model_type,
+        image_size=args.image_size,
+        encoder_adapter=args.encoder_adapter,
+        usual_size=training_size,
+        may_add_adapters=True,
+    )
+    plan.warn()
+    args.model_type, args.image_size = plan.model_type, plan.image_size
+    return plan
+
+
+def training_size(found: Architecture) -> int:
+    """What a file was trained at; but SAM's own, of 1024 pixels, are fine-tuned at 256, as SAM-Med2D was."""
+    sams_own = found.image_size == SAMS_SIZE and not found.adapters
+    return NEW_SIZE if sams_own else found.image_size
+
+
+def new_model(args: argparse.Namespace) -> Sam:
+    return sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
 
 
 def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter) -> None:

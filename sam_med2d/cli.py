@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sam_med2d.packages import ForeignPackageError, missing_package
 
@@ -25,13 +25,40 @@ def add_flag(group: argparse._ActionsContainer, name: str, default: bool | None,
 def check_numbers(
     parser: argparse.ArgumentParser, args: argparse.Namespace, positive: tuple[str, ...], not_negative: tuple[str, ...]
 ) -> None:
-    """End with the parser's message where a flag has a number that makes no sense."""
+    """End with the parser's message where a flag has a number that makes no sense; None is one that nobody gave."""
     for least, names in ((1, positive), (0, not_negative)):
         for name in names:
-            if getattr(args, name) < least:
+            value = getattr(args, name)
+            if value is not None and value < least:
                 parser.error(f"--{name} must be at least {least}")
-    if args.image_size % 32:
+    if args.image_size is not None and args.image_size % 32:
         parser.error(f"--image_size must be a multiple of 32, not {args.image_size}")
+
+
+def impossible_values(parser: argparse.ArgumentParser, values: dict[str, Any]) -> list[str]:
+    """Those of `values`, {flag: value}, that the parser would never make of words, as "--flag value".
+
+    For values that come from a file. Flags that the parser does not know are passed over.
+    """
+    flags = [action for action in parser._actions if action.dest in values]
+    return [f"--{flag.dest} {values[flag.dest]!r:.40}" for flag in flags if not _possible(flag, values[flag.dest])]
+
+
+def _possible(flag: argparse.Action, value: object) -> bool:
+    if value is None:
+        return flag.default is None
+    several = flag.nargs in ("+", "*")
+    if several != isinstance(value, list) or (flag.nargs == "+" and not value):
+        return False
+    kinds: dict[object, tuple[type, ...]] = {int: (int,), float: (int, float), boolean: (bool,)}
+    kind = kinds.get(flag.type, (str,))
+    each = value if isinstance(value, list) else [value]
+    return all(
+        isinstance(one, kind)
+        and (bool in kind or not isinstance(one, bool))
+        and (flag.choices is None or one in flag.choices)
+        for one in each
+    )
 
 
 def finish(message: object) -> NoReturn:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from sam_med2d.cli import ending_in_one_line
-from sam_med2d.errors import CheckpointError, UsageError
-from segment_anything.checkpoint import describe, read_weights, save_weights
+from sam_med2d.errors import UsageError
+from segment_anything.checkpoint import check_is_sam, open_weights, save_weights
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -31,12 +31,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def convert(source: Path, output: Path, half: bool) -> None:
     """Write `output`, and print what both files are. Raises CheckpointError."""
-    weights = read_weights(source)
-    architecture = describe(weights)
-    if not architecture.image_size:
-        raise CheckpointError(f"{source}: has no SAM image encoder in it; give a checkpoint of SAM or SAM-Med2D")
-    print(f"{source}: {architecture}, {megabytes(source)}")
-    save_weights(weights, output, torch.float16 if half else None, {"architecture": str(architecture)})
+    file = open_weights(source)
+    architecture = check_is_sam(file)
+    print(f"{source}: {architecture}, {megabytes(source)}", *file.notes, sep="; ")
+    save_weights(file.tensors, output, torch.float16 if half else None, {"architecture": str(architecture)})
     print(f"{output}: {'float16' if half else 'types as they were'}, {megabytes(output)}")
 
 

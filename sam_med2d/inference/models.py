@@ -7,8 +7,10 @@ for those who want something else.
 import argparse
 import copy
 import importlib.resources
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -17,7 +19,7 @@ from sam_med2d.device import best_device
 from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.inference.backends import BACKENDS, PRECISIONS, open_runtime
 from segment_anything import Sam, sam_model_registry
-from segment_anything.checkpoint import describe, load_checkpoint, read_weights
+from segment_anything.checkpoint import Architecture, WeightFile, check_is_sam, fit_weights, open_weights
 from segment_anything.predictor import Segmenter
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
@@ -132,6 +134,66 @@ def weights_file(checkpoint: str) -> str:
     return checkpoint
 
 
+class Plan(NamedTuple):
+    """A weight file, read and checked, and the model that it becomes. differences: flags that say otherwise."""
+
+    file: WeightFile
+    model_type: str
+    image_size: int
+    encoder_adapter: bool
+    differences: list[str]
+
+    def warn(self) -> None:
+        for difference in self.differences:
+            print(f"warning: {difference}", file=sys.stderr)
+
+    def build(self, say: Callable[[object], None] = print) -> Sam:
+        """The model with the weights of the file, on the CPU; says how they fit. Raises CheckpointError."""
+        model = sam_model_registry[self.model_type](image_size=self.image_size, encoder_adapter=self.encoder_adapter)
+        say(fit_weights(model, self.file))
+        return model
+
+
+def plan_model(
+    checkpoint: str,
+    *,
+    model_type: str | None = None,
+    image_size: int | None = None,
+    encoder_adapter: bool | None = None,
+    usual_size: Callable[[Architecture], int] = lambda found: found.image_size,
+    may_add_adapters: bool = False,
+) -> Plan:
+    """Read a weight file and settle what becomes of it; what is not given is as the file says.
+
+    checkpoint: a path, or SMALL for the weights that come with this package.
+    usual_size: the image size where none is given. may_add_adapters: encoder_adapter=True on a file without adapters
+    is no difference, since new ones are to be trained.
+    Raises CheckpointError, UsageError.
+    """
+    file = open_weights(weights_file(checkpoint))
+    found = check_is_sam(file)
+    model_type = model_type or found.model_type
+    if model_type is None:
+        raise CheckpointError(f"{file.path}: is {found}; give a checkpoint of SAM or SAM-Med2D")
+    size = image_size or usual_size(found)
+    if size < 32 or size % 32:
+        said = f"not {size}" if image_size else f"and {file.path} was trained at {size} px: say which is wanted"
+        raise UsageError(f"--image_size must be a multiple of 32, {said}")
+    has_adapters = bool(found.adapters)
+    adapters = has_adapters if encoder_adapter is None else encoder_adapter
+    differences = []
+    if image_size and size != found.image_size:
+        differences.append(
+            f"--image_size {size}, but {file.path} was trained at {found.image_size} px, where it is best; without "
+            "the flag it is taken from the file"
+        )
+    if adapters and not has_adapters and not may_add_adapters:
+        differences.append(f"--encoder_adapter True, but {file.path} has no adapters; new ones add nothing")
+    if has_adapters and not adapters:
+        differences.append(f"--encoder_adapter False, but {file.path} has adapters, which are left out")
+    return Plan(file, model_type, size, adapters, differences)
+
+
 def open_model(
     checkpoint: str,
     *,
@@ -145,17 +207,9 @@ def open_model(
     checkpoint: a path, or SMALL for the weights that come with this package. Raises CheckpointError, UsageError.
     """
     on = best_device(device)
-    if image_size is not None and (image_size < 32 or image_size % 32):
-        raise UsageError(f"--image_size must be a multiple of 32, not {image_size}")
-    file = weights_file(checkpoint)
-    found = describe(read_weights(file))
-    model_type, image_size = model_type or found.model_type, image_size or found.image_size
-    if model_type is None or not image_size:
-        raise CheckpointError(f"{file}: is {found}; give a checkpoint of SAM or SAM-Med2D")
-    adapters = bool(found.adapters) if encoder_adapter is None else encoder_adapter
-    model = sam_model_registry[model_type](image_size=image_size, encoder_adapter=adapters)
-    print(load_checkpoint(model, file))
-    return model.to(on)
+    plan = plan_model(checkpoint, model_type=model_type, image_size=image_size, encoder_adapter=encoder_adapter)
+    plan.warn()
+    return plan.build().to(on)
 
 
 def models_of(args: argparse.Namespace) -> dict[str, Segmenter]:

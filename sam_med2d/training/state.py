@@ -8,16 +8,19 @@ Files hold tensors and plain values. They are replaced in one step: whoever read
 
 import argparse
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from sam_med2d.errors import UsageError
+from sam_med2d.cli import impossible_values
+from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.training.learner import Learner
 from segment_anything import Sam
-from segment_anything.checkpoint import CheckpointError, fit_weights, read_checkpoint
-from segment_anything.files import replacing
+from segment_anything.checkpoint import WeightFile, fit_weights
+from segment_anything.weight_files import is_finite, read_checkpoint, save_checkpoint
 
 MUST_AGREE = (
     "model_type",
@@ -36,6 +39,30 @@ MUST_AGREE = (
 )
 OF_THE_PLACE = ("resume", "overwrite", "work_dir", "run_name", "device")  # flags that say where and on what a run runs
 NOT_FLAGS = ("modes",)  # what parse_args makes of flags
+
+# What a last.pth holds, all of which is checked before anything is restored: a dict is the keys that have to be there,
+# EACH the values under any key, a tuple the types of a value.
+EACH = "..."
+WHOLE, NUMBER, TENSOR = (int,), (int, float), (Tensor,)
+PLAIN = (NoneType, bool, int, float, str, list)
+MOMENTS = {"step": TENSOR, "exp_avg": TENSOR, "exp_avg_sq": TENSOR}
+GROUP = {"params": (list,), "lr": NUMBER, "betas": (tuple, list), "eps": NUMBER, "weight_decay": NUMBER}
+STATE = {
+    "model": {EACH: TENSOR},
+    "optimizer": {"state": {EACH: MOMENTS}, "param_groups": {EACH: GROUP}},
+    "scaler": {EACH: NUMBER},
+    "progress": {
+        "steps_an_epoch": WHOLE,
+        "epoch": WHOLE,
+        "step": WHOLE,
+        "loss_sum": NUMBER,
+        "loss_count": WHOLE,
+        "best_name": (str,),
+        "best": NUMBER,
+        "best_epoch": WHOLE,
+    },
+    "flags": {"model_type": (str,), "image_size": WHOLE, "encoder_adapter": (bool,), EACH: PLAIN},
+}
 
 
 def models_folder(args: argparse.Namespace) -> Path:
@@ -79,7 +106,7 @@ class Progress:
 
 
 class SavedRun:
-    """A last.pth, read once. Raises CheckpointError where it is none."""
+    """A last.pth, read once, with all that `STATE` declares. Raises CheckpointError where it is none."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -89,11 +116,55 @@ class SavedRun:
                 f"{path}: holds weights but no state of a run; name a last.pth of this project, or give "
                 "the weights to --sam_checkpoint"
             )
+        problem = next(misfits(self.content, STATE), None) or _impossible_place(self.content["progress"])
+        if problem:
+            raise CheckpointError(
+                f"{path}: is no last.pth of this project: {problem}; take another, or give the weights to "
+                "--sam_checkpoint"
+            )
         self.flags: dict[str, Any] = self.content["flags"]
 
-    def flags_to_go_on_with(self) -> dict[str, Any]:
-        """The flags that the run was started with, but for those that say where and on what it runs."""
-        return {name: value for name, value in self.flags.items() if name not in OF_THE_PLACE}
+    def flags_to_go_on_with(self, parser: argparse.ArgumentParser) -> dict[str, Any]:
+        """The flags that the run was started with, but for those that say where and on what it runs.
+
+        Raises CheckpointError for values that no flag of the parser can have.
+        """
+        flags = {name: value for name, value in self.flags.items() if name not in OF_THE_PLACE}
+        impossible = impossible_values(parser, flags)
+        if impossible:
+            raise CheckpointError(f"{self.path}: says that its run had {', '.join(impossible)}, which no run has")
+        return flags
+
+
+def misfits(content: object, form: dict | tuple[type, ...], place: str = "it") -> Iterator[str]:
+    """What a content lacks of a form as `STATE` has them, a phrase each: "progress has no 'epoch'"."""
+    if isinstance(form, tuple):
+        if not isinstance(content, form) or (isinstance(content, bool) and bool not in form):
+            wanted = " or ".join(kind.__name__ for kind in form)
+            yield f"{place} is of type {type(content).__name__.lstrip('_')}, not {wanted}"
+        return
+    if not isinstance(content, dict | list):
+        yield f"{place} is of type {type(content).__name__.lstrip('_')}, not dict"
+        return
+    parts = dict(enumerate(content)) if isinstance(content, list) else content
+    yield from (f"{place} has no {name!r}" for name in form if name != EACH and name not in parts)
+    if form.keys() == {EACH} and not parts and place in ("model", "optimizer/param_groups"):
+        yield f"{place} is empty"
+    for name, part in parts.items():
+        if own := form.get(name, form.get(EACH)):
+            inside = str(name) if place == "it" else f"{place}/{name}"
+            yield from misfits(part, own, inside)
+
+
+def _impossible_place(progress: dict[str, Any]) -> str:
+    """What is wrong with where a run says that it is; "" where nothing is."""
+    negative = [name for name, value in progress.items() if isinstance(value, int) and value < 0]
+    steps, start = progress["steps_an_epoch"], progress["step"] - progress["epoch"] * progress["steps_an_epoch"]
+    if negative:
+        return f"progress/{negative[0]} is {progress[negative[0]]}"
+    if not steps or not 0 <= start <= steps:
+        return f"progress has step {progress['step']} in epoch {progress['epoch']} of {steps} batches each"
+    return ""
 
 
 class RunState:
@@ -131,11 +202,37 @@ class RunState:
                 f"{saved.path}: its run had {batches} batches an epoch, this one has "
                 f"{self.progress.steps_an_epoch}; resume with the same data and --batch_size"
             )
-        print(fit_weights(self.model, saved.content["model"], saved.path))
+        problem = self._other_optimizer(saved.content["optimizer"])
+        if problem:
+            raise CheckpointError(f"{saved.path}: does not fit the model: {problem}; take another last.pth")
+        print(fit_weights(self.model, WeightFile(Path(saved.path), saved.content["model"])))
         self.learner.load_state_dict(saved.content)
         self.progress.load_state_dict(saved.content["progress"])
         if not (self.folder / "best.pth").exists():  # the run goes on under another name
             self.progress.best_name = ""
+
+    def _other_optimizer(self, state: dict[str, Any]) -> str:
+        """What of an optimizer's state is not of this run's parameters; "" where all is."""
+        groups, own = state["param_groups"], self.learner.optimizer.param_groups
+        sizes, wanted = ([len(group["params"]) for group in some] for some in (groups, own))
+        if sizes != wanted:
+            return f"its optimizer has groups of {sizes} tensors, this run of {wanted}"
+        names = [name for group in groups for name in group["params"]]
+        parameters = dict(zip(names, (parameter for group in own for parameter in group["params"])))
+        if len(parameters) < len(names) or not all(isinstance(name, int) for name in names):
+            return "its optimizer's groups do not name each tensor once"
+        for name, moments in state["state"].items():
+            if name not in parameters:
+                return f"optimizer/state/{name} is of no tensor"
+            for part in ("exp_avg", "exp_avg_sq"):
+                if moments[part].shape != parameters[name].shape:
+                    return (
+                        f"optimizer/state/{name}/{part} has the shape {tuple(moments[part].shape)} instead of "
+                        f"{tuple(parameters[name].shape)}"
+                    )
+            if moments["step"].numel() != 1:
+                return f"optimizer/state/{name}/step is no number"
+        return ""
 
     def save(self) -> None:
         """After an epoch: last.pth, and best.pth where the epoch was the best so far."""
@@ -154,12 +251,11 @@ class RunState:
         Raises UsageError for weights that are not finite: the last step can break them without a loss that shows it.
         """
         weights = self.model.state_dict()
-        broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+        broken = [name for name, tensor in weights.items() if not is_finite(tensor)]
         if broken:
             raise UsageError(
                 f"{len(broken)} tensors of the model are not finite, such as {broken[0]}. Nothing was saved after the "
                 f"last checkpoint in {self.folder}; lower --lr or switch --use_amp off, and --resume"
             )
         flags = {name: value for name, value in vars(self.args).items() if name not in NOT_FLAGS}
-        with replacing(self.folder / name) as temporary:
-            torch.save({"model": weights, **content, "flags": flags}, temporary)
+        save_checkpoint({"model": weights, **content, "flags": flags}, self.folder / name)

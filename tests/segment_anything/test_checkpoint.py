@@ -532,7 +532,7 @@ def test_a_failed_write_leaves_the_old_file(plain, tmp_path: Path, monkeypatch) 
         target.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("segment_anything.checkpoint.save_file", fails_half_way)
+    monkeypatch.setattr("segment_anything.weight_files.save_file", fails_half_way)
     with pytest.raises(OSError, match="no space"):
         save_weights(plain, path)
     assert path.read_bytes() == before

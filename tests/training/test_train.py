@@ -584,13 +584,11 @@ DEFAULTS = dict(  # those of the original
     run_name="sam-med2d",
     epochs=15,
     batch_size=2,
-    image_size=256,
     mask_num=5,
     data_path="data_demo",
     metrics=["iou", "dice"],
     lr=1e-4,
     resume=None,
-    model_type="vit_b",
     sam_checkpoint="pretrain_model/sam_vit_b.pth",
     iter_point=8,
     lr_scheduler=None,
@@ -602,6 +600,7 @@ DEFAULTS = dict(  # those of the original
 
 
 def test_flags_and_defaults_of_the_original() -> None:
+    """But for the model's, which the file says (tests/training/test_model_flags.py)."""
     args = vars(train.parse_args([]))
     assert {name: args[name] for name in DEFAULTS} == DEFAULTS
     assert "device" in args
