@@ -47,6 +47,7 @@ from sam_med2d.provenance import provenance
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import CheckpointError, load_checkpoint
 from segment_anything.files import replacing
+from segment_anything.geometry import EXACT, PROTOCOLS, is_paper
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
 
@@ -124,6 +125,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="whose means results.json holds at its top; surface metrics that are not named are not computed",
     )
     group.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default=EXACT,
+        help="how masks and prompts come back from the frame: exact, to the pixels that it shows, or as in the paper, "
+        "which moves them to the lower right where images are larger than the frame; for published numbers",
+    )
+    group.add_argument(
         "--nsd_tolerance", type=float, default=2.0, metavar="PIXELS", help="of the normalised surface Dice"
     )
     args = parser.parse_args(argv)
@@ -198,7 +206,14 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
     own = range(processes.rank, len(dataset), processes.count)  # a share of the images
     loader = test_loader(Subset(dataset, own), args.batch_size, args.num_workers)
     scores = evaluate(
-        model, loader, args.modes, device=device, annotator=annotator, multimask=args.multimask, use_amp=args.use_amp
+        model,
+        loader,
+        args.modes,
+        device=device,
+        annotator=annotator,
+        multimask=args.multimask,
+        use_amp=args.use_amp,
+        protocol=args.protocol,
     )
     seconds = record(args, folder, processes.rank, dataset, own, scores, describer, annotator.strategy)
     processes.wait()
@@ -271,7 +286,12 @@ def merge(args: argparse.Namespace, folder: Path, processes: int, strategy: str)
     with replacing(folder / "prompts.json") as path, open(path, "w", encoding="utf-8") as file:
         write_prompts(
             file,
-            {"image_size": args.image_size, "click_strategy": strategy},
+            {
+                "image_size": args.image_size,
+                "click_strategy": strategy,
+                # a file that does not say is of the paper's, as all were once
+                **({} if is_paper(args.protocol) else {"protocol": args.protocol}),
+            },
             (item for _, _, prompts in merged(folder, processes) for item in prompts.items()),
         )
 
