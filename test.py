@@ -45,6 +45,7 @@ from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, mode_name, parse_mode
 from sam_med2d.provenance import provenance
 from segment_anything import sam_model_registry
 from segment_anything.files import replacing
+from segment_anything.geometry import EXACT, PROTOCOLS, is_paper
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -194,6 +195,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ),
     )
     group.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default=EXACT,
+        help=(
+            "How masks and prompts come back from the frame: exact, to the pixels that it shows, or as in "
+            "the paper, which moves them to the lower right where images are larger than the frame; for "
+            "comparisons with published numbers. Default: %(default)s."
+        ),
+    )
+    group.add_argument(
         "--nsd_tolerance",
         type=float,
         default=2.0,
@@ -277,7 +288,14 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
     own = range(processes.rank, len(dataset), processes.count)  # a share of the images
     loader = test_loader(Subset(dataset, own), args.batch_size, args.num_workers)
     scores = evaluate(
-        model, loader, args.modes, device=device, annotator=annotator, multimask=args.multimask, use_amp=args.use_amp
+        model,
+        loader,
+        args.modes,
+        device=device,
+        annotator=annotator,
+        multimask=args.multimask,
+        use_amp=args.use_amp,
+        protocol=args.protocol,
     )
     seconds = record(args, folder, processes.rank, dataset, own, scores, describer, annotator.strategy)
     processes.wait()
@@ -351,7 +369,12 @@ def merge(args: argparse.Namespace, folder: Path, processes: int, strategy: str)
     with replacing(folder / "prompts.json") as path, open(path, "w", encoding="utf-8") as file:
         write_prompts(
             file,
-            {"image_size": args.image_size, "click_strategy": strategy},
+            {
+                "image_size": args.image_size,
+                "click_strategy": strategy,
+                # a file that does not say is of the paper's, as all were once
+                **({} if is_paper(args.protocol) else {"protocol": args.protocol}),
+            },
             (item for _, _, prompts in merged(folder, processes) for item in prompts.items()),
         )
 

@@ -277,7 +277,7 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         default=[*DEFAULT_MODES],
         help=(
             "Prompt modes of the validation, named as for test.py; best.pth is the epoch with the best mean "
-            "Dice of them. Default: bbox 1pt 3pts 5pts."
+            "Dice of them. Default: %(default)s."
         ),
     )
     if saved:

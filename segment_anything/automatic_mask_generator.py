@@ -23,6 +23,7 @@ from .images import to_bgr
 from .modeling import FOREGROUND, Prompts
 from .predictor import SamPredictor, Segmenter
 
+PIXELS_AT_ONCE = 2**24  # of full-size logits that are held at a time, 64 MB; a mask at least
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 CROP_EDGE = 0.02  # of a crop's side: a mask that ends so near to the crop's edge was probably cut by it
 
@@ -170,24 +171,32 @@ class SamAutomaticMaskGenerator:
         clicks = self.predictor.apply_coords_torch(torch.from_numpy(points)).unsqueeze(1).to(self.predictor.device)
         labels = torch.full(clicks.shape[:2], FOREGROUND, device=clicks.device)
         low_res, iou = self.predictor.decode(Prompts(clicks, labels), multimask_output=True)
-        guesses = low_res.shape[1]
+        clicked = np.repeat(points + np.array(crop[:2]), low_res.shape[1], axis=0)
         low_res, iou = low_res.flatten(0, 1).unsqueeze(1), iou.flatten()
-        kept = iou >= self.pred_iou_thresh
-        logits = (
-            self.predictor.upscale(low_res[kept]).squeeze(1) if kept.any() else low_res.new_zeros(0, crop[3], crop[2])
+        kept = (iou >= self.pred_iou_thresh).nonzero().squeeze(1)
+        largest = max(crop[2] * crop[3], self.predictor.model.image_size**2)
+        chunks = kept.split(max(1, PIXELS_AT_ONCE // largest)) if len(kept) else [kept]
+        return _together(
+            [self._of_guesses(low_res[some], iou[some], clicked[some.cpu().numpy()], crop, size) for some in chunks]
         )
+
+    def _of_guesses(
+        self, low_res: Tensor, iou: Tensor, points: np.ndarray, crop: tuple[int, int, int, int], size: tuple[int, int]
+    ) -> Found:
+        """Those that are good, as run lengths. low_res: (n, 1, S/4, S/4); iou: (n,); points: (n, 2) xy in the image."""
+        left, top, width, height = crop
+        logits = self.predictor.upscale(low_res).squeeze(1) if len(low_res) else low_res.new_zeros(0, height, width)
         stability = stability_score(logits, self.stability_score_offset)
         masks = logits > self.predictor.mask_threshold
         good = (
             (stability >= self.stability_score_thresh) & masks.any(dim=2).any(dim=1) & ~_touches_crop(masks, crop, size)
         )
         whole = np.zeros((*size, int(good.sum())), np.uint8, order="F")
-        left, top, width, height = crop
         whole[top : top + height, left : left + width] = masks[good].permute(1, 2, 0).cpu().numpy()
-        clicked = np.repeat(points + np.array([left, top]), guesses, axis=0)[kept.cpu().numpy()][good.cpu().numpy()]
+        clicked = points[good.cpu().numpy()]
         return Found(
             coco_mask.encode(whole),
-            iou[kept][good].float().cpu().numpy(),
+            iou[good].float().cpu().numpy(),
             stability[good].float().cpu().numpy(),
             clicked,
             np.tile(np.array(crop, float), (len(clicked), 1)),
@@ -198,7 +207,7 @@ class SamAutomaticMaskGenerator:
         rles, changed = [], []
         for rle in found.rles:
             mask = coco_mask.decode(rle)
-            cleaned = remove_small_regions(mask.astype(bool), self.min_mask_region_area).astype(np.uint8)
+            cleaned = remove_small_regions(mask.view(bool), self.min_mask_region_area).astype(np.uint8)
             changed.append(bool((cleaned != mask).any()))
             rles.append(coco_mask.encode(np.asfortranarray(cleaned)) if changed[-1] else rle)
         found = found._replace(rles=rles)
@@ -208,7 +217,7 @@ class SamAutomaticMaskGenerator:
 
     def _written(self, rle: dict[str, Any]) -> np.ndarray | dict[str, Any]:
         if self.output_mode == "binary_mask":
-            return coco_mask.decode(rle).astype(bool)
+            return coco_mask.decode(rle).view(bool)
         if self.output_mode == "uncompressed_rle":
             return {"size": list(rle["size"]), "counts": run_lengths(coco_mask.decode(rle))}
         return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}  # text, so that it fits into JSON
@@ -244,7 +253,7 @@ def remove_small_regions(mask: np.ndarray, least: int) -> np.ndarray:
         small = areas < least
         if value and small.all() and count > 1:
             small[areas.argmax()] = False
-        mask = np.where(np.isin(labels, 1 + np.flatnonzero(small)), not value, mask)
+        mask = np.where(np.concatenate([[False], small])[labels], not value, mask)
     return mask
 
 

@@ -24,6 +24,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+EXACT, PAPER = "exact", "paper"
+PROTOCOLS = (EXACT, PAPER)  # of the way back: the exact inverse, or the original's mapping
+
+
+def is_paper(protocol: str) -> bool:
+    """Whether one of PROTOCOLS is the original's. Raises ValueError: it is none of them."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, not {protocol!r}")
+    return protocol == PAPER
+
 
 class Stretch:
     """One axis of a picture of `side` pixels, stretched to `frame` pixels."""
@@ -98,17 +108,19 @@ def back(logits: Tensor, size: tuple[int, int], paper: bool = False) -> Tensor:
         return logits
     if paper:
         return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-    for axis in (-2, -1):
-        logits = _along(logits, axis, stretch(size[axis], logits.shape[axis]).rows())
-    return logits
+    height, width = size
+    # columns first, where there are fewest, and as rows: whole rows are copied faster than single numbers
+    columns = _rows_at(logits.transpose(-2, -1).contiguous(), stretch(width, logits.shape[-1]).rows())
+    return _rows_at(columns.transpose(-2, -1).contiguous(), stretch(height, logits.shape[-2]).rows())
 
 
-def _along(values: Tensor, axis: int, places: np.ndarray) -> Tensor:
-    """Values at fractions of indexes along an axis, linear between neighbours."""
+def _rows_at(values: Tensor, places: np.ndarray) -> Tensor:
+    """Rows at fractions of indexes, linear between neighbours. values: (..., h, w); places: (H,) -> (..., H, w)."""
     low = np.floor(places).astype(np.int64)
-    high = np.minimum(low + 1, values.shape[axis] - 1)
-    share = torch.from_numpy((places - low).astype(np.float32)).to(values)
-    share = share[:, None] if axis == -2 else share
-    first = values.index_select(axis, torch.from_numpy(low).to(values.device))
-    second = values.index_select(axis, torch.from_numpy(high).to(values.device))
-    return torch.lerp(first, second, share)
+    high = np.minimum(low + 1, values.shape[-2] - 1)
+    share = (places - low).astype(np.float32)[:, None]
+    first = values.index_select(-2, torch.from_numpy(low).to(values.device))
+    if not share.any():
+        return first
+    second = values.index_select(-2, torch.from_numpy(high).to(values.device))
+    return first.lerp_(second, torch.from_numpy(share).to(values))

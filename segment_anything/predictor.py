@@ -10,6 +10,9 @@ Conventions:
   - Coordinates are pixels of the image as it was given to `set_image`, x before y; boxes are x0 y0 x1 y1 with x1 and
     y1 one past the last pixel. `predict_torch` alone takes coordinates of the S x S frame that the model sees.
   - The image is always stretched to S x S with nearest neighbour, as published weights expect of a predictor.
+  - What the model says of a pixel of the frame comes back to the pixel that it saw there (`geometry.py`).
+    `SamPredictor(model, protocol="paper")` maps masks, clicks and boxes as the original does, which lies (s - 1) / 2
+    pixels aside, s being the image's side over S; `SammedPredictor` always does.
   - `mask_input` is what an earlier `predict` returned as `low_res`: logits. Their sigmoid, which SAM-Med2D's weights
     were trained on, is taken inside. (`SammedPredictor` takes probabilities, as its callers hand them in.)
 """
@@ -20,10 +23,10 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import PromptError
+from .geometry import EXACT, Stretch, back, is_paper, stretch
 from .images import to_bgr
 from .modeling import ABSENT, BACKGROUND, FOREGROUND, Prediction, Prompts
 
@@ -83,8 +86,10 @@ class StretchToSquare:
     SAM's tools know it as `predictor.transform`.
     """
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self, image_size: int, protocol: str = EXACT) -> None:
+        """protocol: how points and boxes go there, "exact" or "paper". Raises ValueError: it is neither."""
         self.image_size = image_size
+        self.paper = is_paper(protocol)
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         """(H, W, ...) -> (S, S, ...), nearest neighbour."""
@@ -92,20 +97,34 @@ class StretchToSquare:
 
     def apply_coords(self, coords: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
         """coords: (..., 2) xy -> float32, the same shape; the argument is left as it is."""
-        return self.apply_coords_torch(torch.as_tensor(np.asarray(coords)), original_size).numpy()
+        coords = np.asarray(coords)
+        x, y = self._axes(original_size)
+        there = x.points_to_frame(coords[..., 0]), y.points_to_frame(coords[..., 1])
+        return np.stack(there, axis=-1).astype(np.float32)
 
     def apply_boxes(self, boxes: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
         """boxes: (..., 4) -> float32, (N, 4)."""
-        return self.apply_boxes_torch(torch.as_tensor(np.asarray(boxes)), original_size).numpy()
+        corners = np.asarray(boxes).reshape(-1, 2, 2)
+        x, y = self._axes(original_size)
+        there = x.edges_to_frame(corners[..., 0]), y.edges_to_frame(corners[..., 1])
+        return np.stack(there, axis=-1).reshape(-1, 4).astype(np.float32)
 
     def apply_coords_torch(self, coords: Tensor, original_size: tuple[int, int]) -> Tensor:
-        height, width = original_size
-        return coords.float() * coords.new_tensor(
-            [self.image_size / width, self.image_size / height], dtype=torch.float32
-        )
+        if self.paper:  # in float32, as there; arrays are multiplied in float64
+            height, width = original_size
+            scale = [self.image_size / width, self.image_size / height]
+            return coords.float() * coords.new_tensor(scale, dtype=torch.float32)
+        return torch.from_numpy(self.apply_coords(coords.detach().cpu().numpy(), original_size)).to(coords.device)
 
     def apply_boxes_torch(self, boxes: Tensor, original_size: tuple[int, int]) -> Tensor:
-        return self.apply_coords_torch(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
+        if self.paper:
+            return self.apply_coords_torch(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
+        return torch.from_numpy(self.apply_boxes(boxes.detach().cpu().numpy(), original_size)).to(boxes.device)
+
+    def _axes(self, original_size: tuple[int, int]) -> tuple[Stretch, Stretch]:
+        """Of x and of y."""
+        height, width = original_size
+        return stretch(width, self.image_size, self.paper), stretch(height, self.image_size, self.paper)
 
 
 class SamPredictor:
@@ -113,9 +132,13 @@ class SamPredictor:
 
     mask_threshold = 0.0  # of the logits
 
-    def __init__(self, model: Segmenter) -> None:
+    def __init__(self, model: Segmenter, protocol: str = EXACT) -> None:
+        """protocol: "exact", or "paper", which maps masks, clicks and boxes as the original does, bit for bit.
+
+        Raises ValueError: it is neither.
+        """
         self.model = model
-        self.transform = StretchToSquare(model.image_size)
+        self.transform = StretchToSquare(model.image_size, protocol)
         self.reset_image()
 
     @property
@@ -267,8 +290,8 @@ class SamPredictor:
                 order += rows
         if not parts:
             raise PromptError("no object to predict: give points, a box or a mask")
-        back = np.argsort(order)
-        return Masks(*(np.concatenate(values)[back] for values in zip(*parts)))
+        as_asked = np.argsort(order)
+        return Masks(*(np.concatenate(values)[as_asked] for values in zip(*parts)))
 
     @torch.no_grad()
     def predict_torch(
@@ -301,12 +324,8 @@ class SamPredictor:
         return self.model.predict(features, prompts.to(self.device), multimask_output)
 
     def upscale(self, low_res: Tensor) -> Tensor:
-        """(N, K, S/4, S/4) -> (N, K, H, W) float32, bilinear: first to the frame, then to the image."""
-        logits = self.model.upscale(low_res)
-        size = self._image().original_size
-        if tuple(logits.shape[-2:]) == size:
-            return logits
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        """(N, K, S/4, S/4) -> (N, K, H, W) float32, linear: first to the frame, then to the image."""
+        return back(self.model.upscale(low_res), self._image().original_size, self.transform.paper)
 
     def _probabilities(self, mask_input: Tensor) -> Tensor:
         """What the caller hands in -> what the model reads."""
@@ -324,7 +343,9 @@ class SamPredictor:
         if mask.shape != size:
             raise PromptError(f"mask of shape {mask.shape}; the image has {size}")
         side = self.model.image_size // 4
-        share = cv2.resize(mask.astype(bool).astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
+        mask = mask.astype(bool).astype(np.float32)
+        seen = mask if self.transform.paper else self.transform.apply_image(mask)
+        share = cv2.resize(seen, (side, side), interpolation=cv2.INTER_AREA)
         return CONFIDENT * (2 * share - 1)
 
     def _check(self, prompt: ObjectPrompt, name: str) -> None:
@@ -349,17 +370,18 @@ class SamPredictor:
     def _stack(self, objects: list[ObjectPrompt]) -> Prompts:
         """Objects with prompts of one kind and number -> rows in the S x S frame, on the device; masks as they came."""
 
-        def rows(values: list[np.ndarray | None]) -> Tensor | None:
+        def rows(values: tuple[np.ndarray | None, ...]) -> np.ndarray | None:
             there = [value for value in values if value is not None]
-            return torch.from_numpy(np.stack(there)).to(self.device) if there else None
+            return np.stack(there) if there else None
 
-        points, labels, boxes, masks = (rows(list(values)) for values in zip(*objects))
-        return Prompts(
-            None if points is None else self.apply_coords_torch(points),
+        points, labels, boxes, masks = (rows(values) for values in zip(*objects))
+        ready = (
+            None if points is None else self.apply_coords(points),
             labels,
-            None if boxes is None else self.apply_boxes_torch(boxes),
+            None if boxes is None else self.apply_boxes(boxes),
             None if masks is None else masks[:, None],
         )
+        return Prompts(*(None if part is None else torch.from_numpy(part).to(self.device) for part in ready))
 
 
 # ---------------------------------------------------------------- what people hand in

@@ -5,6 +5,7 @@ New code is better served by `SamPredictor`. What differs here, so that existing
   - `mask_input` holds probabilities: callers apply the sigmoid to the returned logits themselves.
   - `set_image` hands the channels on as they come ("BGR" turns them round). Published weights want what cv2.imread
     returns, although the original calls it RGB.
+  - Masks, clicks and boxes are mapped as the original does it (`protocol="paper"` of `SamPredictor`).
 """
 
 import numpy as np
@@ -12,11 +13,15 @@ import torch
 from torch import Tensor
 
 from .errors import PromptError
+from .geometry import PAPER
 from .modeling import Prediction, Prompts, best_of
-from .predictor import SamPredictor
+from .predictor import SamPredictor, Segmenter
 
 
 class SammedPredictor(SamPredictor):
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__(model, PAPER)
+
     @property
     def devices(self) -> torch.device:
         return self.device

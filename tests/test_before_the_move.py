@@ -98,7 +98,7 @@ def test_prompts_are_asked_again(data: Path, tmp_path: Path, last: Path) -> None
         [
             *("--model_type", "mini", "--image_size", "32", "--sam_checkpoint", str(last), "--data_path", str(data)),
             *("--prompt_path", str(OLD / "run/prompts.json"), "--prompt_modes", "bbox", "3pts", "--num_workers", "0"),
-            *("--work_dir", str(tmp_path / "work"), "--report", "False"),
+            *("--work_dir", str(tmp_path / "work"), "--report", "False", "--protocol", "paper"),
         ]
     )
     assert (folder / "prompts.json").read_bytes() == (OLD / "run/prompts.json").read_bytes()

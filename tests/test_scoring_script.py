@@ -287,9 +287,9 @@ def test_saved_masks_are_those_that_were_scored(score, data: Path, work: Path) -
 
 
 def prompts_written(work: Path) -> dict:
-    """The objects of a prompts file, without the image size that stands beside them."""
+    """The objects of a prompts file, without the settings that stand beside them."""
     content = json.loads((work / "sammed/prompts.json").read_text())
-    assert (content.pop("image_size"), content.pop("click_strategy")) == (SIZE, "random")
+    assert [content.pop(name) for name in ("image_size", "click_strategy", "protocol")] == [SIZE, "random", "exact"]
     return content
 
 
@@ -764,5 +764,6 @@ def test_scoring_the_originals_data_and_weights(demo, published, work: Path, req
     assert all(0 < results["dice"][mode] < 1 for mode in ("bbox", "3pts"))
     masks = json.loads((folder / data_path / "label2image_test.json").read_text())
     prompts = json.loads((work / "sammed/prompts.json").read_text())
-    assert prompts.pop("image_size") == size and {*prompts} - {"click_strategy"} == {Path(mask).name for mask in masks}
+    assert prompts.pop("image_size") == size
+    assert {*prompts} - {"click_strategy", "protocol"} == {Path(mask).name for mask in masks}
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 8 * GIGABYTES

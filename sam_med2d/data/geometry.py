@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from segment_anything import Prompts
+from segment_anything.geometry import back, stretch
 
 Content = tuple[int, int, int, int]  # top, left, height, width of the picture inside the frame
 
@@ -50,23 +50,33 @@ def pad(image: np.ndarray, masks: np.ndarray, size: int) -> tuple[np.ndarray, np
     return framed, framed_masks, (top, left, height, width)
 
 
-def restore(logits: Tensor, content: list[int], size: tuple[int, int]) -> Tensor:
-    """From the S x S frame to the original picture: crop the padding, or bilinear where it was resized.
+def restore(logits: Tensor, content: list[int], size: tuple[int, int], paper: bool = False) -> Tensor:
+    """From the S x S frame to the original picture: crop the padding, or linear where it was resized.
 
-    logits: (n, 1, S, S); content: top, left, height, width in the frame -> (n, 1, *size).
+    logits: (n, 1, S, S); content: top, left, height, width in the frame; paper: by the original's mapping.
+    -> (n, 1, *size).
     """
     top, left, height, width = content
-    logits = logits[..., top : top + height, left : left + width]
-    if logits.shape[-2:] == tuple(size):
-        return logits
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+    return back(logits[..., top : top + height, left : left + width], size, paper)
 
 
-def to_original_frame(prompts: Prompts, content: list[int], size: tuple[int, int]) -> Prompts:
+def to_original_frame(prompts: Prompts, content: list[int], size: tuple[int, int], paper: bool = False) -> Prompts:
     """Points and boxes of one image, from the S x S frame to pixels of the original picture (height, width)."""
     top, left, height, width = content
     offset = torch.tensor([left, top])
-    scale = torch.tensor([size[1] / width, size[0] / height])
-    points = None if prompts.points is None else (prompts.points - offset) * scale
-    boxes = None if prompts.boxes is None else (prompts.boxes - offset.repeat(2)) * scale.repeat(2)
+    points = None if prompts.points is None else prompts.points - offset
+    boxes = None if prompts.boxes is None else prompts.boxes - offset.repeat(2)
+    if (height, width) != tuple(size):  # else it was padded, and may have clicks outside the picture
+        axes = stretch(size[1], width, paper), stretch(size[0], height, paper)
+        if points is not None:
+            x, y = (axis.points_to_source(values) for axis, values in zip(axes, points.numpy().T))
+            points = _as(points, np.stack([x, y]))
+        if boxes is not None:
+            x0, y0, x1, y1 = (axis.edges_to_source(values) for axis, values in zip(axes * 2, boxes.numpy().T))
+            boxes = _as(boxes, np.stack([x0, y0, x1, y1]))
     return prompts._replace(points=points, boxes=boxes)
+
+
+def _as(before: Tensor, coordinates: np.ndarray) -> Tensor:
+    """Coordinates, first their kind, then as `before.T` -> the shape and type of `before`."""
+    return torch.from_numpy(coordinates.T.copy()).to(before)

@@ -18,6 +18,7 @@ from sam_med2d.prompts.annotators import Annotator, SimulatedAnnotator
 from sam_med2d.prompts.clicks import clicks_in, clicks_of, join_clicks
 from sam_med2d.prompts.modes import Mode
 from segment_anything import Prediction, Prompts, Sam, best_of
+from segment_anything.geometry import EXACT, is_paper
 
 PIXELS_AT_ONCE = 2**24  # of masks worked on together, 256 objects at 256 px (about 2 GB), however many an image has
 
@@ -58,12 +59,15 @@ def evaluate(
     annotator: Annotator | None = None,
     multimask: bool = True,
     use_amp: bool = False,
+    protocol: str = EXACT,
 ) -> Iterator[tuple[Batch, list[Scored]]]:
     """Yields each batch with the scores of its images, image by image and then mode by mode.
 
-    annotator: by default one that is simulated, with seed 0. Raises what the annotator raises: DataError where a
-    prompts file lacks an object.
+    annotator: by default one that is simulated, with seed 0; protocol: how masks come back from the frame, one of
+    segment_anything.geometry.PROTOCOLS. Raises what the annotator raises: DataError where a prompts file lacks an
+    object.
     """
+    paper = is_paper(protocol)
     annotator = annotator or SimulatedAnnotator()
     model.eval()
     for batch in batches:
@@ -90,7 +94,7 @@ def evaluate(
                     for sequence in parts[0]
                 }
                 for image in range(images.start, images.stop):
-                    scored += score(model, batch, image, rows.start, modes, steps)
+                    scored += score(model, batch, image, rows.start, modes, steps, paper)
         yield batch, scored
 
 
@@ -152,11 +156,11 @@ def answer(
 
 
 def score(
-    model: Sam, batch: Batch, image: int, first: int, modes: list[Mode], steps: dict[str, list[Step]]
+    model: Sam, batch: Batch, image: int, first: int, modes: list[Mode], steps: dict[str, list[Step]], paper: bool
 ) -> list[Scored]:
     """One image in every mode: the chosen outputs at its own size, compared with its true masks.
 
-    first: the batch's row that is row 0 of `steps`.
+    first: the batch's row that is row 0 of `steps`; paper: masks come back by the original's mapping.
     """
     own = (batch.image_index == image).nonzero().squeeze(1)
     if not len(own):
@@ -174,7 +178,7 @@ def score(
             asked = [mode for mode in here if mode.clicks == clicks_of(step.prompts)]
             if not asked and here[0].start != "click":
                 continue
-            masks = full_size(model, step.prediction.logits[rows], content, (height, width))
+            masks = full_size(model, step.prediction.logits[rows], content, (height, width), paper)
             values = {name: metric(masks, truth, from_logits=False) for name, metric in METRICS.items()}
             dice_by_click.setdefault(sequence, []).append(values["dice"])
             for mode in asked:
@@ -192,11 +196,11 @@ def score(
     return [scored[mode] for mode in modes]
 
 
-def full_size(model: Sam, logits: Tensor, content: list[int], size: tuple[int, int]) -> Tensor:
+def full_size(model: Sam, logits: Tensor, content: list[int], size: tuple[int, int], paper: bool = False) -> Tensor:
     """Masks of one image's objects: logits (n, 1, S/4, S/4) -> (n, H, W) bool on the CPU."""
     return torch.cat(
         [
-            (restore(model.upscale(logits[chunk]), content, size) > 0).squeeze(1).cpu()
+            (restore(model.upscale(logits[chunk]), content, size, paper) > 0).squeeze(1).cpu()
             for chunk in _chunks(slice(0, len(logits)), max(size[0] * size[1], model.image_size**2))
         ]
     )

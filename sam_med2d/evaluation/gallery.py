@@ -30,8 +30,9 @@ RANKS = ("best", "median", "worst")
 class Predictions:
     """Masks and prompts of some modes, in a file of one process; about half a kilobyte an object and mode."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
-        """What an earlier run has left is written over."""
+    def __init__(self, folder: Path, rank: int, paper: bool = False) -> None:
+        """paper: prompts come back from the frame by the original's mapping. An earlier run's file is written over."""
+        self.paper = paper
         self.path = predictions_file(folder, rank)
         self.path.unlink(missing_ok=True)
         self._store = sqlite3.connect(self.path)
@@ -41,7 +42,7 @@ class Predictions:
         """content: top, left, height, width of the picture in the frame."""
         height, width = scored.truth.shape[-2:]
         size = (height, width)
-        prompts = to_original_frame(scored.prompts, content, size)
+        prompts = to_original_frame(scored.prompts, content, size, self.paper)
         self._store.executemany(
             "insert into predictions values (?, ?, ?, ?, ?)",
             [
@@ -91,10 +92,13 @@ def _find(folder: Path, processes: int, mask: str, mode: str) -> tuple[Tensor, P
     raise LookupError(f"no prediction of {mask} in mode {mode} was kept")
 
 
-def tiles_of(batch: Batch, scored: Scored, index: Index) -> list[np.ndarray]:
-    """A tile for each object of one image in one mode, on the original picture, with its Dice."""
+def tiles_of(batch: Batch, scored: Scored, index: Index, paper: bool = False) -> list[np.ndarray]:
+    """A tile for each object of one image in one mode, on the original picture, with its Dice.
+
+    paper: prompts come back from the frame by the original's mapping.
+    """
     image = read_image(index.path(batch.image_names[scored.image]), [index.path(name) for name in scored.names])
-    prompts = to_original_frame(scored.prompts, batch.content[scored.image].tolist(), image.shape[:2])
+    prompts = to_original_frame(scored.prompts, batch.content[scored.image].tolist(), image.shape[:2], paper)
     return [
         tile(image, scored.masks[i], scored.truth[i], prompts, i, f"{Path(name).stem}  {scored.values['dice'][i]:.2f}")
         for i, name in enumerate(scored.names)

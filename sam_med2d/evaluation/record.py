@@ -23,6 +23,7 @@ from sam_med2d.evaluation.surface import surface_metrics
 from sam_med2d.image_files import png_of, write_png
 from sam_med2d.prompts.files import record_prompts
 from sam_med2d.prompts.modes import Mode
+from segment_anything.geometry import is_paper
 
 WAITING = 8  # images a worker, whose surface metrics are being computed while the model goes on
 
@@ -46,7 +47,8 @@ def record(
     key_of = file_keys(mask for _, masks in dataset.index for mask in masks)
     picture_of = file_keys(image for image, _ in dataset.index)
     part = Part(folder, rank)
-    kept = Predictions(folder, rank) if args.report else None
+    paper = is_paper(args.protocol)
+    kept = Predictions(folder, rank, paper) if args.report else None
     shown = shown_in_gallery(args.modes)
     started, drawing_time = time.monotonic(), 0.0
     with tqdm(total=len(own), unit="image", dynamic_ncols=True, disable=rank > 0) as bar:
@@ -66,7 +68,7 @@ def record(
             if args.save_pred:
                 paused = time.monotonic()
                 for one in scored:
-                    save_predictions(folder, batch, one, dataset, key_of, picture_of)
+                    save_predictions(folder, batch, one, dataset, key_of, picture_of, paper)
                 drawing_time += time.monotonic() - paused
             bar.update()
     part.close()
@@ -168,9 +170,10 @@ def save_predictions(
     dataset: TestingDataset,
     key_of: Callable[[str], str],
     picture_of: Callable[[str], str],
+    paper: bool,
 ) -> None:
     """Masks as 0/255 PNG at the original size, and one overlay an image: a tile an object, prompts drawn."""
     for name, mask in zip(scored.names, scored.masks):
         write_png(png_of(folder / "masks" / scored.mode.name, key_of(name)), mask.numpy())
     overlay = png_of(folder / "overlays" / scored.mode.name, picture_of(batch.image_names[scored.image]))
-    write_png(overlay, drawing.grid(tiles_of(batch, scored, dataset.index)))
+    write_png(overlay, drawing.grid(tiles_of(batch, scored, dataset.index, paper)))

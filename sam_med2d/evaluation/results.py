@@ -18,6 +18,7 @@ from typing import Any
 from sam_med2d.errors import DataError
 from sam_med2d.evaluation.columns import METRICS
 from segment_anything.files import replacing
+from segment_anything.geometry import PAPER
 
 FILE = "results.json"
 
@@ -54,6 +55,11 @@ class Results:
     def image_size(self) -> int | None:
         """The side of the frame, in pixels."""
         return self.flags.get("image_size")
+
+    @property
+    def protocol(self) -> str:
+        """How masks came back from the frame; runs that do not tell are older than any other way than the paper's."""
+        return self.flags.get("protocol", PAPER)
 
     @property
     def nsd_tolerance(self) -> float | None:

@@ -137,6 +137,7 @@ def other_questions(runs: Sequence[Run], metric: str) -> list[str]:
     fields: dict[str, Callable[[Results], object]] = {
         "index of the data": lambda results: results.data_hash,
         "seed": lambda results: results.seed,
+        "--protocol": lambda results: results.protocol,
     }
     if metric == "nsd":
         fields["--nsd_tolerance"] = lambda results: results.nsd_tolerance

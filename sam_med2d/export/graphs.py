@@ -7,18 +7,17 @@ transposed convolution in ONNX Runtime). `exporting.py` compares with the eager 
 
 import copy
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam_med2d.export.places import Back, Places, length, up_to
 from segment_anything import ABSENT, MULTIPLE, Prediction, Sam, best_of
 from segment_anything.automatic_mask_generator import stability_score
 from segment_anything.modeling.image_encoder import Adapter, Attention, Block, ImageEncoder
 from segment_anything.modeling.image_encoder import _relative_table as relative_table
 from segment_anything.modeling.prompt_encoder import TOP_LEFT
 
-LARGEST_SIDE = 4096  # pixels; up to it the geometry inside the graph is OpenCV's to the pixel
 STABILITY_OFFSET = 1.0  # in logits; SAM's
 
 
@@ -135,7 +134,6 @@ class EncoderGraph(nn.Module):
     batch: a fixed B, which runtimes plan for, or None for any.
     """
 
-    early: Tensor
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -145,7 +143,7 @@ class EncoderGraph(nn.Module):
         self.image_size, self.preprocess, self.batch = model.image_size, preprocess, batch
         self.patch_embed, self.pos_embed, self.neck = encoder.patch_embed, encoder.pos_embed, encoder.neck
         self.blocks = nn.ModuleList(self._block(block) for block in encoder.blocks if isinstance(block, Block))
-        self.register_buffer("early", _rounded_down(model.image_size) if preprocess else None)
+        self.places = Places(model.image_size) if preprocess else None
         self.register_buffer("pixel_mean", model.pixel_mean.clone())
         self.register_buffer("pixel_std", model.pixel_std.clone())
 
@@ -165,28 +163,11 @@ class EncoderGraph(nn.Module):
         return self.neck(x.permute(0, 3, 1, 2))
 
     def _preprocessed(self, image: Tensor) -> Tensor:
-        position = torch.arange(self.image_size)
-        rows, columns = (
-            position * side // self.image_size - self.early[torch.as_tensor(side).clamp(max=LARGEST_SIDE)].long()
-            for side in image.shape[:2]
-        )
+        assert self.places is not None, "a graph with `preprocess` has it"
+        # sides as tensors, which both exporters keep variable
+        rows, columns = (self.places(torch.arange(side)[-1] + 1) for side in image.shape[:2])
         stretched = image[rows][:, columns]
         return ((stretched.permute(2, 0, 1) - self.pixel_mean) / self.pixel_std).unsqueeze(0)
-
-
-def _rounded_down(size: int) -> Tensor:
-    """Where OpenCV's nearest neighbour takes the pixel before the exact one: it multiplies by the inverse of size /
-    side in float64, and so falls short of some whole numbers (in 34 of the first 1500 sides). (LARGEST_SIDE + 1, size)
-    int8, 0 or 1.
-
-    A table, because runtimes round such products in ways of their own.
-    """
-    position, side = np.arange(size), np.arange(1, LARGEST_SIDE)[:, None]
-    table = np.zeros(
-        (LARGEST_SIDE + 1, size), np.int8
-    )  # the first row belongs to no image, the last to all larger ones
-    table[1:-1] = position * side // size - np.floor(position * (1 / (size / side))).astype(int)
-    return torch.from_numpy(table)
 
 
 class DecoderGraph(nn.Module):
@@ -195,7 +176,7 @@ class DecoderGraph(nn.Module):
     image_embeddings  (N or 1, 256, S/16, S/16); one row serves all objects
     point_coords      (N, P, 2) xy in the S x S frame
     point_labels      (N, P) float: 1 foreground, 0 background, -1 absent, 2 and 3 the corners of a box
-    mask_input        (N or 1, 1, S/4, S/4), probabilities
+    mask_input        (N or 1, 1, S/4, S/4), probabilities; logits with `logits_in`
     has_mask_input    (N or 1,) float: 1 where mask_input counts
     orig_im_size      (2,) float: height and width of the masks that come out
     -> masks (N, K, H, W) and low_res_masks (N, K, S/4, S/4), logits; iou_predictions (N, K)
@@ -206,6 +187,10 @@ class DecoderGraph(nn.Module):
 
     stability_score: in place of the predicted IoU. extra_metrics: five outputs, see `output_names`.
     longest_side: for clients that scaled the longest side to S and padded at the right and the bottom.
+    logits_in: the sigmoid of mask_input is taken inside, for clients that feed low_res_masks back as they are, as those
+    of SAM do.
+    paper: masks are enlarged by the original's mapping. It has no part in `longest_side`, whose clients resize by
+    pixels' centres.
     """
 
     image_pe: Tensor
@@ -218,6 +203,8 @@ class DecoderGraph(nn.Module):
         stability_score: bool = False,
         extra_metrics: bool = False,
         longest_side: bool = False,
+        logits_in: bool = False,
+        paper: bool = False,
     ) -> None:
         super().__init__()
         self.prompt_encoder, self.mask_decoder, self.image_size = (
@@ -227,6 +214,8 @@ class DecoderGraph(nn.Module):
         )
         self.single_mask, self.stability_score = single_mask, stability_score
         self.extra_metrics, self.longest_side = extra_metrics, longest_side
+        self.logits_in, self.paper = logits_in, paper
+        self.back = None if paper or longest_side else Back(model.image_size)
         self.register_buffer("image_pe", model.prompt_encoder.get_dense_pe().detach().clone())
 
     @property
@@ -244,13 +233,15 @@ class DecoderGraph(nn.Module):
         orig_im_size: Tensor,
     ) -> tuple[Tensor, ...]:
         rows = point_coords.shape[0]
+        if self.logits_in:
+            mask_input = mask_input.sigmoid()
         dense = torch.where(
-            has_mask_input.reshape(-1, 1, 1, 1) > 0,
-            self.prompt_encoder.mask_downscaling(mask_input),
+            for_each(rows, has_mask_input).reshape(-1, 1, 1, 1) > 0,
+            for_each(rows, self.prompt_encoder.mask_downscaling(mask_input)),
             self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1),
         )
         low_res, scores = self.mask_decoder.predict_masks(
-            image_embeddings.expand(rows, -1, -1, -1), self.image_pe, self._tokens(point_coords, point_labels), dense
+            for_each(rows, image_embeddings), self.image_pe, self._tokens(point_coords, point_labels), dense
         )
         if self.stability_score:
             scores = stability_of(low_res)
@@ -264,9 +255,11 @@ class DecoderGraph(nn.Module):
         # sums, because they are defined for objects without any point
         boxes = (labels >= TOP_LEFT).sum()
         open_ended = (labels[:, -1:] != ABSENT).sum()
-        wanted = ((boxes == 0) & (open_ended > 0)).long()  # absent points to append: 0 or 1
-        coordinates = torch.cat([coordinates, torch.zeros_like(coordinates[:, :1])[:, :wanted]], dim=1)
-        labels = torch.cat([labels, torch.full_like(labels[:, :1], ABSENT)[:, :wanted]], dim=1)
+        wanted = ((boxes == 0) & (open_ended > 0)).reshape(1)  # whether an absent point is appended
+        rows, points = labels.shape
+        kept = torch.cat([torch.ones(points, dtype=torch.bool), wanted]).nonzero().reshape(-1)
+        coordinates = torch.cat([coordinates, coordinates.new_zeros(rows, 1, 2)], dim=1).index_select(1, kept)
+        labels = torch.cat([labels, labels.new_full((rows, 1), ABSENT)], dim=1).index_select(1, kept)
         return self.prompt_encoder._embed_points(coordinates, labels)
 
     def _upscale(self, low_res: Tensor, size: Tensor) -> Tensor:
@@ -274,9 +267,16 @@ class DecoderGraph(nn.Module):
         masks = F.interpolate(low_res, size=frame, mode="bilinear", align_corners=False)
         if self.longest_side:
             content = (size * (self.image_size / size.max()) + 0.5).floor().long()
-            masks = masks[..., : content[0], : content[1]]
+            masks = masks.index_select(-2, up_to(content[0])).index_select(-1, up_to(content[1]))
         height, width = size.long()
-        return F.interpolate(masks, size=(height, width), mode="bilinear", align_corners=False)
+        if self.back is not None:
+            return self.back(masks, height, width)
+        return F.interpolate(masks, size=(length(height), length(width)), mode="bilinear", align_corners=False)
+
+
+def for_each(rows: int, values: Tensor) -> Tensor:
+    """(rows or 1, ...) -> (rows, ...). By an index, because `expand` asks which of the two it is."""
+    return values.index_select(0, torch.arange(rows).clamp(max=values.shape[0] - 1))
 
 
 def stability_of(logits: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sam_med2d.data.datasets import TestingDataset, test_loader
@@ -14,6 +13,7 @@ from sam_med2d.export.graphs import DecoderGraph, stability_of
 from sam_med2d.inference.backends import Session, decoder_inputs
 from sam_med2d.prompts.modes import parse_mode
 from segment_anything import FOREGROUND, Prediction, Prompts, Sam, SamPredictor, best_of
+from segment_anything.geometry import EXACT, back
 
 TABLE_MODES = ("bbox", "1pt", "3pts")
 
@@ -75,11 +75,18 @@ def decoder_differences(
                 expected = eager_outputs(
                     model, graph, embedding.expand(rows, -1, -1, -1), prompts.to(model.device), image.shape[:2]
                 )
-                found = session(decoder_inputs(embedding.cpu(), prompts, image.shape[:2]))
+                found = session(decoder_inputs(embedding.cpu(), given(graph, prompts), image.shape[:2]))
                 for name, value in expected.items():
                     difference = float(np.abs(found[name] - value.cpu().numpy()).max())
                     differences[kind][name] = max(differences[kind].get(name, 0.0), difference)
     return differences
+
+
+def given(graph: DecoderGraph, prompts: Prompts) -> Prompts:
+    """Prompts of `Sam.predict` -> as the graph takes them."""
+    if prompts.masks is None or not graph.logits_in:
+        return prompts
+    return prompts._replace(masks=prompts.masks.logit(eps=1e-6))
 
 
 @torch.inference_mode()
@@ -96,18 +103,18 @@ def eager_outputs(
     if graph.longest_side:
         scale = model.image_size / max(size)
         masks = masks[..., : int(size[0] * scale + 0.5), : int(size[1] * scale + 0.5)]
-    masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+    masks = back(masks, size, paper=graph.paper or graph.longest_side)
     return {"masks": masks, "iou_predictions": prediction.iou, "low_res_masks": prediction.logits}
 
 
-def agreement(model: Sam, other: Sam, images: list[np.ndarray]) -> float:
+def agreement(model: Sam, other: Sam, images: list[np.ndarray], protocol: str = EXACT) -> float:
     """Mean Dice between the masks of two models, for 8 random boxes an image: of outputs 1 to 3, or of the best where a
     file has no other."""
     values = []
     for number, image in enumerate(images):
         found, predictors = [], []
         for one in (model, other):
-            predictors.append(SamPredictor(one))
+            predictors.append(SamPredictor(one, protocol))
             predictors[-1].set_image(image, "BGR")
             found.append(predictors[-1].decode(prompts_of("box", 8, model.image_size, number), True))
         if found[0].iou.shape != found[1].iou.shape:
@@ -117,7 +124,9 @@ def agreement(model: Sam, other: Sam, images: list[np.ndarray]) -> float:
     return float(np.mean(values))
 
 
-def dice_table(models: dict[str, Sam], data_path: str | Path, image_size: int) -> dict[str, dict[str, float]]:
+def dice_table(
+    models: dict[str, Sam], data_path: str | Path, image_size: int, protocol: str = EXACT
+) -> dict[str, dict[str, float]]:
     """Print and return the mean Dice in per cent, {model: {prompt mode: Dice}}, on the test split of a data folder.
 
     Raises DataError: the folder has no index.
@@ -128,7 +137,7 @@ def dice_table(models: dict[str, Sam], data_path: str | Path, image_size: int) -
     table: dict[str, dict[str, float]] = {}
     for name, model in models.items():
         values: dict[str, list[float]] = {mode.name: [] for mode in modes}
-        for _, scored in evaluate(model, batches, modes, device=model.device):
+        for _, scored in evaluate(model, batches, modes, device=model.device, protocol=protocol):
             for one in scored:
                 values[one.mode.name] += one.values["dice"]
         table[name] = {mode: 100 * float(np.mean(dices)) for mode, dices in values.items()}

@@ -6,7 +6,9 @@
 
 An object's own three keys are what the original writes and reads: the exact box, and the clicks of one sequence in the
 S x S frame. `others` holds those of further sequences (`Mode.sequence`): clicks placed at once, jittered boxes,
-corrections that follow a box. The mask prompt is made from the truth and is not written.
+corrections that follow a box. The mask prompt is made from the truth and is not written. `"protocol": "exact"` beside
+`image_size` says how the run brought masks back from the frame (files without it: as in the paper); prompts are in the
+frame either way, so that both kinds of run read both.
 """
 
 import json
@@ -25,7 +27,7 @@ from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
 
 ObjectPrompts = dict[str, Any]  # boxes, point_coords, point_labels: lists; others: {sequence: the same}
 
-SETTINGS = ("image_size", "click_strategy")  # beside the objects; files of the original have neither
+SETTINGS = ("image_size", "click_strategy", "protocol")  # beside the objects; files of the original have none
 
 
 def record_prompts(into: dict[str, ObjectPrompts], mode: Mode, names: list[str], prompts: Prompts) -> None:

@@ -217,6 +217,10 @@ def test_from_the_command_line(runs: dict[str, Path]) -> None:
     [
         ({"seed": 1}, "not the same seed (sam 0, ft-sam 1)"),
         ({"data_hash": "bb"}, "not the same index of the data (sam aa, ft-sam bb)"),
+        (
+            {"flags": RESULTS["flags"] | {"protocol": "exact"}},
+            "not the same --protocol (sam paper, ft-sam exact)",
+        ),
     ],
 )
 def test_other_questions_are_refused_or_warned_of(runs: dict[str, Path], capsys, changed: dict, said: str) -> None:

@@ -183,7 +183,7 @@ def test_polygons_across_the_border_are_cut_off_there() -> None:
     for part in ([-12, -7, 20, -7, 20, 11, -12, 11], [10, 5, 50, 5, 50, 40, 10, 40], [-9, -9, 39, -9, 39, 33, -9, 33]):
         corners = np.reshape(part, (-1, 2))
         large[:] = 0
-        (left, top), (right, bottom) = corners.min(axis=0) + [30, 24], corners.max(axis=0) + [30, 24]
+        (left, top), (right, bottom) = np.add(corners.min(axis=0), (30, 24)), np.add(corners.max(axis=0), (30, 24))
         large[top:bottom, left:right] = 1
         assert (coco_mask_of([part], 24, 30, "it") == large[24:48, 30:60]).all()
 

@@ -3,8 +3,10 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -257,7 +259,18 @@ def test_the_model_is_left_without_a_graph(model):
 # ---------------------------------------------------------------- the protocol, read plainly
 
 
-def plain_dice(model, image: Sample, row: int, mode: str, multimask: bool, seed: int) -> float:
+def plainly_back(logits: Tensor, height: int, width: int) -> Tensor:
+    """(1, 1, SIDE, SIDE) -> (1, 1, height, width), of a picture not smaller than the frame: linear between the pixels
+    that OpenCV put there."""
+    values = logits[0, 0].numpy()
+    for size in (height, width):
+        ruler = np.arange(size, dtype=np.float32)[None]
+        shown = cv2.resize(ruler, (SIDE, 1), interpolation=cv2.INTER_NEAREST)[0]
+        values = np.stack([np.interp(ruler[0], shown, column) for column in values.T])  # turned: the other axis next
+    return torch.from_numpy(values)[None, None]
+
+
+def plain_dice(model, image: Sample, row: int, mode: str, multimask: bool, seed: int, protocol: str = "exact") -> float:
     """One object by itself: the iterative clicks or the box, scored at the original size."""
     name, mask = image.mask_names[row], image.masks[row, 0].numpy()
     embedding = model.encode(image.image[None], torch.tensor([image.content]))
@@ -296,17 +309,17 @@ def plain_dice(model, image: Sample, row: int, mode: str, multimask: bool, seed:
         top, left = (SIDE - height) // 2, (SIDE - width) // 2
         logits = logits[..., top : top + height, left : left + width]
     elif (height, width) != (SIDE, SIDE):
-        logits = enlarge(logits, height, width)
+        logits = (enlarge if protocol == "paper" else plainly_back)(logits, height, width)
     predicted, truth = (logits[0, 0] > 0).numpy(), image.original_masks[row].numpy()
     return 2 * (predicted & truth).sum() / (predicted.sum() + truth.sum())
 
 
-@pytest.mark.parametrize("multimask", [True, False])
-def test_scores_are_those_of_the_protocol(multimask):
+@pytest.mark.parametrize("multimask, protocol", [(True, "exact"), (False, "exact"), (True, "paper")])
+def test_scores_are_those_of_the_protocol(multimask, protocol):
     sketcher, images = Sketcher(), samples()
-    rows = run(sketcher, [collate(images)], list(DEFAULT_MODES), multimask=multimask, seed=5)
+    rows = run(sketcher, [collate(images)], list(DEFAULT_MODES), multimask=multimask, seed=5, protocol=protocol)
     expected = {
-        (name, mode): plain_dice(sketcher, image, i, mode, multimask, 5)
+        (name, mode): plain_dice(sketcher, image, i, mode, multimask, 5, protocol)
         for image in images
         for i, name in enumerate(image.mask_names)
         for mode in DEFAULT_MODES
@@ -316,6 +329,43 @@ def test_scores_are_those_of_the_protocol(multimask):
         assert row.dice == pytest.approx(expected[key], abs=1e-6), key
         assert row.iou == pytest.approx(row.dice / (2 - row.dice), abs=1e-6)
     assert len({round(value, 4) for value in expected.values()}) > len(expected) // 2  # not all alike
+
+
+class Truthful(Sketcher):
+    """Says of every pixel of the frame what the picture shows there: bright ones are the object."""
+
+    image_size = 256
+
+    def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor:
+        return images[:, :1].float() / 255 * 20 - 10
+
+    def predict(self, embeddings: Tensor, prompts: Prompts, multimask_output: bool) -> Prediction:
+        return Prediction(embeddings.expand(-1, 3, -1, -1), torch.ones(len(embeddings), 3))
+
+    def upscale(self, logits: Tensor) -> Tensor:
+        return logits
+
+
+@pytest.mark.parametrize("height, width", [(200, 150), (384, 384), (384, 288), (512, 1024), (1500, 900)])
+def test_a_perfect_answer_is_scored_as_one(height: int, width: int) -> None:
+    """Dice 0.99 at a factor of 1.5, and no shift at any."""
+    made, frame = sample("bright", height, width, 1, seed=4), Truthful.image_size
+    truth = made.original_masks[0].numpy()
+    picture = np.repeat(truth[..., None], 3, axis=2).astype(np.uint8) * 255
+    image, framed, content = fit(picture, [truth], frame)
+    seen = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    made = replace(made, image=seen, content=content, masks=torch.from_numpy(framed)[:, None])
+    found = {}
+    for protocol in ("exact", "paper"):
+        (scored,) = scored_by(Truthful(), [collate([made])], ["bbox"], protocol=protocol)
+        found[protocol] = scored.masks[0].numpy()
+    dice = {name: 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) for name, mask in found.items()}
+    shift = np.argwhere(found["exact"]).mean(axis=0) - np.argwhere(truth).mean(axis=0)
+    if max(height, width) < frame:
+        assert dice == {"exact": 1, "paper": 1}
+    else:
+        assert dice["exact"] >= (0.99 if max(height, width) <= 1.5 * frame else 0.98)
+        assert dice["exact"] > dice["paper"] and np.abs(shift).max() < 0.25
 
 
 def test_one_sequence_serves_all_numbers_of_clicks():
@@ -502,11 +552,11 @@ def test_a_picture_of_the_frames_size_is_left_alone():
 
 
 @pytest.mark.parametrize("height, width", [(128, 128), (200, 100), (40, 300), (1000, 64)])
-def test_a_resized_picture_is_restored_linearly(height, width):
+def test_a_resized_picture_is_restored_linearly_in_the_paper(height, width):
     """A ramp over the frame is a ramp over the picture: pixel j covers j .. j + 1, its middle counts."""
     ramp = torch.arange(SIDE) + 0.5
     logits = torch.stack([ramp.expand(SIDE, SIDE), ramp.view(-1, 1).expand(SIDE, SIDE)]).unsqueeze(1)
-    x, y = restore(logits, [0, 0, SIDE, SIDE], (height, width))
+    x, y = restore(logits, [0, 0, SIDE, SIDE], (height, width), paper=True)
     for got, size in ((x[0], width), (y[0].T, height)):
         expected = ((torch.arange(size) + 0.5) * SIDE / size).clamp(0.5, SIDE - 0.5)
         torch.testing.assert_close(got, expected.expand_as(got), atol=1e-3, rtol=1e-4)

@@ -1,6 +1,7 @@
 """The original's protocol, read plainly, against evaluation.py: the same weights and prompts file, Dice mask for mask.
 
-On the original's own test slices with ViT-B, adapters and the stand-in weights. What is expected is computed here by
+With `protocol="paper"`, whose way back to the image's own size is the original's. On the original's own
+test slices with ViT-B, adapters and the stand-in weights. What is expected is computed here by
 other means: PIL reads, numpy resizes and scores, and the three parts of the model are called one after the other.
 """
 
@@ -115,7 +116,12 @@ def test_dice_of_the_originals_protocol(stand_in, shared: Path, tmp_path: Path) 
     ours = {
         (name, one.mode.name): dice
         for _, scored in evaluate(
-            model, test_loader(dataset, 1, 0), modes, device=torch.device("cpu"), annotator=annotator
+            model,
+            test_loader(dataset, 1, 0),
+            modes,
+            device=torch.device("cpu"),
+            annotator=annotator,
+            protocol="paper",
         )
         for one in scored
         for name, dice in zip(one.names, one.values["dice"])

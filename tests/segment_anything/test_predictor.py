@@ -8,13 +8,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sam_med2d.data import reading as reading_room
-from sam_med2d.data.geometry import restore
 from segment_anything import (
     ABSENT,
     ImageError,
     ObjectPrompt,
+    Prediction,
     PromptError,
     Prompts,
     SammedPredictor,
@@ -23,6 +24,7 @@ from segment_anything import (
     sam_model_registry,
 )
 from segment_anything.checkpoint import save_weights
+from segment_anything.geometry import source_places
 from segment_anything.images import to_8_bits
 from tests.segment_anything.test_model import (  # noqa: F401
     BOXES,
@@ -77,20 +79,95 @@ def test_shapes_and_types(predictor) -> None:
     assert logits.dtype == np.float32 and ((logits > 0) == masks).all() and 0 < masks.mean() < 1
 
 
-def test_what_the_model_is_asked(predictor, model, image) -> None:
+def test_what_the_model_is_asked_in_the_paper(model, image) -> None:
     """Stretched with nearest neighbour to the frame, in BGR; coordinates with it; up to the image by two bilinear
     steps.
     """
+    predictor = SamPredictor(model, protocol="paper")
+    predictor.set_image(image)
     frame = cv2.resize(image[..., ::-1], (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
     points = torch.tensor([[[50.0, 40.0], [3.0, 70.0]]]) * torch.tensor([SIDE / WIDTH, SIDE / HEIGHT])
     boxes = torch.tensor([BOX]) * torch.tensor([SIDE / WIDTH, SIDE / HEIGHT]).repeat(2)
     with torch.no_grad():
         embedding = model.encode(torch.from_numpy(frame.transpose(2, 0, 1).copy())[None])
         want = model.predict(embedding, Prompts(points, torch.tensor([[1, 0]]), boxes), True)
-        logits = restore(model.upscale(want.logits), [0, 0, SIDE, SIDE], (HEIGHT, WIDTH))
+        logits = F.interpolate(model.upscale(want.logits), size=(HEIGHT, WIDTH), mode="bilinear", align_corners=False)
     got = predictor.predict([[50, 40], [3, 70]], [1, 0], box=BOX, return_logits=True)
     np.testing.assert_allclose(got.masks, logits[0], atol=1e-4)
     np.testing.assert_allclose(got.iou, want.iou[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("height, width", [(96, 96), (128, 256), (81, 121), (40, 300), (700, 512), (32, 48)])
+def test_what_the_model_says_of_a_pixel_comes_back_to_it(model, image, height, width) -> None:
+    """At the pixels that the frame shows; what is asked about them arrives where they are shown."""
+    predictor, frame = SamPredictor(model), np.arange(SIDE)
+    picture = cv2.resize(image, (width, height))
+    predictor.set_image(picture)
+    rows, columns = source_places(height, SIDE), source_places(width, SIDE)
+    found = predictor.predict([[columns[20], rows[40]]], [1], return_logits=True)
+    with torch.no_grad():
+        prompts = Prompts(torch.tensor([[[20.0, 40.0]]]), torch.ones(1, 1, dtype=torch.int64))
+        if min(height, width) >= SIDE:
+            want = model.upscale(model.predict(predictor.get_image_embedding(), prompts, True).logits)[0].numpy()
+            np.testing.assert_allclose(found.masks[:, rows][:, :, columns], want, atol=1e-4)
+    there = predictor.apply_coords(np.stack([columns, rows], axis=-1))
+    assert (columns[np.rint(there[:, 0]).astype(int)] == columns).all()
+    assert (rows[np.rint(there[:, 1]).astype(int)] == rows).all()
+    if min(height, width) >= SIDE:
+        assert (there == frame[:, None]).all()
+    whole = predictor.apply_boxes(np.array([[0, 0, width, height], [columns[9], rows[7], columns[40], rows[50]]]))
+    assert whole[0].tolist() == [0, 0, SIDE, SIDE]
+    assert whole[1].tolist() == [
+        axis.tolist().index(axis[place])  # the first frame pixel that shows what lies behind the edge
+        for axis, place in ((columns, 9), (rows, 7), (columns, 40), (rows, 50))
+    ]
+
+
+class Truthful:
+    """Stands for a model that sees what is bright, and says so of every pixel of the frame."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+
+    def encode(self, images, content=None):
+        self.seen = images[:, :1].float() / 255 * 20 - 10
+        return torch.zeros(1, 256, self.image_size // 16, self.image_size // 16)
+
+    def predict(self, embeddings, prompts, multimask_output):
+        return Prediction(self.seen, torch.ones(1, 1))
+
+    def upscale(self, logits):
+        return logits
+
+
+@pytest.mark.parametrize("factor", [0.75, 1, 1.25, 1.5, 2, 4, 5.5])
+def test_a_perfect_answer_comes_back(factor) -> None:
+    """Dice 0.99 at a factor of 1.5 and no shift at any. The paper's mapping moves it by (s - 1) / 2."""
+    side, frame = round(factor * 256), 256
+    mask = np.zeros((side, side), np.uint8)
+    cv2.ellipse(
+        mask, (round(0.45 * side), round(0.55 * side)), (round(0.3 * side), round(0.2 * side)), 20, 0, 360, 1, -1
+    )
+    found = {}
+    for protocol in ("exact", "paper"):
+        predictor = SamPredictor(Truthful(frame), protocol=protocol)
+        predictor.set_image(mask * 255)
+        found[protocol] = predictor.predict(box=[0, 0, side, side], multimask_output=False).masks[0]
+    dice = {name: 2 * (masks & (mask > 0)).sum() / (masks.sum() + mask.sum()) for name, masks in found.items()}
+    shift = {name: np.argwhere(masks).mean(axis=0) - np.argwhere(mask).mean(axis=0) for name, masks in found.items()}
+    assert np.abs(shift["exact"]).max() < 0.25
+    assert dice["exact"] >= (0.99 if factor <= 1.5 else 0.98)
+    if factor > 1:
+        assert shift["paper"].min() > 0.4 and dice["exact"] > dice["paper"]
+    if factor == 4:
+        assert shift["paper"] == pytest.approx([1.5, 1.5], abs=0.1)
+
+
+def test_a_protocol_must_be_known(model) -> None:
+    with pytest.raises(ValueError, match="exact, paper, not 'sam'"):
+        SamPredictor(model, protocol="sam")
 
 
 def test_lists_arrays_and_tensors_say_the_same(predictor) -> None:
@@ -356,7 +433,7 @@ def test_a_caller_of_sam_med2d(args, image, model) -> None:
         point_coords=np.array([[50, 40]]), point_labels=np.array([1]), multimask_output=True
     )
     assert masks.shape == (1, HEIGHT, WIDTH) and scores.shape == (1,) and logits.shape == (1, SIDE // 4, SIDE // 4)
-    reference = SamPredictor(model)
+    reference = SamPredictor(model, protocol="paper")
     reference.set_image(image, "BGR")
     three = reference.predict([[50, 40]], [1])
     np.testing.assert_allclose(logits[0], three.low_res[three.iou.argmax()], atol=1e-5)
@@ -417,7 +494,9 @@ def test_a_caller_of_sam(args, image) -> None:
     assert caller.is_image_set and caller.get_image_embedding().shape == (1, 256, SIDE // 16, SIDE // 16)
 
 
-def test_coordinates_of_arrays_and_tensors(predictor) -> None:
+def test_coordinates_of_arrays_and_tensors_in_the_paper(model) -> None:
+    predictor = SamPredictor(model, protocol="paper")
+    predictor.set_embedding(torch.zeros(1, 256, SIDE // 16, SIDE // 16), (HEIGHT, WIDTH))
     points = np.array([[[0, 0], [WIDTH, HEIGHT]], [[60, 40], [30, 20]]])
     want = np.array([[[0, 0], [SIDE, SIDE]], [[SIDE / 2, SIDE / 2], [SIDE / 4, SIDE / 4]]])
     assert np.allclose(predictor.apply_coords(points), want) and np.allclose(
@@ -428,6 +507,19 @@ def test_coordinates_of_arrays_and_tensors(predictor) -> None:
     assert np.allclose(predictor.apply_boxes_torch(torch.from_numpy(points).reshape(-1, 4)), want.reshape(-1, 4))
     with pytest.raises(ValueError, match="frame"):
         predictor.apply_coords(points, (HEIGHT, WIDTH), (SIDE, 2 * SIDE))
+
+
+def test_arrays_and_tensors_have_the_same_coordinates(predictor) -> None:
+    points = np.random.default_rng(0).uniform(0, HEIGHT, (3, 2, 2)).astype(np.float32)
+    boxes = points.reshape(-1, 4)
+    for array, tensor in (
+        (predictor.apply_coords(points), predictor.apply_coords_torch(torch.from_numpy(points))),
+        (predictor.apply_boxes(boxes), predictor.apply_boxes_torch(torch.from_numpy(boxes))),
+    ):
+        assert array.dtype == np.float32 and tensor.dtype == torch.float32
+        assert np.array_equal(array, tensor.numpy())
+    right_and_bottom = predictor.apply_coords(np.array([[WIDTH, HEIGHT]]))
+    assert right_and_bottom.tolist() == [[SIDE - 1, SIDE - 1]]  # the last pixels that there are
 
 
 def test_the_best_of_three_is_best_of(predictor, model) -> None:
