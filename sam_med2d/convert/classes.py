@@ -1,7 +1,6 @@
 """The values of label maps: which there are, and which class each stands for."""
 
 import csv
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sam_med2d.errors import DataError, UsageError
+from sam_med2d.json_files import JsonError, parse_json
 
 BACKGROUND = 0
 SHOWN = 8  # values that an error lists
@@ -122,8 +122,8 @@ def _read_table(path: str) -> list[tuple[str, object]]:
         ) from error
     if os.path.splitext(path)[1].lower() == ".json":
         try:
-            content = json.loads(text)
-        except ValueError as error:
+            content = parse_json(text)
+        except JsonError as error:
             raise UsageError(f"--classes {path}: not valid JSON ({error})") from error
         table = content.get("labels", content) if isinstance(content, dict) else None
         if not isinstance(table, dict):

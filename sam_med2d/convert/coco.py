@@ -1,6 +1,5 @@
 """A source of COCO instances: polygons and run-length encodings, one object an annotation."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from sam_med2d.convert.images import read_picture
 from sam_med2d.convert.objects import Preparation
 from sam_med2d.convert.patterns import below, groups_of
 from sam_med2d.errors import DataError
+from sam_med2d.json_files import LARGE, read_json
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,7 @@ def find_coco(annotations: Path, images: Path, crowd: bool = False, case: str | 
 
 
 def _read(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from error
+    content = read_json(path, "give a file of COCO instances", most=LARGE)
     wanted = {"images": ("id", "file_name", "height", "width"), "annotations": (), "categories": ("id", "name")}
     for key, fields in wanted.items():
         entries = content.get(key) if isinstance(content, dict) else None

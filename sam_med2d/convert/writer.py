@@ -28,6 +28,7 @@ from sam_med2d.convert.splits import SPLITS
 from sam_med2d.data.metadata import COLUMNS, METADATA
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import encode_png
+from sam_med2d.json_files import LARGE, parse_json
 from segment_anything.files import replacing
 
 RECEIPTS = ".cases"
@@ -60,7 +61,7 @@ def folder_of(dataset: str, case: Case) -> str:
 def read_receipt(output: Path, folder: str) -> dict | None:
     """The receipt of a case that was converted whole, else None."""
     try:
-        return json.loads((output / RECEIPTS / f"{folder}.json").read_bytes())
+        return parse_json((output / RECEIPTS / f"{folder}.json").read_bytes(), LARGE)
     except FileNotFoundError:
         return None
     except ValueError:

@@ -1,7 +1,6 @@
 """Prompts of people for many images: a JSON or CSV file -> the objects of each image."""
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sam_med2d.errors import DataError
+from sam_med2d.json_files import JsonError, parse_json
 from segment_anything import FOREGROUND, ObjectPrompt
 
 COLUMNS = ("image", "name", "x0", "y0", "x1", "y1", "x", "y", "label", "mask")
@@ -59,8 +59,8 @@ def wanted_by_file(path: Path, folder: Path, images: list[str]) -> dict[str, lis
 
 def from_json(path: Path, text: str) -> Iterator[tuple[str, list[Wanted]]]:
     try:
-        content = json.loads(text)
-    except ValueError as error:
+        content = parse_json(text)
+    except JsonError as error:
         raise DataError(f"{path}: not valid JSON ({error}); correct it") from error
     if not isinstance(content, dict) or not all(isinstance(objects, list) and objects for objects in content.values()):
         raise DataError(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sam_med2d.errors import DataError
+from sam_med2d.json_files import LARGE, read_json
 from sam_med2d.prompts.clicks import clicks_of, mask_prompts
 from sam_med2d.prompts.modes import Mode
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
@@ -60,22 +61,14 @@ def write_prompts(file: TextIO, settings: dict[str, object], objects: Iterator[t
 class FrozenPrompts:
     """An annotator that repeats the prompts of an earlier run; the original's files are read too."""
 
-    def __init__(self, path: str | os.PathLike, image_size: int) -> None:
+    def __init__(self, path: str | Path, image_size: int) -> None:
         """image_size: the side S of the frame that the prompts were made in, in pixels.
 
         Raises DataError: missing, not JSON, or not {mask name: prompts}.
         """
         self.path = path
         self.image_size = image_size
-        try:
-            with open(path, encoding="utf-8") as file:
-                content = json.load(file)
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); give a prompts file of an earlier run"
-            ) from error
-        except ValueError as error:
-            raise DataError(f"{path}: not valid JSON ({error}); give a prompts file of an earlier run") from error
+        content = read_json(path, "give a prompts file of an earlier run", most=LARGE)
         settings = (
             {name: content.pop(name) for name in SETTINGS if name in content} if isinstance(content, dict) else {}
         )
