@@ -165,7 +165,9 @@ def check_no_input(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) 
 
     An input inside a folder that would be written counts as well.
     """
-    files, folders = {}, []
+    files: dict[tuple[int, int], Path] = {}
+    folders: list[tuple[Path, Path]] = []
+    real_parents: dict[str, Path] = {}
     for output in map(Path, outputs):
         if output.is_dir():
             folders.append((_real(output), output))
@@ -174,9 +176,13 @@ def check_no_input(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) 
     if not files and not folders:  # nothing is there yet that could be lost
         return
     for given in inputs:
-        over = files.get(_stamp(given))  # type: ignore[call-overload]  # None is no key
+        stamp = _stamp(given)
+        over = files.get(stamp) if stamp else None
         if over is None and folders:
-            real = _real(Path(given))
+            parent, name = os.path.split(given)
+            if parent not in real_parents:
+                real_parents[parent] = _real(Path(parent))
+            real = _real(Path(given)) if os.path.islink(given) else real_parents[parent] / name
             over = next((shown for folder, shown in folders if real.is_relative_to(folder)), None)
         if over is not None:
             raise UsageError(

@@ -15,7 +15,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,9 +53,9 @@ def owned(folder: Path, task: str, room: int = 0) -> Iterator[None]:
     task: what people call the process. room: bytes that must be free there.
     Raises OutputError where nothing can be written, or not so much; UsageError where another process is at work.
     """
-    check_writable(folder, room)
+    made = _make_writable(folder, room)
     lock, me = _locked(folder), Owner(machine(), os.getpid(), birth(os.getpid()), socket.gethostname(), task)
-    try:
+    try:  # the lock is next to what it guards, so that all machines see it
         _sign(folder, me, held=lock is not None)
         try:
             sweep(folder, everything=True)
@@ -66,14 +66,21 @@ def owned(folder: Path, task: str, room: int = 0) -> Iterator[None]:
         if lock is not None:
             lock.release()
             (folder / LOCK).unlink(missing_ok=True)  # whoever waits for the old file is stopped by the next .owner
+        _remove_empty(made)
 
 
 def check_writable(folder: Path, room: int = 0) -> None:
-    """Make the folder, and write a little into it. room: bytes that must be free there.
+    """Make the folder, write a little into it, and leave everything as it was. room: bytes that must be free there.
 
     Raises OutputError where that fails.
     """
+    _remove_empty(_make_writable(folder, room))
+
+
+def _make_writable(folder: Path, room: int) -> list[Path]:
+    """-> the folders that were not there, the innermost first."""
     probe = folder / f".probe-{secrets.token_hex(4)}"
+    made = [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -93,6 +100,13 @@ def check_writable(folder: Path, room: int = 0) -> None:
             f"{folder}: has {free / 1e6:.0f} MB free, but {room / 1e6:.0f} MB will be written; make room there, or "
             "choose another place"
         )
+    return made
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _locked(folder: Path) -> FileLock | None:

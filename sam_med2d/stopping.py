@@ -92,7 +92,11 @@ def at_a_good_moment() -> Iterator[Request]:
         yield request
 
 
-def leave_signals_to_the_parent() -> None:
-    """In a worker process: it ends when its parent says so, and finishes what it is at."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def leave_signals_to_the_parent(end_on_sigterm: bool) -> None:
+    """In a worker process, which the terminal and the system ask as well: its parent says when it ends.
+
+    end_on_sigterm: for pools, which end their workers by it. Those of a DataLoader must not: one that is gone raises
+    in the middle of a step of its parent, which they follow by themselves.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if end_on_sigterm else signal.SIG_IGN)

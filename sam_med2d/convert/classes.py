@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sam_med2d.errors import DataError, UsageError
-from sam_med2d.json_files import JsonError, parse_json
+from sam_med2d.json_files import read_bounded, read_json
 
 BACKGROUND = 0
 SHOWN = 8  # values that an error lists
@@ -113,24 +113,19 @@ def _parse_values(name: str, value: object) -> tuple[tuple[int, ...], bool]:
 
 
 def _read_table(path: str) -> list[tuple[str, object]]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"--classes {path}: cannot be read ({error}); give name=value words, or a file of JSON or CSV"
-        ) from error
+    remedy = "give --classes name=value words, or a file of JSON or CSV"
     if os.path.splitext(path)[1].lower() == ".json":
-        try:
-            content = parse_json(text)
-        except JsonError as error:
-            raise UsageError(f"--classes {path}: not valid JSON ({error})") from error
+        content = read_json(path, remedy, error=UsageError)
         table = content.get("labels", content) if isinstance(content, dict) else None
         if not isinstance(table, dict):
             raise UsageError(f"--classes {path}: must hold {{name: value}}")
         if all(isinstance(name, str) and re.fullmatch(r"\d+", value) for value, name in table.items()):
             return [(name, int(value)) for value, name in table.items()]
         return list(table.items())
+    try:
+        text = read_bounded(path, remedy, error=UsageError).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--classes {path}: is not UTF-8 text ({error}); {remedy}") from error
     pairs: list[tuple[str, object]] = []
     for line in csv.reader(text.splitlines()):
         cells = [cell.strip() for cell in line]

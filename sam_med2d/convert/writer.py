@@ -33,6 +33,7 @@ from segment_anything.files import replacing
 
 RECEIPTS = ".cases"
 PARTIAL = ".partial"
+WRITTEN = ("images", "masks", RECEIPTS, PARTIAL)  # folders of the output; cases in them are written over
 LONGEST_NAME = 60  # characters of a part of a file name; file systems allow 255 bytes for all parts together
 
 

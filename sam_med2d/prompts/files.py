@@ -61,7 +61,7 @@ def write_prompts(file: TextIO, settings: dict[str, object], objects: Iterator[t
 class FrozenPrompts:
     """An annotator that repeats the prompts of an earlier run; the original's files are read too."""
 
-    def __init__(self, path: str | Path, image_size: int) -> None:
+    def __init__(self, path: str | os.PathLike, image_size: int) -> None:
         """image_size: the side S of the frame that the prompts were made in, in pixels.
 
         Raises DataError: missing, not JSON, or not {mask name: prompts}.

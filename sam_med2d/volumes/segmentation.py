@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
+from sam_med2d.outputs import cell
 from sam_med2d.volumes.prompts import Object3d, seeds_of
 from sam_med2d.volumes.propagation import Propagated, Rule, Slice, Slices, fuse, propagate, refine_along
 from sam_med2d.volumes.scans import AXES, turned
@@ -98,7 +99,9 @@ def write_table(path: Path, rows: list[dict[str, object]]) -> None:
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0]])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(
+            {name: cell(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows
+        )
 
 
 def spread_slices(labels: np.ndarray, axis: int, count: int) -> list[int]:
