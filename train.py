@@ -204,7 +204,7 @@ def learner_of(args: argparse.Namespace, model: Sam, steps_an_epoch: int) -> Lea
     )
 
 
-@ending_in_one_line(kept="no step was made, and nothing was saved")
+@ending_in_one_line(kept="a checkpoint that was saved before is whole")
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     folder = models_folder(args)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from sam_med2d.errors import OutputError, UsageError
+from sam_med2d.json_files import parse_json
 from segment_anything.files import birth, machine, runs, sweep
 
 LOCK, OWNER = ".lock", ".owner"
@@ -156,7 +157,7 @@ def _is_old(path: Path) -> bool:
 
 def _read_owner(folder: Path) -> Owner | None:
     try:
-        return Owner(**json.loads((folder / OWNER).read_text(encoding="utf-8")))
+        return Owner(**parse_json((folder / OWNER).read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 

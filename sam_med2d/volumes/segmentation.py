@@ -99,9 +99,8 @@ def write_table(path: Path, rows: list[dict[str, object]]) -> None:
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0]])
         writer.writeheader()
-        writer.writerows(
-            {name: cell(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows
-        )
+        for row in rows:
+            writer.writerow({name: cell(value) if isinstance(value, str) else value for name, value in row.items()})
 
 
 def spread_slices(labels: np.ndarray, axis: int, count: int) -> list[int]:
