@@ -4,6 +4,7 @@
 line and exit status 130 or 143. Code that must not be interrupted in its middle uses `at_a_good_moment`.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -93,10 +94,20 @@ def at_a_good_moment() -> Iterator[Request]:
 
 
 def leave_signals_to_the_parent(end_on_sigterm: bool) -> None:
-    """In a worker process, which the terminal and the system ask as well: its parent says when it ends.
+    """In a worker process, which the terminal and the system ask to stop as well: its parent says when it ends.
 
-    end_on_sigterm: for pools, which end their workers by it. Those of a DataLoader must not: one that is gone raises
-    in the middle of a step of its parent, which they follow by themselves.
+    end_on_sigterm: whoever sends it. Workers of a pool, where one that is gone is no harm, may. Those of a DataLoader
+    end by SIGTERM from their parent alone: one that is gone raises an error in the middle of a step of its parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL if end_on_sigterm else signal.SIG_IGN)
+    if end_on_sigterm or not hasattr(signal, "sigwaitinfo"):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_end_when_the_parent_says_so, args=[os.getppid()], daemon=True).start()
+
+
+def _end_when_the_parent_says_so(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)

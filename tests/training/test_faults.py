@@ -44,21 +44,22 @@ def work(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path / "work", ignore_errors=True)
 
 
-def listen_to_ctrl_c() -> None:
-    """What a shell starts in the background is deaf to it, and its children are."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What a shell starts in the background is deaf to Ctrl-C, and so are its children
+LISTENING = (
+    "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = sys.argv[1:]; "
+    "sys.path.insert(0, sys.argv[0].rpartition('/')[0]); runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 
 
 def start(data: Path, work: Path, *flags: object, epochs: int = 2) -> subprocess.Popen:
     words = ["--data_path", data, "--work_dir", work, "--epochs", epochs, *flags]
     return subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *FLAGS, *map(str, words)],
+        [sys.executable, "-c", LISTENING, ROOT / "train.py", *FLAGS, *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a process group of its own, as a terminal gives each command
-        preexec_fn=listen_to_ctrl_c,
     )
 
 
