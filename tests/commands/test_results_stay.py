@@ -22,6 +22,7 @@ from segment_anything.checkpoint import save_weights
 from tests.conftest import ROOT
 
 SIDE = 64
+UP = "m/../../../../../other/m.png"
 LISTENING = (  # what a shell starts in the background is deaf to Ctrl-C, and so are its children
     "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
@@ -71,19 +72,15 @@ def fails(call) -> str:
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """Two masks of one file name, one of them written as a way back to itself from the folder of results."""
-    data = tmp_path / "data"
+    """Two masks of one file name; the path of one leads to it from the data, and from the folder of predictions too."""
+    data = tmp_path / "r/s/t/data"  # as deep below tmp_path as work/sammed/masks/bbox
     write(data / "images/a.png", picture())
     write(data / "images/A.PNG", picture(1))
-    for name, x in (("masks/m.png", 3), ("other/m.png", 20), ("masks/M.png", 9)):
-        write(data / name, square(x))
     (data / "m").mkdir()
-    up = "m/../../../../../../data/other/m.png"
-    (data / "label2image_test.json").write_text(
-        json.dumps({"masks/m.png": "images/a.png", up: "images/a.png", "masks/M.png": "images/A.PNG"})
-    )
-    # the way up from out/masks/bbox leads into the data as well
-    (tmp_path / "x/y/z/data").parent.mkdir(parents=True)
+    for path, x in ((data / "masks/m.png", 3), (data / "masks/M.png", 9), (tmp_path / "other/m.png", 20)):
+        write(path, square(x))
+    masks = {"masks/m.png": "images/a.png", UP: "images/a.png", "masks/M.png": "images/A.PNG"}
+    (data / "label2image_test.json").write_text(json.dumps(masks))
     return data
 
 
@@ -94,12 +91,9 @@ def score(data: Path, weights: Path, work: Path, *flags: object) -> Path:
 
 
 def test_predictions_stay_in_their_folder_whatever_the_index_says(hostile: Path, weights: Path, tmp_path: Path) -> None:
-    (hostile / "label2image_test.json").write_text(
-        (hostile / "label2image_test.json").read_text().replace("m/../../../../../../data/", "m/../")
-    )
-    before = contents(hostile)
-    folder = score(hostile, weights, hostile / "work")  # three folders above its masks the data begins
-    after = contents(hostile)
+    before = contents(tmp_path)
+    folder = score(hostile, weights, tmp_path / "work")
+    after = contents(tmp_path)
     assert {name: after[name] for name in before} == before
     assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"work"}
     masks = [*(folder / "masks/bbox").rglob("*.png")]
@@ -112,7 +106,7 @@ def test_masks_that_an_earlier_run_predicted_are_not_written_over(hostile: Path,
     folder = score(hostile, weights, tmp_path / "work")
     (tmp_path / "again").mkdir()
     (tmp_path / "again/label2image_test.json").write_text(
-        json.dumps({"../work/sammed/masks/bbox/m.png": "../data/images/a.png"})
+        json.dumps({"../work/sammed/masks/bbox/m.png": "../r/s/t/data/images/a.png"})
     )
     before = contents(folder)
     said = fails(lambda: score(tmp_path / "again", weights, tmp_path / "work"))
