@@ -4,7 +4,7 @@
     python test.py --sam_checkpoint pretrain_model/sam-med2d_b.pth --data_path data_demo --save_pred
     python test.py --boxes_prompt False --iter_point 5          # one mode: five iterative clicks
     python test.py --prompt_modes bbox bbox+3pts mask 20pts --box_jitter 2 5 10 --click_strategy center
-    python test.py --prompt_path workdir/sammed/prompts.json    # with the prompts of an earlier run
+    python test.py --prompt_path workdir/sammed/prompts.json --run_name again       # with the prompts of an earlier run
     torchrun --nproc_per_node 2 test.py ...                     # the images shared out, the same rows
 
 Prompt modes: sam_med2d/prompts/modes.py. What every number means: docs/evaluation.md.
@@ -14,6 +14,8 @@ them), prompts.json (for --prompt_path) and, with --save_pred, masks/{mode}/ at 
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -39,10 +41,13 @@ from sam_med2d.evaluation.results import Results, write_results
 from sam_med2d.evaluation.rows import read_rows, write_rows
 from sam_med2d.evaluation.summary import all_tables
 from sam_med2d.inference.models import DEFAULT_CHECKPOINT, Plan, plan_model
+from sam_med2d.outputs import check_no_input, run_folder
+from sam_med2d.ownership import owned
 from sam_med2d.prompts.annotators import CLICK_STRATEGIES, annotator_of
 from sam_med2d.prompts.files import write_prompts
 from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, mode_name, parse_mode
 from sam_med2d.provenance import provenance
+from sam_med2d.stopping import Stopped
 from segment_anything import sam_model_registry
 from segment_anything.files import replacing
 from segment_anything.geometry import EXACT, PROTOCOLS, is_paper
@@ -255,13 +260,23 @@ def named_modes(args: argparse.Namespace) -> list[Mode]:
     return [parse_mode(f"{at_once}shot" if at_once > 1 else f"{iterative}pts")]
 
 
-@ending_in_one_line()
+@ending_in_one_line(kept="results are written at the end, so the same command starts anew")
 def main(argv: list[str] | None = None) -> Path:
     """-> the folder of the run."""
-    return run(parse_args(argv), join_processes())
+    args, processes = parse_args(argv), join_processes()
+    folder = run_folder(args.work_dir, args.run_name)
+    with owned(folder, "test.py") if processes.rank == 0 else nullcontext():
+        processes.wait()  # nobody writes into the folder of another run
+        try:
+            run(args, processes, folder)
+        except Stopped:
+            for part in folder.glob(f"part_{processes.rank}.*"):
+                part.unlink()
+            raise
+    return folder
 
 
-def run(args: argparse.Namespace, processes: Processes) -> Path:
+def run(args: argparse.Namespace, processes: Processes, folder: Path) -> None:
     device = best_device(args.device, processes.local_rank)
     seed_everything(args.seed)
     say = print if processes.rank == 0 else lambda *_: None
@@ -275,12 +290,11 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
     annotator.check([mask for _, masks in dataset.index for mask in masks], args.modes)
     describer = Describer(args.data_path, args.metadata, args.class_names)
     describer.check(dataset.index)
+    check_no_input(outputs_of(args, folder), inputs_of(args, dataset.index))
     model = plan.build(say).to(device)
     if dataset.index.images_without_masks:
         say(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")
 
-    folder = Path(args.work_dir) / args.run_name
-    folder.mkdir(parents=True, exist_ok=True)
     made_from: dict[str, object] = {}
     if processes.rank == 0:  # now, while the files are those that are read
         prompts = {"prompts": args.prompt_path} if args.prompt_path else {}
@@ -301,7 +315,18 @@ def run(args: argparse.Namespace, processes: Processes) -> Path:
     processes.wait()
     if processes.rank == 0:
         summarise(args, folder, dataset.index, made_from, processes.count, annotator.strategy, len(dataset) / seconds)
-    return folder
+
+
+def outputs_of(args: argparse.Namespace, folder: Path) -> list[Path]:
+    names = ("rows.csv", "rows.parquet", "prompts.json", "results.json", "report.html")
+    return [folder / name for name in (*names, *(("masks", "overlays") if args.save_pred else ()))]
+
+
+def inputs_of(args: argparse.Namespace, index: Index) -> Iterator[str]:
+    """Every file that the run reads."""
+    yield from filter(None, (args.prompt_path, args.sam_checkpoint, args.metadata, args.class_names, index.source))
+    for image, masks in index if args.save_pred else ():
+        yield from map(index.path, (image, *masks))
 
 
 def settle_model(args: argparse.Namespace) -> Plan:

@@ -27,11 +27,14 @@ from sam_med2d.device import best_device, seed_everything
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.inference.models import Plan, plan_model
+from sam_med2d.outputs import check_no_input, run_folder
+from sam_med2d.ownership import check_writable, owned
 from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_mode
+from sam_med2d.stopping import Request, Stopped, at_a_good_moment, raising_stopped
 from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
 from sam_med2d.training.rounds import Recipe, train_batch
-from sam_med2d.training.state import Progress, RunState, SavedRun, models_folder
+from sam_med2d.training.state import Progress, RunState, SavedRun, models_folder, room_for_checkpoints
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import Architecture, CheckpointError
 
@@ -324,19 +327,23 @@ def learner_of(args: argparse.Namespace, model: Sam, steps_an_epoch: int) -> Lea
     )
 
 
-@ending_in_one_line()
+@ending_in_one_line(kept="a checkpoint that was saved before is whole")
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    saved = None
-    if args.resume:
-        saved = SavedRun(args.resume)
-        args = parse_args(argv, saved)
-    elif (models_folder(args) / "last.pth").exists() and not args.overwrite:
-        raise UsageError(
-            f"{models_folder(args) / 'last.pth'} is there already: go on with --resume, choose another "
-            "--run_name, or start anew with --overwrite"
-        )
-    run(args, saved)
+    folder = models_folder(args)
+    with owned(folder, "train.py"):
+        saved = None
+        if args.resume:
+            saved = SavedRun(args.resume)
+            args = parse_args(argv, saved)
+        elif (folder / "last.pth").exists() and not args.overwrite:
+            raise UsageError(
+                f"{folder / 'last.pth'} is there already: go on with --resume, choose another "
+                "--run_name, or start anew with --overwrite"
+            )
+        else:  # the weights of the run that is started over may be what it starts from
+            check_no_input([folder / "last.pth", folder / "best.pth"], [args.sam_checkpoint])
+        run(args, saved)
 
 
 def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
@@ -369,32 +376,49 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     state = RunState(args, model, learner_of(args, model, progress.steps_an_epoch), progress)
     if saved:
         state.restore(saved, defaults=vars(parse_args([])))
-    else:
-        state.start()
 
-    logs = str(Path(args.work_dir) / "logs" / args.run_name)
-    with SummaryWriter(logs, purge_step=progress.step + 1 if saved else None) as board:
+    logs = run_folder(Path(args.work_dir) / "logs", args.run_name)
+    check_writable(logs)
+    check_writable(state.folder, room_for_checkpoints(model, state.folder))
+    if not saved:
+        state.start()
+    with (
+        SummaryWriter(str(logs), purge_step=progress.step + 1 if saved else None) as board,
+        at_a_good_moment() as stop,
+    ):
         del saved
         for epoch in range(progress.epoch, args.epochs):
             start = progress.step - epoch * progress.steps_an_epoch
             loader.batch_sampler.set_epoch(epoch, start)
-            train_epoch(state, loader, recipe_of(args), board)
+            train_epoch(state, loader, recipe_of(args), board, stop)
+            if stop:
+                state.save_last()
+                stop.stop(kept(state))
             measured = None if validation else {}
             try:
-                if (epoch + 1) % args.validate_every == 0 or epoch + 1 == args.epochs:
-                    measured = validate(model, validation, args, board, progress.step) if validation else {}
-                    draw_panels(model, panel, dataset.index, args, board, progress.step)
-            except BaseException:  # a broken validation image must not cost the epoch
+                with raising_stopped():  # what is measured can be measured again
+                    if (epoch + 1) % args.validate_every == 0 or epoch + 1 == args.epochs:
+                        measured = validate(model, validation, args, board, progress.step) if validation else {}
+                        draw_panels(model, panel, dataset.index, args, board, progress.step)
+            except BaseException as error:  # a broken validation image must not cost the epoch
                 state.save_last()
+                if isinstance(error, Stopped):
+                    error.saved = kept(state)
                 raise
             progress.end_epoch(measured)
             state.save()
+            if stop and progress.epoch < args.epochs:
+                stop.stop(kept(state))
     if not progress.best_name:
         print(f"no epoch was validated; the weights are in {state.folder / 'last.pth'}")
     else:
         print(
             f"best {progress.best_name} {progress.best:.4f} in epoch {progress.best_epoch}: {state.folder / 'best.pth'}"
         )
+
+
+def kept(state: RunState) -> str:
+    return f"step {state.progress.step} is in {state.folder / 'last.pth'}; go on with --resume"
 
 
 def settle_model(args: argparse.Namespace) -> Plan | None:
@@ -435,8 +459,8 @@ def new_model(args: argparse.Namespace) -> Sam:
     return sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
 
 
-def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter) -> None:
-    """The rest of the epoch that the loader was set to."""
+def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, stop: Request) -> None:
+    """The rest of the epoch that the loader was set to, or its steps until someone asks to stop."""
     args, model, learner, progress = state.args, state.model, state.learner, state.progress
     model.train()
     skipped: set[str] = set()
@@ -468,6 +492,8 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter) -
         if progress.step % args.log_every == 0 and window.count:
             window.write(board, progress.step, rate)
             window = Window()
+        if stop:
+            return
         if args.save_every and progress.step % args.save_every == 0:
             state.save_last()
     if window.count:

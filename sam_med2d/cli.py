@@ -1,11 +1,38 @@
 """What the command lines of this project share: flags, checks of their values, and how a person's mistake ends."""
 
 import argparse
+import errno
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from sam_med2d.packages import ForeignPackageError, missing_package
+from sam_med2d.stopping import Stopped, raising_stopped
+
+EX_IOERR = 74  # of sysexits.h: an error while files are written
+ROOM = "make room on that disk, or choose another place"
+WAY = "a file stands where a folder should be, or a folder where a file should be: choose another place"
+RIGHTS = "check the permissions, or choose another place"
+# What the system says of files that cannot be written, and what to do. Any other OSError is a fault of the program.
+REMEDIES = {
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: ROOM,
+    errno.EFBIG: ROOM,
+    errno.EROFS: "choose a place that can be written",
+    errno.EACCES: RIGHTS,
+    errno.EPERM: RIGHTS,
+    errno.ENOTDIR: WAY,
+    errno.EISDIR: WAY,
+    errno.EEXIST: WAY,
+    errno.ENOTEMPTY: WAY,
+    errno.ENAMETOOLONG: "choose shorter names",
+    errno.ELOOP: "links lead in a circle: choose another place",
+    errno.EIO: "check the disk, or choose another place",
+    errno.ESTALE: "the network disk was lost: check it, or choose another place",
+}
 
 
 def boolean(text: str) -> bool:
@@ -61,20 +88,27 @@ def _possible(flag: argparse.Action, value: object) -> bool:
     )
 
 
-def finish(message: object) -> NoReturn:
+def finish(message: object, status: int = 1, label: str = "error: ") -> NoReturn:
     """End the script with one line for people and a failing exit status."""
-    raise SystemExit(f"error: {message}")
+    if status == 1:
+        raise SystemExit(f"{label}{message}")
+    print(f"{label}{message}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
 
 
 @contextmanager
-def ending_in_one_line() -> Iterator[None]:
+def ending_in_one_line(kept: str = "") -> Iterator[None]:
     """Around a command, or as the decorator `@ending_in_one_line()` of its `main`.
 
     What a person can mend, a `UserError` or a package of an extra that is not installed, ends the process with the line
-    `error: ...` on stderr and exit status 1. Every other error is a fault of the program and passes.
+    `error: ...` on stderr and exit status 1; what cannot be written, with 74; Ctrl-C and SIGTERM with a line that says
+    so, and 130 and 143. Every other error is a fault of the program and passes.
+
+    kept: what to say of a command that was stopped and says nothing itself: what it leaves, and how to go on.
     """
     try:
-        yield
+        with raising_stopped():
+            yield
     except ForeignPackageError as error:
         finish(error)
     except ModuleNotFoundError as error:
@@ -85,5 +119,19 @@ def ending_in_one_line() -> Iterator[None]:
         from sam_med2d.errors import UserError  # only now: it loads the model, which is seconds
 
         if isinstance(error, UserError):
-            finish(error)
+            finish(error, getattr(error, "status", 1))
         raise
+    except OSError as error:
+        if error.errno in REMEDIES:
+            finish(_disk_line(error), EX_IOERR)
+        raise
+    except (Stopped, KeyboardInterrupt) as error:
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        stopped.saved = stopped.saved or kept
+        finish(stopped, stopped.status, label="")
+
+
+def _disk_line(error: OSError) -> str:
+    where = error.filename2 or error.filename
+    said = os.strerror(error.errno or 0)
+    return " ".join(f"{os.fsdecode(where) if where else 'a file'}: {said}; {REMEDIES[error.errno or 0]}".splitlines())

@@ -10,11 +10,17 @@ try:
 except ImportError as error:
     raise foreign_package(error) from error
 
-__all__ = ["CheckpointError", "DataError", "ImageError", "PromptError", "UsageError", "UserError"]
+__all__ = ["CheckpointError", "DataError", "ImageError", "OutputError", "PromptError", "UsageError", "UserError"]
 
 
 class UsageError(UserError):
     """What a person asked for cannot be done. `str(error)` is one line that says why and what to do."""
+
+
+class OutputError(UsageError):
+    """Results cannot be written: a full or read-only disk, a file where a folder should be. Exit status 74."""
+
+    status = 74  # EX_IOERR of sysexits.h
 
 
 class DataError(UserError):

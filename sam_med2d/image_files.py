@@ -1,7 +1,5 @@
 """Picture files: found in folders, named, and written as PNG."""
 
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -45,17 +43,6 @@ def check_output(output: Path, source: Path) -> None:
         raise UsageError(f"--output {output}: is where the images are; choose a folder outside {folder}")
 
 
-def without_endings(names: Sequence[str]) -> dict[str, str]:
-    """a/b.png -> a/b, as the base of what is written for it.
-
-    Names that would become one keep their endings.
-    """
-    bare = Counter(Path(name).with_suffix("") for name in names)
-    return {
-        name: name if bare[Path(name).with_suffix("")] > 1 else Path(name).with_suffix("").as_posix() for name in names
-    }
-
-
 def encode_png(image: np.ndarray, level: int | None = None) -> bytes:
     """(H, W) stays grey, (H, W, 3) is BGR; uint8, or bool, which becomes 0 and 255.
 
@@ -77,11 +64,3 @@ def write_png(path: Path, image: np.ndarray, level: int | None = None) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(encode_png(image, level))
-
-
-def png_of(folder: Path, name: str) -> Path:
-    """Where in `folder` the PNG for a path of an index lies: its own name, .png added after any other ending.
-
-    Absolute paths, and those that begin above their folder, come to lie in `folder` too.
-    """
-    return folder / (name if name.lower().endswith(".png") else f"{name}.png").lstrip("./")

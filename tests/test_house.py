@@ -17,7 +17,8 @@ FLOORS = (
     {"inference", "evaluation"},
     {"convert", "drawing", "prompts"},
     {"volumes", "data", "coco", "image_files"},
-    {"errors", "cli", "device", "distributed", "provenance", "seeds", "packages", "regions", "limits"},
+    {"errors", "cli", "device", "distributed", "provenance", "seeds", "packages", "regions", "limits"}
+    | {"outputs", "ownership", "stopping", "json_files"},
 )
 GROUND = FLOORS[-1]  # whose rooms may use one another
 TOP = {
@@ -80,6 +81,15 @@ def test_no_circle() -> None:
 def test_the_model_needs_nothing_of_ours(path: Path) -> None:
     ours = {"sam_med2d", "train", "test", "app", "DataLoader", "metrics", "utils", "scripts"}
     assert not {name.split(".")[0] for name in imports(path)} & ours
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_json_is_read_in_one_place(path: Path) -> None:
+    """Where its depth and size are bounded."""
+    if path.name != "json_files.py":
+        read = {"json.load", "json.loads", "json.JSONDecoder"}
+        text = ast.unparse(ast.parse(path.read_text(encoding="utf-8")))
+        assert not [name for name in read if f"{name}(" in text] and "ijson" not in {*imports(path)}
 
 
 def test_top_level() -> None:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sam_med2d.image_files import encode_png, png_of, write_png
+from sam_med2d.image_files import encode_png, write_png
 
 COLOURS = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 
@@ -53,17 +53,3 @@ def test_an_array_that_is_no_picture_is_refused(shape, kind):
     """OpenCV would make 8 bits of int64 and of floating point numbers, and only warn."""
     with pytest.raises(ValueError, match=re.escape(str(shape))):
         encode_png(np.zeros(shape, kind))
-
-
-@pytest.mark.parametrize(
-    "name, expected",
-    [
-        ("a/b.png", "a/b.png"),
-        ("a.PNG", "a.PNG"),
-        ("a.jpg", "a.jpg.png"),
-        ("../x/a.png", "x/a.png"),
-        ("/data/a.png", "data/a.png"),
-    ],
-)
-def test_every_name_of_an_index_has_its_place_in_the_folder(name, expected):
-    assert png_of(Path("out"), name) == Path("out") / expected

@@ -26,8 +26,10 @@ from sam_med2d.cli import add_flag, ending_in_one_line
 from sam_med2d.data.reading import read_image
 from sam_med2d.drawing import overlay
 from sam_med2d.errors import UsageError
-from sam_med2d.image_files import check_output, find_images, without_endings, write_png
+from sam_med2d.image_files import check_output, find_images, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
+from sam_med2d.outputs import check_no_input, distinct, place, without_endings
+from sam_med2d.ownership import check_writable
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.files import replacing
 
@@ -83,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@ending_in_one_line()
+@ending_in_one_line(kept="what was written is whole; the same command starts anew")
 def main(argv: list[str] | None = None) -> None:
     run(parse_args(argv))
 
@@ -91,6 +93,11 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     folder, images = find_images(args.input)
     check_output(args.output, args.input)
+    check_writable(args.output)
+    places = distinct(without_endings(images))  # an image's masks lie in a folder, or a file beside it
+    stems = [args.output / places[name] for name in images]
+    outputs = [path for stem in stems for path in (stem, Path(f"{stem}.json"), Path(f"{stem}_overlay.png"))]
+    check_no_input(outputs, [folder / name for name in images])
     options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     model = load_segmenter(args)
     try:
@@ -98,11 +105,11 @@ def run(args: argparse.Namespace) -> None:
         generator = SamAutomaticMaskGenerator(model, output_mode=mode, **options)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    count, bare = 0, without_endings(images)
+    count = 0
     for name in tqdm(images, unit="image", dynamic_ncols=True):
         image = read_image(str(folder / name))
         masks = generator.generate(image, "BGR")
-        stem = args.output / bare[name]
+        stem = place(args.output, places[name])
         if args.convert_to_rle:
             with replacing(stem.with_name(f"{stem.name}.json")) as path:
                 path.write_text(json.dumps(masks), encoding="utf-8")
@@ -117,7 +124,8 @@ def run(args: argparse.Namespace) -> None:
 def write_folder(folder: Path, masks: list[dict[str, Any]]) -> None:
     if (folder / "metadata.csv").exists():  # an earlier run may have found more
         for left in folder.glob("[0-9]*.png"):
-            left.unlink()
+            if left.stem.isdecimal():  # other names are of images that lie in a folder of this one's name
+                left.unlink()
     for number, mask in enumerate(masks):
         write_png(folder / f"{number}.png", mask["segmentation"])
     with replacing(folder / "metadata.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:

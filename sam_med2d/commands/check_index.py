@@ -41,6 +41,7 @@ from sam_med2d.data.metadata import METADATA
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import write_png
+from sam_med2d.outputs import check_no_input
 
 AREAS = (0, 0.001, 0.01, 0.1, 0.5, 1)  # bounds of the classes of area, as shares of the image
 LABELS_SHOWN = 40
@@ -113,6 +114,9 @@ def fix(splits: list[Split], folder: str, output: Path) -> None:
     """Write what is left into the folder `output`. Raises UsageError."""
     if output.resolve() == Path(folder).resolve():
         raise UsageError(f"--fix {output}: is the folder that is checked, and sources are not written to; name another")
+    check_no_input(
+        (output / Path(split.index.source).name for split in splits), (split.index.source for split in splits)
+    )
     output.mkdir(parents=True, exist_ok=True)
     for split in splits:
         images, masks = write_clean(split, output)
@@ -133,6 +137,7 @@ def write_sheet(splits: list[Split], path: Path, count: int, seed: int) -> None:
     candidates = [(split, i) for split in splits for i in np.flatnonzero(split.pixels).tolist()]
     if not candidates:
         raise UsageError(f"--sheet {path}: there is no image that can be read")
+    check_no_input([path], (split.index.path(name) for split in splits for i in split.index for name in (i[0], *i[1])))
     chosen = np.random.default_rng(seed).choice(len(candidates), min(count, len(candidates)), replace=False)
     tiles = [_tile(*candidates[k]) for k in sorted(chosen.tolist())]
     write_png(path, drawing.grid(tiles))

@@ -22,14 +22,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sam_med2d.cli import add_flag, ending_in_one_line, finish
+from sam_med2d.cli import add_flag, ending_in_one_line
 from sam_med2d.convert.cases import Case, Converter
 from sam_med2d.convert.classes import Classes, parse_classes
 from sam_med2d.convert.objects import PAPER_MIN_AREA, PAPER_MIN_ASPECT, Preparation
 from sam_med2d.convert.pipeline import convert
 from sam_med2d.convert.splits import Splits, read_split_file
+from sam_med2d.convert.writer import WRITTEN, check_apart
 from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
 from sam_med2d.errors import UsageError
+from sam_med2d.outputs import check_no_input
+from sam_med2d.ownership import owned
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, check_windows, parse_windows
 from sam_med2d.volumes.limits import MOST_VOXELS
 
@@ -446,14 +449,16 @@ def run_sa_med2d(args: argparse.Namespace) -> None:
 
     if args.split_seed is None:
         raise UsageError("--split_seed auto: is for small data sets, whose splits may stay empty; give a number")
-    index_sa_med2d(
-        args.folder,
-        args.output,
-        splits_of(args),
-        exclude_defects=args.exclude_defects,
-        datasets=tuple(args.datasets),
-        modalities=tuple(args.modalities),
-    )
+    splits = splits_of(args)
+    with owned(args.output, "make-index"):
+        index_sa_med2d(
+            args.folder,
+            args.output,
+            splits,
+            exclude_defects=args.exclude_defects,
+            datasets=tuple(args.datasets),
+            modalities=tuple(args.modalities),
+        )
 
 
 def _convert(
@@ -465,28 +470,28 @@ def _convert(
     cases = find()
     if isinstance(intensity := getattr(converter, "intensity", None), Intensity):
         check_windows(intensity, {modality for case in cases for _, modality in case.data["images"]})
-    convert(
-        cases,
-        converter,
-        args.output,
-        args.dataset or args.output.resolve().name,
-        splits,
-        sources=sources,
-        num_workers=args.num_workers,
-        skip_bad_cases=args.skip_bad_cases,
-        prune=args.prune,
-    )
+    check_apart(args.output, sources)
+    check_no_input([args.output / name for name in WRITTEN], sources)
+    with owned(args.output, "make-index"):
+        convert(
+            cases,
+            converter,
+            args.output,
+            args.dataset or args.output.resolve().name,
+            splits,
+            sources=sources,
+            num_workers=args.num_workers,
+            skip_bad_cases=args.skip_bad_cases,
+            prune=args.prune,
+        )
 
 
-@ending_in_one_line()
+@ending_in_one_line(kept="the same command goes on where this one was")
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if "orientation" in args:
         use_reading_flags(args)
-    try:
-        args.run(args)
-    except KeyboardInterrupt:
-        finish("stopped; the same command goes on where this one was")
+    args.run(args)
 
 
 if __name__ == "__main__":

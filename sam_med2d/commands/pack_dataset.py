@@ -23,7 +23,8 @@ from sam_med2d.cli import check_numbers, ending_in_one_line
 from sam_med2d.data.cache import PackedCache, open_cache
 from sam_med2d.data.datasets import shrunk, start_worker
 from sam_med2d.data.index import Index, read_index
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.errors import DataError, OutputError
+from sam_med2d.ownership import owned
 
 BAD_SHOWN = 10  # bad files that are named; the rest are counted
 
@@ -67,21 +68,13 @@ class Packing(Dataset):
 
 
 def run(args: argparse.Namespace) -> int:
-    """-> how many files could not be packed. Raises DataError, UsageError."""
+    """-> how many files could not be packed. Raises DataError, OutputError, UsageError."""
     index = read_index(args.data_path, args.split)
     cache = open_cache(args.cache, index, args.image_size)
     if cache is None:
-        raise UsageError(f"--cache {args.cache}: nothing can be packed there; name a folder that can be written")
-    wrong: list[str] = []
-    loader = DataLoader(
-        Packing(index, cache), batch_size=None, num_workers=args.num_workers, worker_init_fn=start_worker
-    )
-    for found in tqdm(loader, desc=f"packing {args.split}", unit="image", dynamic_ncols=True):
-        wrong += found
-        if cache.full:
-            raise UsageError(
-                f"the disk of {cache.folder} is full; make room and run this again, or train with what is packed"
-            )
+        raise OutputError(f"--cache {args.cache}: nothing can be packed there; name a folder that can be written")
+    with owned(Path(cache.folder), "pack-dataset"):
+        wrong = pack(args, index, cache)
     for line in wrong[:BAD_SHOWN]:
         print(f"left out: {line}", file=sys.stderr)
     if len(wrong) > BAD_SHOWN:
@@ -97,7 +90,22 @@ def run(args: argparse.Namespace) -> int:
     return len(wrong)
 
 
-@ending_in_one_line()
+def pack(args: argparse.Namespace, index: Index, cache: PackedCache) -> list[str]:
+    """-> what is wrong with each file that could not be packed. Raises OutputError."""
+    wrong: list[str] = []
+    loader = DataLoader(
+        Packing(index, cache), batch_size=None, num_workers=args.num_workers, worker_init_fn=start_worker
+    )
+    for found in tqdm(loader, desc=f"packing {args.split}", unit="image", dynamic_ncols=True):
+        wrong += found
+        if cache.full:
+            raise OutputError(
+                f"the disk of {cache.folder} is full; make room and run this again, or train with what is packed"
+            )
+    return wrong
+
+
+@ending_in_one_line(kept="what is packed stays; the same command goes on")
 def main(argv: list[str] | None = None) -> None:
     if run(parse_args(argv)):
         raise SystemExit(1)

@@ -39,9 +39,11 @@ from sam_med2d.coco import Annotations
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.drawing import overlay
 from sam_med2d.errors import DataError
-from sam_med2d.image_files import ENDINGS, check_output, find_images, without_endings, write_png
+from sam_med2d.image_files import ENDINGS, check_output, find_images, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
 from sam_med2d.inference.prompt_tables import Wanted, prompt_of, wanted_by_file
+from sam_med2d.outputs import cell, check_no_input, distinct, place, without_endings
+from sam_med2d.ownership import check_writable
 from segment_anything import BACKGROUND, FOREGROUND, PromptError, SamPredictor
 from segment_anything.files import replacing
 
@@ -88,7 +90,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-@ending_in_one_line()
+@ending_in_one_line(kept="what was written is whole; the same command starts anew")
 def main(argv: list[str] | None = None) -> None:
     run(parse_args(argv))
 
@@ -102,23 +104,25 @@ def run(args: argparse.Namespace) -> None:
         wanted, masks = {name: wanted_by_flags(args) for name in images}, folder
     if len(wanted) < len(images):
         print(f"{len(images) - len(wanted)} of {len(images)} images have no prompts in {args.prompts} and are left out")
+    check_places(args, folder, wanted, masks)
     predictor = SamPredictor(load_segmenter(args))
     annotations, rows = Annotations(), []
-    bare = without_endings([*wanted])
+    mask_files, overlays = places_of(wanted)
     try:
         for name, objects in tqdm(wanted.items(), unit="image", dynamic_ncols=True):
             image = read_image(str(folder / name))
             predicted = predict(predictor, image, name, objects, args.multimask, masks)
             number = annotations.add_image(name, image.shape[:2])
-            for one, file in zip(predicted, file_names(bare[name], [one.name for one in predicted])):
-                write_png(args.output / "masks" / file, one.mask)
-                rows.append([name, one.name, file, f"{one.iou:.4f}", int(one.mask.sum())])
+            for i, one in enumerate(predicted):
+                file = mask_files[name, i]
+                write_png(place(args.output, f"masks/{file}"), one.mask)
+                rows.append([cell(name), cell(one.name), cell(file), f"{one.iou:.4f}", int(one.mask.sum())])
                 if one.mask.any():
                     annotations.add_object(number, one.name, one.mask, one.iou)
             if args.save_overlays:
                 labels = [f"{one.name} {one.iou:.2f}" for one in predicted]
                 picture = overlay(image, [one.mask for one in predicted], [one.prompt for one in objects], labels)
-                write_png(args.output / "overlays" / f"{bare[name]}.png", picture)
+                write_png(place(args.output, f"overlays/{overlays[name]}"), picture)
     finally:  # also of the images before one that cannot be read
         write_tables(args.output, annotations, rows)
     empty = sum(area == 0 for *_, area in rows)
@@ -127,6 +131,27 @@ def run(args: argparse.Namespace) -> None:
         + (f", {empty} of them empty" if empty else "")
         + f": {args.output}"
     )
+
+
+def check_places(args: argparse.Namespace, folder: Path, wanted: dict[str, list[Wanted]], masks: Path) -> None:
+    """Raises UsageError where results cannot be written, or would be written over what is read."""
+    check_writable(args.output)
+    outputs = [args.output / name for name in ("masks", "overlays", "annotations.json", "objects.csv")]
+    prompts = [masks / one.mask for objects in wanted.values() for one in objects if one.mask]
+    check_no_input(outputs, [*(folder / name for name in wanted), *prompts, *filter(None, [args.prompts])])
+
+
+def places_of(wanted: dict[str, list[Wanted]]) -> tuple[dict[tuple[str, int], str], dict[str, str]]:
+    """Where the mask of each image's objects lies, by image and number, and the overlay of each image: no two in one
+    place.
+    """
+    bare = without_endings([*wanted])
+    masks = {
+        (name, i): file
+        for name, objects in wanted.items()
+        for i, file in enumerate(file_names(bare[name], [one.name for one in objects]))
+    }
+    return distinct(masks), distinct({name: f"{bare[name]}.png" for name in wanted})
 
 
 def write_tables(output: Path, annotations: Annotations, rows: list[list]) -> None:

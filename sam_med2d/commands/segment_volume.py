@@ -38,6 +38,8 @@ from sam_med2d.cli import add_flag, ending_in_one_line
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import check_output, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
+from sam_med2d.outputs import check_no_input
+from sam_med2d.ownership import check_writable
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
 from sam_med2d.volumes.limits import MOST_VOXELS
 from sam_med2d.volumes.prompts import Object3d, check_inside, object_of, objects_of_file
@@ -176,7 +178,7 @@ def object_of_flags(args: argparse.Namespace) -> Object3d:
     return object_of(args.axis, args.point or [], args.background or [], args.box or [])
 
 
-@ending_in_one_line()
+@ending_in_one_line(kept="nothing was written")
 def main(argv: list[str] | None = None) -> None:
     run(parse_args(argv))
 
@@ -193,6 +195,12 @@ def run(args: argparse.Namespace) -> None:
     args.axis = args.axis or axis
     if args.output.exists() and args.input.is_file() and args.output.samefile(args.input):
         raise UsageError(f"--output {args.output}: is the volume itself; choose another name")
+    base = args.output.with_name(stem_of(args.output))
+    table, shown = base.with_name(f"{base.name}.csv"), base.with_name(f"{base.name}.png")
+    check_writable(args.output.parent)
+    files = files_of(args.input)
+    read = [files] if isinstance(files, str) else files
+    check_no_input([args.output, table, shown], [*read, *filter(None, [args.prompts])])
     objects = objects_of_file(args.prompts, args.axis) if args.prompts else [object_of_flags(args)]
     for one in objects:
         check_inside(one, stored.GetSize(), str(args.prompts or args.input))
@@ -224,16 +232,15 @@ def run(args: argparse.Namespace) -> None:
             )
     labels = label_volume(results, array.shape)
     write_labels(args.output, labels, scan, stored)
-    base = args.output.with_name(stem_of(args.output))
     rows = [row_of(result, labels, stored, scan) for result in results]
-    write_table(base.with_name(f"{base.name}.csv"), rows)
+    write_table(table, rows)
     for row in rows:
         print(
             f"{row['name']}: {row['voxels']} voxels, {row['millilitres']} ml, slices {row['first_slice']} to "
             f"{row['last_slice']} along {row['axis']} ({row['first_end']}; {row['last_end']}), "
             f"predicted IoU {row['mean_predicted_iou']}"
         )
-    write_png(base.with_name(f"{base.name}.png"), picture(results, along, labels))
+    write_png(shown, picture(results, along, labels))
     print(f"labels: {args.output}")
     if warning := warning_of(rows):
         print(warning)

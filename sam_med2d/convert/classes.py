@@ -1,6 +1,5 @@
 """The values of label maps: which there are, and which class each stands for."""
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import numpy as np
 
 from sam_med2d.data.tables import rows_of
 from sam_med2d.errors import DataError, UsageError
+from sam_med2d.json_files import read_bounded, read_json
 
 BACKGROUND = 0
 SHOWN = 8  # values that an error lists
@@ -115,24 +115,19 @@ def _parse_values(name: str, value: object) -> tuple[tuple[int, ...], bool]:
 
 
 def _read_table(path: str) -> list[tuple[str, object]]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"--classes {path}: cannot be read ({error}); give name=value words, or a file of JSON or CSV"
-        ) from error
+    remedy = "give --classes name=value words, or a file of JSON or CSV"
     if os.path.splitext(path)[1].lower() == ".json":
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise UsageError(f"--classes {path}: not valid JSON ({error})") from error
+        content = read_json(path, remedy, error=UsageError)
         table = content.get("labels", content) if isinstance(content, dict) else None
         if not isinstance(table, dict):
             raise UsageError(f"--classes {path}: must hold {{name: value}}")
         if all(isinstance(name, str) and re.fullmatch(r"\d+", value) for value, name in table.items()):
             return [(name, int(value)) for value, name in table.items()]
         return list(table.items())
+    try:
+        text = read_bounded(path, remedy, error=UsageError).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--classes {path}: is not UTF-8 text ({error}); {remedy}") from error
     pairs: list[tuple[str, object]] = []
     for _, line in rows_of(text, f"--classes {path}", UsageError):
         cells = [cell.strip() for cell in line]

@@ -1,6 +1,5 @@
 """A source of COCO instances: polygons and run-length encodings, one object an annotation."""
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from sam_med2d.data.decoding import is_turned, open_picture
 from sam_med2d.data.names import with_slashes
 from sam_med2d.data.reading import read_image
 from sam_med2d.errors import DataError
+from sam_med2d.json_files import LARGE, read_json
 
 SHOWN = 5  # bad annotations that are named
 NO = ("", "0", "None", "False", "false")  # of iscrowd
@@ -198,12 +198,7 @@ def _document(path: Path) -> _Document:
 
 
 def _read(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from error
+    content = read_json(path, "give a file of COCO instances", most=LARGE)
     wanted = {"images": ("id", "file_name"), "annotations": (), "categories": ("id", "name")}
     for key, fields in wanted.items():
         entries = content.get(key) if isinstance(content, dict) else None

@@ -1,6 +1,5 @@
 """A source of nnU-Net v2: dataset.json, imagesTr, labelsTr and, where they are, imagesTs with labelsTs."""
 
-import json
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from sam_med2d.convert.classes import BACKGROUND, Classes
 from sam_med2d.convert.images import SUFFIXES as PICTURES
 from sam_med2d.convert.patterns import below, groups_of, some, walk
 from sam_med2d.errors import DataError, UsageError
+from sam_med2d.json_files import read_json
 
 FOLDERS = (("imagesTr", "labelsTr", ""), ("imagesTs", "labelsTs", "test"))
 
@@ -16,14 +16,7 @@ FOLDERS = (("imagesTr", "labelsTr", ""), ("imagesTs", "labelsTs", "test"))
 def read_dataset(folder: Path) -> dict:
     """dataset.json, checked. Raises DataError."""
     path = folder / "dataset.json"
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); give the folder of one dataset, such as Dataset001_Name"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from error
+    content = read_json(path, "give the folder of one dataset, such as Dataset001_Name")
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}; it must be an object")
     if "channel_names" not in content and "modality" in content:

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -32,8 +31,9 @@ from sam_med2d.convert.writer import (
     remove_stale_indexes,
     write_case,
 )
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.errors import DataError, OutputError
 from sam_med2d.seeds import seed_of
+from sam_med2d.stopping import leave_signals_to_the_parent
 
 VERSION = 2  # of what a conversion writes; raised when the same source would give other files
 SHOWN = 5  # bad cases that an error lists
@@ -98,8 +98,8 @@ def convert(
         )
 
 
-def _writing(error: OSError, output: Path) -> UsageError:
-    return UsageError(
+def _writing(error: OSError, output: Path) -> OutputError:
+    return OutputError(
         f"{error.filename or output}: cannot be written ({error.strerror}); make room or choose another "
         "--output, and run again: what is done stays"
     )
@@ -153,7 +153,7 @@ def _without_folders(data: object, files: set[str]) -> object:
 
 
 def _convert_one(converter: Converter, output: Path, dataset: str, case: Case, fingerprint: str) -> str:
-    """-> what is wrong with the case, or nothing. Raises UsageError if the output cannot be written."""
+    """-> what is wrong with the case, or nothing. Raises OutputError if the output cannot be written."""
     tally = Tally()
     try:
         write_case(output, dataset, case, converter.pictures(case, tally), fingerprint, tally)
@@ -204,7 +204,7 @@ def _in_processes(
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which lets running cases finish
+    leave_signals_to_the_parent(end_on_sigterm=True)  # which lets running cases finish
     cv2.setNumThreads(0)  # processes are the parallelism; threads inside them only compete
 
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import ijson
 from tqdm import tqdm
 
 from sam_med2d.convert.splits import SPLITS, Splits
 from sam_med2d.convert.writer import check_apart, index_files, remove_stale_indexes
 from sam_med2d.data.names import CLASS_NAMES, Name, parse_name, read_class_names
 from sam_med2d.errors import DataError, UsageError
+from sam_med2d.json_files import JsonError, entries_of
 
 INDEX = "SAMed2D_v1.json"
 
@@ -166,7 +166,7 @@ def _entries(path: Path) -> Iterator[tuple[str, list[str]]]:
         with open(path, "rb") as file:
             size = path.stat().st_size
             with tqdm.wrapattr(file, "read", total=size, desc="reading", dynamic_ncols=True) as watched:
-                for image, masks in ijson.kvitems(watched, "", buf_size=1 << 20):
+                for image, masks in entries_of(watched):
                     if not isinstance(masks, list) or not all(isinstance(mask, str) for mask in masks):
                         raise DataError(
                             f"{path}: wrong value for {image!r}; the file must be {{image path: [mask path, ...]}}"
@@ -174,5 +174,5 @@ def _entries(path: Path) -> Iterator[tuple[str, list[str]]]:
                     yield image, masks
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the folder that holds it") from error
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({str(error).splitlines()[0]}); copy it again") from error
+    except JsonError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); copy it again") from error

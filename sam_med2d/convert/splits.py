@@ -1,11 +1,11 @@
 """Which split a case is in. By case, never by slice, and by its name alone: adding cases moves none of the others."""
 
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
 
 from sam_med2d.errors import UsageError
+from sam_med2d.json_files import read_json
 from sam_med2d.seeds import seed_of
 
 SPLITS = ("train", "val", "test")
@@ -87,11 +87,7 @@ def read_split_file(path: str | os.PathLike) -> tuple[dict[str, str], ...]:
 
     Raises UsageError: not readable, of another shape, or a case in two splits.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as JSON ({error}); give a file of {{split: [case, ...]}}") from error
+    content = read_json(path, "give a file of {split: [case, ...]}", error=UsageError)
     folds = content if isinstance(content, list) else [content]
     fixed = []
     for fold in folds:

@@ -29,10 +29,12 @@ from sam_med2d.convert.splits import SPLITS
 from sam_med2d.data.metadata import COLUMNS, METADATA
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import encode_png
+from sam_med2d.json_files import LARGE, parse_json
 from segment_anything.files import replacing
 
 RECEIPTS = ".cases"
 PARTIAL = ".partial"
+WRITTEN = ("images", "masks", RECEIPTS, PARTIAL)  # folders of the output; cases in them are written over
 LONGEST_NAME = 60  # characters of a part of a file name
 MOST_BYTES = 230  # of all parts together; file systems allow 255, with the number and the ending
 
@@ -77,7 +79,7 @@ def folder_of(dataset: str, case: Case) -> str:
 def read_receipt(output: Path, folder: str) -> dict | None:
     """The receipt of a case that was converted whole, else None."""
     try:
-        return json.loads((output / RECEIPTS / f"{folder}.json").read_bytes())
+        return parse_json((output / RECEIPTS / f"{folder}.json").read_bytes(), LARGE)
     except FileNotFoundError:
         return None
     except ValueError:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from xxhash import xxh3_64_hexdigest, xxh3_128
 
 from sam_med2d.errors import DataError
+from sam_med2d.json_files import parse_json
 from segment_anything.files import replacing
 
 FORMAT = 1  # of the copies; raise it when their content changes
@@ -45,7 +46,7 @@ class Columns:
         facts = reader.get_batch_with_custom_metadata(last).custom_metadata if last >= 0 else None
         if facts is None or b"facts" not in facts:
             raise ValueError("not a copy")
-        self.facts: dict = json.loads(facts[b"facts"])
+        self.facts: dict = parse_json(facts[b"facts"])
         if self.facts["format"] != FORMAT:
             raise ValueError("a copy of another version")
         self.batches = [reader.get_batch(i) for i in range(last)]

@@ -28,6 +28,7 @@ from filelock import FileLock
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
 from sam_med2d.data.index import Index
+from sam_med2d.json_files import parse_json
 from segment_anything.files import replacing
 
 FORMAT = 1  # of the files, and of how images and masks are read and resized; raise it with either
@@ -162,7 +163,7 @@ def open_cache(folder: str | os.PathLike, index: Index, image_size: int) -> Pack
 
 def _is_whole(folder: Path, settings: dict, index: Index, image_size: int) -> bool:
     try:
-        return json.loads((folder / "settings.json").read_text()) == settings and all(
+        return parse_json((folder / "settings.json").read_bytes()) == settings and all(
             (folder / name).stat().st_size == length for name, length in _lengths(index, image_size).items()
         )
     except (OSError, ValueError):

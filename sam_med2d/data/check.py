@@ -29,6 +29,7 @@ from sam_med2d.data.metadata import Metadata
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.data.visible import is_flat, is_hidden
 from sam_med2d.errors import DataError
+from sam_med2d.stopping import leave_signals_to_the_parent
 
 KINDS = (
     *("missing", "unreadable", "size", "values", "orientation", "metadata", "disagree", "empty", "full", "flat"),
@@ -123,13 +124,18 @@ def _problem(path: str, error: DataError) -> Problem:
     return Problem(error.kind or "unreadable", str(error))
 
 
+def _start_worker(index: Index) -> None:
+    leave_signals_to_the_parent(end_on_sigterm=True)
+    _use(index)
+
+
 def looked_at(index: Index, workers: int) -> Generator[Found, None, None]:
     """Every image, in order."""
     if workers == 1:
         _use(index)
         yield from map(_look, range(len(index)))
         return
-    with Pool(workers, _use, [index]) as pool:
+    with Pool(workers, _start_worker, [index]) as pool:
         yield from pool.imap(_look, range(len(index)), chunksize=16)
 
 

@@ -36,6 +36,7 @@ from sam_med2d.data.index import Index, read_index
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.data.samplers import BalancedSampler, EpochSampler, balance_of, stream_of
 from sam_med2d.errors import DataError
+from sam_med2d.stopping import leave_signals_to_the_parent
 
 if TYPE_CHECKING:  # it takes a second to import, and only augmented training needs it
     from albumentations import Compose
@@ -257,4 +258,5 @@ def _loader_options(num_workers: int) -> dict:
 
 
 def start_worker(worker: int) -> None:
+    leave_signals_to_the_parent(end_on_sigterm=False)
     cv2.setNumThreads(0)  # workers are the parallelism; threads inside them only compete

@@ -1,6 +1,5 @@
 """A JSON index -> columns: images in the order of their first appearance, each with its masks."""
 
-import json
 import os
 import tempfile
 from array import array
@@ -8,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import BinaryIO
 
-import ijson
 import numpy as np
 import pyarrow as pa
 from xxhash import xxh3_64_intdigest
@@ -17,6 +15,7 @@ from sam_med2d.data import arrow_copy as copies
 from sam_med2d.data.arrow_copy import Columns, Write, columns_of, in_memory
 from sam_med2d.data.names import with_slashes
 from sam_med2d.errors import DataError
+from sam_med2d.json_files import JsonError, entries_of, parse_json
 
 # Names are kept as bytes: a file name need not be valid Unicode.
 SCHEMA = pa.schema({"image": pa.binary(), "masks": pa.list_(pa.binary())})
@@ -87,7 +86,7 @@ def _entries(source: str, file: BinaryIO, shape: str) -> Iterable[tuple[str, obj
     """Key and value of each entry of the JSON object in a file; a large file is parsed as it is read."""
     try:
         if os.stat(source).st_size < copies.COPY_FROM:
-            entries = json.loads(file.read(), object_pairs_hook=_Pairs)
+            entries = parse_json(file.read(copies.COPY_FROM + 1), copies.COPY_FROM, _Pairs)
             if not isinstance(entries, _Pairs):
                 raise DataError(f"{source}: holds a {type(entries).__name__}; it must be {shape}")
             yield from entries
@@ -95,12 +94,11 @@ def _entries(source: str, file: BinaryIO, shape: str) -> Iterable[tuple[str, obj
             with open(source, "rb") as start:
                 if not start.read(1 << 10).lstrip().startswith(b"{"):
                     raise DataError(f"{source}: does not start with {{; it must be {shape}")
-            yield from ijson.kvitems(file, "", buf_size=1 << 20)
+            yield from entries_of(file)
     except DataError:
         raise
-    except (ijson.JSONError, ValueError) as error:  # bad JSON and bad UTF-8 alike
-        said = str(error).splitlines()[0]
-        raise DataError(f"{source}: not valid JSON ({said}); write the index again") from error
+    except JsonError as error:
+        raise DataError(f"{source}: not valid JSON ({error}); write the index again") from error
 
 
 def _write_groups(groups: Iterable[tuple[str, list[str]]], write: Write, scratch: str | None = None) -> dict:

@@ -12,6 +12,7 @@ from xxhash import xxh3_64_intdigest
 
 from sam_med2d.data.arrow_copy import Columns
 from sam_med2d.errors import DataError
+from sam_med2d.json_files import parse_json
 from segment_anything.files import replacing
 
 MISSING_SHOWN = 3  # missing paths an error lists; the rest are counted
@@ -147,7 +148,7 @@ def _read_checked(columns: Columns, root: str) -> dict[str, int | None]:
         return {}
     try:
         with open(f"{columns.path}.checked", "rb") as file:
-            checked = json.load(file)
+            checked = parse_json(file.read())
         return checked["folders"] if (checked["hash"], checked["root"]) == (columns.facts["hash"], root) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -4,12 +4,12 @@ parse_name("masks/ct_00--AbdomenCT1K--Case_00011--x_0040--0003_000.png").dataset
 read_class_names("data/SAMed2D_v1_class_mapping_id.json")["AbdomenCT1K"]                # {'liver': 1, ...}
 """
 
-import json
 import os
 import re
 from typing import NamedTuple
 
 from sam_med2d.errors import DataError
+from sam_med2d.json_files import read_json
 
 CLASS_NAMES = "SAMed2D_v1_class_mapping_id.json"
 
@@ -60,13 +60,7 @@ def parse_name(path: str | os.PathLike) -> Name | None:
 
 def read_class_names(path: str | os.PathLike) -> dict[str, dict[str, int]]:
     """SAMed2D_v1_class_mapping_id.json -> {dataset: {class name: id}}. Raises DataError."""
-    try:
-        with open(path, "rb") as file:
-            classes = json.load(file)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); get the file again") from error
+    classes = read_json(path, "get the file again, or check its permissions")
     if not isinstance(classes, dict):
         raise DataError(f"{path}: holds a {type(classes).__name__}; it must be {{dataset: {{class name: id}}}}")
     for dataset, ids in classes.items():

@@ -21,6 +21,7 @@ from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.drawing import tile
 from sam_med2d.evaluation.estimates import scored as scored_rows
 from sam_med2d.evaluation.evaluate import Scored
+from sam_med2d.json_files import parse_json
 from sam_med2d.prompts.modes import Mode
 from segment_anything import Prompts
 
@@ -85,9 +86,9 @@ def _find(folder: Path, processes: int, mask: str, mode: str) -> tuple[Tensor, P
         finally:
             store.close()
         if found:
-            height, width = json.loads(found[0])
+            height, width = parse_json(found[0])
             bits = np.unpackbits(np.frombuffer(zlib.decompress(found[1]), np.uint8), count=height * width)
-            prompts = (None if p is None else torch.tensor([p]) for p in json.loads(found[2]))
+            prompts = (None if p is None else torch.tensor([p]) for p in parse_json(found[2]))
             return torch.from_numpy(bits.reshape(height, width).astype(bool)), Prompts(*prompts)
     raise LookupError(f"no prediction of {mask} in mode {mode} was kept")
 

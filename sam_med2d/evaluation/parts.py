@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sam_med2d.evaluation.rows import Row
+from sam_med2d.json_files import LARGE, parse_json
 
 
 class Part:
@@ -36,7 +37,7 @@ def merged(folder: Path, processes: int) -> Iterator[tuple[int, list[Row], dict]
     def lines(rank: int) -> Iterator[tuple[int, list[Row], dict]]:
         with open(part_file(folder, rank), encoding="utf-8") as file:
             for line in file:
-                number, rows, prompts = json.loads(line)
+                number, rows, prompts = parse_json(line, LARGE)
                 yield number, rows, prompts
 
     return heapq.merge(*(lines(rank) for rank in range(processes)), key=lambda image: image[0])

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -14,13 +15,15 @@ from sam_med2d import drawing
 from sam_med2d.data.batch import Batch
 from sam_med2d.data.datasets import TestingDataset
 from sam_med2d.data.description import Describer
+from sam_med2d.data.index import Index
 from sam_med2d.evaluation.columns import CLICKS, METRICS, SURFACES, computed_from
 from sam_med2d.evaluation.evaluate import Scored
 from sam_med2d.evaluation.gallery import Predictions, shown_in_gallery, tiles_of
 from sam_med2d.evaluation.parts import Part
 from sam_med2d.evaluation.rows import SCORED, Row
 from sam_med2d.evaluation.surface import surface_metrics
-from sam_med2d.image_files import png_of, write_png
+from sam_med2d.image_files import write_png
+from sam_med2d.outputs import distinct, place, png_name
 from sam_med2d.prompts.files import record_prompts
 from sam_med2d.prompts.modes import Mode
 from segment_anything.geometry import is_paper
@@ -45,7 +48,7 @@ def record(
     own: the numbers of its images, in the order of `scores`.
     """
     key_of = file_keys(mask for _, masks in dataset.index for mask in masks)
-    picture_of = file_keys(image for image, _ in dataset.index)
+    places = places_of(dataset.index) if args.save_pred else Places({}, {})
     part = Part(folder, rank)
     paper = is_paper(args.protocol)
     kept = Predictions(folder, rank, paper) if args.report else None
@@ -68,7 +71,7 @@ def record(
             if args.save_pred:
                 paused = time.monotonic()
                 for one in scored:
-                    save_predictions(folder, batch, one, dataset, key_of, picture_of, paper)
+                    save_predictions(folder, batch, one, dataset, places, paper)
                 drawing_time += time.monotonic() - paused
             bar.update()
     part.close()
@@ -163,17 +166,33 @@ def file_keys(paths: Iterable[str]) -> Callable[[str], str]:
     return lambda path: path if os.path.basename(path) in shared else os.path.basename(path)
 
 
+class Places(NamedTuple):
+    """Where predictions lie below the folder of their mode: {mask or image of the index: path}."""
+
+    masks: dict[str, str]
+    overlays: dict[str, str]
+
+
+def places_of(index: Index) -> Places:
+    """By file name, or by the whole path where two files have one name; no two in one place."""
+    key_of = file_keys(mask for _, masks in index for mask in masks)
+    picture_of = file_keys(image for image, _ in index)
+    return Places(
+        distinct({mask: png_name(key_of(mask)) for _, masks in index for mask in masks}),
+        distinct({image: png_name(picture_of(image)) for image, _ in index}),
+    )
+
+
 def save_predictions(
     folder: Path,
     batch: Batch,
     scored: Scored,
     dataset: TestingDataset,
-    key_of: Callable[[str], str],
-    picture_of: Callable[[str], str],
+    places: Places,
     paper: bool,
 ) -> None:
     """Masks as 0/255 PNG at the original size, and one overlay an image: a tile an object, prompts drawn."""
     for name, mask in zip(scored.names, scored.masks):
-        write_png(png_of(folder / "masks" / scored.mode.name, key_of(name)), mask.numpy())
-    overlay = png_of(folder / "overlays" / scored.mode.name, picture_of(batch.image_names[scored.image]))
-    write_png(overlay, drawing.grid(tiles_of(batch, scored, dataset.index, paper)))
+        write_png(place(folder, f"masks/{scored.mode.name}/{places.masks[name]}"), mask.numpy())
+    overlay = f"overlays/{scored.mode.name}/{places.overlays[batch.image_names[scored.image]]}"
+    write_png(place(folder, overlay), drawing.grid(tiles_of(batch, scored, dataset.index, paper)))

@@ -17,6 +17,7 @@ from typing import Any
 
 from sam_med2d.errors import DataError
 from sam_med2d.evaluation.columns import METRICS
+from sam_med2d.json_files import read_json
 from segment_anything.files import replacing
 from segment_anything.geometry import PAPER
 
@@ -116,10 +117,7 @@ def read_results(folder: Path) -> Results | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: is not readable JSON ({error}); run test.py again") from error
+    content = read_json(path, "run test.py again")
     try:
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}")

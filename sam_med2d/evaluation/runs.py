@@ -1,6 +1,5 @@
 """Finished runs of test.py, and whether they can be compared: the same objects, the same data, the same prompts."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ import pandas as pd
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.results import Results, read_results
 from sam_med2d.evaluation.rows import SCORED, read_rows
+from sam_med2d.json_files import LARGE, read_json
 
 
 class Run(NamedTuple):
@@ -178,10 +178,7 @@ def _starts(run: Run) -> dict[str, dict[str, object]]:
     path = run.folder / "prompts.json"
     if not path.is_file():
         return {}
-    try:
-        objects = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: is not readable JSON ({error}); run test.py again") from error
+    objects = read_json(path, "run test.py again", most=LARGE)
     if not isinstance(objects, dict):
         raise DataError(f"{path}: is no prompts file of test.py; run test.py again")
     found = {}

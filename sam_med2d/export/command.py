@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from sam_med2d.export.quantize import quantize
 from sam_med2d.image_files import find_images
 from sam_med2d.inference.backends import OnnxRuntimeSession, Session
 from sam_med2d.inference.models import add_model_flags, load_model, weights_file
+from sam_med2d.outputs import folded
+from sam_med2d.ownership import check_writable
 from segment_anything import Sam
 
 DEMO = Path("data_demo")  # of a clone
@@ -68,6 +71,11 @@ def load_for_export(args: argparse.Namespace) -> Sam:
 
     Raises CheckpointError, UsageError.
     """
+    check_writable(args.output.parent)
+    if args.quantize_out:
+        check_writable(args.quantize_out.parent)
+        if folded(os.path.abspath(args.quantize_out)) == folded(os.path.abspath(args.output)):
+            raise UsageError(f"--quantize-out {args.quantize_out}: is --output as well; give each file its own name")
     if args.calibration_images < 1:
         raise UsageError("--calibration_images must be at least 1")
     if args.data_path is None:

@@ -1,6 +1,5 @@
 """Prompts of people for many images: a JSON or CSV file -> the objects of each image."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from sam_med2d.data.names import with_slashes
 from sam_med2d.data.tables import delimiter_of, rows_of
 from sam_med2d.errors import DataError
+from sam_med2d.json_files import read_bounded, read_json
 from segment_anything import BACKGROUND, FOREGROUND, ObjectPrompt
 
 COLUMNS = ("image", "name", "x0", "y0", "x1", "y1", "x", "y", "label", "mask")
@@ -39,13 +39,7 @@ def prompt_of(
 
 def wanted_by_file(path: Path, folder: Path, images: list[str]) -> dict[str, list[Wanted]]:
     """The objects of each image that the file names. Raises DataError."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin a CSV with a byte order mark
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text; save it as JSON or as CSV in UTF-8") from error
-    found = dict(from_csv(path, text) if path.suffix.lower() == ".csv" else from_json(path, text))
+    found = dict(from_csv(path, _text_of(path)) if path.suffix.lower() == ".csv" else from_json(path))
     if not found:
         raise DataError(f"{path}: holds no prompts; give at least one image with one object")
     bare = Counter(Path(name).name for name in images)
@@ -62,11 +56,16 @@ def wanted_by_file(path: Path, folder: Path, images: list[str]) -> dict[str, lis
     return wanted
 
 
-def from_json(path: Path, text: str) -> Iterator[tuple[str, list[Wanted]]]:
+def _text_of(path: Path) -> str:
     try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); correct it") from error
+        # spreadsheets begin a CSV with a byte order mark
+        return read_bounded(path, "check the path").decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text; save it as JSON or as CSV in UTF-8") from error
+
+
+def from_json(path: Path) -> Iterator[tuple[str, list[Wanted]]]:
+    content = read_json(path, "correct it")
     if not isinstance(content, dict) or not all(isinstance(objects, list) and objects for objects in content.values()):
         raise DataError(
             f'{path}: must hold {{image: [{{"name": ..., "box": ...}}, ...]}}; see sam-med2d predict --help'

@@ -22,6 +22,7 @@ from sam_med2d.coco import Annotations
 from sam_med2d.data.reading import read_image
 from sam_med2d.errors import DataError
 from sam_med2d.image_files import write_png
+from sam_med2d.outputs import below
 from sam_med2d.packages import missing_package
 from sam_med2d.volumes.dicom_bytes import is_dicom
 from segment_anything import SamPredictor
@@ -238,7 +239,7 @@ class AnnotationSession:
         scan, slices = self.scan, sorted({action.slice for action in self.actions})
         if scan is None or not slices:
             raise DataError("nothing to save yet: click on the image, or draw a box")
-        stem = Path(scan.name).name.removesuffix(".gz").rsplit(".", 1)[0]
+        stem = below(Path(scan.name).name.removesuffix(".gz").rsplit(".", 1)[0])
         many = len(scan.slices) > 1
         annotations, written = Annotations(), []
         for number in slices:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sam_med2d.errors import DataError
+from sam_med2d.json_files import LARGE, read_json
 from sam_med2d.prompts.clicks import clicks_of, mask_prompts
 from sam_med2d.prompts.modes import Mode
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
@@ -69,15 +70,7 @@ class FrozenPrompts:
         """
         self.path = path
         self.image_size = image_size
-        try:
-            with open(path, encoding="utf-8") as file:
-                content = json.load(file)
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); give a prompts file of an earlier run"
-            ) from error
-        except ValueError as error:
-            raise DataError(f"{path}: not valid JSON ({error}); give a prompts file of an earlier run") from error
+        content = read_json(path, "give a prompts file of an earlier run", most=LARGE)
         settings = (
             {name: content.pop(name) for name in SETTINGS if name in content} if isinstance(content, dict) else {}
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sam_med2d.cli import impossible_values
 from sam_med2d.errors import CheckpointError, UsageError
+from sam_med2d.outputs import run_folder
 from sam_med2d.training.learner import Learner
 from segment_anything import Sam
 from segment_anything.checkpoint import WeightFile, fit_weights
@@ -66,7 +67,16 @@ STATE = {
 
 
 def models_folder(args: argparse.Namespace) -> Path:
-    return Path(args.work_dir) / "models" / args.run_name
+    """Raises UsageError where --run_name is no name of a folder there."""
+    return run_folder(Path(args.work_dir) / "models", args.run_name)
+
+
+def room_for_checkpoints(model: Sam, folder: Path) -> int:
+    """Bytes that must be free in `folder`: for best.pth, and for last.pth twice, as one is replaced by the other."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    there = sum(path.stat().st_size for name in ("best.pth", "last.pth") if (path := folder / name).exists())
+    return max(0, weights + 2 * (weights + moments) - there)
 
 
 class Progress:

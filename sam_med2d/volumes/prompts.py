@@ -6,7 +6,6 @@ as a Python range does, and the edges of the volume are 0 and its size. Which vo
 in the volume as it is stored, never after it was turned: the same numbers mean the same voxels in every orientation.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from sam_med2d.errors import DataError
+from sam_med2d.json_files import read_json
 from sam_med2d.volumes.propagation import Slices
 from sam_med2d.volumes.scans import AXES, turned
 from segment_anything import BACKGROUND, FOREGROUND, ObjectPrompt, PromptError
@@ -48,12 +48,7 @@ def object_of(
 
 def objects_of_file(path: Path, axis: str) -> list[Object3d]:
     """axis: of objects that name none. Raises DataError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); correct it") from error
+    content = read_json(path, "check the path, and correct it")
     entries = content.get("objects") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise DataError(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
+from sam_med2d.outputs import cell
 from sam_med2d.volumes.prompts import Object3d, seeds_of
 from sam_med2d.volumes.propagation import (
     END_OF_VOLUME,
@@ -136,7 +137,8 @@ def write_table(path: Path, rows: list[dict[str, object]]) -> None:
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0]])
         writer.writeheader()
-        writer.writerows(rows)
+        for row in rows:
+            writer.writerow({name: cell(value) if isinstance(value, str) else value for name, value in row.items()})
 
 
 def spread_slices(labels: np.ndarray, axis: int, count: int) -> list[int]:

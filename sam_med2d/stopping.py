@@ -1,0 +1,113 @@
+"""Ctrl-C and SIGTERM: how a command that is asked to stop does so. Loads nothing heavy.
+
+`sam_med2d.cli.ending_in_one_line` lets both signals raise `Stopped` in the main thread, and ends the process with one
+line and exit status 130 or 143. Code that must not be interrupted in its middle uses `at_a_good_moment`.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """A person or the system wants this process to end. Not an Exception: nothing that mends errors catches it."""
+
+    def __init__(self, number: int, saved: str = "") -> None:
+        """number: of the signal. saved: for people, what is kept and how to go on."""
+        super().__init__(number, saved)
+        self.number = number
+        self.saved = saved
+
+    @property
+    def status(self) -> int:
+        """The exit status that shells give a process ended by this signal: 130, 143."""
+        return 128 + self.number
+
+    def __str__(self) -> str:
+        name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
+        return f"stopped by {name}" + (f": {self.saved}" if self.saved else "")
+
+
+class Request:
+    """Whether a signal has come, and which."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.number is not None
+
+    def stop(self, saved: str) -> None:
+        """End now. saved: for people, what is kept and how to go on."""
+        raise Stopped(self.number or signal.SIGTERM, saved)
+
+
+def raise_stopped(number: int, frame: FrameType | None) -> None:
+    """A signal handler."""
+    raise Stopped(number)
+
+
+@contextmanager
+def _handling(handler) -> Iterator[None]:
+    """In the block the signals go to `handler`: in the main thread, and those that were not to be ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    changed = [number for number in SIGNALS if before[number] not in (signal.SIG_IGN, None)]
+    for number in changed:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, before[number])
+
+
+@contextmanager
+def raising_stopped() -> Iterator[None]:
+    """In the block a signal raises Stopped, wherever the program is."""
+    with _handling(raise_stopped):
+        yield
+
+
+@contextmanager
+def at_a_good_moment() -> Iterator[Request]:
+    """In the block a signal is only noted, for the code to stop when it is ready; the second one raises Stopped.
+
+    A signal that the code does not look at any more has come too late: what is done is done.
+    """
+    request = Request()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if request:
+            raise Stopped(number)
+        request.number = number
+
+    with _handling(note):
+        yield request
+
+
+def leave_signals_to_the_parent(end_on_sigterm: bool) -> None:
+    """In a worker process, which the terminal and the system ask to stop as well: its parent says when it ends.
+
+    end_on_sigterm: whoever sends it. Workers of a pool, where one that is gone is no harm, may. Those of a DataLoader
+    end by SIGTERM from their parent alone: one that is gone raises an error in the middle of a step of its parent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if end_on_sigterm or not hasattr(signal, "sigwaitinfo"):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_end_when_the_parent_says_so, args=[os.getppid()], daemon=True).start()
+
+
+def _end_when_the_parent_says_so(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)

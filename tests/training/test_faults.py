@@ -1,0 +1,216 @@
+"""train.py as a process under real signals and on real disks: what it keeps, what it says, how it exits."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from tests.conftest import ROOT
+from tests.training.test_train import RUN, differences, make_data
+
+FLAGS = ["--model_type", "vit_t", "--image_size", "64", "--sam_checkpoint", "none", "--mask_num", "2", "--iter_point"]
+FLAGS += [
+    "2",
+    "--prompt_modes",
+    "bbox",
+    "--device",
+    "cpu",
+    "--lr_scheduler",
+    "cosine",
+    "--augment",
+    "--save_every",
+    "0",
+]
+WAIT = 120  # seconds, for what takes one
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images, three batches an epoch."""
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "work"
+    shutil.rmtree(tmp_path / "work", ignore_errors=True)
+
+
+# What a shell starts in the background is deaf to Ctrl-C, and so are its children
+LISTENING = (
+    "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = sys.argv[1:]; "
+    "sys.path.insert(0, sys.argv[0].rpartition('/')[0]); runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+def start(data: Path, work: Path, *flags: object, epochs: int = 2) -> subprocess.Popen:
+    words = ["--data_path", data, "--work_dir", work, "--epochs", epochs, *flags]
+    return subprocess.Popen(
+        [sys.executable, "-c", LISTENING, ROOT / "train.py", *FLAGS, *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a process group of its own, as a terminal gives each command
+    )
+
+
+def ended(process: subprocess.Popen) -> str:
+    """What it said on stderr."""
+    try:
+        return process.communicate(timeout=WAIT)[1]
+    finally:
+        process.kill()
+
+
+def wait_for_step(process: subprocess.Popen, count: int) -> None:
+    """Until its bar says that so many batches are done."""
+    assert process.stderr
+    said = ""
+    while not (found := re.findall(r"(\d+)/\d+ \[", said)) or int(found[-1]) < count:
+        letter = process.stderr.read(1)
+        assert letter, f"it ended: {said}"
+        said += letter
+
+
+def group_is_gone(process: subprocess.Popen) -> bool:
+    deadline = time.monotonic() + 30  # a worker looks for its parent every few seconds
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def last(work: Path) -> dict:
+    return torch.load(work / "models" / RUN / "last.pth", weights_only=True)
+
+
+@pytest.mark.parametrize("number, workers", [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
+def test_stopped_in_the_first_epoch_it_saves_and_goes_on_as_if_nothing_had_been(
+    number: signal.Signals, workers: int, data: Path, work: Path
+) -> None:
+    """The signal goes to the whole group, as from a terminal or a scheduler: to workers too."""
+    process = start(data, work, "--num_workers", workers)
+    wait_for_step(process, 1)
+    os.killpg(process.pid, number)
+    said = ended(process)
+    assert process.returncode == 128 + number, said
+    assert "Traceback" not in said
+    line = said.replace("\r", "\n").strip().splitlines()[-1]
+    step = last(work)["progress"]["step"]
+    assert re.search(rf"stopped by (Ctrl-C|SIGTERM): step {step} is in .*last\.pth; go on with --resume$", line)
+    assert 1 <= step <= 3 and last(work)["progress"]["epoch"] == 0
+    assert [path.name for path in (work / "models" / RUN).iterdir()] == ["last.pth"]
+    assert group_is_gone(process)
+
+    if workers == 0:  # the rest in this process: a start takes longer than a run
+        return
+    flags = [*FLAGS, "--data_path", str(data), "--epochs", "2"]
+    train.main([*flags, "--work_dir", str(work), "--resume"])
+    train.main([*flags, "--work_dir", str(work / "whole")])
+    assert differences(last(work), last(work / "whole")) == []
+
+
+def test_stopped_before_the_first_step(data: Path, work: Path) -> None:
+    process = start(data, work)
+    deadline = time.monotonic() + WAIT
+    while not (work / "models" / RUN / ".owner").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = ended(process)
+    assert process.returncode == 143 and "Traceback" not in said
+    assert re.search(r"^stopped by SIGTERM: ", said.replace("\r", "\n").strip().splitlines()[-1])
+    assert not (work / "models" / RUN / ".owner").exists()
+
+
+def test_two_runs_of_one_name(data: Path, work: Path) -> None:
+    first = start(data, work, epochs=50)
+    try:
+        wait_for_step(first, 1)
+        second = start(data, work, "--overwrite")
+        said = ended(second)
+        assert second.returncode == 1 and "Traceback" not in said
+        assert f"train.py, process {first.pid} on " in said and said.startswith("error: ") and said.count("\n") == 1
+        assert first.poll() is None
+    finally:
+        first.send_signal(signal.SIGTERM)
+        ended(first)
+    assert first.returncode == 143
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 20 MB, less than a checkpoint."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", folder], capture_output=True).returncode:
+        pytest.skip("this user cannot mount")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_disk_without_room_for_checkpoints_is_found_before_training(data: Path, disk: Path) -> None:
+    process = start(data, disk / "work")
+    said = ended(process)
+    assert process.returncode == 74 and "Traceback" not in said and "batch" not in said
+    assert re.fullmatch(r"error: .*models/.*: has \d+ MB free, but \d+ MB will be written; .*\n", said)
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(data: Path, disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=800m", disk], check=True)
+    process = start(data, disk / "work", "--save_every", 1, epochs=500)
+    deadline = time.monotonic() + WAIT
+    while not (disk / "work/models" / RUN / "last.pth").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    with open(disk / "filler", "wb", buffering=0) as file:  # somebody else fills it
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                file.write(bytes(1 << 20))
+            except OSError:
+                time.sleep(0.05)
+    said = ended(process)
+    assert process.returncode == 74, said
+    assert "Traceback" not in said
+    line = said.replace("\r", "\n").strip().splitlines()[-1]
+    assert re.fullmatch(r"error: .*: No space left on device; make room .*", line)
+    assert last(disk / "work")["progress"]["step"] >= 1
+    left = {path.name for path in (disk / "work/models" / RUN).iterdir()}
+    assert left <= {"last.pth", "best.pth"}
+
+
+def test_a_file_where_the_folder_of_the_run_should_be(data: Path, work: Path) -> None:
+    work.mkdir()
+    (work / "models").write_text("mine")
+    process = start(data, work)
+    said = ended(process)
+    assert process.returncode == 74 and re.fullmatch(r"error: .*models/.*: cannot be written .*\n", said)
+
+
+@pytest.mark.parametrize("flags", [["--run_name", "../../out"], ["--run_name", "/tmp/out"]])
+def test_a_run_stays_in_its_folder(flags: list[str], data: Path, work: Path) -> None:
+    process = start(data, work, *flags)
+    said = ended(process)
+    assert process.returncode == 1 and re.fullmatch(r"error: --run_name .*\n", said)
+    assert not work.exists()
