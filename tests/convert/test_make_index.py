@@ -921,7 +921,7 @@ def test_the_script_runs_from_another_folder(masks):
         cwd=masks,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",  # of the bars, whatever the machine's own is
     )
     assert done.returncode == 0 and "now: python train.py --data_path out" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr
