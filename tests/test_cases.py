@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
-from sam_med2d.commands import make_index, segment_volume
 from sam_med2d.commands import make_index as make_index_command
+from sam_med2d.commands import segment_volume
 from sam_med2d.data.reading import read_mask
 from sam_med2d.errors import DataError
 from sam_med2d.inference.session import AnnotationSession, read_upload
@@ -246,7 +246,7 @@ def test_scaled_labels_are_whole_numbers(cases, tmp_path) -> None:
     output = tmp_path / "out"
     words = ["volumes", "--images", source, "--labels", source, "--image_pattern", "{case}_img.nii.gz"]
     words += ["--label_pattern", "{case}_seg.nii.gz", "--axes", "z", "--min_area", "0", "--ratios", "1", "0", "0"]
-    make_index.main([*map(str, words), "--output", str(output), "--num_workers", "0", "--components", "False"])
+    make_index_command.main([*map(str, words), "--output", str(output), "--num_workers", "0", "--components", "False"])
     stored = np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(source / "a_seg.nii.gz"))))
     right = np.rint(stored).astype(int)
     assert {row["class"] for row in rows_of(output)} == {f"label_{k:03d}" for k in np.unique(right)[1:]}
@@ -262,7 +262,7 @@ def test_scaled_labels_of_120_classes(cases, tmp_path) -> None:
         (tmp_path / kind / "x.nii.gz").write_bytes((cases / "nifti-scaled-labels" / "x.nii.gz").read_bytes())
     words = ["volumes", "--images", tmp_path / "scans", "--labels", tmp_path / "labels", "--axes", "z"]
     words += ["--min_area", 0, "--min_aspect", 0, "--ratios", 1, 0, 0, "--num_workers", 0, "--output", tmp_path / "out"]
-    make_index.main([*map(str, words)])
+    make_index_command.main([*map(str, words)])
     stored = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "labels" / "x.nii.gz")))
     right = {f"label_{k:03d}" for k in np.unique(np.rint(stored)).astype(int) if k}
     assert len(right) > 100 and {row["class"] for row in rows_of(tmp_path / "out")} == right
