@@ -917,11 +917,7 @@ def test_the_script_runs_from_another_folder(masks):
         cwd=masks,
         env=environment,
         capture_output=True,
-<<<<<<< HEAD
         encoding="utf-8",  # a library that another test uses may have set the locale to C
-=======
-        encoding="utf-8",  # of the bars, whatever the machine's own is
->>>>>>> nifti
     )
     assert done.returncode == 0 and "now: python train.py --data_path out" in done.stdout, done.stderr
     assert "Traceback" not in done.stderr
