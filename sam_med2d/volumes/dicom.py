@@ -22,23 +22,7 @@ DIRECTORY = "1.2.840.10008.1.3.10"  # the storage class of a DICOMDIR
 
 PLACE = ("ImagePositionPatient", "ImageOrientationPatient")
 
-HEADER = (
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "Modality",
-    *PLACE,
-    "PixelSpacing",
-    "SliceThickness",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "RescaleSlope",
-    "RescaleIntercept",
-    *MARKS,
-)
+SHORT = 4096  # bytes of elements that are fetched with the header
 
 UNDEFINED = 0xFFFFFFFF  # length of an element that ends with a mark
 
@@ -57,7 +41,7 @@ def naming(path: str, kind: str = "DICOM") -> Iterator[None]:
             warnings.simplefilter("ignore")  # of values that break a rule of DICOM's and can be read all the same
             warnings.filterwarnings("error", "(?i)end of file|no tag to read")  # which is no such rule
             yield
-    except UserError:
+    except (UserError, NameError):  # the latter is a fault of this program
         raise
     except OSError as error:
         raise DataError(
@@ -81,21 +65,27 @@ def read_header(path: str, tags: Sequence[str]) -> pydicom.Dataset | None:
         return header
 
 
-def read_whole(path: str) -> pydicom.Dataset:
-    """All elements, which are read when they are asked for: inside `naming`. Raises DataError: cut off, or no DICOM."""
+def read_whole(path: str, defer_size: int | None = None) -> pydicom.Dataset:
+    """All elements, which are read when they are asked for: inside `naming`. Raises DataError: cut off, or no DICOM.
+
+    defer_size: bytes, from which on an element is not even fetched before it is asked for.
+    """
     if not is_dicom(path):
         with open(path, "rb"):  # says so where it cannot be read
             raise DataError(f"{path}: is no DICOM file; export it again")
-    data = pydicom.dcmread(path, force=not has_preamble(path))
+    data = pydicom.dcmread(path, force=not has_preamble(path), defer_size=defer_size)
     _check_whole(path, data)
     return data
 
 
 def _check_whole(path: str, data: pydicom.Dataset) -> None:
-    """pydicom takes what there is of an element whose end is missing."""
+    """pydicom takes what there is of an element whose end is missing. Raises DataError."""
+    there = os.path.getsize(path)
     for tag in [*data.keys()]:
         raw = data.get_item(tag)
-        if isinstance(raw, RawDataElement) and raw.value is not None and len(raw.value) < raw.length < UNDEFINED:
+        if not isinstance(raw, RawDataElement) or raw.length == UNDEFINED:
+            continue
+        if len(raw.value) < raw.length if raw.value is not None else raw.value_tell + raw.length > there:
             raise DataError(f"{path}: cannot be read, it is cut off in the element {tag}; copy it again")
 
 
@@ -183,10 +173,11 @@ def _slice_header(path: str, alone: bool) -> SliceHeader | None:
 
     alone: the file was named itself, so that it is an error where it holds no slice.
     """
-    header = read_header(path, HEADER)
-    if header is None:
-        return None
     with naming(path):
+        if not is_dicom(path):
+            with open(path, "rb"):  # says so where it cannot be read
+                return None
+        header = read_whole(path, defer_size=SHORT)
         if is_directory(header):
             if alone:
                 raise DataError(f"{path}: is a DICOMDIR, which lists files; give the folder with those of one series")
@@ -233,7 +224,7 @@ def _check_length(path: str, header: pydicom.Dataset, shape: tuple[int, int]) ->
     if syntax is not None and not syntax.is_private and syntax.is_deflated:
         return
     if syntax is not None and not syntax.is_private and syntax.is_encapsulated:
-        for _ in generate_fragments(read_whole(path).PixelData):  # where they end before they should, it raises
+        for _ in generate_fragments(header.PixelData):  # where they end before they should, it raises
             pass
         return
     wanted, there = shape[0] * shape[1] * int(header.get("BitsAllocated") or 8) // 8, os.path.getsize(path)
