@@ -11,7 +11,6 @@ EXTRAS = {
     "SimpleITK": "data",
     "pydicom": "data",
     "highdicom": "data",
-    "PIL": "data",
     "onnx": "deploy",
     "onnxruntime": "deploy",
     "openvino": "deploy",

@@ -9,7 +9,7 @@ from pathlib import Path
 from sam_med2d.convert.cases import Case, Picture, cases_of_pictures
 from sam_med2d.convert.classes import Classes, is_one_of, values_in, whole_numbers
 from sam_med2d.convert.objects import Preparation
-from sam_med2d.convert.patterns import below, groups_of, matches, some, stem, walk
+from sam_med2d.convert.patterns import below, groups_of, matches, matches_of_images, some, stem, walk
 from sam_med2d.data.reading import read_image, read_label_map, read_mask
 from sam_med2d.errors import DataError, UsageError
 
@@ -55,7 +55,11 @@ def find_masks(images: Path, masks: Path, pattern: str | None = None, case: str 
     if pattern and "{image}" not in pattern:
         raise UsageError(f"--pattern {pattern}: lacks {{image}}, which says whose mask it is")
     if pattern:
-        fields = dict(matches(pattern, inside, ("image", "class", "instance")))
+        known = ("image", "class", "instance")
+        fitting = matches_of_images(pattern, inside, known, paths)
+        several = {name: [one["image"] for one in found] for name, found in fitting.items()}
+        _check_one_owner(masks, several, {}, paths)
+        fields = dict(matches(pattern, inside, known)) | {name: found[0] for name, found in fitting.items()}
     elif one_folder:
         raise UsageError(
             f"{images}: holds images and masks alike; say what a mask is called with --pattern, such as "

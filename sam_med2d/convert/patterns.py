@@ -47,8 +47,9 @@ def walk(folder: str | os.PathLike) -> list[str]:
     return sorted(found)
 
 
-def compile_pattern(pattern: str, fields: tuple[str, ...]) -> re.Pattern:
-    """Raises UsageError for a field that has no meaning here."""
+def compile_pattern(pattern: str, fields: tuple[str, ...], image_length: int = 0) -> re.Pattern:
+    """image_length: of what {image} stands for; 0: any. Raises UsageError for a field that has no meaning here."""
+    image = f".{{{image_length}}}" if image_length else ".+?"
     expression, seen = "", set()
     for part in re.split(r"(\{\w*\}|\*)", pattern):
         if part == "*":
@@ -59,7 +60,7 @@ def compile_pattern(pattern: str, fields: tuple[str, ...]) -> re.Pattern:
                 raise UsageError(
                     f"pattern '{pattern}': {part} is not one of {', '.join(f'{{{field}}}' for field in fields)}"
                 )
-            expression += f"(?P={name})" if name in seen else f"(?P<{name}>{'.' if name == 'image' else '[^/]'}+?)"
+            expression += f"(?P={name})" if name in seen else f"(?P<{name}>{image if name == 'image' else '[^/]+?'})"
             seen.add(name)
         else:
             expression += re.escape(part)
@@ -70,6 +71,20 @@ def matches(pattern: str, names: Iterable[str], fields: tuple[str, ...]) -> list
     """[(name, {field: text}), ...] of those names that fit a pattern."""
     compiled = compile_pattern(pattern, fields)
     return [(name, match.groupdict()) for name in names if (match := compiled.fullmatch(name))]
+
+
+def matches_of_images(
+    pattern: str, names: Iterable[str], fields: tuple[str, ...], images: Iterable[str]
+) -> dict[str, list[dict[str, str]]]:
+    """{name: [{field: text}, ...]} of those names that fit a pattern: one for each image that {image} may stand for."""
+    known, names = set(images), list(names)
+    found: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for length in sorted({len(image) for image in known}, reverse=True):
+        compiled = compile_pattern(pattern, fields, length)
+        for name in names:
+            if (match := compiled.fullmatch(name)) and match["image"] in known:
+                found[name].append(match.groupdict())
+    return found
 
 
 def groups_of(names: list[str], expression: str | None, what: str = "--case") -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from sam_med2d.commands import check_index
 from sam_med2d.data.datasets import TestingDataset, TrainingDataset
@@ -165,6 +166,19 @@ def break_empty(data):
     return ["masks/0 b.png: has no object"], set(), {"masks/0 b.png"}
 
 
+def break_full(data):
+    write(data.folder / "masks/0 b.png", np.full_like(square(4), 255))
+    return ["masks/0 b.png: fills its picture"], set(), {"masks/0 b.png"}
+
+
+def break_orientation(data):
+    """A photo turned by 180 degrees, whose masks may be made on either."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(picture(3)).save(data.folder / "images/3.png", exif=exif)
+    return ["images/3.png: its EXIF orientation is 3, and its masks may be made on"], {"images/3.png"}, set()
+
+
 def break_duplicate(data):
     """Of two splits, of one split, of one image."""
     write(data.folder / "images/0.png", picture(4))
@@ -211,6 +225,8 @@ BREAKS = [
     break_size,
     break_values,
     break_empty,
+    break_full,
+    break_orientation,
     break_duplicate,
     break_listed,
     break_metadata,

@@ -154,9 +154,12 @@ deep/c.png,,,,,,40,30,
 """
 
 
-@pytest.mark.parametrize("kind", ["json", "csv"])
+@pytest.mark.parametrize("kind", ["json", "csv", "semicolons"])
 def test_prompts_from_a_file(kind, run, tmp_path, model, capsys) -> None:
-    out = run("--prompts", prompts_file(tmp_path, JSON if kind == "json" else CSV, f"prompts.{kind}"))
+    content = {"json": JSON, "csv": CSV, "semicolons": CSV.replace(",", ";").replace("40;30", "40,0;30,0")}[kind]
+    kind = "json" if kind == "json" else "csv"
+    content = content if kind == "json" else content.replace("deep/", "deep\\")  # as on Windows
+    out = run("--prompts", prompts_file(tmp_path, content, f"prompts.{kind}"))
     names = {
         "json": ["a_liver_000", "a_liver_001", "deep/c_the_spleen_000"],
         "csv": ["a_liver_000", "a_liver_2_000", "deep/c_object_000"],
@@ -332,6 +335,15 @@ def test_the_small_weights_have_a_name_and_the_default_says_where_to_get_it(run,
         ({"a.png": [{"points": [[100, 2]]}]}, r"a.png: point \(100, 2\) lies outside the image of 80 x 60"),
         ({"a.png": [{"box": BOX}, {"box": [5, 5, 5, 9]}]}, "a.png: object 1: box .* no area"),
         ({"a.png": [{"mask": "gone.png"}]}, "gone.png: cannot be read"),
+        ({"a.png": [{"mask": "a\0b.png"}]}, "holds what is no letter"),
+        ({"a.png": [{"name": "\ud800", "box": BOX}]}, "holds what is no letter"),
+        (
+            {"a.png": [{"points": [[1, 2]], "labels": [0]}]},
+            "object 0: its clicks all have label 0, .* add a click",
+        ),
+        ({"a.png": [{"points": [[float("inf"), 2]]}]}, "object 0: inf is no place in a picture"),
+        ({"a.png": [{"box": [1, 2, float("nan"), 9]}]}, "object 0: nan is no place in a picture"),
+        ({"a.png": [{"box": [1, 2, int("9" * 400), 9]}]}, r"write box as \[x0"),
     ],
 )
 def test_bad_json(content, message, run, tmp_path) -> None:
@@ -348,6 +360,11 @@ def test_bad_json(content, message, run, tmp_path) -> None:
         ("image,x,y\na.png,,", "line 2: has neither"),
         ("image,x,y\na.png,1,", "line 2: x,y are 1,; write a number"),
         ("image,x,y,label\na.png,1,2,9", "line 2: label '9'"),
+        ("image,x,y,label\na.png,1,2,0", "line 2: its clicks all have label 0"),
+        ("image,x,y\na.png,1,inf", "line 2: inf is no place in a picture"),
+        ("image,x,y\na.png,1," + "9" * 400, "line 2: inf is no place in a picture"),
+        ('image,x,y\na.png,1,2\n"' + "a" * 200_000, "line 3: is no row of a table"),
+        ("image,x,y\na\0.png,1,2", "names a.*which is not in"),
         ("image,name,x0,y0,x1,y1\na.png,s,1,1,5,5\na.png,s,2,2,6,6", "line 3: a second box of s in a.png"),
     ],
 )

@@ -49,6 +49,7 @@ def test_a_mask_that_fits_two_pictures_is_said(tmp_path: Path, capsys) -> None:
     ends(said, "masks", *sources, *EVERY, output=tmp_path / "out")
     output = run("masks", *sources, *EVERY, "--pattern", "{image}_{instance}.png", output=tmp_path / "pattern")
     assert [Path(row["image"]).name.split("--")[2] for row in metadata(output)] == ["scan_1"]
+    ends(said, "masks", *sources, *EVERY, "--pattern", "{image}*.png", output=tmp_path / "out")
     write(tmp_path / "masks" / "scan_1.png", block(SHAPE, (12, 19), (2, 9)))  # now each is called as its image is
     capsys.readouterr()
     output = run("masks", *sources, *EVERY, output=tmp_path / "out")
@@ -179,11 +180,11 @@ def test_sizes_that_are_none(size: dict, tmp_path: Path) -> None:
 
 
 def test_polygons_across_the_border_are_cut_off_there() -> None:
-    large = np.zeros((3 * 24, 3 * 30), np.uint8)
+    large, origin = np.zeros((3 * 24, 3 * 30), np.uint8), np.array([30, 24])
     for part in ([-12, -7, 20, -7, 20, 11, -12, 11], [10, 5, 50, 5, 50, 40, 10, 40], [-9, -9, 39, -9, 39, 33, -9, 33]):
         corners = np.reshape(part, (-1, 2))
         large[:] = 0
-        (left, top), (right, bottom) = np.add(corners.min(axis=0), (30, 24)), np.add(corners.max(axis=0), (30, 24))
+        (left, top), (right, bottom) = corners.min(axis=0) + origin, corners.max(axis=0) + origin
         large[top:bottom, left:right] = 1
         assert (coco_mask_of([part], 24, 30, "it") == large[24:48, 30:60]).all()
 
