@@ -307,7 +307,7 @@ def test_safetensors_of_others_have_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("write", [saved, lambda content, path: save_file(content, path)])
+@pytest.mark.parametrize("write", [saved, save_file])
 def test_values_that_are_not_finite_are_named(
     value: float, dtype: torch.dtype, write: Callable, tmp_path: Path
 ) -> None:
