@@ -52,8 +52,8 @@ def main() -> None:
     epochs = f"--epochs {args.epochs} --validate_every {args.epochs}"
     train_side_by_side(
         {
-            trained: f"train.py --num_workers 0 {FRAME} {flags} --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} --overwrite "
-            f"--work_dir {args.work_dir} --run_name {trained}"
+            trained: f"train.py --num_workers 0 {FRAME} {flags} --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} "
+            f"--overwrite --work_dir {args.work_dir} --run_name {trained}"
             for flags, trained in runs.values()
             if trained
         },
