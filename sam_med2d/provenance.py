@@ -42,7 +42,7 @@ def versions() -> dict[str, str | None]:
 def _version(module: str) -> str | None:
     try:
         return str(importlib.import_module(module).__version__)
-    except (ImportError, AttributeError):
+    except Exception:  # of a package that does not fit the others: whatever its import runs into
         return None
 
 
@@ -85,17 +85,20 @@ def commit() -> str | None:
             return None
         git("ls-files", "--error-unmatch", "sam_med2d/provenance.py")  # fails where it is not tracked
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+    except (OSError, subprocess.SubprocessError, ValueError):  # ValueError: bytes that are no text
         return None
 
 
 def device_name(device: torch.device) -> str:
     """Of the graphics card, or of the processor; "" where it has no name."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        try:
+            return torch.cuda.get_device_name(device)
+        except (RuntimeError, AssertionError):
+            return ""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    except (OSError, ValueError):
         lines = []
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()

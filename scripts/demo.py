@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from sam_med2d.image_files import write_png
 
-WEIGHTS = "pretrain_model/vit_t_phantoms.safetensors"
+WEIGHTS = "small"
 MODES = ("bbox", "1pt", "3pts", "5pts")
-SMALL = "--model_type vit_t --image_size 192 --num_workers 0"
+FRAME = "--image_size 192"  # the weights are of 128; what is trained says of itself that it is of 192
 TRAINING = (
     "--batch_size 2 --mask_num 4 --lr 3e-4 --adapter_lr 1e-3 --adapter_norm_lr 2e-2 --lr_scheduler cosine --warmup 10 "
     "--iter_point 1 --keep_clicks --box_shift 4"
@@ -44,7 +44,7 @@ def main() -> None:
     args = parse_args()
     started = time.monotonic()
     runs = {
-        "SAM": (f"--encoder_adapter False --sam_checkpoint {WEIGHTS}", None),
+        "SAM": (f"--sam_checkpoint {WEIGHTS} {FRAME}", None),
         "FT-SAM": ("--encoder_adapter False", "ft-sam"),
         "SAM-Med2D": ("--encoder_adapter True", "sam-med2d"),
     }
@@ -52,8 +52,8 @@ def main() -> None:
     epochs = f"--epochs {args.epochs} --validate_every {args.epochs}"
     train_side_by_side(
         {
-            trained: f"train.py {SMALL} {flags} --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} --overwrite "
-            f"--work_dir {args.work_dir} --run_name {trained}"
+            trained: f"train.py --num_workers 0 {FRAME} {flags} --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} "
+            f"--overwrite --work_dir {args.work_dir} --run_name {trained}"
             for flags, trained in runs.values()
             if trained
         },
@@ -61,8 +61,8 @@ def main() -> None:
     )
     for flags, trained in runs.values():
         if trained:
-            flags += f" --sam_checkpoint {args.work_dir}/models/{trained}/best.pth"
-        run(f"test.py {SMALL} {flags} --work_dir {args.work_dir} --run_name {trained or 'sam'} --save_pred")
+            flags = f"--sam_checkpoint {args.work_dir}/models/{trained}/best.pth"
+        run(f"test.py --num_workers 0 {flags} --work_dir {args.work_dir} --run_name {trained or 'sam'} --save_pred")
     folders = {name: ROOT / args.work_dir / (trained or "sam") for name, (_, trained) in runs.items()}
     table = run(
         f"scripts/compare_runs.py {' '.join(str(Path(args.work_dir) / folder.name) for folder in folders.values())} "

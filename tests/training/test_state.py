@@ -150,7 +150,7 @@ def test_damaged_bytes_end_every_command(last: Path, data: Path, work: Path, tmp
     train.py on one with a bit turned in the moments.
     """
     weights = Path(shutil.copy(last, tmp_path / "weights.pth"))
-    spoil(weights, data_offset(weights, "data/5") + 64, bytes(32))
+    spoil(weights, data_offset(weights, "data/0") + 64, bytes(32))
     moments = Path(shutil.copy(last, tmp_path / "moments.pth"))
     spoil(moments, data_offset(moments, f"data/{len(torch.load(last, mmap=True, weights_only=True)['model']) + 4}") + 1)
     commands = {
