@@ -14,6 +14,7 @@ EXTRAS = {
     "PIL": "data",
     "onnx": "deploy",
     "onnxruntime": "deploy",
+    "onnxscript": "deploy",
     "openvino": "deploy",
     "gradio": "app",
 }
