@@ -13,6 +13,7 @@ EXTRAS = {
     "highdicom": "data",
     "onnx": "deploy",
     "onnxruntime": "deploy",
+    "onnxscript": "deploy",
     "openvino": "deploy",
     "gradio": "app",
 }

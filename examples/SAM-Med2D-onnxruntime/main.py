@@ -85,6 +85,9 @@ class SamDecoder:
                 f"error: {path}: is no decoder; --decoder_model takes what scripts/export_onnx_model.py wrote"
             )
         self.input_size = 4 * shapes["mask_input"][-1]
+        facts = self.session.get_modelmeta().custom_metadata_map
+        self.paper = facts.get("protocol", "paper") == "paper"  # files that do not say are older than the exact way
+        self.takes_logits = facts.get("mask_input") == "logits"
 
     def __call__(
         self,
@@ -97,12 +100,13 @@ class SamDecoder:
     ) -> tuple[np.ndarray, float, np.ndarray]:
         """points: (x, y) each; labels: 1 on the object, 0 off it; box: x0 y0 x1 y1; size: (height, width) of the image.
 
-        mask_input: (1, 1, S/4, S/4) probabilities, the sigmoid of the logits that an earlier call returned.
+        mask_input: (1, 1, S/4, S/4), the logits that an earlier call returned.
         -> mask (H, W) bool, predicted IoU, logits (1, 1, S/4, S/4).
         """
         corners = [] if box is None else [box[:2], box[2:]]
-        coordinates = np.array([*points, *corners], np.float32).reshape(1, -1, 2)
-        coordinates *= np.array([self.input_size / size[1], self.input_size / size[0]], np.float32)
+        coordinates = self.to_frame(points, corners, size)
+        if mask_input is not None and not self.takes_logits:
+            mask_input = sigmoid(mask_input)
         kinds = np.array([[*labels, *([2, 3] if corners else [])]], np.float32)
         side = self.input_size // 4
         found = self.session.run(
@@ -120,6 +124,24 @@ class SamDecoder:
         first = 1 if scores.shape[1] == 4 else 0  # of four outputs the first is for prompts that leave no doubt
         best = first + int(scores[0, first:].argmax())
         return masks[0, best] > 0, float(scores[0, best]), logits[:, best : best + 1]
+
+    def to_frame(self, points: list, corners: list, size: tuple[int, int]) -> np.ndarray:
+        """Pixels of the image -> (1, P, 2) of the frame: to where the frame shows them, or as in the paper."""
+        given = np.array([*points, *corners], np.float64).reshape(-1, 2)
+        there = np.empty((1, len(given), 2), np.float32)
+        for axis, side in enumerate(size[::-1]):
+            if self.paper:
+                there[0, :, axis] = given[:, axis] * (self.input_size / side)
+                continue
+            # which pixel of the image each of the frame shows: a ruler, stretched as the image is
+            ruler = np.arange(side, dtype=np.float32)[None]
+            ruler = cv2.resize(ruler, (self.input_size, 1), interpolation=cv2.INTER_NEAREST)[0]
+            shown, first, count = np.unique(ruler, return_index=True, return_counts=True)
+            pixels, edges = given[: len(points), axis], given[len(points) :, axis]
+            there[0, : len(points), axis] = np.interp(pixels, shown, first + (count - 1) / 2)
+            between = np.arange(side + 1)  # a box's edges lie before pixels
+            there[0, len(points) :, axis] = np.interp(edges, between, np.searchsorted(ruler, between))
+        return there
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -204,7 +226,7 @@ def main() -> None:
         show("point", mask, iou, points=points, labels=labels)
     if args.background:
         points, labels = [args.point, args.background], [1, 0]
-        mask, iou, logits = decoder(embedding, size, points, labels, mask_input=sigmoid(logits))
+        mask, iou, logits = decoder(embedding, size, points, labels, mask_input=logits)
         show("refined", mask, iou, points=points, labels=labels)
     if args.box:
         mask, iou, _ = decoder(embedding, size, box=args.box)

@@ -11,7 +11,8 @@ Inputs and outputs, for any number of objects and points (sam_med2d/export/graph
     image_embeddings point_coords point_labels mask_input has_mask_input orig_im_size -> masks iou_predictions
     low_res_masks
 
-Coordinates are in the S x S frame; mask_input holds probabilities; masks and low_res_masks are logits.
+Coordinates are in the S x S frame; mask_input holds probabilities (logits with --mask-input-logits); masks and
+low_res_masks are logits.
 """
 
 import argparse
@@ -23,9 +24,10 @@ from sam_med2d.cli import ending_in_one_line
 from sam_med2d.export.command import add_export_flags, load_for_export, write
 from sam_med2d.export.graphs import DecoderGraph
 from sam_med2d.export.onnx_files import trace_decoder
-from sam_med2d.export.parity import PROMPT_KINDS, decoder_differences, prompts_of
-from sam_med2d.inference.backends import RuntimeDecoder, Session, decoder_inputs
+from sam_med2d.export.parity import PROMPT_KINDS, decoder_differences, given, prompts_of
+from sam_med2d.inference.backends import LOGITS, PROBABILITIES, RuntimeDecoder, Session, decoder_inputs
 from segment_anything import Sam, SamPredictor
+from segment_anything.geometry import PAPER
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,6 +53,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="for clients that scale the longest side to S and pad at the right and the bottom; without it, images "
         "are stretched to S x S",
     )
+    group = parser.add_argument_group("inputs")
+    group.add_argument(
+        "--mask-input-logits",
+        action="store_true",
+        help="for clients that feed low_res_masks back as they are, as SAM's do: the sigmoid of mask_input is taken "
+        "inside; without it, mask_input holds probabilities, as clients of SAM-Med2D give",
+    )
     return parser.parse_args(argv)
 
 
@@ -67,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
         stability_score=args.use_stability_score,
         extra_metrics=args.return_extra_metrics,
         longest_side=args.longest_side,
+        logits_in=args.mask_input_logits,
+        paper=args.protocol == PAPER,
     )
 
     def differences(session: Session, images: list[np.ndarray]) -> float:
@@ -81,7 +92,11 @@ def run(args: argparse.Namespace) -> None:
         for number, image in enumerate(images):
             predictor.set_image(image, "BGR")
             made += [
-                decoder_inputs(predictor.get_image_embedding(), prompts_of(kind, 2, model.image_size, number), (8, 8))
+                decoder_inputs(
+                    predictor.get_image_embedding(),
+                    given(graph, prompts_of(kind, 2, model.image_size, number)),
+                    (8, 8),
+                )
                 for kind in PROMPT_KINDS
                 if kind != "mask"
             ]  # one without points would calibrate an empty tensor
@@ -95,12 +110,14 @@ def run(args: argparse.Namespace) -> None:
     write(
         args,
         model,
-        trace_decoder(graph, args.opset),
+        trace_decoder(graph, args.opset, args.exporter),
         differences,
         feeds,
         served,
         part="decoder",
         single_mask=args.return_single_mask,
+        mask_input=LOGITS if args.mask_input_logits else PROBABILITIES,
+        protocol=args.protocol,
     )
 
 

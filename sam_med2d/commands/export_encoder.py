@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     write(
         args,
         model,
-        trace_encoder(graph, args.opset),
+        trace_encoder(graph, args.opset, args.exporter),
         differences,
         lambda session, images: [encoder_inputs(model, session, image) for image in images],
         served,

@@ -13,7 +13,7 @@ from sam_med2d.data.index import find_index, read_index
 from sam_med2d.data.reading import read_image
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.export.graphs import approximate_gelu
-from sam_med2d.export.onnx_files import HALF, describe, halve, placed, save
+from sam_med2d.export.onnx_files import DEFAULT_OPSET, EXPORTERS, HALF, TRACE, describe, halve, placed, save
 from sam_med2d.export.parity import PARITY, agreement, dice_table
 from sam_med2d.export.quantize import quantize
 from sam_med2d.image_files import find_images
@@ -22,6 +22,7 @@ from sam_med2d.inference.models import add_model_flags, load_model, weights_file
 from sam_med2d.outputs import folded
 from sam_med2d.ownership import check_writable
 from segment_anything import Sam
+from segment_anything.geometry import EXACT, PROTOCOLS
 
 DEMO = Path("data_demo")  # of a clone
 COMPARED = 3  # images, in the comparison with the eager model
@@ -36,7 +37,22 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(device="cpu")
     group = parser.add_argument_group("file")
     group.add_argument("--output", required=True, type=Path, metavar="FILE.onnx")
-    group.add_argument("--opset", type=int, default=17, help="14 to 20; default: %(default)s")
+    group.add_argument(
+        "--exporter",
+        choices=[*EXPORTERS],
+        default=TRACE,
+        help="PyTorch's, of which it will keep dynamo (needs onnxscript, takes minutes); default: %(default)s",
+    )
+    opsets = ", ".join(f"{name}: {opsets[0]} to {opsets[-1]}" for name, opsets in EXPORTERS.items())
+    defaults = ", ".join(f"{name}: {opset}" for name, opset in DEFAULT_OPSET.items())
+    group.add_argument("--opset", type=int, help=f"{opsets}; default: {defaults}")
+    group.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default=EXACT,
+        help="how masks come back from the frame, in the decoder's graph and in the comparisons: exact, to the pixels "
+        "that it shows, or as in the paper; default: %(default)s",
+    )
     group.add_argument(
         "--precision",
         choices=["float32", *HALF],
@@ -121,6 +137,7 @@ def write(
         "image_size": model.image_size,
         "channels": "BGR",
         "source": Path(weights_file(args.sam_checkpoint)).name,
+        "exporter": args.exporter,
         **facts,
     }
     with placed(args.output) as path:
@@ -139,7 +156,7 @@ def write(
                 f"float32 may differ by {PARITY:.0e}"
             )
         if args.precision != "float32":
-            dice = agreement(model, served(model, session), images)
+            dice = agreement(model, served(model, session), images, args.protocol)
             print(f"mean Dice between the masks of {args.precision} and float32: {dice:.4f}")
     print(f"{args.output}: {args.precision}, {_megabytes(args.output)}, largest difference {largest:.1e}")
     if args.quantize or args.quantize_out:
@@ -163,9 +180,10 @@ def _write_int8(
     with placed(output) as path:
         save(quantized, path)
         int8 = served(model, OnnxRuntimeSession(path))
-        print(f"mean Dice between the masks of int8 and float32: {agreement(model, int8, images):.4f}")
+        print(f"mean Dice between the masks of int8 and float32: {agreement(model, int8, images, args.protocol):.4f}")
         try:
-            dice_table({"float32, eager": model, "int8, ONNX Runtime": int8}, args.data_path, model.image_size)
+            models = {"float32, eager": model, "int8, ONNX Runtime": int8}
+            dice_table(models, args.data_path, model.image_size, args.protocol)
         except DataError as error:
             print(f"no Dice against true masks: {error}")
     print(f"{output}: int8, {_megabytes(output)}")

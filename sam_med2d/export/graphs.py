@@ -252,11 +252,11 @@ class DecoderGraph(nn.Module):
         return masks, scores, *extra, low_res
 
     def _tokens(self, coordinates: Tensor, labels: Tensor) -> Tensor:
-        # sums, because they are defined for objects without any point
-        boxes = (labels >= TOP_LEFT).sum()
-        open_ended = (labels[:, -1:] != ABSENT).sum()
-        wanted = ((boxes == 0) & (open_ended > 0)).reshape(1)  # whether an absent point is appended
         rows, points = labels.shape
+        # sums, and a first label that is absent, because there are objects without any point
+        boxes = (labels >= TOP_LEFT).sum()
+        last = torch.cat([labels.new_full((rows, 1), ABSENT), labels], dim=1)[:, -1]
+        wanted = ((boxes == 0) & ((last != ABSENT).sum() > 0)).reshape(1)  # whether an absent point is appended
         kept = torch.cat([torch.ones(points, dtype=torch.bool), wanted]).nonzero().reshape(-1)
         coordinates = torch.cat([coordinates, coordinates.new_zeros(rows, 1, 2)], dim=1).index_select(1, kept)
         labels = torch.cat([labels, labels.new_full((rows, 1), ABSENT)], dim=1).index_select(1, kept)

@@ -3,6 +3,7 @@
 A file larger than 2 GB, which ONNX cannot hold in one, gets its weights in a second file, `{name}.data`.
 """
 
+import logging
 import os
 import tempfile
 import warnings
@@ -17,8 +18,12 @@ from torch import Tensor
 
 from sam_med2d.errors import UsageError
 from sam_med2d.export.graphs import DecoderGraph, EncoderGraph
+from sam_med2d.packages import missing_package
 
-OPSETS = range(14, 21)  # what the tracing exporter of this PyTorch writes; attention needs 14
+TRACE, DYNAMO = "trace", "dynamo"
+# The opsets that each writes. The tracing exporter, whose files are older runtimes' and smaller, will leave PyTorch.
+EXPORTERS = {TRACE: range(14, 21), DYNAMO: range(18, 24)}
+DEFAULT_OPSET = {TRACE: 17, DYNAMO: 18}
 
 LARGEST_FILE = 2**31 - 2**20  # a protobuf message ends at 2 GB; a little for what is no weight
 
@@ -44,30 +49,28 @@ def placed(path: str | Path) -> Iterator[Path]:
             os.replace(file, path.parent / file.name)
 
 
-def trace_encoder(graph: EncoderGraph, opset: int) -> onnx.ModelProto:
+def trace_encoder(graph: EncoderGraph, opset: int | None = None, exporter: str = TRACE) -> onnx.ModelProto:
+    """exporter: one of EXPORTERS; opset: None for the exporter's own. Raises UsageError."""
     size = graph.image_size
     if graph.preprocess:
-        return _trace(
-            graph,
-            {"input_image": torch.rand(size + 3, size + 5, 3) * 255},
-            ["image_embeddings"],
-            {"input_image": {0: "image_height", 1: "image_width"}},
-            opset,
-        )
-    axes = {} if graph.batch else {name: {0: "batch"} for name in ("input_image", "image_embeddings")}
-    return _trace(
-        graph, {"input_image": torch.rand(graph.batch or 2, 3, size, size)}, ["image_embeddings"], axes, opset
-    )
+        inputs = {"input_image": torch.rand(size + 3, size + 5, 3) * 255}
+        axes = {"input_image": {0: "image_height", 1: "image_width"}}
+    else:
+        inputs = {"input_image": torch.rand(graph.batch or 2, 3, size, size)}
+        axes = {} if graph.batch else {name: {0: "batch"} for name in ("input_image", "image_embeddings")}
+    return _to_onnx(graph, inputs, ["image_embeddings"], axes, opset, exporter)
 
 
-def trace_decoder(graph: DecoderGraph, opset: int) -> onnx.ModelProto:
+def trace_decoder(graph: DecoderGraph, opset: int | None = None, exporter: str = TRACE) -> onnx.ModelProto:
+    """As `trace_encoder`."""
     side = graph.image_size // 16
+    # what may be 1 or as many as there are objects differs here, or the newer exporter takes both for one number
     inputs = {
-        "image_embeddings": torch.randn(1, 256, side, side),
-        "point_coords": torch.rand(2, 3, 2) * graph.image_size,
-        "point_labels": torch.ones(2, 3),
-        "mask_input": torch.rand(1, 1, 4 * side, 4 * side),
-        "has_mask_input": torch.zeros(1),
+        "image_embeddings": torch.randn(2, 256, side, side),
+        "point_coords": torch.rand(5, 3, 2) * graph.image_size,
+        "point_labels": torch.ones(5, 3),
+        "mask_input": torch.rand(4, 1, 4 * side, 4 * side),
+        "has_mask_input": torch.zeros(6),
         "orig_im_size": torch.tensor([50.0, 70.0]),
     }
     axes = {
@@ -78,31 +81,65 @@ def trace_decoder(graph: DecoderGraph, opset: int) -> onnx.ModelProto:
         "has_mask_input": {0: "flags"},
         "masks": {0: "objects", 2: "height", 3: "width"},
     } | {name: {0: "objects"} for name in graph.output_names if name != "masks"}
-    return _trace(graph, inputs, graph.output_names, axes, opset)
+    return _to_onnx(graph, inputs, graph.output_names, axes, opset, exporter)
+
+
+def _to_onnx(
+    graph: torch.nn.Module,
+    inputs: dict[str, Tensor],
+    outputs: list[str],
+    axes: dict[str, dict[int, str]],
+    opset: int | None,
+    exporter: str,
+) -> onnx.ModelProto:
+    """axes: {input or output: {dimension that may be of any length: its name}}."""
+    allowed = EXPORTERS[exporter]
+    opset = DEFAULT_OPSET[exporter] if opset is None else opset
+    if opset not in allowed:
+        raise UsageError(f"--opset {opset}: must be {allowed[0]} to {allowed[-1]} with --exporter {exporter}")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of shapes that are fixed on purpose, and that the tracing exporter is older
+        write = _trace if exporter == TRACE else _export
+        return write(graph.eval(), inputs, outputs, axes, opset)
 
 
 def _trace(
-    graph: torch.nn.Module, inputs: dict[str, Tensor], outputs: list[str], axes: dict, opset: int
+    graph: torch.nn.Module, inputs: dict[str, Tensor], outputs: list[str], axes: dict[str, dict[int, str]], opset: int
 ) -> onnx.ModelProto:
-    if opset not in OPSETS:
-        raise UsageError(f"--opset {opset}: must be {OPSETS[0]} to {OPSETS[-1]}")
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # of shapes that are fixed on purpose, and that this exporter is the older one: the newer fails on the decoder's
-        # attention (PyTorch 2.13), and cannot let the number of appended points depend on the labels
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "traced.onnx"
-        with torch.no_grad():
-            torch.onnx.export(
-                graph.eval(),
-                tuple(inputs.values()),
-                str(file),
-                dynamo=False,
-                opset_version=opset,
-                input_names=[*inputs],
-                output_names=outputs,
-                dynamic_axes=axes,
-            )
+        torch.onnx.export(
+            graph,
+            tuple(inputs.values()),
+            str(file),
+            dynamo=False,
+            opset_version=opset,
+            input_names=[*inputs],
+            output_names=outputs,
+            dynamic_axes=axes,
+        )
         return onnx.load(str(file))
+
+
+def _export(
+    graph: torch.nn.Module, inputs: dict[str, Tensor], outputs: list[str], axes: dict[str, dict[int, str]], opset: int
+) -> onnx.ModelProto:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not needed
+    shapes = tuple(dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in inputs)
+    try:
+        program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=[*inputs],
+            output_names=outputs,
+            verbose=False,
+        )
+    except ImportError as error:
+        raise UsageError(f"--exporter {DYNAMO}: {missing_package(error) or error}") from error
+    assert exported is not None, "with dynamo=True a program is returned"
+    return exported.model_proto
 
 
 def describe(proto: onnx.ModelProto, **facts: object) -> None:

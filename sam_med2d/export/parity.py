@@ -10,7 +10,7 @@ from sam_med2d.data.datasets import TestingDataset, test_loader
 from sam_med2d.evaluation.evaluate import evaluate
 from sam_med2d.evaluation.metrics import dice
 from sam_med2d.export.graphs import DecoderGraph, stability_of
-from sam_med2d.inference.backends import Session, decoder_inputs
+from sam_med2d.inference.backends import Session, decoder_inputs, logits_of
 from sam_med2d.prompts.modes import parse_mode
 from segment_anything import FOREGROUND, Prediction, Prompts, Sam, SamPredictor, best_of
 from segment_anything.geometry import EXACT, back
@@ -86,7 +86,7 @@ def given(graph: DecoderGraph, prompts: Prompts) -> Prompts:
     """Prompts of `Sam.predict` -> as the graph takes them."""
     if prompts.masks is None or not graph.logits_in:
         return prompts
-    return prompts._replace(masks=prompts.masks.logit(eps=1e-6))
+    return prompts._replace(masks=logits_of(prompts.masks))
 
 
 @torch.inference_mode()

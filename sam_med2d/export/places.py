@@ -3,6 +3,8 @@
 What OpenCV's rounding does to a few sides is a table, because runtimes round such products in ways of their own.
 """
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -12,14 +14,13 @@ from segment_anything.geometry import source_places
 LARGEST_SIDE = 4096  # pixels; up to it the geometry inside the graph is OpenCV's to the pixel
 
 
-def length(side: Tensor) -> Tensor | int:
-    """A number that is known when the graph runs, as what the exporters take for a size: () int64 -> the same, or an
-    int."""
+def length(side: Tensor) -> int:
+    """A number that is known when the graph runs, () int64 -> what the exporters take for a size."""
     if torch.jit.is_tracing():
-        return side  # the tracing exporter keeps tensors apart from constants
+        return cast(int, side)  # the tracing exporter keeps tensors apart from constants
     found = side.item()
     torch._check(found >= 1)
-    return found
+    return cast(int, found)  # the newer one takes a symbol
 
 
 def up_to(side: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ examples/SAM-Med2D-onnxruntime/main.py.
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -21,18 +21,23 @@ from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam
 from segment_anything.modeling.prompt_encoder import labels_of_corners
 from segment_anything.modeling.sam import PIXEL_MEAN, PIXEL_STD, normalised
 
+if TYPE_CHECKING:  # an extra
+    import openvino
+
 BACKENDS = ("onnxruntime", "openvino")
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # as OpenVINO calls them
+PROBABILITIES, LOGITS = "probabilities", "logits"  # what a decoder's mask_input holds, as its facts say
 DECODER_INPUTS = {"image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size"}
 
 Shape = tuple[int | None, ...]  # None: any
 
 
 class Session(Protocol):
-    """A compiled graph. inputs: their shapes by name."""
+    """A compiled graph. inputs: their shapes by name; facts: what its export left in it, by name."""
 
     path: Path
     inputs: dict[str, Shape]
+    facts: dict[str, str]
 
     def __call__(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
@@ -53,6 +58,7 @@ class OnnxRuntimeSession:
             one.name: tuple(side if isinstance(side, int) else None for side in one.shape)
             for one in self._session.get_inputs()
         }
+        self.facts = dict(self._session.get_modelmeta().custom_metadata_map)
         self._outputs = [one.name for one in self._session.get_outputs()]
 
     def __call__(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -75,7 +81,10 @@ class OpenVinoSession:
         }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
-        compiled = _opened(self.path, lambda: openvino.Core().compile_model(str(path), "CPU", settings))
+        core = openvino.Core()
+        model = _opened(self.path, lambda: core.read_model(str(path)))
+        self.facts = _facts_of(model)
+        compiled = _opened(self.path, lambda: core.compile_model(model, "CPU", settings))
         self.inputs: dict[str, Shape] = {
             one.get_any_name(): tuple(
                 None if side.is_dynamic else side.get_length() for side in one.get_partial_shape()
@@ -89,6 +98,12 @@ class OpenVinoSession:
         # copies, because the request's own arrays are written over by its next inference
         results = self._request.infer(feeds)
         return {name: np.array(results[i]) for i, name in enumerate(self._outputs)}
+
+
+def _facts_of(model: "openvino.Model") -> dict[str, str]:
+    """What OpenVINO keeps of a file's own facts."""
+    kept = model.get_rt_info()
+    return {name: value.astype(str) for name, value in kept["framework"].items()} if "framework" in kept else {}
 
 
 def _opened(path: Path, open_it: Callable):
@@ -147,9 +162,12 @@ class RuntimeDecoder:
             )
         self.session = session
         self.image_size = 4 * fixed(session.inputs["mask_input"][-1], session.path)
+        self.takes_logits = session.facts.get("mask_input") == LOGITS
 
     def predict(self, embeddings: Tensor, prompts: Prompts, multimask_output: bool | None) -> Prediction:
         """As `Sam.predict`. Raises UsageError where a file of the best mask alone is asked for another one."""
+        if self.takes_logits and prompts.masks is not None:
+            prompts = prompts._replace(masks=logits_of(prompts.masks))
         found = self.session(decoder_inputs(embeddings, prompts, (1, 1)))  # full-size masks are not wanted
         prediction = Prediction(*(torch.from_numpy(found[name]) for name in ("low_res_masks", "iou_predictions")))
         if prediction.iou.shape[1] == 1:
@@ -161,6 +179,11 @@ class RuntimeDecoder:
             return prediction
         outputs = slice(None) if multimask_output is None else MULTIPLE if multimask_output else SINGLE
         return Prediction(prediction.logits[:, outputs], prediction.iou[:, outputs])
+
+
+def logits_of(probabilities: Tensor) -> Tensor:
+    """For a decoder that takes the sigmoid itself."""
+    return probabilities.float().logit(eps=1e-6)
 
 
 def decoder_inputs(embeddings: Tensor, prompts: Prompts, size: tuple[int, int]) -> dict[str, np.ndarray]:

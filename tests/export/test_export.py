@@ -19,11 +19,13 @@ from sam_med2d.commands import export_decoder, export_encoder
 from sam_med2d.data.reading import read_image
 from sam_med2d.errors import UsageError
 from sam_med2d.export.graphs import AdapterGraph, AttentionGraph, DecoderGraph, EncoderGraph
-from sam_med2d.export.onnx_files import HALF, halve, placed, save, trace_decoder, trace_encoder
+from sam_med2d.export.onnx_files import HALF, describe, halve, placed, save, trace_decoder, trace_encoder
 from sam_med2d.export.parity import decoder_differences, encoder_difference, encoder_inputs
+from sam_med2d.export.places import Back
 from sam_med2d.export.quantize import quantize
-from sam_med2d.inference.backends import OnnxRuntimeSession
-from segment_anything import SamPredictor
+from sam_med2d.inference.backends import OnnxRuntimeSession, decoder_inputs, open_runtime
+from segment_anything import Prompts, SamPredictor
+from segment_anything.geometry import back
 from segment_anything.modeling.image_encoder import Adapter, Attention
 from tests.inference.test_backends import small
 from tests.segment_anything.test_model import assert_near, randomise
@@ -135,6 +137,7 @@ def test_other_opsets(model, images, tmp_path, opset):
         {"single_mask": True},
         {"single_mask": True, "stability_score": True},
         {"extra_metrics": True, "longest_side": True},
+        {"logits_in": True, "paper": True},
     ],
 )
 def test_decoder_file_is_the_model(model, images, tmp_path, options):
@@ -144,6 +147,101 @@ def test_decoder_file_is_the_model(model, images, tmp_path, options):
     for kind, differences in decoder_differences(model, graph, session, images).items():
         for name, difference in differences.items():
             assert difference < 1e-4, (kind, name)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_the_exporter_that_pytorch_keeps(images, tmp_path, part):
+    """With one object and eight, with and without points, from one example: nothing of it was taken for fixed."""
+    pytest.importorskip("onnxscript", reason='onnxscript is not installed: pip install -e ".[deploy]"')
+    model = small(64)
+    if part == "encoder":
+        save(trace_encoder(EncoderGraph(model, preprocess=True), exporter="dynamo"), tmp_path / "e.onnx")
+        assert encoder_difference(model, OnnxRuntimeSession(tmp_path / "e.onnx", 1), images) < 1e-4
+        return
+    graph = DecoderGraph(model, single_mask=True)
+    save(trace_decoder(graph, exporter="dynamo"), tmp_path / "d.onnx")
+    found = decoder_differences(model, graph, OnnxRuntimeSession(tmp_path / "d.onnx", 1), images)
+    assert {kind: max(by_output.values()) < 1e-4 for kind, by_output in found.items()} == dict.fromkeys(found, True)
+
+
+def test_an_exporter_refuses_opsets_that_it_does_not_write(model):
+    with pytest.raises(UsageError, match="--opset 17: must be 18 to 23 with --exporter dynamo"):
+        trace_encoder(EncoderGraph(model), 17, "dynamo")
+
+
+class WayBack(torch.nn.Module):
+    """The end of a decoder's graph alone."""
+
+    def __init__(self, frame: int) -> None:
+        super().__init__()
+        self.back = Back(frame)
+
+    def forward(self, logits: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+        return self.back(logits, *size.long())
+
+
+@pytest.fixture(scope="module")
+def way_back(tmp_path_factory) -> OnnxRuntimeSession:
+    """logits (1, 1, 256, 256) and size -> masks, in ONNX Runtime."""
+    path = tmp_path_factory.mktemp("back") / "back.onnx"
+    torch.onnx.export(
+        WayBack(256),
+        (torch.randn(1, 1, 256, 256), torch.tensor([300.0, 400.0])),
+        str(path),
+        dynamo=False,
+        opset_version=17,
+        input_names=["logits", "size"],
+        output_names=["masks"],
+        dynamic_axes={"masks": {2: "height", 3: "width"}},
+    )
+    return OnnxRuntimeSession(path, 1)
+
+
+@pytest.mark.parametrize("size", [(256, 256), (1, 300), (255, 257), (186, 198), (708, 744), (1500, 31), (4500, 16)])
+def test_masks_come_back_in_the_graph_as_in_the_predictor(way_back, size):
+    logits = torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(0))
+    found = way_back({"logits": logits.numpy(), "size": np.array(size, np.float32)})["masks"]
+    assert np.abs(found - back(logits, size).numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("factor", [0.75, 1, 1.5, 2, 4])
+def test_a_perfect_answer_comes_back_from_the_graph(way_back, factor):
+    side = round(factor * 256)
+    mask = np.zeros((side, side), np.uint8)
+    centre, axes = (round(0.45 * side), round(0.55 * side)), (round(0.3 * side), round(0.2 * side))
+    cv2.ellipse(mask, centre, axes, 20, 0, 360, 1, -1)
+    seen = cv2.resize(mask, (256, 256), interpolation=cv2.INTER_NEAREST)
+    answer = seen[None, None].astype(np.float32) * 20 - 10
+    found = way_back({"logits": answer, "size": np.array([side, side], np.float32)})["masks"][0, 0] > 0
+    assert 2 * (found & (mask > 0)).sum() / (found.sum() + mask.sum()) >= 0.99
+    assert np.abs(np.argwhere(found).mean(axis=0) - np.argwhere(mask).mean(axis=0)).max() < 0.25
+
+
+def test_a_client_of_sam_feeds_logits_back(model, images, tmp_path):
+    """And a predictor over the same file is told by it not to."""
+    session, files = {}, {name: tmp_path / f"{name}.onnx" for name in ("e", "d", "plain")}
+    save(trace_encoder(EncoderGraph(model)), files["e"])
+    for name, logits_in in (("d", True), ("plain", False)):
+        proto = trace_decoder(DecoderGraph(model, logits_in=logits_in))
+        describe(proto, mask_input="logits" if logits_in else "probabilities")
+        save(proto, files[name])
+        session[name] = OnnxRuntimeSession(files[name], 1)
+    predictor = SamPredictor(model)
+    predictor.set_image(images[0], "BGR")
+    box = [20.0, 20.0, 150.0, 180.0]
+    first = predictor.predict(box=box)
+    want = predictor.predict(box=box, mask_input=first.low_res[1])
+    prompts = Prompts(boxes=torch.from_numpy(predictor.apply_boxes(np.array([box]))))
+    feeds = decoder_inputs(predictor.get_image_embedding(), prompts, images[0].shape[:2])
+    feeds |= {"mask_input": first.low_res[1][None, None], "has_mask_input": np.ones(1, np.float32)}
+    assert np.abs(session["d"](feeds)["low_res_masks"][0, 1:] - want.low_res).max() < 1e-4
+    assert np.abs(session["plain"](feeds)["low_res_masks"][0, 1:] - want.low_res).max() > 1e-3
+    for backend in ("onnxruntime", "openvino"):
+        if backend == "openvino":
+            pytest.importorskip("openvino")
+        other = SamPredictor(open_runtime(backend, files["e"], files["d"], threads=1))
+        other.set_image(images[0], "BGR")
+        assert np.abs(other.predict(box=box, mask_input=first.low_res[1]).low_res - want.low_res).max() < 1e-3
 
 
 def test_names_that_clients_know(model, tmp_path):

@@ -123,6 +123,27 @@ def test_duplicates_go_by_masks_and_on_request_by_boxes() -> None:
     assert len(areas(mask_nms_thresh=1.0)) == 256  # every click its own mask
 
 
+def test_pieces_change_nothing(image, monkeypatch) -> None:
+    """However few masks are held at full size at a time, also where none is left."""
+
+    def all_of(found: list[dict]) -> list[tuple]:
+        return [(*(v for k, v in mask.items() if k != "segmentation"), mask["segmentation"].tolist()) for mask in found]
+
+    for options in ({}, {"crop_n_layers": 1, "min_mask_region_area": 30}, {"pred_iou_thresh": 2}):
+        whole = all_of(generated(image, **options))
+        sizes = []
+
+        class Watched(Discs):
+            def upscale(self, logits):
+                sizes.append(len(logits))
+                return super().upscale(logits)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("segment_anything.automatic_mask_generator.PIXELS_AT_ONCE", 2 * 64 * 96)
+            assert all_of(generated(image, Watched(), **options)) == whole
+        assert max(sizes, default=0) <= (3 if options.get("crop_n_layers") else 2) and bool(sizes) == bool(whole)
+
+
 def test_batches_of_points_change_nothing(image) -> None:
     one, many = generated(image, points_per_batch=1), generated(image, points_per_batch=1000)
     assert [mask["area"] for mask in one] == [mask["area"] for mask in many]
