@@ -55,6 +55,7 @@ from segment_anything.geometry import EXACT, PROTOCOLS, is_paper
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # fmt: off (a flag in as few lines as it needs, so that the script can be read at one go)
     group = parser.add_argument_group("run")
     group.add_argument(
         "--work_dir", default="workdir", help="Everything is written below this folder. Default: %(default)s."
@@ -94,39 +95,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument(
         "--image_size",
         type=int,
-        help=(
-            "Side of the square frame that the model sees, in pixels, a multiple of 32. Default: what the "
-            "weights were trained at."
-        ),
+        help="Side of the square frame that the model sees, in pixels, a multiple of 32. Default: what the weights "
+        "were trained at.",
     )
     group.add_argument(
         "--batch_size",
         type=int,
         default=1,
-        help=(
-            "Number of images in a batch; on a CPU they go through the model one by one all the same. "
-            "Default: %(default)s."
-        ),
+        help="Number of images in a batch; on a CPU they go through the model one by one all the same. Default: "
+        "%(default)s.",
     )
     group.add_argument(
         "--num_workers",
         type=int,
         default=min(4, (os.cpu_count() or 1) - 1),
-        help=("Number of processes that read data, and of threads that compute surface metrics. Default: %(default)s."),
+        help="Number of processes that read data, and of threads that compute surface metrics. Default: %(default)s.",
     )
     group.add_argument(
         "--metadata",
-        help=(
-            "Table with case, modality, class and more of each mask. Default: metadata.csv of the data, "
-            "where there is one."
-        ),
+        help="Table with case, modality, class and more of each mask. Default: metadata.csv of the data, where "
+        "there is one.",
     )
     group.add_argument(
         "--class_names",
-        help=(
-            "File with the names of SA-Med2D-20M's class numbers. Default: SAMed2D_v1_class_mapping_id.json "
-            "of the data, where there is one."
-        ),
+        help="File with the names of SA-Med2D-20M's class numbers. Default: SAMed2D_v1_class_mapping_id.json of the "
+        "data, where there is one.",
     )
 
     group = parser.add_argument_group("model")
@@ -142,10 +135,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         group,
         "--encoder_adapter",
         None,
-        (
-            "Use adapters; False leaves those of the file out, which is the paper's SAM-Med2D*. Default: "
-            "what the file has."
-        ),
+        "Use adapters; False leaves those of the file out, which is the paper's SAM-Med2D*. Default: what the file "
+        "has.",
     )
     add_flag(group, "--multimask", True, "Score the best of outputs 1 to 3; False: output 0.")
     add_flag(
@@ -167,16 +158,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=[],
         metavar="PIXELS",
-        help=("Also score boxes whose sides are moved by up to so many pixels of the frame; each number is a mode."),
+        help="Also score boxes whose sides are moved by up to so many pixels of the frame; each number is a mode.",
     )
     group.add_argument(
         "--click_strategy",
         choices=CLICK_STRATEGIES,
         default="random",
-        help=(
-            "Where an iterative click goes: on a random wrong pixel, or into the centre of the largest "
-            "error. Default: %(default)s."
-        ),
+        help="Where an iterative click goes: on a random wrong pixel, or into the centre of the largest error. "
+        "Default: %(default)s.",
     )
     add_flag(
         group,
@@ -194,30 +183,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[*MAIN_METRICS],
         choices=MAIN_METRICS,
-        help=(
-            "Metrics whose means results.json holds at its top; surface metrics that are not named are not "
-            "computed. Default: all."
-        ),
+        help="Metrics whose means results.json holds at its top; surface metrics that are not named are not "
+        "computed. Default: all.",
     )
     group.add_argument(
         "--protocol",
         choices=PROTOCOLS,
         default=EXACT,
-        help=(
-            "How masks and prompts come back from the frame: exact, to the pixels that it shows, or as in "
-            "the paper, which moves them to the lower right where images are larger than the frame; for "
-            "comparisons with published numbers. Default: %(default)s."
-        ),
+        help="How masks and prompts come back from the frame: exact, to the pixels that it shows, or as in the "
+        "paper, which moves them to the lower right where images are larger than the frame; for comparisons "
+        "with published numbers. Default: %(default)s.",
     )
     group.add_argument(
         "--nsd_tolerance",
         type=float,
         default=2.0,
         metavar="PIXELS",
-        help=(
-            "Distance in pixels within which normalised surface Dice counts a boundary as met. Default: %(default)s."
-        ),
+        help="Distance in pixels within which normalised surface Dice counts a boundary as met. Default: %(default)s.",
     )
+    # fmt: on
     args = parser.parse_args(argv)
     try:
         args.modes = modes_asked_for(args)

@@ -47,6 +47,7 @@ SAMS_SIZE = 1024  # pixels, of SAM's own files
 def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> argparse.Namespace:
     """saved: the run to go on with, whose flags stand for those that nobody gives."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # fmt: off (a flag in as few lines as it needs, so that the script can be read at one go)
     group = parser.add_argument_group("run")
     group.add_argument(
         "--work_dir", default="workdir", help="Everything is written below this folder. Default: %(default)s."
@@ -54,24 +55,22 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument(
         "--run_name",
         default="sam-med2d",
-        help=("Name of the run: its files lie in models/NAME and logs/NAME of --work_dir. Default: %(default)s."),
+        help="Name of the run: its files lie in models/NAME and logs/NAME of --work_dir. Default: %(default)s.",
     )
     group.add_argument(
         "--resume",
         nargs="?",
         const="last",
         metavar="CHECKPOINT",
-        help=(
-            "Go on from this last.pth, with the flags of its run unless others are given; without a path, "
-            "from the last.pth of this --run_name."
-        ),
+        help="Go on from this last.pth, with the flags of its run unless others are given; without a path, from the "
+        "last.pth of this --run_name.",
     )
     add_flag(group, "--overwrite", False, "Start anew where a run of this name has left its last.pth.")
     group.add_argument(
         "--seed",
         type=int,
         default=0,
-        help=("Every random draw is a function of this number and of the place in the run. Default: %(default)s."),
+        help="Every random draw is a function of this number and of the place in the run. Default: %(default)s.",
     )
     group.add_argument(
         "--device", help="Where the model runs, such as cuda, cuda:1, mps or cpu. Default: the best there is."
@@ -81,10 +80,8 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         type=int,
         default=1000,
         metavar="STEPS",
-        help=(
-            "Save last.pth after so many batches within an epoch too; 0 saves after whole epochs alone. "
-            "Default: %(default)s."
-        ),
+        help="Save last.pth after so many batches within an epoch too; 0 saves after whole epochs alone. Default: "
+        "%(default)s.",
     )
     group.add_argument(
         "--log_every",
@@ -98,18 +95,14 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument(
         "--data_path",
         default="data_demo",
-        help=(
-            "Folder of the data, with image2label_train.json and, for validation, image2label_val.json. "
-            "Default: %(default)s."
-        ),
+        help="Folder of the data, with image2label_train.json and, for validation, image2label_val.json. Default: "
+        "%(default)s.",
     )
     group.add_argument(
         "--image_size",
         type=int,
-        help=(
-            "Side of the square frame that the model sees, in pixels, a multiple of 32. Default: what the "
-            "weights were trained at, but 256 for SAM's own files, of 1024, and from scratch."
-        ),
+        help="Side of the square frame that the model sees, in pixels, a multiple of 32. Default: what the weights "
+        "were trained at, but 256 for SAM's own files, of 1024, and from scratch.",
     )
     group.add_argument("--batch_size", type=int, default=2, help="Number of images in a batch. Default: %(default)s.")
     group.add_argument(
@@ -135,10 +128,8 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument(
         "--cache",
         metavar="DIR",
-        help=(
-            "Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; "
-            "at 256 px an image takes 64 KB if grey, a mask 8 KB."
-        ),
+        help="Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; at "
+        "256 px an image takes 64 KB if grey, a mask 8 KB.",
     )
 
     group = parser.add_argument_group("model")
@@ -150,19 +141,15 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument(
         "--sam_checkpoint",
         default=DEFAULT_CHECKPOINT,
-        help=(
-            "Weights of SAM or SAM-Med2D to start from; small: those of this package; none: random weights. "
-            "Default: %(default)s."
-        ),
+        help="Weights of SAM or SAM-Med2D to start from; small: those of this package; none: random weights. "
+        "Default: %(default)s.",
     )
     add_flag(
         group,
         "--encoder_adapter",
         True,
-        (
-            "Put an adapter into every block of the encoder, the only part of it that is trained; False: "
-            "train the decoder side alone, the paper's FT-SAM."
-        ),
+        "Put an adapter into every block of the encoder, the only part of it that is trained; False: train the "
+        "decoder side alone, the paper's FT-SAM.",
     )
 
     group = parser.add_argument_group("optimisation")
@@ -173,27 +160,21 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument(
         "--adapter_lr",
         type=float,
-        help=(
-            "Learning rate of the adapters, which learn once a batch while the decoder learns in every "
-            "round. Default: --lr."
-        ),
+        help="Learning rate of the adapters, which learn once a batch while the decoder learns in every round. "
+        "Default: --lr.",
     )
     group.add_argument(
         "--adapter_norm_lr",
         type=float,
-        help=(
-            "Learning rate of the last LayerNorm of each adapter, which scales what a new adapter adds, from "
-            "nothing; in short runs 20 times --adapter_lr helps. Default: --adapter_lr."
-        ),
+        help="Learning rate of the last LayerNorm of each adapter, which scales what a new adapter adds, from "
+        "nothing; in short runs 20 times --adapter_lr helps. Default: --adapter_lr.",
     )
     group.add_argument(
         "--lr_scheduler",
         choices=["multistep", "cosine"],
         type=lambda name: name.lower().removesuffix("lr"),
-        help=(
-            "How the learning rate changes: multistep (or MultiStepLR) halves it at each of --milestones, "
-            "cosine brings it to zero at the end. Default: it stays."
-        ),
+        help="How the learning rate changes: multistep (or MultiStepLR) halves it at each of --milestones, cosine "
+        "brings it to zero at the end. Default: it stays.",
     )
     group.add_argument(
         "--milestones",
@@ -236,26 +217,22 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         group,
         "--keep_clicks",
         False,
-        (
-            "Let the clicks of a correction join those before them, as test.py asks them (a starting box is "
-            "not kept). By default they replace them, which is the paper's recipe."
-        ),
+        "Let the clicks of a correction join those before them, as test.py asks them (a starting box is not kept). "
+        "By default they replace them, which is the paper's recipe.",
     )
     group.add_argument(
         "--box_shift",
         type=int,
         default=5,
         metavar="PIXELS",
-        help=(
-            "Move each starting box by up to so many pixels of the frame, and by at most half its short "
-            "side; 5 suits 256 px. Default: %(default)s."
-        ),
+        help="Move each starting box by up to so many pixels of the frame, and by at most half its short side; 5 "
+        "suits 256 px. Default: %(default)s.",
     )
     add_flag(
         group,
         "--multimask",
         True,
-        ("Let corrections follow the best of outputs 1 to 3; False: output 0. All four are trained either way."),
+        "Let corrections follow the best of outputs 1 to 3; False: output 0. All four are trained either way.",
     )
 
     group = parser.add_argument_group("validation, where image2label_val.json or label2image_val.json exists")
@@ -278,11 +255,10 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         nargs="+",
         type=mode_name,
         default=[*DEFAULT_MODES],
-        help=(
-            "Prompt modes of the validation, named as for test.py; best.pth is the epoch with the best mean "
-            "Dice of them. Default: %(default)s."
-        ),
+        help="Prompt modes of the validation, named as for test.py; best.pth is the epoch with the best mean Dice "
+        "of them. Default: %(default)s.",
     )
+    # fmt: on
     if saved:
         parser.set_defaults(**saved.flags_to_go_on_with(parser))
     args = parser.parse_args(argv)
