@@ -55,93 +55,53 @@ from segment_anything.geometry import EXACT, PROTOCOLS, is_paper
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    # fmt: off (a flag in as few lines as it needs, so that the script can be read at one go)
+    # a flag in as few lines as it needs, so that the script can be read at one go
+    # fmt: off
     group = parser.add_argument_group("run")
-    group.add_argument(
-        "--work_dir", default="workdir", help="Everything is written below this folder. Default: %(default)s."
-    )
-    group.add_argument(
-        "--run_name", default="sammed", help="Name of the run's folder in --work_dir. Default: %(default)s."
-    )
-    group.add_argument(
-        "--device", help="Where the model runs, such as cuda, cuda:1, mps or cpu. Default: the best there is."
-    )
-    group.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="Clicks, jitter and the bootstrap are functions of this number. Default: %(default)s.",
-    )
-    add_flag(
-        group,
-        "--save_pred",
-        False,
-        "Write the predicted masks at the original size, and overlays with prompts and truth drawn in.",
-    )
+    group.add_argument("--work_dir", default="workdir",
+        help="Everything is written below this folder. Default: %(default)s.")
+    group.add_argument("--run_name", default="sammed",
+        help="Name of the run's folder in --work_dir. Default: %(default)s.")
+    group.add_argument("--device",
+        help="Where the model runs, such as cuda, cuda:1, mps or cpu. Default: the best there is.")
+    group.add_argument("--seed", type=int, default=0,
+        help="Clicks, jitter and the bootstrap are functions of this number. Default: %(default)s.")
+    add_flag(group, "--save_pred", False,
+        "Write the predicted masks at the original size, and overlays with prompts and truth drawn in.")
     add_flag(group, "--report", True, "Write report.html, one page with tables, figures and objects.")
-    group.add_argument(
-        "--rows_format",
-        choices=["csv", "parquet"],
-        default="csv",
-        help="Format of the rows, a line an object and mode. Default: %(default)s.",
-    )
+    group.add_argument("--rows_format", choices=["csv", "parquet"], default="csv",
+        help="Format of the rows, a line an object and mode. Default: %(default)s.")
 
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data_path",
-        default="data_demo",
-        help="Folder of the data, with label2image_test.json or image2label_test.json. Default: %(default)s.",
-    )
-    group.add_argument(
-        "--image_size",
-        type=int,
+    group.add_argument("--data_path", default="data_demo",
+        help="Folder of the data, with label2image_test.json or image2label_test.json. Default: %(default)s.")
+    group.add_argument("--image_size", type=int,
         help="Side of the square frame that the model sees, in pixels, a multiple of 32. Default: what the weights "
-        "were trained at.",
-    )
-    group.add_argument(
-        "--batch_size",
-        type=int,
-        default=1,
+             "were trained at.")
+    group.add_argument("--batch_size", type=int, default=1,
         help="Number of images in a batch; on a CPU they go through the model one by one all the same. Default: "
-        "%(default)s.",
-    )
-    group.add_argument(
-        "--num_workers",
-        type=int,
-        default=min(4, (os.cpu_count() or 1) - 1),
-        help="Number of processes that read data, and of threads that compute surface metrics. Default: %(default)s.",
-    )
-    group.add_argument(
-        "--metadata",
+             "%(default)s.")
+    group.add_argument("--num_workers", type=int, default=min(4, (os.cpu_count() or 1) - 1),
+        help="Number of processes that read data, and of threads that compute surface metrics. Default: "
+             "%(default)s.")
+    group.add_argument("--metadata",
         help="Table with case, modality, class and more of each mask. Default: metadata.csv of the data, where "
-        "there is one.",
-    )
-    group.add_argument(
-        "--class_names",
+             "there is one.")
+    group.add_argument("--class_names",
         help="File with the names of SA-Med2D-20M's class numbers. Default: SAMed2D_v1_class_mapping_id.json of the "
-        "data, where there is one.",
-    )
+             "data, where there is one.")
 
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model_type", choices=[*sam_model_registry], help="Size of the model. Default: what the weights are."
-    )
-    group.add_argument(
-        "--sam_checkpoint",
-        default=DEFAULT_CHECKPOINT,
-        help="Weights of SAM or SAM-Med2D to score; small: those of this package. Default: %(default)s.",
-    )
-    add_flag(
-        group,
-        "--encoder_adapter",
-        None,
+    group.add_argument("--model_type", choices=[*sam_model_registry],
+        help="Size of the model. Default: what the weights are.")
+    group.add_argument("--sam_checkpoint", default=DEFAULT_CHECKPOINT,
+        help="Weights of SAM or SAM-Med2D to score; small: those of this package. Default: %(default)s.")
+    add_flag(group, "--encoder_adapter", None,
         "Use adapters; False leaves those of the file out, which is the paper's SAM-Med2D*. Default: what the file "
-        "has.",
-    )
+        "has.")
     add_flag(group, "--multimask", True, "Score the best of outputs 1 to 3; False: output 0.")
-    add_flag(
-        group, "--use_amp", False, "Run the model in mixed precision: bfloat16 where the device has it, else float16."
-    )
+    add_flag(group, "--use_amp", False,
+        "Run the model in mixed precision: bfloat16 where the device has it, else float16.")
 
     group = parser.add_argument_group("prompts and scores")
     group.add_argument(
@@ -152,55 +112,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="bbox, bbox_jitter5, iterative clicks 1pt 3pts ..., bbox+2pts, clicks at once 3shot ..., mask; "
         f"default: {' '.join(DEFAULT_MODES)}",
     )
-    group.add_argument(
-        "--box_jitter",
-        nargs="+",
-        type=int,
-        default=[],
-        metavar="PIXELS",
-        help="Also score boxes whose sides are moved by up to so many pixels of the frame; each number is a mode.",
-    )
-    group.add_argument(
-        "--click_strategy",
-        choices=CLICK_STRATEGIES,
-        default="random",
+    group.add_argument("--box_jitter", nargs="+", type=int, default=[], metavar="PIXELS",
+        help="Also score boxes whose sides are moved by up to so many pixels of the frame; each number is a mode.")
+    group.add_argument("--click_strategy", choices=CLICK_STRATEGIES, default="random",
         help="Where an iterative click goes: on a random wrong pixel, or into the centre of the largest error. "
-        "Default: %(default)s.",
-    )
-    add_flag(
-        group,
-        "--boxes_prompt",
-        None,
-        "Ask for the one mode bbox; False: for one mode of clicks, see --iter_point and --point_num.",
-    )
+             "Default: %(default)s.")
+    add_flag(group, "--boxes_prompt", None,
+        "Ask for the one mode bbox; False: for one mode of clicks, see --iter_point and --point_num.")
     group.add_argument("--iter_point", type=int, help="Ask for one mode of so many iterative clicks.")
     group.add_argument("--point_num", type=int, help="Ask for one mode of so many clicks that are placed at once.")
-    group.add_argument(
-        "--prompt_path", help="Ask the prompts of this file, written by an earlier run or by the original's test.py."
-    )
-    group.add_argument(
-        "--metrics",
-        nargs="+",
-        default=[*MAIN_METRICS],
-        choices=MAIN_METRICS,
+    group.add_argument("--prompt_path",
+        help="Ask the prompts of this file, written by an earlier run or by the original's test.py.")
+    group.add_argument("--metrics", nargs="+", default=[*MAIN_METRICS], choices=MAIN_METRICS,
         help="Metrics whose means results.json holds at its top; surface metrics that are not named are not "
-        "computed. Default: all.",
-    )
-    group.add_argument(
-        "--protocol",
-        choices=PROTOCOLS,
-        default=EXACT,
+             "computed. Default: all.")
+    group.add_argument("--protocol", choices=PROTOCOLS, default=EXACT,
         help="How masks and prompts come back from the frame: exact, to the pixels that it shows, or as in the "
-        "paper, which moves them to the lower right where images are larger than the frame; for comparisons "
-        "with published numbers. Default: %(default)s.",
-    )
-    group.add_argument(
-        "--nsd_tolerance",
-        type=float,
-        default=2.0,
-        metavar="PIXELS",
-        help="Distance in pixels within which normalised surface Dice counts a boundary as met. Default: %(default)s.",
-    )
+             "paper, which moves them to the lower right where images are larger than the frame; for comparisons "
+             "with published numbers. Default: %(default)s.")
+    group.add_argument("--nsd_tolerance", type=float, default=2.0, metavar="PIXELS",
+        help="Distance in pixels within which normalised surface Dice counts a boundary as met. Default: "
+             "%(default)s.")
     # fmt: on
     args = parser.parse_args(argv)
     try:

@@ -47,217 +47,100 @@ SAMS_SIZE = 1024  # pixels, of SAM's own files
 def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> argparse.Namespace:
     """saved: the run to go on with, whose flags stand for those that nobody gives."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    # fmt: off (a flag in as few lines as it needs, so that the script can be read at one go)
+    # a flag in as few lines as it needs, so that the script can be read at one go
+    # fmt: off
     group = parser.add_argument_group("run")
-    group.add_argument(
-        "--work_dir", default="workdir", help="Everything is written below this folder. Default: %(default)s."
-    )
-    group.add_argument(
-        "--run_name",
-        default="sam-med2d",
-        help="Name of the run: its files lie in models/NAME and logs/NAME of --work_dir. Default: %(default)s.",
-    )
-    group.add_argument(
-        "--resume",
-        nargs="?",
-        const="last",
-        metavar="CHECKPOINT",
+    group.add_argument("--work_dir", default="workdir",
+        help="Everything is written below this folder. Default: %(default)s.")
+    group.add_argument("--run_name", default="sam-med2d",
+        help="Name of the run: its files lie in models/NAME and logs/NAME of --work_dir. Default: %(default)s.")
+    group.add_argument("--resume", nargs="?", const="last", metavar="CHECKPOINT",
         help="Go on from this last.pth, with the flags of its run unless others are given; without a path, from the "
-        "last.pth of this --run_name.",
-    )
+             "last.pth of this --run_name.")
     add_flag(group, "--overwrite", False, "Start anew where a run of this name has left its last.pth.")
-    group.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="Every random draw is a function of this number and of the place in the run. Default: %(default)s.",
-    )
-    group.add_argument(
-        "--device", help="Where the model runs, such as cuda, cuda:1, mps or cpu. Default: the best there is."
-    )
-    group.add_argument(
-        "--save_every",
-        type=int,
-        default=1000,
-        metavar="STEPS",
+    group.add_argument("--seed", type=int, default=0,
+        help="Every random draw is a function of this number and of the place in the run. Default: %(default)s.")
+    group.add_argument("--device",
+        help="Where the model runs, such as cuda, cuda:1, mps or cpu. Default: the best there is.")
+    group.add_argument("--save_every", type=int, default=1000, metavar="STEPS",
         help="Save last.pth after so many batches within an epoch too; 0 saves after whole epochs alone. Default: "
-        "%(default)s.",
-    )
-    group.add_argument(
-        "--log_every",
-        type=int,
-        default=10,
-        metavar="STEPS",
-        help="Write scalars for TensorBoard after so many batches. Default: %(default)s.",
-    )
+             "%(default)s.")
+    group.add_argument("--log_every", type=int, default=10, metavar="STEPS",
+        help="Write scalars for TensorBoard after so many batches. Default: %(default)s.")
 
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data_path",
-        default="data_demo",
+    group.add_argument("--data_path", default="data_demo",
         help="Folder of the data, with image2label_train.json and, for validation, image2label_val.json. Default: "
-        "%(default)s.",
-    )
-    group.add_argument(
-        "--image_size",
-        type=int,
+             "%(default)s.")
+    group.add_argument("--image_size", type=int,
         help="Side of the square frame that the model sees, in pixels, a multiple of 32. Default: what the weights "
-        "were trained at, but 256 for SAM's own files, of 1024, and from scratch.",
-    )
+             "were trained at, but 256 for SAM's own files, of 1024, and from scratch.")
     group.add_argument("--batch_size", type=int, default=2, help="Number of images in a batch. Default: %(default)s.")
-    group.add_argument(
-        "--mask_num",
-        type=int,
-        default=5,
-        help="Number of masks drawn from each image of a batch, with replacement. Default: %(default)s.",
-    )
-    group.add_argument(
-        "--num_workers",
-        type=int,
-        default=min(4, (os.cpu_count() or 1) - 1),
-        help="Number of processes that read data ahead of the model. Default: %(default)s.",
-    )
-    add_flag(
-        group, "--augment", False, "Vary the training images: flips, small rotations and scalings, contrast, noise."
-    )
-    group.add_argument(
-        "--balance",
-        choices=BALANCE_KINDS,
-        help="Give each data set, or each class, the same share of every epoch, whatever its size.",
-    )
-    group.add_argument(
-        "--cache",
-        metavar="DIR",
+    group.add_argument("--mask_num", type=int, default=5,
+        help="Number of masks drawn from each image of a batch, with replacement. Default: %(default)s.")
+    group.add_argument("--num_workers", type=int, default=min(4, (os.cpu_count() or 1) - 1),
+        help="Number of processes that read data ahead of the model. Default: %(default)s.")
+    add_flag(group, "--augment", False,
+        "Vary the training images: flips, small rotations and scalings, contrast, noise.")
+    group.add_argument("--balance", choices=BALANCE_KINDS,
+        help="Give each data set, or each class, the same share of every epoch, whatever its size.")
+    group.add_argument("--cache", metavar="DIR",
         help="Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; at "
-        "256 px an image takes 64 KB if grey, a mask 8 KB.",
-    )
+             "256 px an image takes 64 KB if grey, a mask 8 KB.")
 
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model_type",
-        choices=[*sam_model_registry],
-        help="Size of the model. Default: what the weights are; vit_b from scratch.",
-    )
-    group.add_argument(
-        "--sam_checkpoint",
-        default=DEFAULT_CHECKPOINT,
+    group.add_argument("--model_type", choices=[*sam_model_registry],
+        help="Size of the model. Default: what the weights are; vit_b from scratch.")
+    group.add_argument("--sam_checkpoint", default=DEFAULT_CHECKPOINT,
         help="Weights of SAM or SAM-Med2D to start from; small: those of this package; none: random weights. "
-        "Default: %(default)s.",
-    )
-    add_flag(
-        group,
-        "--encoder_adapter",
-        True,
+             "Default: %(default)s.")
+    add_flag(group, "--encoder_adapter", True,
         "Put an adapter into every block of the encoder, the only part of it that is trained; False: train the "
-        "decoder side alone, the paper's FT-SAM.",
-    )
+        "decoder side alone, the paper's FT-SAM.")
 
     group = parser.add_argument_group("optimisation")
-    group.add_argument(
-        "--epochs", type=int, default=15, help="Number of passes over the training images. Default: %(default)s."
-    )
+    group.add_argument("--epochs", type=int, default=15,
+        help="Number of passes over the training images. Default: %(default)s.")
     group.add_argument("--lr", type=float, default=1e-4, help="Learning rate of Adam. Default: %(default)s.")
-    group.add_argument(
-        "--adapter_lr",
-        type=float,
+    group.add_argument("--adapter_lr", type=float,
         help="Learning rate of the adapters, which learn once a batch while the decoder learns in every round. "
-        "Default: --lr.",
-    )
-    group.add_argument(
-        "--adapter_norm_lr",
-        type=float,
+             "Default: --lr.")
+    group.add_argument("--adapter_norm_lr", type=float,
         help="Learning rate of the last LayerNorm of each adapter, which scales what a new adapter adds, from "
-        "nothing; in short runs 20 times --adapter_lr helps. Default: --adapter_lr.",
-    )
-    group.add_argument(
-        "--lr_scheduler",
-        choices=["multistep", "cosine"],
-        type=lambda name: name.lower().removesuffix("lr"),
+             "nothing; in short runs 20 times --adapter_lr helps. Default: --adapter_lr.")
+    group.add_argument("--lr_scheduler", choices=["multistep", "cosine"], type=lambda name: name.lower().removesuffix("lr"),
         help="How the learning rate changes: multistep (or MultiStepLR) halves it at each of --milestones, cosine "
-        "brings it to zero at the end. Default: it stays.",
-    )
-    group.add_argument(
-        "--milestones",
-        type=int,
-        nargs="+",
-        default=[5, 10],
-        metavar="EPOCH",
-        help="Epochs after which --lr_scheduler multistep halves the learning rate. Default: 5 10.",
-    )
-    group.add_argument(
-        "--warmup",
-        type=int,
-        default=0,
-        metavar="STEPS",
-        help="Number of batches over which the learning rate rises linearly from zero. Default: %(default)s.",
-    )
-    group.add_argument(
-        "--clip_norm",
-        type=float,
-        metavar="NORM",
-        help="Scale a gradient down to this norm where it is larger. Default: gradients are not clipped.",
-    )
+             "brings it to zero at the end. Default: it stays.")
+    group.add_argument("--milestones", type=int, nargs="+", default=[5, 10], metavar="EPOCH",
+        help="Epochs after which --lr_scheduler multistep halves the learning rate. Default: 5 10.")
+    group.add_argument("--warmup", type=int, default=0, metavar="STEPS",
+        help="Number of batches over which the learning rate rises linearly from zero. Default: %(default)s.")
+    group.add_argument("--clip_norm", type=float, metavar="NORM",
+        help="Scale a gradient down to this norm where it is larger. Default: gradients are not clipped.")
     add_flag(group, "--use_amp", False, "Train in mixed precision: bfloat16 where the device has it, else float16.")
 
     group = parser.add_argument_group("interaction")
-    group.add_argument(
-        "--iter_point",
-        type=int,
-        default=8,
-        help="Number of corrections that follow the first prompt of a batch. Default: %(default)s.",
-    )
-    group.add_argument(
-        "--point_list",
-        type=int,
-        nargs="+",
-        default=[1, 3, 5, 9],
-        help="Numbers of clicks; each correction draws one of these. Default: 1 3 5 9.",
-    )
-    add_flag(
-        group,
-        "--keep_clicks",
-        False,
+    group.add_argument("--iter_point", type=int, default=8,
+        help="Number of corrections that follow the first prompt of a batch. Default: %(default)s.")
+    group.add_argument("--point_list", type=int, nargs="+", default=[1, 3, 5, 9],
+        help="Numbers of clicks; each correction draws one of these. Default: 1 3 5 9.")
+    add_flag(group, "--keep_clicks", False,
         "Let the clicks of a correction join those before them, as test.py asks them (a starting box is not kept). "
-        "By default they replace them, which is the paper's recipe.",
-    )
-    group.add_argument(
-        "--box_shift",
-        type=int,
-        default=5,
-        metavar="PIXELS",
+        "By default they replace them, which is the paper's recipe.")
+    group.add_argument("--box_shift", type=int, default=5, metavar="PIXELS",
         help="Move each starting box by up to so many pixels of the frame, and by at most half its short side; 5 "
-        "suits 256 px. Default: %(default)s.",
-    )
-    add_flag(
-        group,
-        "--multimask",
-        True,
-        "Let corrections follow the best of outputs 1 to 3; False: output 0. All four are trained either way.",
-    )
+             "suits 256 px. Default: %(default)s.")
+    add_flag(group, "--multimask", True,
+        "Let corrections follow the best of outputs 1 to 3; False: output 0. All four are trained either way.")
 
     group = parser.add_argument_group("validation, where image2label_val.json or label2image_val.json exists")
-    group.add_argument(
-        "--metrics",
-        nargs="+",
-        default=["iou", "dice"],
-        choices=[*METRICS],
-        help="Metrics of the validation that TensorBoard shows. Default: iou dice.",
-    )
-    group.add_argument(
-        "--validate_every",
-        type=int,
-        default=1,
-        metavar="EPOCHS",
-        help="Validate, and draw pictures, after so many epochs and after the last. Default: %(default)s.",
-    )
-    group.add_argument(
-        "--prompt_modes",
-        nargs="+",
-        type=mode_name,
-        default=[*DEFAULT_MODES],
+    group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=[*METRICS],
+        help="Metrics of the validation that TensorBoard shows. Default: iou dice.")
+    group.add_argument("--validate_every", type=int, default=1, metavar="EPOCHS",
+        help="Validate, and draw pictures, after so many epochs and after the last. Default: %(default)s.")
+    group.add_argument("--prompt_modes", nargs="+", type=mode_name, default=[*DEFAULT_MODES],
         help="Prompt modes of the validation, named as for test.py; best.pth is the epoch with the best mean Dice "
-        "of them. Default: %(default)s.",
-    )
+             "of them. Default: %(default)s.")
     # fmt: on
     if saved:
         parser.set_defaults(**saved.flags_to_go_on_with(parser))
