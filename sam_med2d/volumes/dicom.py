@@ -82,7 +82,7 @@ def _check_whole(path: str, data: pydicom.Dataset) -> None:
     """pydicom takes what there is of an element whose end is missing. Raises DataError."""
     there = os.path.getsize(path)
     for tag in [*data.keys()]:
-        raw = data.get_item(tag)
+        raw = data.get_item(tag, keep_deferred=True)
         if not isinstance(raw, RawDataElement) or raw.length == UNDEFINED:
             continue
         if len(raw.value) < raw.length if raw.value is not None else raw.value_tell + raw.length > there:

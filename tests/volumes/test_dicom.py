@@ -1,5 +1,6 @@
 """A DICOM series as a volume: values, places, what is refused, and what is recognised by content alone."""
 
+import resource
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -382,3 +383,13 @@ def test_flipped_bits_end_in_our_own_errors(tmp_path):
             failed += 1
             assert str(tmp_path) in str(error) and "\n" not in str(error)
     assert failed > 20
+
+
+def test_an_element_that_promises_gigabytes_is_refused_before_there_is_room_for_it(tmp_path):
+    paths = write_series(tmp_path, stack())
+    data = paths[1].read_bytes()
+    at = data.index(b"\x28\x00\x01\x01US")  # BitsStored becomes a private element of 4 GB, of no kind
+    paths[1].write_bytes(data[:at] + b"\x29\x00\x01\x10UN\x00\x00" + b"\xfe\xff\xff\xef" + data[at + 12 :])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "s01: cannot be read, it is cut off in the element (0029,1001)" in refused(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kB
