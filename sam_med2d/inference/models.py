@@ -184,8 +184,8 @@ def plan_model(
     differences = []
     if image_size and size != found.image_size:
         differences.append(
-            f"--image_size {size}, but {file.path} was trained at {found.image_size} px, where it is best; without "
-            "the flag it is taken from the file"
+            f"--image_size {size}, but {file.path} was trained at {found.image_size} px; without the flag "
+            "the file's is taken"
         )
     if adapters and not has_adapters and not may_add_adapters:
         differences.append(f"--encoder_adapter True, but {file.path} has no adapters; new ones add nothing")
