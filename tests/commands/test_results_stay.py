@@ -233,7 +233,16 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("number, whole_group", [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_conversion_that_is_stopped_goes_on_later(number, whole_group: bool, many: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ["sam_med2d.commands.make_index", "masks", "--images", many / "photos", "--masks", many / "masks"]
+    words = [
+        "sam_med2d.commands.make_index",
+        "masks",
+        "--images",
+        many / "photos",
+        "--masks",
+        many / "masks",
+        "--case",
+        "(.+)",
+    ]
     process = start(*words, "--output", out, "--num_workers", 2)
     wait_until(process, lambda: (out / ".cases").is_dir() and any((out / ".cases").iterdir()))
     second = start(*words, "--output", out, "--num_workers", 0)
