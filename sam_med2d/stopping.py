@@ -6,6 +6,7 @@ line and exit status 130 or 143. Code that must not be interrupted in its middle
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,11 +48,6 @@ class Request:
         raise Stopped(self.number or signal.SIGTERM, saved)
 
 
-def raise_stopped(number: int, frame: FrameType | None) -> None:
-    """A signal handler."""
-    raise Stopped(number)
-
-
 @contextmanager
 def _handling(handler) -> Iterator[None]:
     """In the block the signals go to `handler`: in the main thread, and those that were not to be ignored."""
@@ -71,9 +67,32 @@ def _handling(handler) -> Iterator[None]:
 
 @contextmanager
 def raising_stopped() -> Iterator[None]:
-    """In the block a signal raises Stopped, wherever the program is."""
-    with _handling(raise_stopped):
-        yield
+    """In the block a signal raises Stopped, wherever the program is; in processes forked meanwhile it does nothing,
+    until they say what they want (`leave_signals_to_the_parent`).
+    """
+    process = os.getpid()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            raise Stopped(number)
+
+    before = sys.unraisablehook
+
+    def again(unraisable: "sys.UnraisableHookArgs") -> None:
+        """Python drops what is raised in some of its own hooks, such as those around a fork: then the signal comes
+        again, when they are over.
+        """
+        if isinstance(unraisable.exc_value, Stopped):
+            threading.Timer(0.1, os.kill, [process, unraisable.exc_value.number]).start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = again
+    try:
+        with _handling(handler):
+            yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

@@ -123,8 +123,9 @@ def test_stopped_in_the_first_epoch_it_saves_and_goes_on_as_if_nothing_had_been(
     assert [path.name for path in (work / "models" / RUN).iterdir()] == ["last.pth"]
     assert group_is_gone(process)
 
-    if workers == 0:  # the rest in this process: a start takes longer than a run
+    if workers == 0:
         return
+    # in this process: the start of another one takes longer than a run
     flags = [*FLAGS, "--data_path", str(data), "--epochs", "2"]
     train.main([*flags, "--work_dir", str(work), "--resume"])
     train.main([*flags, "--work_dir", str(work / "whole")])
