@@ -108,7 +108,8 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--adapter_norm_lr", type=float,
         help="Learning rate of the last LayerNorm of each adapter, which scales what a new adapter adds, from "
              "nothing; in short runs 20 times --adapter_lr helps. Default: --adapter_lr.")
-    group.add_argument("--lr_scheduler", choices=["multistep", "cosine"], type=lambda name: name.lower().removesuffix("lr"),
+    group.add_argument("--lr_scheduler", choices=["multistep", "cosine"],
+        type=lambda name: name.lower().removesuffix("lr"),
         help="How the learning rate changes: multistep (or MultiStepLR) halves it at each of --milestones, cosine "
              "brings it to zero at the end. Default: it stays.")
     group.add_argument("--milestones", type=int, nargs="+", default=[5, 10], metavar="EPOCH",
