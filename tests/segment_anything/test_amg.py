@@ -90,7 +90,7 @@ def test_every_object_once_with_all_that_is_known_of_it(image) -> None:
         ((click_x, click_y),) = mask["point_coords"]
         assert pixels[int(click_y), int(click_x)] or mask["predicted_iou"] < 0.85
         assert mask["crop_box"] == [0, 0, 96, 64]
-        assert mask["stability_score"] > 0.9  # columns half-way between an object and its neighbour have a logit of 0
+        assert mask["stability_score"] > 0.85  # pixels half-way between an object and its neighbour have a logit of 0
     values = {int(np.median(image[mask["segmentation"]])) for mask in objects}
     assert values == {10, 100, 200}
 
