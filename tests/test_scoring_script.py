@@ -516,7 +516,9 @@ def test_written_prompts_repeat_every_row(score, work: Path) -> None:
     frozen = ["--prompt_path", work / "sammed/prompts.json", "--seed", 1]
     assert score("--prompt_modes", *ALL_MODES, *frozen, "--run_name", "again") == first
     assert (work / "sammed/prompts.json").read_text() == (work / "again/prompts.json").read_text()
-    assert score("--boxes_prompt", "False", "--iter_point", 3, *frozen) == [row for row in first if row.mode == "3pts"]
+    assert score("--boxes_prompt", "False", "--iter_point", 3, *frozen, "--run_name", "third") == [
+        row for row in first if row.mode == "3pts"
+    ]
 
 
 def test_a_prompt_file_of_the_original_is_followed(score, tmp_path: Path, work: Path) -> None:

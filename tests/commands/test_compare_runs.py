@@ -339,7 +339,7 @@ def test_objects_listed_twice_cannot_be_matched(runs: dict[str, Path], capsys) -
 
 def test_spoiled_results_are_named(runs: dict[str, Path], capsys) -> None:
     for text, said in (
-        ('{"seed": ', "is not readable JSON"),
+        ('{"seed": ', "not valid JSON"),
         ("[1]", "is no results file of test.py (it holds a list)"),
         ('{"flags": 3}', "is no results file of test.py ('flags' holds a int)"),
     ):

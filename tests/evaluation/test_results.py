@@ -60,7 +60,7 @@ def test_what_comparisons_ask_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("{", "is not readable JSON"),
+        ("{", "not valid JSON"),
         ("[]", "is no results file of test.py \\(it holds a list\\)"),
         ('{"tables": []}', "is no results file of test.py \\('tables' holds a list\\)"),
     ],
