@@ -76,6 +76,20 @@ class Stretch:
             return edges * (self.frame / self.side)
         return np.interp(edges, np.arange(self.side + 1), np.searchsorted(self.places, np.arange(self.side + 1)))
 
+    def spans_to_frame(self, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The two edges of spans, as `edges_to_frame`; but a span of which the frame shows no pixel keeps its width.
+
+        It lies around where its middle lies: a box without any width would say nothing of how small its object is.
+        """
+        first, end = self.edges_to_frame(start), self.edges_to_frame(stop)
+        if self.paper:
+            return first, end
+        start, stop = np.asarray(start, np.float64), np.asarray(stop, np.float64)
+        middle = self.points_to_frame((start + stop - 1) / 2) + 0.5  # of a pixel's index -> an edge's place
+        reach = (stop - start) * (self.frame / self.side) / 2
+        hidden = end <= first
+        return np.where(hidden, middle - reach, first), np.where(hidden, middle + reach, end)
+
     def edges_to_source(self, edges: np.ndarray | float) -> np.ndarray:
         """The reverse of `edges_to_frame`, where several source edges are alike the first of them."""
         edges = np.asarray(edges, np.float64)

@@ -106,8 +106,8 @@ class StretchToSquare:
         """boxes: (..., 4) -> float32, (N, 4)."""
         corners = np.asarray(boxes).reshape(-1, 2, 2)
         x, y = self._axes(original_size)
-        there = x.edges_to_frame(corners[..., 0]), y.edges_to_frame(corners[..., 1])
-        return np.stack(there, axis=-1).reshape(-1, 4).astype(np.float32)
+        (x0, x1), (y0, y1) = (axis.spans_to_frame(*corners[..., k].T) for k, axis in enumerate((x, y)))
+        return np.stack([x0, y0, x1, y1], axis=-1).astype(np.float32)
 
     def apply_coords_torch(self, coords: Tensor, original_size: tuple[int, int]) -> Tensor:
         if self.paper:  # in float32, as there; arrays are multiplied in float64

@@ -77,6 +77,14 @@ def test_a_box_covers_in_the_frame_what_it_covers_in_the_picture(side: int) -> N
         assert np.flatnonzero(inside).tolist() == list(range(int(first), int(end)))
 
 
+def test_a_box_between_the_pixels_that_are_shown_keeps_its_width() -> None:
+    """Of 512 pixels the frame shows each fourth: nothing of 5 to 7, but much of 5 to 9."""
+    axis = Stretch(512, FRAME)
+    (first, hidden), (end, last) = axis.spans_to_frame(np.array([5, 5]), np.array([9, 7]))
+    assert (first, end) == (2, 3) and axis.places[2] == 8
+    assert last - hidden == pytest.approx(2 / 4) and (hidden + last) / 2 == pytest.approx(5.5 / 4 + 0.5)
+
+
 def test_the_papers_mapping_is_torchs() -> None:
     logits = torch.randn(1, 2, 32, 32)
     expected = torch.nn.functional.interpolate(logits, size=(50, 70), mode="bilinear", align_corners=False)
