@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,9 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import collect_pictures  # noqa: E402
 import pretrain  # noqa: E402
 import synthesis  # noqa: E402
+from segment_anything import sam_model_registry  # noqa: E402
+from segment_anything.build_sam import build_sam  # noqa: E402
+from segment_anything.sizes import SIZES, Size  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -96,20 +100,26 @@ def test_a_crop_holds_its_object():
         assert mask[y0:y1, x0:x1].sum() == mask.sum()
 
 
+@pytest.fixture
+def mini(monkeypatch):
+    """A model small enough to train here, and the number of threads as it was."""
+    monkeypatch.setitem(SIZES, "mini", Size(32, 2, 2, (1,)))
+    monkeypatch.setitem(sam_model_registry, "mini", partial(build_sam, model_type="mini"))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 def args(folder: Path, pictures: Path, *more: str):
-    return pretrain.parse_args(["--run", str(folder / "run"), "--output", str(folder / "out.safetensors"), "--steps", "2",
+    return pretrain.parse_args(["--model_type", "mini", "--run", str(folder / "run"), "--output", str(folder / "out.safetensors"), "--steps", "2",
                                 "--batch_size", "2", "--image_size", "32", "--held_out", "1", "--start", "none",
                                 "--warm_up", "1", "--pictures", str(pictures), *more])
 
 
-def test_a_stopped_run_that_goes_on_equals_one_that_was_not(tmp_path, pictures):
-    threads = torch.get_num_threads()
-    try:
-        pretrain.run(args(tmp_path / "whole", pictures))
-        pretrain.run(args(tmp_path / "parts", pictures, "--stop_after", "1"))
-        pretrain.run(args(tmp_path / "parts", pictures))
-    finally:
-        torch.set_num_threads(threads)
+def test_a_stopped_run_that_goes_on_equals_one_that_was_not(tmp_path, pictures, mini):
+    pretrain.run(args(tmp_path / "whole", pictures))
+    pretrain.run(args(tmp_path / "parts", pictures, "--stop_after", "1"))
+    pretrain.run(args(tmp_path / "parts", pictures))
     whole, parts = (torch.load(tmp_path / name / "run/last.pt", weights_only=True) for name in ("whole", "parts"))
     assert whole["step"] == parts["step"] == 2
     for part in ("model", "average"):
