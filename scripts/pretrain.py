@@ -9,13 +9,14 @@ A step is a function of --seed and its number: pictures, prompts and the learnin
 --steps). So a run that was killed and goes on ends as one that was not; with another --steps the rate follows the new cosine from
 there on.
 
-A batch: half of the objects start from a box, half from a click; after none to three corrections that only look (one click
-each, joined to those before, as an annotator works), one more correction learns. Start and last correction share one encoding,
-and everything learns. Losses are taken at half the frame's size, on masks whose edges are shares of pixels: the logits have a
+A batch: half of the objects start from a box, half from a click, and after none to three corrections of one click each, which
+only look ahead, one more correction learns. Two thirds of the batches keep earlier clicks and boxes, as an annotator works; a
+quarter replaces them, as the paper does; a tenth corrects with the last mask alone. Start and last correction share one
+encoding, and everything learns. Losses are taken at half the frame's size, on masks whose edges are shares of pixels: the logits have a
 quarter of it, and at full size the loss took a third of a step.
 
 Left: RUN/last.pt (weights, their average, optimizer, step; replaced whole), RUN/log.jsonl, and every --evaluate_every steps the
-averaged weights, float16, in --output.
+averaged weights, float16, in --output, with a copy of the log beside them.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import json
 import math
 import os
 import random
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -57,8 +59,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5000, help="where the cosine ends")
     parser.add_argument("--stop_after", type=int, help="end here, with a checkpoint, whatever --steps says")
     parser.add_argument("--batch_size", type=int, default=8, help="pictures a step")
-    parser.add_argument("--objects", type=int, default=2, help="objects a picture")
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--objects", type=int, default=3, help="objects a picture")
+    parser.add_argument("--lr", type=float, default=2.5e-4)
     parser.add_argument("--lr_end", type=float, default=1e-5)
     parser.add_argument("--warm_up", type=int, default=200, help="steps")
     parser.add_argument("--weight_decay", type=float, default=0.01)
@@ -107,14 +109,21 @@ def chosen(prediction: Prediction) -> Tensor:
     return best_of(Prediction(prediction.logits[:, 1:], prediction.iou[:, 1:])).logits.detach()
 
 
-def corrected(model: Sam, last: Tensor, masks: Tensor, earlier: Clicks | None, clicks: int, boxes: Prompts | None,
-              rows: Tensor | None, uniform) -> tuple[Prompts, Clicks | None]:
-    """The prompts of one more correction: the last mask and so many clicks on its errors (0: no new ones)."""
-    probabilities = last.float().sigmoid()
-    if not clicks:
-        return Prompts(points=earlier and earlier[0], labels=earlier and earlier[1], masks=probabilities), earlier
-    points = join_clicks(earlier, corrective_clicks(masks, model.upscale(last) > 0, uniform(len(masks), clicks)))
-    return Prompts(points=points[0], labels=points[1], masks=probabilities), points
+def corrected(model: Sam, last: Tensor, masks: Tensor, earlier: Clicks | None, clicks: int, uniform) -> tuple[Prompts, Clicks]:
+    """The prompts of one more correction: the last mask, and so many clicks on its errors after the earlier ones."""
+    points, labels = join_clicks(earlier, corrective_clicks(masks, model.upscale(last) > 0, uniform(len(masks), clicks)))
+    return Prompts(points=points, labels=labels, masks=last.float().sigmoid()), (points, labels)
+
+
+def predict_corrected(model: Sam, embeddings: Tensor, prompts: Prompts, box_rows: Tensor, boxes: Tensor) -> Prediction:
+    """All four outputs, where the objects of `box_rows` keep their boxes. box_rows: (M,); boxes: (M, 4)."""
+    rest = torch.ones(len(embeddings), dtype=torch.bool)
+    rest[box_rows] = False
+    rows = torch.cat([box_rows, rest.nonzero().squeeze(1)])
+    parts = [model.predict(embeddings[own], prompts.rows(own)._replace(boxes=own_boxes), multimask_output=None)
+             for own, own_boxes in ((box_rows, boxes), (rows[len(box_rows):], None)) if len(own)]
+    order = rows.argsort()
+    return Prediction(*(torch.cat(values)[order] for values in zip(*parts)))
 
 
 def losses_of(model: Sam, images: Tensor, masks: Tensor, draw: random.Random, uniform) -> tuple[Tensor, Tensor]:
@@ -122,22 +131,23 @@ def losses_of(model: Sam, images: Tensor, masks: Tensor, draw: random.Random, un
     embeddings = model.encode(images).repeat_interleave(len(masks) // len(images), dim=0)
     start = starting_prompts(masks, uniform, odd_from_box=True, box_shift=draw.choice((0, 0, 2, 4)))
     prediction = predict_start(model, embeddings, start)
-    first = loss_of(prediction, masks)
+    first, last = loss_of(prediction, masks), chosen(prediction)
 
     plan = draw.random()
     if plan < 0.1:                                      # the mask alone
-        prompts = Prompts(masks=chosen(prediction).float().sigmoid())
-        return first, loss_of(model.predict(embeddings, prompts, multimask_output=None), masks)
-    # what started from a box goes on as an annotator would who has clicked so far: with a click of its own
-    clicks, last = start.clicks_of_all(), chosen(prediction)
-    if plan < 0.4:
-        clicks = None                                   # the paper's: earlier clicks are not kept
+        alone = Prompts(masks=last.float().sigmoid())
+        return first, loss_of(model.predict(embeddings, alone, multimask_output=None), masks)
+    # as annotators work: clicks add up, and a box stays; or as in the paper: new clicks in the place of all that was before
+    keeps = plan < 0.75
+    clicks = start.clicks_of_all() if keeps else None
+    box_rows = start.box_rows if keeps else start.box_rows[:0]
+    boxes = start.boxes.boxes[:len(box_rows)]
     with torch.no_grad():
         for _ in range(draw.choice((0, 0, 1, 2, 3))):
-            prompts, clicks = corrected(model, last, masks, clicks, 1, None, None, uniform)
-            last = chosen(model.predict(embeddings, prompts, multimask_output=None))
-    prompts, _ = corrected(model, last, masks, clicks, draw.choice((1, 1, 1, 2, 4)), None, None, uniform)
-    return first, loss_of(model.predict(embeddings, prompts, multimask_output=None), masks)
+            prompts, clicks = corrected(model, last, masks, clicks, 1, uniform)
+            last = chosen(predict_corrected(model, embeddings, prompts, box_rows, boxes))
+    prompts, _ = corrected(model, last, masks, clicks, draw.choice((1, 1, 1, 2, 4)), uniform)
+    return first, loss_of(predict_corrected(model, embeddings, prompts, box_rows, boxes), masks)
 
 
 # ---------------------------------------------------------------- validation
@@ -161,7 +171,7 @@ def evaluate(model: Sam, held_out: list[tuple[Tensor, Tensor]]) -> dict[str, flo
         found["click"].append(full(last, masks))
         clicks = (points, labels)
         for _ in range(4):
-            prompts, clicks = corrected(model, last, masks, clicks, 1, None, None, uniform)
+            prompts, clicks = corrected(model, last, masks, clicks, 1, uniform)
             last = chosen(model.predict(embeddings, prompts, multimask_output=None))
         found["5 clicks"].append(full(last, masks))
     model.train(was_training)
@@ -228,6 +238,7 @@ def run(args: argparse.Namespace) -> None:
         judge = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=False)
         judge.load_state_dict(average)
         note({"step": step, **{name: evaluate(judge, held_out) for name, held_out in sets.items()}})
+        shutil.copyfile(args.run / "log.jsonl", args.output.with_suffix(".log.jsonl"))
 
     note({name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
          | {"from_step": step, "torch": torch.__version__})
