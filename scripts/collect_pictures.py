@@ -1,7 +1,8 @@
 """Real unlabelled pictures from installed or unpacked packages, cut into regions: one .npz for `synthesis.py`.
 
-    pip download --no-deps --no-binary :none: mahotas dipy scikit-learn; pip download --no-deps --python-version 3.7 \\
-        --only-binary :all: scikit-image==0.16.2; then unzip each wheel into one folder, wheels/
+    pip download --no-deps mahotas dipy scikit-learn
+    pip download --no-deps --only-binary :all: --python-version 3.7 --platform manylinux1_x86_64 scikit-image==0.16.2
+    # unzip each wheel into a folder of its package's name: wheels/mahotas, wheels/dipy, wheels/scikit_learn, wheels/scikit_image
     python scripts/collect_pictures.py --wheels wheels --output workdir/pictures.npz --contact_sheet sheet.png
 
 Where each picture comes from and under which licence: pretrain_model/PICTURES.md. No label of a person is read.
