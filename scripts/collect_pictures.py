@@ -2,12 +2,13 @@
 
     pip download --no-deps mahotas dipy scikit-learn
     pip download --no-deps --only-binary :all: --python-version 3.7 --platform manylinux1_x86_64 scikit-image==0.16.2
-    # unzip each wheel into a folder of its package's name: wheels/mahotas, wheels/dipy, wheels/scikit_learn, wheels/scikit_image
-    python scripts/collect_pictures.py --wheels wheels --output workdir/pictures.npz --contact_sheet sheet.png
+    # unzip each wheel into a folder of its package's name: wheels/mahotas, wheels/dipy, wheels/scikit_learn,
+    wheels/scikit_image python scripts/collect_pictures.py --wheels wheels --output workdir/pictures.npz --contact_sheet
+    sheet.png
 
 Where each picture comes from and under which licence: pretrain_model/PICTURES.md. No label of a person is read.
-Regions are watersheds at several scales, merged where neighbours look alike, and the pieces between grey thresholds. A region
-is kept as an object if it differs from what is around it.
+Regions are watersheds at several scales, merged where neighbours look alike, and the pieces between grey thresholds. A
+region is kept as an object if it differs from what is around it.
 """
 
 import argparse
@@ -21,20 +22,39 @@ from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-LONGEST = 512               # pixels of the longer side
-LEAST_REGION = 40           # pixels
-LARGEST_REGION = 0.5        # of the picture
+LONGEST = 512  # pixels of the longer side
+LEAST_REGION = 40  # pixels
+LARGEST_REGION = 0.5  # of the picture
 
 # (folder in the unpacked wheels, file in it, weight): medicine and microscopy weigh more than photographs
 FILES = [
-    ("mahotas", "mahotas/demos/data/nuclear.png", 3), ("mahotas", "mahotas/demos/data/DepartmentStore.jpg", 1),
+    ("mahotas", "mahotas/demos/data/nuclear.png", 3),
+    ("mahotas", "mahotas/demos/data/DepartmentStore.jpg", 1),
     ("mahotas", "mahotas/demos/data/luispedro.jpg", 0.5),
-    *(("scikit_image", f"skimage/data/{name}", weight) for name, weight in (
-        ("ihc.png", 3), ("retina.jpg", 3), ("cell.png", 3), ("microaneurysms.png", 1), ("coins.png", 2), ("moon.png", 1),
-        ("hubble_deep_field.jpg", 2), ("chelsea.png", 1), ("coffee.png", 1), ("rocket.jpg", 0.5), ("camera.png", 1),
-        ("gravel.png", 1), ("brick.png", 0.5), ("grass.png", 0.5), ("motorcycle_left.png", 1), ("page.png", 0.5),
-        ("astronaut.png", 1))),
-    ("scikit_learn", "sklearn/datasets/images/china.jpg", 1), ("scikit_learn", "sklearn/datasets/images/flower.jpg", 1),
+    *(
+        ("scikit_image", f"skimage/data/{name}", weight)
+        for name, weight in (
+            ("ihc.png", 3),
+            ("retina.jpg", 3),
+            ("cell.png", 3),
+            ("microaneurysms.png", 1),
+            ("coins.png", 2),
+            ("moon.png", 1),
+            ("hubble_deep_field.jpg", 2),
+            ("chelsea.png", 1),
+            ("coffee.png", 1),
+            ("rocket.jpg", 0.5),
+            ("camera.png", 1),
+            ("gravel.png", 1),
+            ("brick.png", 0.5),
+            ("grass.png", 0.5),
+            ("motorcycle_left.png", 1),
+            ("page.png", 0.5),
+            ("astronaut.png", 1),
+        )
+    ),
+    ("scikit_learn", "sklearn/datasets/images/china.jpg", 1),
+    ("scikit_learn", "sklearn/datasets/images/flower.jpg", 1),
 ]
 
 
@@ -54,20 +74,35 @@ def medical() -> list[tuple[str, np.ndarray, float]]:
     import nibabel
     import pydicom
     from pydicom.data import get_testdata_file
+
     found = []
     for name in ("693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm", "CT_small.dcm"):
         data = pydicom.dcmread(get_testdata_file(name, download=False))
         values = data.pixel_array * float(data.get("RescaleSlope", 1)) + float(data.get("RescaleIntercept", 0))
         for centre, width in ((40, 400), (-500, 1500), (300, 1500), (60, 200)):
-            found.append((f"{name} {centre} {width}", windowed(values, centre, width), 1.5 if len(values) > 200 else 0.7))
-    for name in ("MR_small.dcm", "examples_overlay.dcm", "examples_palette.dcm", "examples_jpeg2k.dcm", "examples_rgb_color.dcm"):
+            found.append(
+                (f"{name} {centre} {width}", windowed(values, centre, width), 1.5 if len(values) > 200 else 0.7)
+            )
+    for name in (
+        "MR_small.dcm",
+        "examples_overlay.dcm",
+        "examples_palette.dcm",
+        "examples_jpeg2k.dcm",
+        "examples_rgb_color.dcm",
+    ):
         data = pydicom.dcmread(get_testdata_file(name, download=False))
         values = data.pixel_array
         if values.ndim == 3:
             values = cv2.cvtColor(values, cv2.COLOR_RGB2BGR)
         found.append((name, values if values.dtype == np.uint8 else stretched(values), 2 if len(values) > 100 else 0.5))
     folder = Path(nibabel.__file__).parent
-    found.append(("nibabel slice", stretched(pydicom.dcmread(folder / "nicom/tests/data/slicethickness_empty_string.dcm").pixel_array), 2))
+    found.append(
+        (
+            "nibabel slice",
+            stretched(pydicom.dcmread(folder / "nicom/tests/data/slicethickness_empty_string.dcm").pixel_array),
+            2,
+        )
+    )
     volume = nibabel.load(folder / "tests/data/example4d.nii.gz").get_fdata()[..., 0]
     found += [(f"nibabel example4d {z}", stretched(volume[:, :, z]), 0.5) for z in range(2, 23, 4)]
     sample = Path(matplotlib.get_data_path()) / "sample_data"
@@ -79,6 +114,7 @@ def medical() -> list[tuple[str, np.ndarray, float]]:
 
 def from_wheels(folder: Path) -> list[tuple[str, np.ndarray, float]]:
     import nibabel
+
     found = []
     for package, name, weight in FILES:
         image = cv2.imread(str(folder / package / name), cv2.IMREAD_COLOR)
@@ -90,7 +126,11 @@ def from_wheels(folder: Path) -> list[tuple[str, np.ndarray, float]]:
     files = folder / "dipy/dipy/data/files"
     if files.is_dir():
         found.append(("dipy t1_coronal", stretched(np.load(files / "t1_coronal_slice.npy")), 2))
-        for name, slices in (("S0_10slices", range(0, 10, 3)), ("aniso_vox", range(4, 24, 5)), ("test_piesno", range(2, 14, 5))):
+        for name, slices in (
+            ("S0_10slices", range(0, 10, 3)),
+            ("aniso_vox", range(4, 24, 5)),
+            ("test_piesno", range(2, 14, 5)),
+        ):
             volume = nibabel.load(files / f"{name}.nii.gz").get_fdata()
             volume = volume[..., 0] if volume.ndim == 4 else volume
             found += [(f"dipy {name} {z}", stretched(volume[:, :, z]), 0.4) for z in slices]
@@ -103,7 +143,7 @@ def watershed(grey: np.ndarray, scale: float) -> np.ndarray:
     gradient = np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1))
     gradient = stretched(gradient, 0, 0.995)
     window = 2 * int(1.5 * scale) + 3
-    lowest = (ndimage.minimum_filter(gradient, window) == gradient)
+    lowest = ndimage.minimum_filter(gradient, window) == gradient
     markers, _ = ndimage.label(lowest, np.ones((3, 3)))
     return ndimage.watershed_ift(gradient, markers.astype(np.int32))
 
@@ -113,8 +153,12 @@ def merged(labels: np.ndarray, colour: np.ndarray, tolerance: float) -> np.ndarr
     number = int(labels.max()) + 1
     area = np.bincount(labels.ravel(), minlength=number).astype(float)
     total = np.stack([np.bincount(labels.ravel(), colour[..., c].ravel(), number) for c in range(colour.shape[2])], 1)
-    pairs = np.concatenate([np.stack([labels[:, :-1].ravel(), labels[:, 1:].ravel()], 1),
-                            np.stack([labels[:-1].ravel(), labels[1:].ravel()], 1)])
+    pairs = np.concatenate(
+        [
+            np.stack([labels[:, :-1].ravel(), labels[:, 1:].ravel()], 1),
+            np.stack([labels[:-1].ravel(), labels[1:].ravel()], 1),
+        ]
+    )
     pairs = np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)
     mean = total / np.maximum(area, 1)[:, None]
     order = np.linalg.norm(mean[pairs[:, 0]] - mean[pairs[:, 1]], axis=1).argsort()
@@ -144,7 +188,7 @@ def levels(grey: np.ndarray, count: int, blur: float) -> np.ndarray:
         centres = np.array([smooth[nearest == k].mean() if (nearest == k).any() else centres[k] for k in range(count)])
     result = np.zeros(grey.shape, np.int32)
     for k in range(count):
-        pieces, found = ndimage.label(nearest == k)
+        pieces, _ = ndimage.label(nearest == k)
         result[pieces > 0] = pieces[pieces > 0] + result.max()
     return result
 
@@ -176,9 +220,11 @@ def cut(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     grey = (image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)).astype(np.float32)
     colour = cv2.GaussianBlur(image, (0, 0), 0.8).astype(np.float32)
     colour = colour[..., None] if colour.ndim == 2 else colour
-    tries = [merged(watershed(grey, scale), colour, tolerance * grey.std())
-             for scale, tolerance in ((1.0, 0.35), (1.0, 0.7), (2.0, 0.3), (2.0, 0.6), (3.5, 0.3), (3.5, 0.6), (6.0, 0.4))
-             if scale < max(grey.shape) / 40]
+    tries = [
+        merged(watershed(grey, scale), colour, tolerance * grey.std())
+        for scale, tolerance in ((1.0, 0.35), (1.0, 0.7), (2.0, 0.3), (2.0, 0.6), (3.5, 0.3), (3.5, 0.6), (6.0, 0.4))
+        if scale < max(grey.shape) / 40
+    ]
     tries += [levels(grey, count, blur) for count, blur in ((2, 1.0), (3, 1.0), (3, 2.5), (5, 2.0))]
     maps = [(labels.astype(np.uint16), objects(labels, grey)) for labels in tries if labels.max() < 65535]
     return [(labels, kept) for labels, kept in maps if len(kept) >= 2]
@@ -195,8 +241,9 @@ def main() -> None:
     for name, image, weight in medical() + (from_wheels(args.wheels) if args.wheels else []):
         factor = min(LONGEST / max(image.shape[:2]), max(1.0, 192 / max(image.shape[:2])))
         if factor != 1:
-            image = cv2.resize(image, None, fx=factor, fy=factor,
-                               interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+            image = cv2.resize(
+                image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+            )
         maps = cut(image)
         print(f"{name}: {image.shape}, objects {[len(kept) for _, kept in maps]}", flush=True)
         if not maps:

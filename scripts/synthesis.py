@@ -4,16 +4,18 @@
     python scripts/synthesis.py --pictures workdir/pictures.npz --contact_sheet sheet.png
 
 `Tasks(...).draw(seed, index)` gives one picture in its frame and masks of some of its objects, and depends on these two
-numbers alone. A draw is a canvas of one of three sources, then a crop of it, then what a scanner or a camera does to it:
+numbers alone. A draw is a canvas of one of three sources, then a crop of it, then what a scanner or a camera does to
+it:
 
-- *scenes*: a map of regions (shapes smooth and sharp, tubes, layers, cells, holes, noise fields that compete) painted with
-  random greys, textures and gradients, on the lines of SynthSeg (arXiv 2107.09559), ScribblePrompt (2312.07381) and UniverSeg
-  (2304.06131);
+- *scenes*: a map of regions (shapes smooth and sharp, tubes, layers, cells, holes, noise fields that compete) painted
+with
+  random greys, textures and gradients, on the lines of SynthSeg (arXiv 2107.09559), ScribblePrompt (2312.07381) and
+  UniverSeg (2304.06131);
 - *phantoms*: heads, trunks and nested shapes of `phantoms.py`;
 - *pictures*: real unlabelled ones, whose objects are regions of their own (`scripts/collect_pictures.py`).
 
-The crop goes from the whole canvas to one object filling the frame, log-uniform in between. Masks are (K, S, S) bool, pictures
-(S, S, 3) uint8. Only numpy and OpenCV; call `cv2.setNumThreads(1)`.
+The crop goes from the whole canvas to one object filling the frame, log-uniform in between. Masks are (K, S, S) bool,
+pictures (S, S, 3) uint8. Only numpy and OpenCV; call `cv2.setNumThreads(1)`.
 """
 
 from __future__ import annotations
@@ -30,15 +32,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from phantoms import depth, draw_once, filled, noise_blob, smooth_field, star
 
-CANVASES = (160, 192, 256)          # pixels; what is cropped from must have more detail than the frame
+CANVASES = (160, 192, 256)  # pixels; what is cropped from must have more detail than the frame
 SHARES = {"scene": 0.45, "phantom": 0.2, "picture": 0.35}
-MIN_PIXELS = 24                     # of an object in a frame of 128 px: 0.15 % of it, the paper's least object
-THICK = np.ones((3, 3), np.uint8)   # fits into every object of a frame somewhere: no dust, no hair
-MAX_AREA = 0.85                     # of the frame
-WHOLE = 0.25                        # share of draws that show the whole canvas
-CLOSEST = 1.15                      # the closest crop is so many times the object's box
-FARTHEST = 6.0                      # beyond it the whole canvas is shown
-PADDING = (124, 116, 104)           # zero after normalisation
+MIN_PIXELS = 24  # of an object in a frame of 128 px: 0.15 % of it, the paper's least object
+THICK = np.ones((3, 3), np.uint8)  # fits into every object of a frame somewhere: no dust, no hair
+MAX_AREA = 0.85  # of the frame
+WHOLE = 0.25  # share of draws that show the whole canvas
+CLOSEST = 1.15  # the closest crop is so many times the object's box
+FARTHEST = 6.0  # beyond it the whole canvas is shown
+PADDING = (124, 116, 104)  # zero after normalisation
 
 
 # ---------------------------------------------------------------- regions of a scene: (size, size) int32 ids
@@ -58,18 +60,23 @@ def a_shape(rng: np.random.Generator, size: int, centre: tuple[float, float], ra
         shape = filled(star(rng, centre, radii, rng.uniform(0, 3.2), rng.choice([0.0, 0.1, 0.2, 0.35])), size)
     elif kind < 0.65:
         shape = noise_blob(rng, size, centre, radius)
-    elif kind < 0.85:                                           # a polygon: sharp corners
+    elif kind < 0.85:  # a polygon: sharp corners
         corners = int(rng.integers(3, 9))
-        angles = np.sort(rng.uniform(0, 2 * math.pi, corners)) if rng.random() < 0.5 else (
-            np.arange(corners) * 2 * math.pi / corners + rng.uniform(0, 3))
+        angles = (
+            np.sort(rng.uniform(0, 2 * math.pi, corners))
+            if rng.random() < 0.5
+            else (np.arange(corners) * 2 * math.pi / corners + rng.uniform(0, 3))
+        )
         lengths = rng.uniform(0.55, 1.2, corners)[:, None]
-        shape = filled(np.array(centre) + lengths * np.array(radii) * np.stack([np.cos(angles), np.sin(angles)], 1), size)
-    else:                                                       # a bent one: an ellipse less another
+        shape = filled(
+            np.array(centre) + lengths * np.array(radii) * np.stack([np.cos(angles), np.sin(angles)], 1), size
+        )
+    else:  # a bent one: an ellipse less another
         shape = filled(star(rng, centre, radii, rng.uniform(0, 3.2), 0.08), size)
         away = rng.uniform(0, 2 * math.pi)
         other = (centre[0] + 0.6 * radius * math.cos(away), centre[1] + 0.6 * radius * math.sin(away))
         shape &= ~filled(star(rng, other, (0.7 * radii[0], 0.7 * radii[1]), 0.0, 0.1), size)
-    if kind < 0.65 and rng.random() < 0.12:                     # only its rim
+    if kind < 0.65 and rng.random() < 0.12:  # only its rim
         shape &= depth(shape) < radius * rng.uniform(0.15, 0.4)
     return shape
 
@@ -85,8 +92,14 @@ def a_tube(rng: np.random.Generator, size: int) -> np.ndarray:
         path = (start + np.cumsum(step * np.stack([np.cos(turn), np.sin(turn)], 1), 0)) * size
         widths = np.maximum(1.0, width * np.exp(0.25 * np.cumsum(rng.normal(0, 0.15, points))))
         for a, b, w in zip(path[:-1], path[1:], widths):
-            cv2.line(mask, tuple(np.round(a * 16).astype(int).tolist()), tuple(np.round(b * 16).astype(int).tolist()), 1,
-                     max(1, round(w)), shift=4)
+            cv2.line(
+                mask,
+                tuple(np.round(a * 16).astype(int).tolist()),
+                tuple(np.round(b * 16).astype(int).tolist()),
+                1,
+                max(1, round(w)),
+                shift=4,
+            )
     return mask.view(bool)
 
 
@@ -95,7 +108,7 @@ def fields(rng: np.random.Generator, size: int) -> np.ndarray:
     count = int(rng.integers(3, 10))
     cells = int(rng.integers(3, 14))
     values = smooth_field(rng, size, cells, count)
-    if rng.random() < 0.5:                                      # wrinkled borders
+    if rng.random() < 0.5:  # wrinkled borders
         values = values + rng.uniform(0.1, 0.4) * smooth_field(rng, size, 3 * cells, count)
     return values.argmax(axis=2).astype(np.int32)
 
@@ -104,7 +117,7 @@ def layers(rng: np.random.Generator, size: int) -> np.ndarray:
     """Layers one over the other, as in skin, retina or a vessel's wall."""
     count = int(rng.integers(3, 9))
     line = np.linspace(0, 1, size, dtype=np.float32)
-    if rng.random() < 0.3:                                      # round a centre
+    if rng.random() < 0.3:  # round a centre
         cx, cy = rng.uniform(0.2, 0.8, 2)
         height = np.hypot(line[None] - cx, line[:, None] - cy) * rng.uniform(1.0, 1.8)
     else:
@@ -131,11 +144,11 @@ def cells(rng: np.random.Generator, size: int, groups: dict[int, int]) -> np.nda
     radius = spacing * rng.uniform(0.3, 0.75) * np.exp(rng.normal(0, rng.uniform(0.05, 0.3), number)).astype(np.float32)
     wave = 1 + rng.uniform(0.05, 0.3) * smooth_field(rng, size, int(np.clip(1.5 * across, 4, size // 3)))
     inside = distance * wave < radius[label]
-    if rng.random() < 0.4:                                      # apart by a line
+    if rng.random() < 0.4:  # apart by a line
         edge = cv2.morphologyEx(label.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
         inside &= ~edge
     result = np.where(inside, label, 0).astype(np.int32)
-    groups.update({i: 1 for i in range(1, number)})
+    groups.update(dict.fromkeys(range(1, number), 1))
     if spacing > 14 and rng.random() < 0.4:
         core = inside & (distance * wave < rng.uniform(0.3, 0.6) * radius[label])
         result[core] += number
@@ -156,7 +169,7 @@ def scene_regions(rng: np.random.Generator, size: int) -> tuple[np.ndarray, dict
     else:
         ids = cells(rng, size, groups)
     if base < 0.65 or rng.random() < 0.25:
-        body = rng.random() < 0.25                              # everything lies in a body, around which is nothing
+        body = rng.random() < 0.25  # everything lies in a body, around which is nothing
         if body:
             shape = filled(star(rng, (0.5, 0.5), tuple(rng.uniform(0.3, 0.47, 2)), 0.0, 0.08), size)
             ids = np.where(shape, ids + 1, 0)
@@ -173,13 +186,13 @@ def scene_regions(rng: np.random.Generator, size: int) -> tuple[np.ndarray, dict
             new = int(ids.max()) + 1
             ids[shape] = new
             whole.append(shape)
-            if rng.random() < 0.2:                              # a hole, a core or an inclusion
+            if rng.random() < 0.2:  # a hole, a core or an inclusion
                 places = np.flatnonzero(shape)
                 place = int(rng.choice(places))
                 small = 0.5 * math.sqrt(len(places)) / size * rng.uniform(0.25, 0.8)
                 inner = a_shape(rng, size, ((place % size) / size, (place // size) / size), small) & shape
                 ids[inner] = new + 1 if rng.random() < 0.7 else 0
-            if rng.random() < 0.12:                             # another like it
+            if rng.random() < 0.12:  # another like it
                 other = shape[:, ::-1] & ~shape
                 if other.any():
                     groups[new + 2] = new
@@ -212,13 +225,13 @@ def paint(rng: np.random.Generator, ids: np.ndarray, groups: dict[int, int]) -> 
     spread = rng.choice([1.0, 0.5, 0.25], p=[0.55, 0.3, 0.15])  # of the greys: the rest is low contrast
     middle = rng.uniform(0.5 * spread, 1 - 0.5 * spread)
     grey = middle + spread * (rng.random(number) - 0.5)
-    if rng.random() < 0.5:                                      # on black, as most of medicine is
+    if rng.random() < 0.5:  # on black, as most of medicine is
         grey[0] = rng.uniform(0, 0.08)
     share = rng.choice([0.0, 0.02, 0.1])
     for region, like in groups.items():
         if region < number:
             grey[region] = grey[min(like, number - 1)] + share * rng.normal()
-    clear = np.abs(grey - grey[0]) < 0.04                       # what does not differ from the background at all
+    clear = np.abs(grey - grey[0]) < 0.04  # what does not differ from the background at all
     clear[0] = False
     grey[clear] = grey[0] + rng.choice([-1, 1], clear.sum()) * rng.uniform(0.06, 0.3, clear.sum())
     strength = rng.choice([0.02, 0.06, 0.15], p=[0.5, 0.35, 0.15]) * spread
@@ -229,7 +242,7 @@ def paint(rng: np.random.Generator, ids: np.ndarray, groups: dict[int, int]) -> 
     image = grey.astype(np.float32)[ids]
     for column in range(2):
         image += weights.astype(np.float32)[:, column][ids] * texture(rng, size)
-    if rng.random() < 0.3:                                      # regions are lit from one side each
+    if rng.random() < 0.3:  # regions are lit from one side each
         slopes = (rng.choice([0.1, 0.4]) * spread * rng.normal(0, 1, (number, 2))).astype(np.float32)[ids]
         line = np.linspace(-0.5, 0.5, size, dtype=np.float32)
         image += slopes[..., 0] * line[None] + slopes[..., 1] * line[:, None]
@@ -243,11 +256,11 @@ def degrade(rng: np.random.Generator, image: np.ndarray, gentle: bool) -> np.nda
     square = lambda cells: cv2.resize(smooth_field(rng, 64, cells), (width, height), interpolation=cv2.INTER_LINEAR)
     if rng.random() < (0.2 if gentle else 0.7):
         image = cv2.GaussianBlur(image, (0, 0), math.exp(rng.uniform(math.log(0.4), math.log(2.0))))
-    if rng.random() < 0.15:                                     # a coarse detector
+    if rng.random() < 0.15:  # a coarse detector
         factor = rng.uniform(0.3, 0.8)
         small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
         image = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    if rng.random() < 0.4:                                      # bias field
+    if rng.random() < 0.4:  # bias field
         image = image * np.exp(rng.uniform(0.05, 0.5) * square(3)).astype(np.float32)
     if rng.random() < (0.25 if gentle else 0.75):
         noise = rng.standard_normal((height, width), dtype=np.float32)
@@ -256,21 +269,25 @@ def degrade(rng: np.random.Generator, image: np.ndarray, gentle: bool) -> np.nda
         level = 0.12 * rng.random() ** 2
         image = image * (1 + 2.5 * level * noise) if rng.random() < 0.25 else image + level * noise
     artefact = rng.random()
-    if artefact < 0.04:                                         # stripes of a detector or of motion
+    if artefact < 0.04:  # stripes of a detector or of motion
         line = np.arange(height, dtype=np.float32)[:, None]
         image = image + rng.uniform(0.01, 0.06) * np.sin(line * rng.uniform(0.1, 2.0))
-    elif artefact < 0.07:                                       # a shadow from one side
+    elif artefact < 0.07:  # a shadow from one side
         line = np.linspace(-1, 1, width, dtype=np.float32)[None]
-        image = image * (1 - rng.uniform(0.2, 0.7) * np.exp(-((line - rng.uniform(-1, 1)) / rng.uniform(0.05, 0.3)) ** 2))
-    elif artefact < 0.1:                                        # an echo of the picture
-        image = image + rng.uniform(0.05, 0.2) * np.roll(image, int(rng.uniform(0.1, 0.6) * size), axis=int(rng.integers(2)))
+        image = image * (
+            1 - rng.uniform(0.2, 0.7) * np.exp(-(((line - rng.uniform(-1, 1)) / rng.uniform(0.05, 0.3)) ** 2))
+        )
+    elif artefact < 0.1:  # an echo of the picture
+        image = image + rng.uniform(0.05, 0.2) * np.roll(
+            image, int(rng.uniform(0.1, 0.6) * size), axis=int(rng.integers(2))
+        )
     low, high = np.quantile(image[::4, ::4], [rng.choice([0.0, 0.01, 0.05]), rng.choice([1.0, 0.995, 0.97, 0.9])])
     image = np.clip((image - low) / max(high - low, 0.02), 0, 1).astype(np.float32)
     if rng.random() < 0.5:
         image = cv2.pow(image, math.exp(rng.normal(0.0, 0.35)))
     if rng.random() < 0.12:
         image = 1 - image
-    if rng.random() < 0.2:                                      # does not use the whole range
+    if rng.random() < 0.2:  # does not use the whole range
         low, high = np.sort(rng.uniform(0, 1, 2))
         if high - low > 0.3:
             image = low + (high - low) * image
@@ -284,7 +301,9 @@ def in_colour(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
         return cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
     knots = np.sort(rng.uniform(0, 1, (2, 3)), axis=0) if rng.random() < 0.5 else rng.uniform(0, 1, (2, 3))
     middle = rng.uniform(0, 1, 3)
-    table = np.stack([np.interp(np.arange(256), [0, 128, 255], [knots[0, c], middle[c], knots[1, c]]) for c in range(3)], 1)
+    table = np.stack(
+        [np.interp(np.arange(256), [0, 128, 255], [knots[0, c], middle[c], knots[1, c]]) for c in range(3)], 1
+    )
     return (table * 255).astype(np.uint8)[grey]
 
 
@@ -317,7 +336,7 @@ def window(rng: np.random.Generator, mask: np.ndarray) -> tuple[int, int, int, i
     x, y, w, h = cv2.boundingRect(mask.view(np.uint8))
     largest = 2.0 if rng.random() < 0.3 else min(max(width / w, height / h), FARTHEST)
     scale = math.exp(rng.uniform(math.log(CLOSEST), math.log(max(CLOSEST, largest))))
-    if rng.random() < 0.6:                                      # square, or as the box is
+    if rng.random() < 0.6:  # square, or as the box is
         cw = ch = scale * max(w, h)
     else:
         cw, ch = scale * w, scale * h
@@ -364,7 +383,9 @@ class Tasks:
         ids, groups, whole = scene_regions(rng, size)
         flow = warped(rng, size)
         image = cv2.remap(paint(rng, ids, groups), flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-        ids = cv2.remap(ids.astype(np.float32), flow, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT).astype(np.int32)
+        ids = cv2.remap(ids.astype(np.float32), flow, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT).astype(
+            np.int32
+        )
         image = in_colour(rng, degrade(rng, image, gentle=False))
         area = np.bincount(ids.ravel())
         allowed = np.flatnonzero((area >= MIN_PIXELS) & (area <= 0.7 * ids.size))
@@ -374,9 +395,11 @@ class Tasks:
             part = main_part(ids == region)
             if part is not None and part.sum() >= MIN_PIXELS:
                 masks.append(part)
-        for shape in whole[-2:]:                                # with what was painted over it later
+        for shape in whole[-2:]:  # with what was painted over it later
             if rng.random() < 0.3:
-                shape = cv2.remap(shape.view(np.uint8), flow, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT).view(bool)
+                shape = cv2.remap(
+                    shape.view(np.uint8), flow, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT
+                ).view(bool)
                 if shape.sum() >= MIN_PIXELS:
                     masks.append(shape)
         return image, masks
@@ -401,16 +424,18 @@ class Tasks:
             image = cv2.LUT(image, (255 * np.linspace(0, 1, 256) ** math.exp(rng.normal(0, 0.3))).astype(np.uint8))
         return np.ascontiguousarray(image), masks
 
-    def _frame(self, rng: np.random.Generator, image: np.ndarray, masks: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    def _frame(
+        self, rng: np.random.Generator, image: np.ndarray, masks: list[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """Crop, resize, turn and flip."""
         size = self.size
         first = int(rng.integers(len(masks)))
         x0, y0, x1, y1 = window(rng, masks[first])
         inner = size
-        if rng.random() < 0.08:                                 # a small picture, centred in its frame
+        if rng.random() < 0.08:  # a small picture, centred in its frame
             inner = int(rng.integers(size // 2, size))
         shrinks = (x1 - x0) * (y1 - y0) > inner * inner
-        nearest = rng.random() < 0.4                            # as the predictor's geometry resizes, or smoothly
+        nearest = rng.random() < 0.4  # as the predictor's geometry resizes, or smoothly
         how = cv2.INTER_NEAREST if nearest else cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         frame = cv2.resize(image[y0:y1, x0:x1], (inner, inner), interpolation=how)
         order = [first, *(k for k in rng.permutation(len(masks)) if k != first)]
@@ -420,8 +445,12 @@ class Tasks:
             part = masks[k][y0:y1, x0:x1]
             if k != first and (not part.any() or part.sum() < 0.6 * masks[k].sum()):
                 continue
-            small = cv2.resize(part.view(np.uint8) * 255, (inner, inner),
-                               interpolation=cv2.INTER_NEAREST if nearest else how) > 127
+            small = (
+                cv2.resize(
+                    part.view(np.uint8) * 255, (inner, inner), interpolation=cv2.INTER_NEAREST if nearest else how
+                )
+                > 127
+            )
             if least <= small.sum() <= MAX_AREA * inner * inner and cv2.erode(small.view(np.uint8), THICK).any():
                 kept.append(small)
             if len(kept) == self.objects:
@@ -450,7 +479,7 @@ def load_pictures(path: Path | str) -> list[dict]:
             if part in ("image", "weight"):
                 entry[part] = file[key]
             else:
-                entry[part[:4] == "kept" and "kept" or "labels"][part[-2:]] = file[key]
+                entry[(part[:4] == "kept" and "kept") or "labels"][part[-2:]] = file[key]
     for entry in pictures.values():
         entry["maps"] = [(entry["labels"][k], entry["kept"][k]) for k in sorted(entry["labels"])]
     return [entry for entry in pictures.values() if entry["maps"]]
@@ -492,7 +521,10 @@ def main() -> None:
     start = time.process_time()
     areas = np.concatenate([tasks.draw(args.seed, i)[1].mean(axis=(1, 2)) for i in range(200)])
     print(f"{5 * (time.process_time() - start):.2f} ms of processor time a draw")
-    print("areas, % of the frame (0, 10, 25, 50, 75, 90, 100 %):", np.round(100 * np.quantile(areas, [0, .1, .25, .5, .75, .9, 1]), 1))
+    print(
+        "areas, % of the frame (0, 10, 25, 50, 75, 90, 100 %):",
+        np.round(100 * np.quantile(areas, [0, 0.1, 0.25, 0.5, 0.75, 0.9, 1]), 1),
+    )
 
 
 if __name__ == "__main__":

@@ -1,24 +1,20 @@
 """Tests of the generated tasks and of the pretraining run that learns from them."""
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
+import collect_pictures
 import cv2
 import numpy as np
+import pretrain
 import pytest
+import synthesis
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import collect_pictures  # noqa: E402
-import pretrain  # noqa: E402
-import synthesis  # noqa: E402
-from segment_anything import sam_model_registry  # noqa: E402
-from segment_anything.build_sam import build_sam  # noqa: E402
-from segment_anything.sizes import SIZES, Size  # noqa: E402
+from segment_anything import sam_model_registry
+from segment_anything.build_sam import build_sam
+from segment_anything.sizes import SIZES, Size
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +81,11 @@ def test_regions_of_a_picture_are_its_discs(pictures):
     assert [entry["name"] for entry in found] == ["colour", "grey"]
     image = found[1]["image"]
     disc = cv2.connectedComponents((image > 100).astype(np.uint8))[1]
-    best = max((2 * ((labels == k) & (disc == 1)).sum() / ((labels == k).sum() + (disc == 1).sum()))
-               for labels, kept in found[1]["maps"] for k in kept)
+    best = max(
+        (2 * ((labels == k) & (disc == 1)).sum() / ((labels == k).sum() + (disc == 1).sum()))
+        for labels, kept in found[1]["maps"]
+        for k in kept
+    )
     assert best > 0.9
 
 
@@ -111,9 +110,31 @@ def mini(monkeypatch):
 
 
 def args(folder: Path, pictures: Path, *more: str):
-    return pretrain.parse_args(["--model_type", "mini", "--run", str(folder / "run"), "--output", str(folder / "out.safetensors"), "--steps", "2",
-                                "--batch_size", "2", "--image_size", "32", "--held_out", "1", "--start", "none",
-                                "--warm_up", "1", "--pictures", str(pictures), *more])
+    return pretrain.parse_args(
+        [
+            "--model_type",
+            "mini",
+            "--run",
+            str(folder / "run"),
+            "--output",
+            str(folder / "out.safetensors"),
+            "--steps",
+            "2",
+            "--batch_size",
+            "2",
+            "--image_size",
+            "32",
+            "--held_out",
+            "1",
+            "--start",
+            "none",
+            "--warm_up",
+            "1",
+            "--pictures",
+            str(pictures),
+            *more,
+        ]
+    )
 
 
 def test_a_stopped_run_that_goes_on_equals_one_that_was_not(tmp_path, pictures, mini):
