@@ -166,12 +166,12 @@ def test_flags_and_defaults_of_the_original() -> None:
         work_dir="workdir",
         run_name="sammed",
         batch_size=1,
-        image_size=256,
+        image_size=None,  # what the weights are: 256, vit_b and True for the default file
         data_path="data_demo",
-        model_type="vit_b",
+        model_type=None,
         sam_checkpoint="pretrain_model/sam-med2d_b.pth",
         multimask=True,
-        encoder_adapter=True,
+        encoder_adapter=None,
         prompt_path=None,
         save_pred=False,
     )

@@ -496,7 +496,8 @@ def test_an_object_ends_where_its_contrast_ends(scene) -> None:
     seeds = {18: ObjectPrompt(box=np.array([3, 3, 32, 32], np.float32))}
     found = propagate(slices_of(volume, 0, Sticky()), seeds, Rule())
     assert sorted(found.slices) == [*range(10, 26)]
-    assert found.ends[0] == "the next has 0% of its contrast" and found.ends[1] == "the next has 28% of its contrast"
+    # 28 % by the object itself, whose edges lie between the places of this model's quarter
+    assert found.ends[0] == "the next has 0% of its contrast" and found.ends[1] == "the next has 21% of its contrast"
     lenient = propagate(slices_of(volume, 0, Sticky()), seeds, Rule(least_contrast=0.2))
     assert sorted(lenient.slices) == [*range(10, SIZE[0])]
     ignored = propagate(slices_of(volume, 0, Sticky()), seeds, Rule(least_contrast=-10))
