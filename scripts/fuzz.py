@@ -115,6 +115,7 @@ def work(connection: Connection, seed: int, sources: Path, folder: Path, seconds
     os.dup2(quiet, 2)
     with open(stacks, "w") as file:
         faulthandler.enable(file)
+        faulthandler.register(signal.SIGUSR1, file)
         while True:
             try:
                 job = connection.recv()
@@ -181,6 +182,8 @@ class Worker:
         outcome = "hang" if took > args.seconds + 0.5 else "memory" if self._first and grown > args.megabytes else ""
         if not outcome:
             return None
+        os.kill(self._process.pid or 0, signal.SIGUSR1)  # where it is, before it is ended
+        time.sleep(LOOK)
         self.end()
         return outcome, self._where(), took, grown
 
@@ -210,7 +213,7 @@ def run(args: argparse.Namespace, jobs: list[Job], sources: Path, folder: Path) 
     todo = iter(jobs)
     workers = [Worker(args, sources, folder, number) for number in range(args.workers)]
     try:
-        for number, worker in enumerate(workers):
+        for worker in workers:
             _next(worker, todo)
         while busy := [worker for worker in workers if worker.job]:
             ready = wait([worker.connection for worker in busy], LOOK)

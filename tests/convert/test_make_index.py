@@ -612,6 +612,9 @@ def test_tables_of_classes(tmp_path):
     ):
         with pytest.raises(UsageError, match="--classes"):
             parse_classes(words)
+    for value in ("Infinity", "NaN", "[1, Infinity]", "[]", "{}", "null"):
+        with pytest.raises(UsageError, match="'liver' has the value .*; (give a number|values are 0 or more)"):
+            of("f.json", f'{{"liver": {value}}}')
 
 
 # ---------------------------------------------------------------- COCO
