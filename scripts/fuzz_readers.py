@@ -541,7 +541,7 @@ READERS = {
         "*.json",
         "json",
     ),
-    "arrow-copy": Reader(_make_arrow_copy, _read_arrow_copy, ".arrow/*.arrow"),
+    "arrow-copy": Reader(_make_arrow_copy, _read_arrow_copy, ".arrow/*"),
     "packed-cache": Reader(_make_cache, _read_cache, "cache/*/*"),
     "metadata": Reader(_text("metadata.csv", METADATA), _read_metadata, "*", "csv"),
     "classes-json": Reader(
