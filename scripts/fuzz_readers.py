@@ -147,6 +147,11 @@ def _read_volume(folder: Path) -> object:
     return notes_of(image), sitk.GetArrayFromImage(image)
 
 
+def _read_detached(name: str) -> Callable[[Path], object]:
+    """A header whose data lie in another file."""
+    return lambda folder: sitk.GetArrayFromImage(read_scan(str(folder / name)))
+
+
 def _read_straightened(folder: Path) -> object:
     return sitk.GetArrayFromImage(read_scan(files_of(next(folder.iterdir())), 0, straighten=True))
 
@@ -530,6 +535,8 @@ READERS = {
     "nrrd": Reader(_volume("scan.nrrd"), _read_volume, "*", "header"),
     "seg-nrrd": Reader(_volume("labels.seg.nrrd", True), _read_labels, "*", "header"),
     "mha": Reader(_volume("scan.mha"), _read_volume, "*", "header"),
+    "nhdr": Reader(_volume("scan.nhdr"), _read_detached("scan.nhdr"), "scan.nhdr", "header"),
+    "mhd": Reader(_volume("scan.mhd"), _read_detached("scan.mhd"), "scan.mhd", "header"),
     "npy": Reader(_array, _read_volume, "*"),
     "dicom": Reader(lambda folder: _make_series(folder, 1), _read_volume, "*", "dicom"),
     "dicom-series": Reader(_make_series, _read_series, "*", "dicom"),

@@ -1,11 +1,12 @@
 """Headers of text, of NRRD and MetaImage: looked at before ITK parses them.
 
 Its parsers take much on trust: a line of NRRD of 5000 letters and a MetaImage of -1 dimensions end the process, and a
-direction of 1e308 keeps it for ever.
+direction of 1e308 keeps it for ever. And they open whatever file a header names for its data, anywhere on the machine.
 """
 
 import re
 from collections.abc import Iterator
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
 from sam_med2d.errors import DataError
@@ -21,6 +22,8 @@ PLACES = re.compile(  # fields that say where voxels lie
     rb"space directions|space origin|spacings|axis mins|axis maxs|measurement frame|thicknesses)\s*[:=](?P<numbers>.*)",
     re.IGNORECASE,
 )
+DATA = re.compile(rb"\s*(data ?file\s*:|elementdatafile\s*=)\s*(?P<name>.*)", re.IGNORECASE)
+NO_COUNTER = re.compile(rb"%(?!0?[0-9]{0,2}d)")  # what a pattern of names has beside one like %03d
 NUMBER = re.compile(rb"[^\s,()]+")
 
 
@@ -32,7 +35,12 @@ def check_text_header(path: str) -> None:
         nrrd = beginning.startswith(NRRD)
         if not nrrd and META not in beginning:
             return
+        listed = False  # whether what follows are names of files
         for line in _lines(file, path, nrrd):
+            data = DATA.match(line)
+            if listed or data:
+                _check_name((data["name"] if data else line).strip(), path)
+            listed = listed or bool(data and data["name"].startswith(b"LIST"))
             if problem := _long(line) if nrrd else _dimensions(line):
                 raise DataError(f"{path}: {problem}; export it again")
             for number in _far(line):
@@ -40,15 +48,27 @@ def check_text_header(path: str) -> None:
 
 
 def _lines(file: BinaryIO, path: str, nrrd: bool) -> Iterator[bytes]:
-    """Those of the header. NRRD: an empty line ends it, or the file does; MetaImage: what names the data does."""
+    """Those of the header. NRRD: an empty line ends it, or the file does; MetaImage: data within the file do."""
     while line := file.readline(LONGEST_HEADER):
         if nrrd and not line.strip(b"\r\n"):
             return
         yield line
-        if not nrrd and line.lstrip().startswith(b"ElementDataFile"):
+        if not nrrd and (data := DATA.match(line)) and data["name"].strip().upper() == b"LOCAL":
             return
         if file.tell() > LONGEST_HEADER:
             raise DataError(f"{path}: has a header of more than {LONGEST_HEADER >> 20} MB; export it again")
+
+
+def _check_name(name: bytes, path: str) -> None:
+    """Raises DataError unless the name, or the pattern of names, of a file with data stays in the header's folder."""
+    text = name.decode("utf-8", "replace")
+    way = PureWindowsPath(text)  # which knows either kind of separator
+    if way.drive or way.root or PurePosixPath(text).is_absolute() or ".." in way.parts:
+        raise DataError(f"{path}: names {text[:80]!a} for its data; they must lie in its own folder: put them there")
+    if NO_COUNTER.search(name):
+        raise DataError(
+            f"{path}: names {text[:80]!a} for its data, which is no pattern such as slice%03d.raw; correct it"
+        )
 
 
 def _long(line: bytes) -> str:

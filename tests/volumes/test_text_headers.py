@@ -72,3 +72,38 @@ def test_what_programs_write_is_read(name: str, tmp_path: Path) -> None:
     read = read_scan(str(tmp_path / name))
     assert (sitk.GetArrayFromImage(read) == VALUES).all()
     assert np.allclose(read.GetOrigin(), image.GetOrigin()) and np.allclose(read.GetSpacing(), image.GetSpacing())
+
+
+@pytest.mark.parametrize("name", ["scan.nhdr", "scan.mhd"])
+@pytest.mark.parametrize("elsewhere", ["{away}", "../away.raw", "sub/../../away.raw", "LIST\n{away}", "C:\\away.raw"])
+def test_data_elsewhere_on_the_machine_are_not_opened(name: str, elsewhere: str, tmp_path: Path) -> None:
+    """A header that somebody else made says which file is read: not one that lies anywhere."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    (tmp_path / "away.raw").write_bytes(VALUES.tobytes())
+    sitk.WriteImage(sitk.GetImageFromArray(VALUES), str(folder / name))
+    path = folder / name
+    before = next(line for line in path.read_text().splitlines() if "scan." in line)
+    key = before[: before.index("scan.")]
+    path.write_text(path.read_text().replace(before, key + elsewhere.format(away=tmp_path / "away.raw")))
+    with pytest.raises(DataError, match=f"{name}: names .* for its data; they must lie in its own folder"):
+        read_scan(str(path))
+
+
+@pytest.mark.parametrize("pattern", ["s%s.raw 1 4 1", "s%n%d.raw 1 4 1", "s%999999999d.raw 1 4 1"])
+def test_patterns_of_names_that_are_none(pattern: str, tmp_path: Path) -> None:
+    path = tmp_path / "scan.nhdr"
+    path.write_text(
+        f"NRRD0004\ntype: short\ndimension: 3\nsizes: 10 8 4\nencoding: raw\nendian: little\ndata file: {pattern}\n"
+    )
+    with pytest.raises(DataError, match=r"scan.nhdr: names .* which is no pattern such as slice%03d.raw"):
+        read_scan(str(path))
+
+
+def test_a_file_a_slice(tmp_path: Path) -> None:
+    header = "NRRD0004\ntype: short\ndimension: 3\nsizes: 10 8 4\nencoding: raw\nendian: little\ndata file: "
+    for i, values in enumerate(VALUES):
+        (tmp_path / f"s{i:03d}.raw").write_bytes(values.tobytes())
+    for names in ("s%03d.raw 0 3 1", "LIST\n" + "\n".join(f"s{i:03d}.raw" for i in range(4))):
+        (tmp_path / "scan.nhdr").write_text(f"{header}{names}\n")
+        assert (sitk.GetArrayFromImage(read_scan(str(tmp_path / "scan.nhdr"))) == VALUES).all()
