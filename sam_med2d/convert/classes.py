@@ -105,7 +105,7 @@ def _parse_values(name: str, value: object) -> tuple[tuple[int, ...], bool]:
             return (red << 16 | green << 8 | blue,), True
         several: list[Any] = value if isinstance(value, list) else [value]
         values = tuple(int(v) for v in several)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # Overflow: infinity, as JSON of Python may hold it
         raise UsageError(
             f"--classes: '{name}' has the value {value!r}; give a number, or a colour such as #ff8000"
         ) from None

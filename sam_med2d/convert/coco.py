@@ -118,6 +118,8 @@ def _contradiction(one: dict, document: _Document) -> str:
             return f"is of image {shown(image)}: its {what} is {shown(text)}; it must be a text"
         if "\0" in str(text) or any("\ud800" <= letter <= "\udfff" for letter in str(text)):
             return f"is of image {shown(image)}: its {what} {shown(text)} holds what is no letter; correct it"
+    if PurePosixPath(with_slashes(str(document.files[image]["file_name"]))).name in ("", ".."):
+        return f"is of image {shown(image)}: its file name {shown(document.files[image]['file_name'])} names a folder"
     return ""
 
 

@@ -1,6 +1,8 @@
 """A source of nnU-Net v2: dataset.json, imagesTr, labelsTr and, where they are, imagesTs with labelsTs."""
 
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from sam_med2d.convert.cases import Case, cases_of_pictures
@@ -10,6 +12,8 @@ from sam_med2d.convert.patterns import below, groups_of, some, walk
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.json_files import read_json
 
+WHOLE = re.compile(r"[0-9]{1,9}")  # a number of a channel or a label
+LONGEST_SHOWN = 80  # letters of a name in a message
 FOLDERS = (("imagesTr", "labelsTr", ""), ("imagesTs", "labelsTs", "test"))
 
 
@@ -27,7 +31,36 @@ def read_dataset(folder: Path) -> dict:
     for key in ("channel_names", "labels", "file_ending"):
         if key not in content:
             raise DataError(f"{path}: lacks '{key}'; it is no dataset.json of nnU-Net version 2")
+    if wrong := next(_misfits(content), None):
+        raise DataError(f"{path}: {wrong}; correct it, or write it again with nnU-Net version 2")
     return content
+
+
+def _misfits(content: dict) -> Iterator[str]:
+    """What a dataset.json holds in a form that it cannot have, a phrase each."""
+    names, labels, listed = content["channel_names"], content["labels"], content.get("dataset")
+    if not isinstance(names, dict) or not names or not all(WHOLE.fullmatch(number) for number in names):
+        yield "'channel_names' must be {number: name}"
+    if not isinstance(labels, dict):
+        yield "'labels' must be {name: value}"
+    else:
+        for name, value in labels.items():
+            several = value if isinstance(value, list) else [value]
+            if not several or not all(
+                WHOLE.fullmatch(f"{one:g}" if isinstance(one, float) else str(one)) for one in several
+            ):
+                yield f"label {name[:LONGEST_SHOWN]!a} must have a whole number, or a list of them"
+    ending = content["file_ending"]
+    if not isinstance(ending, str) or not re.fullmatch(r"\.[\w.]+", ending):
+        yield "'file_ending' must be an ending, such as .nii.gz"
+    if listed is not None and not (isinstance(listed, dict) and all(map(_is_listed, listed.values()))):
+        yield "'dataset' must be {case: {images: [path, ...], label: path}}"
+
+
+def _is_listed(one: object) -> bool:
+    if not isinstance(one, dict) or not isinstance(one.get("images"), list):
+        return False
+    return all(isinstance(path, str) and path for path in (*one["images"], one.get("label")))
 
 
 def classes_of(content: dict, unknown: str = "error") -> Classes:

@@ -2,9 +2,9 @@
 
 The copy of data/image2label_train.json is data/.arrow/image2label_train.json.arrow, an Arrow file. Where that folder
 cannot be written it lies under the user's cache folder, and where that cannot be written either the copy is made in
-memory. It is a cache: it carries the size and the hash of the text it was made from, is made again when they
-disagree, and may be deleted. Small texts are read in less time than it takes to find a copy; theirs is always made in
-memory.
+memory. It is a cache: it carries the size and the hash of the text it was made from, its own hash lies beside it, it
+is made again when they disagree, and may be deleted. Small texts are read in less time than it takes to find a copy;
+theirs is always made in memory.
 """
 
 import json
@@ -27,6 +27,8 @@ from segment_anything.files import replacing
 FORMAT = 1  # of the copies; raise it when their content changes
 COPY_FROM = 16 << 20  # bytes of text
 WINDOW = 64 << 20  # bytes
+OWN_HASH = ".xxh3"  # the ending of the file beside a copy that holds its hash
+LONGEST_HASH = 64  # letters
 Write = Callable[[pa.RecordBatch], None]
 Build = Callable[[BinaryIO, Write, str | None], dict]
 
@@ -122,6 +124,8 @@ def _at(path: str, source: str, schema: pa.Schema, build: Build) -> Columns:
             return found
         with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
             _write(sink, schema, lambda write: _build_from(source, build, write, os.path.dirname(path)))
+        with replacing(path + OWN_HASH) as temporary:
+            temporary.write_text(_hash_of(path))
     return _mapped(path)
 
 
@@ -141,8 +145,11 @@ def _locked(path: str) -> Iterator[None]:
 
 
 def _valid(path: str, source: str) -> Columns | None:
-    """None: no copy, half of one, or one of another text."""
+    """None: no copy, half of one, one of another text, or one that is damaged: pyarrow takes it as it is."""
     try:
+        with open(path + OWN_HASH, "rb") as file:
+            if file.read(LONGEST_HASH) != _hash_of(path).encode():
+                return None
         columns = _mapped(path)
     except (OSError, ValueError):
         return None

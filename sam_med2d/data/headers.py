@@ -85,10 +85,15 @@ def _png(data: bytes) -> Header | None:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, first byte, length) of each chunk."""
-    place = 8
-    while place + 12 <= len(data):
+    """(kind, first byte, length) of each chunk but those of pixels.
+
+    Raises IndexError for one that is longer than the file: decoders make room for it, up to 4 GB, before they look.
+    """
+    place, kind = 8, b""
+    while place + 12 <= len(data) and kind != b"IEND":  # whatever follows it is no part of the picture
         length, kind = struct.unpack_from(">I4s", data, place)
+        if place + 12 + length > len(data):
+            raise IndexError
         if kind != b"IDAT":
             yield kind, place + 8, length
         place += length + 12

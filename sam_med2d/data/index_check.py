@@ -149,7 +149,8 @@ def _read_checked(columns: Columns, root: str) -> dict[str, int | None]:
     try:
         with open(f"{columns.path}.checked", "rb") as file:
             checked = parse_json(file.read())
-        return checked["folders"] if (checked["hash"], checked["root"]) == (columns.facts["hash"], root) else {}
+        known = (checked["hash"], checked["root"]) == (columns.facts["hash"], root)
+        return checked["folders"] if known and isinstance(checked["folders"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

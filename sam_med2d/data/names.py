@@ -69,7 +69,7 @@ def read_class_names(path: str | os.PathLike) -> dict[str, dict[str, int]]:
         for name, number in ids.items():
             try:
                 ids[name] = int(number)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:  # Overflow: infinity
                 raise DataError(
                     f"{path}: class '{name}' of '{dataset}' has {number!r} for an id; it must be a number"
                 ) from error

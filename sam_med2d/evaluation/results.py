@@ -84,6 +84,11 @@ class Results:
         for name in ("flags", "tables"):
             if not isinstance(content.get(name, {}), dict):
                 raise ValueError(f"'{name}' holds a {type(content[name]).__name__}")
+        for name, rows in content.get("tables", {}).items():
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise ValueError(f"its table {name!a} is no list of rows")
+            if not all(isinstance(row.get("metric", ""), str) for row in rows):
+                raise ValueError(f"its table {name!a} has a metric that is no name")
         known = {name: content[name] for name in (*FACTS, "flags") if name in content}
         tables = {name: _renamed(rows) for name, rows in content.get("tables", {}).items()}
         means = {name: content[name] for name in content if name in METRICS}

@@ -140,7 +140,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not a text file; name the rows.csv of a finished run of test.py") from error
-    except (ValueError, csv.Error) as error:  # among them pandas' ParserError
+    except (TypeError, ValueError, csv.Error) as error:  # pandas' ParserError, and TypeError for half a slice
         raise DataError(f"{path}: cannot be read as rows of test.py ({error}); run test.py again") from error
     return _tidy(rows)
 

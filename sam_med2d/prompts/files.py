@@ -165,7 +165,7 @@ class FrozenPrompts:
             return np.zeros((0, width))
         try:
             rows = np.array(values if values is not None else [], dtype=float).reshape(-1, width)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:  # Overflow: a number of 400 digits
             raise DataError(f"{self.path}: {name} has no readable {what}; make the file anew") from error
         if len(rows) < count:
             raise DataError(

@@ -14,6 +14,7 @@ from sam_med2d.volumes.dicom import ORIENTATION_KEY, read_series, unreadable
 from sam_med2d.volumes.dicom_bytes import is_dicom
 from sam_med2d.volumes.limits import MOST_VOXELS, check_voxels
 from sam_med2d.volumes.nifti import frame_of, is_nifti, read_nifti, write_nifti
+from sam_med2d.volumes.text_headers import check_text_header
 
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")  # what label volumes are written as
 
@@ -115,6 +116,7 @@ def _read(
         volume.image.SetMetaData(NOTES, "\n".join(volume.notes))
         volume.image.SetMetaData(ROUNDING, repr(volume.rounding))
         return volume.image
+    check_text_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
     reader.ReadImageInformation()

@@ -612,6 +612,12 @@ def test_tables_of_classes(tmp_path):
     ):
         with pytest.raises(UsageError, match="--classes"):
             parse_classes(words)
+    with pytest.raises(UsageError) as error:
+        of("g.csv", "liv\x0cer,1,2\n")
+    assert len(str(error.value).splitlines()) == 1 and "must be name,value" in str(error.value)
+    for value in ("Infinity", "NaN", "[1, Infinity]", "[]", "{}", "null"):
+        with pytest.raises(UsageError, match="'liver' has the value .*; (give a number|values are 0 or more)"):
+            of("f.json", f'{{"liver": {value}}}')
 
 
 # ---------------------------------------------------------------- COCO

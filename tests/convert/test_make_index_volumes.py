@@ -896,6 +896,9 @@ def test_nnunet_s_splits_and_listed_files(tmp_path):
     assert cases == [{"b"}, {"a"}]
 
 
+WHOLE = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+
+
 @pytest.mark.parametrize(
     "content, said",
     [
@@ -903,6 +906,18 @@ def test_nnunet_s_splits_and_listed_files(tmp_path):
         ({"channel_names": {}, "labels": {}}, "lacks 'file_ending'"),
         ([], "holds a list"),
         (None, "give the folder of one dataset"),
+        (WHOLE | {"channel_names": {"CT": "0"}}, "'channel_names' must be"),
+        (WHOLE | {"channel_names": ["CT"]}, "'channel_names' must be"),
+        (WHOLE | {"labels": ["liver"]}, "'labels' must be"),
+        (WHOLE | {"labels": {"liver": "CT"}}, "label 'liver' must have a whole number"),
+        (WHOLE | {"labels": {"liver": [1, [2]]}}, "label 'liver' must have a whole number"),
+        (WHOLE | {"labels": {"liver": float("inf")}}, "label 'liver' must have a whole number"),
+        (WHOLE | {"labels": {"liver": None}}, "label 'liver' must have a whole number"),
+        (WHOLE | {"file_ending": 3}, "'file_ending' must be an ending"),
+        (WHOLE | {"file_ending": ""}, "'file_ending' must be an ending"),
+        (WHOLE | {"dataset": ["a"]}, "'dataset' must be"),
+        (WHOLE | {"dataset": {"a": {"images": "a.png", "label": "b.png"}}}, "'dataset' must be"),
+        (WHOLE | {"dataset": {"a": {"images": ["a.png"]}}}, "'dataset' must be"),
     ],
 )
 def test_nnunet_descriptions_that_are_none(tmp_path, content, said):

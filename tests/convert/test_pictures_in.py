@@ -118,7 +118,7 @@ def coco(tmp_path: Path, *annotations: dict, **image) -> tuple:
     write(tmp_path / "images" / "a.png", picture())
     known = {"image_id": 1, "category_id": 1, "segmentation": [[2, 2, 9, 2, 9, 9, 2, 9]]}
     content = {
-        "images": [{"id": 1, "file_name": "a.png", "height": 24, "width": 30} | image],
+        "images": [{"id": 1, "file_name": "a.png", "height": 24, "width": 30} | image, {"id": 2, "file_name": "/"}],
         "categories": [{"id": 1, "name": "o"}, {"id": 2, "name": "\ud800"}],
         "annotations": [known | {"id": number} | one for number, one in enumerate(annotations)],
     }
@@ -142,6 +142,7 @@ BAD = [
     ({"segmentation": {"size": [24, 30], "counts": "o" * 99}}, "do not add up"),
     ({"category_id": 3}, "is of category 3, which is not listed"),
     ({"category_id": 2}, "holds what is no letter"),
+    ({"image_id": 2}, "its file name / names a folder"),
     ({"image_id": 8}, "is of image 8, which is not listed"),
 ]
 

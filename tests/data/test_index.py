@@ -180,8 +180,37 @@ def test_a_half_written_copy_is_made_again(data, part):
     read_index(data, "train")
     copy = copy_of(data)
     copy.write_bytes(copy.read_bytes()[: int(part * copy.stat().st_size)])
+    rewritten(copy)
     assert list(read_index(data, "train")) == list(KEPT.items())
     assert list(arrow_copy_room.Columns(None, pa.memory_map(str(copy)).read_buffer()).facts)  # whole again
+
+
+@pytest.mark.parametrize("place", [0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+def test_a_damaged_copy_is_made_again(data, place):
+    """pyarrow takes flipped bits as they come: other names, and offsets that lead out of the file."""
+    read_index(data, "train")
+    copy = copy_of(data)
+    whole = copy.read_bytes()
+    at = int(place * len(whole))
+    copy.write_bytes(whole[:at] + bytes(255 - byte for byte in whole[at : at + 40]) + whole[at + 40 :])
+    assert list(read_index(data, "train")) == list(KEPT.items())
+    assert copy.read_bytes() == whole
+
+
+def test_a_copy_without_its_hash_is_made_again(data, monkeypatch):
+    """As versions before there was one left it."""
+    read_index(data, "train")
+    (mark,) = copy_of(data).parent.glob("*.xxh3")
+    said = mark.read_text()
+    for spoil in (mark.unlink, lambda: mark.write_text("another"), lambda: mark.write_bytes(b"\xff" * 1000)):
+        spoil()
+        assert list(read_index(data, "train")) == list(KEPT.items())
+        assert mark.read_text() == said
+
+
+def rewritten(copy: Path) -> None:
+    """Its hash says that it is as it was written."""
+    Path(f"{copy}{copies.OWN_HASH}").write_text(copies._hash_of(str(copy)))
 
 
 def test_a_file_without_its_last_batch_is_made_again(data):
@@ -189,6 +218,7 @@ def test_a_file_without_its_last_batch_is_made_again(data):
     read_index(data, "train")
     with pa.ipc.new_file(str(copy_of(data)), index_build_room.SCHEMA) as writer:
         writer.write_batch(pa.record_batch([[b"x"], [[b"y"]]], schema=index_build_room.SCHEMA))
+    rewritten(copy_of(data))
     assert list(read_index(data, "train")) == list(KEPT.items())
 
 

@@ -70,6 +70,7 @@ def test_class_names(tmp_path):
         ("{", "not valid JSON"),
         ('{"AMOS": [1]}', "'AMOS' holds a list"),
         ('{"AMOS": {"liver": "six"}}', "class 'liver' of 'AMOS' has 'six' for an id"),
+        ('{"AMOS": {"liver": Infinity}}', "class 'liver' of 'AMOS' has inf for an id"),
         (None, "cannot be read"),
     ],
 )

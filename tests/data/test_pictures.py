@@ -1,6 +1,7 @@
 """Picture files: what a mask is, what a header says before anything is decoded, orientation, and what is refused."""
 
 import json
+import resource
 import struct
 import time
 import zlib
@@ -257,6 +258,22 @@ def test_the_budget_is_raised_and_lowered_by_the_environment(tmp_path: Path, mon
     monkeypatch.setenv("SAM_MED2D_MAX_PIXELS", "many")
     with pytest.raises(UsageError, match="must be a number of pixels"):
         read_image(path)
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"IDAT", b"abcd", b"\x9b\xff\xff\xff"])
+def test_a_chunk_that_is_longer_than_its_file(kind: bytes, tmp_path: Path) -> None:
+    """OpenCV makes room for 4 GB, and clears it, before it finds that they are not there."""
+    path = tmp_path / "mask.png"
+    data = Path(saved(tmp_path, OBJECT.astype(np.uint8) * 255)).read_bytes()
+    for length in (2**32 - 1, len(data)):
+        path.write_bytes(data[:33] + struct.pack(">I", length) + kind + data[33:])
+        for read in (read_image, lambda path: read_mask(path, SHAPE)):
+            started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            with pytest.raises(DataError, match=r"mask.png: .*export it again"):
+                read(str(path))
+            assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started < 100_000  # kB
+    path.write_bytes(data + b"\xff" * 100)  # after its end there may be anything
+    assert (read_mask(str(path), SHAPE) == OBJECT).all()
 
 
 def test_several_pages_and_frames(tmp_path: Path) -> None:

@@ -714,6 +714,7 @@ def test_a_bad_prompts_file_is_named(tmp_path, text, message):
         ({"boxes": [[1, 2, 3]]}, "bbox", "no readable box"),
         ({"boxes": [["a", 2, 3, 4]]}, "bbox", "no readable box"),
         ({"boxes": {"x": 1}}, "bbox", "no readable box"),
+        ({"boxes": [[10**400, 2, 3, 4]]}, "bbox", "no readable box"),
         ({"boxes": [[1, 2, 3, 65]]}, "bbox", "outside the frame"),
         ({"boxes": [[-1, 2, 3, 4]]}, "bbox", "outside the frame"),
         ({"boxes": [[5, 2, 5, 4]]}, "bbox", "a box without any pixel"),
@@ -729,6 +730,7 @@ def test_a_bad_prompts_file_is_named(tmp_path, text, message):
         ({"point_labels": [1]}, "3pts", "1 of the 3 click label"),
         ({"point_coords": [[1, 2], [3]]}, "3pts", "no readable click"),
         ({"point_coords": "here"}, "3shot", "no readable click"),
+        ({"point_labels": [-(10**400), 1, 0]}, "3pts", "no readable click label"),
     ],
 )
 def test_a_prompt_that_lacks_is_named(tmp_path, change, mode, message):

@@ -62,6 +62,12 @@ def test_what_comparisons_ask_for(tmp_path: Path) -> None:
     [
         ("{", "not valid JSON"),
         ("[]", "is no results file of test.py \\(it holds a list\\)"),
+        ('{"tables": {"overall": 3}}', "is no results file of test.py \\(its table 'overall' is no list of rows\\)"),
+        (
+            '{"tables": {"overall": [3.5]}}',
+            "is no results file of test.py \\(its table 'overall' is no list of rows\\)",
+        ),
+        ('{"tables": {"a": [{"metric": ["dice"]}]}}', "is no results file of test.py \\(its table 'a' has a metric"),
         ('{"tables": []}', "is no results file of test.py \\('tables' holds a list\\)"),
     ],
 )

@@ -205,6 +205,7 @@ def test_rows_are_read_as_written(tmp_path: Path, kind: str) -> None:
         ),
         (lambda folder: (folder / "rows.csv").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe\x00"), "not a text file"),
         (lambda folder: change(folder, 3, "dice", "much"), "much"),
+        (lambda folder: change(folder, 3, "slice", "1.5"), "cannot be read as rows of test.py"),
         (lambda folder: change(folder, 3, "dice", ""), "line 5 has status ok but no Dice"),
         (lambda folder: change(folder, 3, "status", ""), "line 5 is incomplete"),
         (lambda folder: (folder / "rows.csv").write_text((folder / "rows.csv").read_text()[:-60]), "is incomplete"),
