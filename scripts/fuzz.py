@@ -323,7 +323,7 @@ def faults(results: list[Result], seed: int) -> Iterator[str]:
         yield f"    python scripts/fuzz.py --seed {seed} --reader {reader} --number {ours[0].number}"
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=20_000, help="how many spoiled inputs, over all readers")
     parser.add_argument("--seed", type=int, default=0, help="another one spoils in other ways")

@@ -469,7 +469,7 @@ def _convert(
     splits = splits_of(args)
     cases = find()
     if isinstance(intensity := getattr(converter, "intensity", None), Intensity):
-        check_windows(intensity, {modality for case in cases for _, modality in case.data["images"]})
+        check_windows(intensity, {modality for case in cases for _, modality in case.data.get("images", ())})
     check_apart(args.output, sources)
     check_no_input([args.output / name for name in WRITTEN], sources)
     with owned(args.output, "make-index"):
