@@ -13,12 +13,12 @@ RUN := $(VENV)/bin/python
 demo: $(VENV)/installed
 	$(RUN) scripts/demo.py
 
-# Each in a process of its own: beside others they have taken down the worker that ran them, without a trace.
-APART := tests/app tests/export tests/test_notebook.py
+# Two at a time, each in a process of its own, the long ones first.
+LONG := tests/training tests/test_scoring_script.py tests/convert tests/segment_anything tests/export
+PARTS := $(LONG) $(filter-out $(LONG) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)) $(wildcard tests/test_*.py))
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 $(addprefix --ignore ,$(APART))
-	for part in $(APART); do OMP_NUM_THREADS=1 $(RUN) -m pytest -q $$part || exit 1; done
+	printf '%s\n' $(PARTS) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 scripts/test_part.sh $(RUN)
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .

@@ -17,6 +17,7 @@ import torch
 
 from sam_med2d.cli import ending_in_one_line
 from sam_med2d.errors import UsageError
+from sam_med2d.outputs import check_no_input
 from sam_med2d.ownership import check_writable
 from segment_anything.checkpoint import check_is_sam, open_weights, save_weights
 
@@ -53,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UsageError(f"{output}: exists; choose another --output, or replace it with --overwrite")
     if not output.parent.is_dir():
         raise UsageError(f"{output}: there is no folder {output.parent}; create it first")
+    if args.output:  # without it, --overwrite means the checkpoint itself
+        check_no_input([output], [args.checkpoint])
     check_writable(output.parent)
     convert(args.checkpoint, output, args.half)
 

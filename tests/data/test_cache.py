@@ -340,7 +340,7 @@ def test_bad_files_are_left_out_and_named(data, tmp_path, capsys):
     assert [cache.mask(3, k, (SIZE, SIZE)) is not None for k in range(4)] == [True, True, False, True]
 
 
-def test_bad_ends_of_the_script(data, tmp_path, monkeypatch):
+def test_bad_ends_of_the_script(data, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     assert "nothing can be packed there" in pack_by_script(data, tmp_path / "file")
     assert "no index of split 'val'" in pack_by_script(data, tmp_path / "cache", "--split", "val")
@@ -354,4 +354,5 @@ def test_bad_ends_of_the_script(data, tmp_path, monkeypatch):
             else (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
         ),
     )
-    assert "is full; make room" in pack_by_script(data, tmp_path / "cache", "--num_workers", "0")
+    assert pack_by_script(data, tmp_path / "cache", "--num_workers", "0") == 74
+    assert "is full; make room" in capsys.readouterr().err
