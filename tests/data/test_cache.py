@@ -342,7 +342,8 @@ def test_bad_files_are_left_out_and_named(data, tmp_path, capsys):
 
 def test_bad_ends_of_the_script(data, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
-    assert "nothing can be packed there" in pack_by_script(data, tmp_path / "file")
+    assert pack_by_script(data, tmp_path / "file") == 74
+    assert "nothing can be packed there" in capsys.readouterr().err
     assert "no index of split 'val'" in pack_by_script(data, tmp_path / "cache", "--split", "val")
     pwrite = os.pwrite
     monkeypatch.setattr(
