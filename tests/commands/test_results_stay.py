@@ -103,17 +103,17 @@ def test_predictions_stay_in_their_folder_whatever_the_index_says(hostile: Path,
 
 def test_masks_that_an_earlier_run_predicted_are_not_written_over(hostile: Path, weights: Path, tmp_path: Path) -> None:
     (hostile / "label2image_test.json").write_text(json.dumps({"masks/m.png": "images/a.png"}))
-    folder = score(hostile, weights, tmp_path / "work")
+    folder = score(hostile, weights, tmp_path / "results")
     (tmp_path / "again").mkdir()
     (tmp_path / "again/label2image_test.json").write_text(
-        json.dumps({"../work/sammed/masks/bbox/m.png": "../r/s/t/data/images/a.png"})
+        json.dumps({"../results/sammed/masks/bbox/m.png": "../r/s/t/data/images/a.png"})
     )
     before = contents(folder)
-    said = fails(lambda: score(tmp_path / "again", weights, tmp_path / "work"))
+    said = fails(lambda: score(tmp_path / "again", weights, tmp_path / "results"))
     assert "would be written over" in said and contents(folder) == before
-    said = fails(lambda: score(hostile, weights, tmp_path / "work", "--prompt_path", folder / "prompts.json"))
+    said = fails(lambda: score(hostile, weights, tmp_path / "results", "--prompt_path", folder / "prompts.json"))
     assert "prompts.json" in said and contents(folder) == before
-    score(hostile, weights, tmp_path / "work", "--prompt_path", folder / "prompts.json", "--run_name", "other")
+    score(hostile, weights, tmp_path / "results", "--prompt_path", folder / "prompts.json", "--run_name", "other")
 
 
 # ---------------------------------------------------------------- predict, amg, and the rest

@@ -38,6 +38,7 @@ from tests.convert.helpers import (
     training_batch,
     write,
 )
+from tests.volumes.dicom_files import add_contours
 
 EVERYTHING = ("--ratios", 1, 0, 0)
 SHAPE = (14, 20, 26)  # Z, Y, X of the made scan
@@ -542,18 +543,7 @@ def structures_of(paths: list[Path], contours: dict[str, list[np.ndarray]], targ
     study.RTReferencedSeriesSequence = [series]
     frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = source.FrameOfReferenceUID, [study]
     data.ReferencedFrameOfReferenceSequence = [frame]
-    data.StructureSetROISequence, data.ROIContourSequence = [], []
-    for number, (name, polygons) in enumerate(contours.items(), 1):
-        roi, drawn = Dataset(), Dataset()
-        roi.ROINumber, roi.ROIName = number, name
-        drawn.ReferencedROINumber, drawn.ContourSequence = number, []
-        for points in polygons:
-            contour = Dataset()
-            contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", len(points)
-            contour.ContourData = [float(round(value, 4)) for value in points.ravel()]
-            drawn.ContourSequence.append(contour)
-        data.StructureSetROISequence.append(roi)
-        data.ROIContourSequence.append(drawn)
+    add_contours(data, contours)
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = (

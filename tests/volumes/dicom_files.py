@@ -56,16 +56,8 @@ def write_series(folder: Path, volume: np.ndarray, step: float = 2.0, drift=(0.0
     ]
 
 
-def write_structures(path: Path, contours: dict[str, list[np.ndarray]], series: str = "1.2.3.1") -> Path:
-    """contours: {name: [(N, 3) points in mm, ...]}."""
-    data = Dataset()
-    data.SOPInstanceUID, data.Modality, data.PatientID = f"{series}.77", "RTSTRUCT", "p1"
-    data.StudyInstanceUID, data.SeriesInstanceUID = "1.2.3", f"{series}.7"
-    of_series, study, frame = Dataset(), Dataset(), Dataset()
-    of_series.SeriesInstanceUID = series
-    study.RTReferencedSeriesSequence = [of_series]
-    frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = "1.2.9", [study]
-    data.ReferencedFrameOfReferenceSequence = [frame]
+def add_contours(data: Dataset, contours: dict[str, list[np.ndarray]]) -> None:
+    """The regions of an RTSTRUCT. contours: {name: [(N, 3) points in mm, ...]}."""
     data.StructureSetROISequence, data.ROIContourSequence = [], []
     for number, (name, polygons) in enumerate(contours.items(), 1):
         roi, drawn = Dataset(), Dataset()
@@ -78,6 +70,19 @@ def write_structures(path: Path, contours: dict[str, list[np.ndarray]], series: 
             drawn.ContourSequence.append(contour)
         data.StructureSetROISequence.append(roi)
         data.ROIContourSequence.append(drawn)
+
+
+def write_structures(path: Path, contours: dict[str, list[np.ndarray]], series: str = "1.2.3.1") -> Path:
+    """contours: {name: [(N, 3) points in mm, ...]}."""
+    data = Dataset()
+    data.SOPInstanceUID, data.Modality, data.PatientID = f"{series}.77", "RTSTRUCT", "p1"
+    data.StudyInstanceUID, data.SeriesInstanceUID = "1.2.3", f"{series}.7"
+    of_series, study, frame = Dataset(), Dataset(), Dataset()
+    of_series.SeriesInstanceUID = series
+    study.RTReferencedSeriesSequence = [of_series]
+    frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = "1.2.9", [study]
+    data.ReferencedFrameOfReferenceSequence = [frame]
+    add_contours(data, contours)
     return save(data, path, RTStructureSetStorage)
 
 
