@@ -13,17 +13,19 @@ image, step), so a resumed run needs no random state: it draws what the uninterr
 import argparse
 import math
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
-from sam_med2d.data.batch import collate
+from sam_med2d.data.batch import Batch, collate
 from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loader
+from sam_med2d.data.index import Index
 from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
 from sam_med2d.device import best_device, seed_everything
+from sam_med2d.distributed import Processes, join_processes
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.inference.models import Plan, plan_model
@@ -31,10 +33,12 @@ from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import check_writable, owned
 from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_mode
 from sam_med2d.stopping import Request, Stopped, at_a_good_moment, raising_stopped
-from sam_med2d.training.learner import Learner, Schedule
-from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
-from sam_med2d.training.rounds import Recipe, train_batch
-from sam_med2d.training.state import Progress, RunState, SavedRun, models_folder, room_for_checkpoints
+from sam_med2d.training.averaging import Average
+from sam_med2d.training.epoch import train_epoch
+from sam_med2d.training.learner import ALONE, Learner, Schedule
+from sam_med2d.training.monitor import PANEL_IMAGES, Board, NoBoard, draw_panels, validate, validation_loader
+from sam_med2d.training.rounds import Recipe
+from sam_med2d.training.state import Progress, RunState, SavedRun, images_a_step, models_folder, room_for_checkpoints
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import Architecture, CheckpointError
 
@@ -42,6 +46,8 @@ DEFAULT_CHECKPOINT = "pretrain_model/sam_vit_b.pth"
 FROM_SCRATCH = "none"  # says as a checkpoint: random weights
 NEW_TYPE, NEW_SIZE = "vit_b", 256  # of a model from scratch, and pixels
 SAMS_SIZE = 1024  # pixels, of SAM's own files
+AMP_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+PATIENCE = 1800  # seconds that a process waits for the others
 
 
 def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> argparse.Namespace:
@@ -56,7 +62,7 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         help="Name of the run: its files lie in models/NAME and logs/NAME of --work_dir. Default: %(default)s.")
     group.add_argument("--resume", nargs="?", const="last", metavar="CHECKPOINT",
         help="Go on from this last.pth, with the flags of its run unless others are given; without a path, from the "
-             "last.pth of this --run_name.")
+             "last.pth of this --run_name; auto: from that one where it is there, and start anew where not.")
     add_flag(group, "--overwrite", False, "Start anew where a run of this name has left its last.pth.")
     group.add_argument("--seed", type=int, default=0,
         help="Every random draw is a function of this number and of the place in the run. Default: %(default)s.")
@@ -64,6 +70,12 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         help="Where the model runs, such as cuda, cuda:1, mps or cpu. Default: the best there is.")
     group.add_argument("--save_every", type=int, default=1000, metavar="STEPS",
         help="Save last.pth after so many batches within an epoch too; 0 saves after whole epochs alone. Default: "
+             "%(default)s.")
+    group.add_argument("--save_minutes", type=float, default=30, metavar="MINUTES",
+        help="Save last.pth also when so much time has passed since it was saved; 0: not by the clock. Default: "
+             "%(default)s.")
+    group.add_argument("--keep_last", type=int, default=0, metavar="EPOCHS",
+        help="Keep the states after so many of the last epochs as epoch_N.pth, each a file for --resume. Default: "
              "%(default)s.")
     group.add_argument("--log_every", type=int, default=10, metavar="STEPS",
         help="Write scalars for TensorBoard after so many batches. Default: %(default)s.")
@@ -75,7 +87,11 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--image_size", type=int,
         help="Side of the square frame that the model sees, in pixels, a multiple of 32. Default: what the weights "
              "were trained at, but 256 for SAM's own files, of 1024, and from scratch.")
-    group.add_argument("--batch_size", type=int, default=2, help="Number of images in a batch. Default: %(default)s.")
+    group.add_argument("--batch_size", type=int, default=2,
+        help="Number of images in a batch of each process. Default: %(default)s.")
+    group.add_argument("--accumulate", type=int, default=1, metavar="BATCHES",
+        help="Number of batches of each process whose gradients every step of the optimizer adds up, as if they were "
+             "one large batch, in the memory of one. Default: %(default)s.")
     group.add_argument("--mask_num", type=int, default=5,
         help="Number of masks drawn from each image of a batch, with replacement. Default: %(default)s.")
     group.add_argument("--num_workers", type=int, default=min(4, (os.cpu_count() or 1) - 1),
@@ -84,6 +100,9 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         "Vary the training images: flips, small rotations and scalings, contrast, noise.")
     group.add_argument("--balance", choices=BALANCE_KINDS,
         help="Give each data set, or each class, the same share of every epoch, whatever its size.")
+    group.add_argument("--max_bad_samples", type=int, default=0, metavar="IMAGES",
+        help="Leave out training images that cannot be read, or a mask of which cannot, and name them; end where "
+             "there are more than so many. Default: %(default)s.")
     group.add_argument("--cache", metavar="DIR",
         help="Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; at "
              "256 px an image takes 64 KB if grey, a mask 8 KB.")
@@ -98,20 +117,40 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         "Put an adapter into every block of the encoder, the only part of it that is trained; False: train the "
         "decoder side alone, the paper's FT-SAM.")
 
+    # fmt: on
+    add_learning_flags(parser)
+    if saved:
+        parser.set_defaults(**saved.flags_to_go_on_with(parser))
+    args = parser.parse_args(argv)
+    if args.resume in ("last", "auto"):
+        own = models_folder(args) / "last.pth"
+        args.resume = str(own) if args.resume == "last" or own.exists() else None
+    check_flags(parser, args)
+    args.modes = [parse_mode(name) for name in args.prompt_modes]
+    return args
+
+
+def add_learning_flags(parser: argparse.ArgumentParser) -> None:
+    # fmt: off
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=int, default=15,
         help="Number of passes over the training images. Default: %(default)s.")
-    group.add_argument("--lr", type=float, default=1e-4, help="Learning rate of Adam. Default: %(default)s.")
+    group.add_argument("--optimizer", choices=["adam", "adamw"], type=str.lower, default="adam",
+        help="How gradients become steps; both fused where the device can. Default: %(default)s.")
+    group.add_argument("--lr", type=float, default=1e-4, help="Learning rate. Default: %(default)s.")
+    group.add_argument("--weight_decay", type=float, default=0.0,
+        help="Weight decay of matrices and kernels; biases and norms have none. For adamw 0.01 is usual. Default: "
+             "%(default)s.")
     group.add_argument("--adapter_lr", type=float,
         help="Learning rate of the adapters, which learn once a batch while the decoder learns in every round. "
              "Default: --lr.")
     group.add_argument("--adapter_norm_lr", type=float,
         help="Learning rate of the last LayerNorm of each adapter, which scales what a new adapter adds, from "
              "nothing; in short runs 20 times --adapter_lr helps. Default: --adapter_lr.")
-    group.add_argument("--lr_scheduler", choices=["multistep", "cosine"],
+    group.add_argument("--lr_scheduler", choices=["multistep", "cosine", "constant"],
         type=lambda name: name.lower().removesuffix("lr"),
         help="How the learning rate changes: multistep (or MultiStepLR) halves it at each of --milestones, cosine "
-             "brings it to zero at the end. Default: it stays.")
+             "brings it to zero at the end step by step, constant keeps it. Default: it stays.")
     group.add_argument("--milestones", type=int, nargs="+", default=[5, 10], metavar="EPOCH",
         help="Epochs after which --lr_scheduler multistep halves the learning rate. Default: 5 10.")
     group.add_argument("--warmup", type=int, default=0, metavar="STEPS",
@@ -119,6 +158,17 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--clip_norm", type=float, metavar="NORM",
         help="Scale a gradient down to this norm where it is larger. Default: gradients are not clipped.")
     add_flag(group, "--use_amp", False, "Train in mixed precision: bfloat16 where the device has it, else float16.")
+    group.add_argument("--amp_type", choices=[*AMP_TYPES],
+        help="What --use_amp computes in; float16 has a gradient scaler. Default: see there.")
+    add_flag(group, "--compile", False, "Compile the encoder of the training steps by torch.compile.")
+    add_flag(group, "--checkpoint_encoder", False,
+        "Keep of each block of the encoder its input alone, and compute the rest again backwards: less memory, more "
+        "time (activation checkpointing).")
+    group.add_argument("--ema", type=float, metavar="DECAY",
+        help="Keep a moving average of what is trained, of which so much stays in each step, such as 0.999; it is "
+             "validated beside the weights, and best.pth is the better one.")
+    group.add_argument("--patience", type=int, metavar="VALIDATIONS",
+        help="End when so many validations in a row were no better than the best. Default: all --epochs.")
 
     group = parser.add_argument_group("interaction")
     group.add_argument("--iter_point", type=int, default=8,
@@ -143,25 +193,23 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         help="Prompt modes of the validation, named as for test.py; best.pth is the epoch with the best mean Dice "
              "of them. Default: %(default)s.")
     # fmt: on
-    if saved:
-        parser.set_defaults(**saved.flags_to_go_on_with(parser))
-    args = parser.parse_args(argv)
-    if args.resume == "last":
-        args.resume = str(models_folder(args) / "last.pth")
-    check_numbers(
-        parser,
-        args,
-        positive=("epochs", "batch_size", "mask_num", "image_size", "log_every", "validate_every"),
-        not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup"),
-    )
+
+
+def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with the parser's message where a value makes no sense."""
+    positive = ("epochs", "batch_size", "accumulate", "mask_num", "image_size", "log_every", "validate_every")
+    whole = ("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup", "keep_last", "max_bad_samples")
+    check_numbers(parser, args, positive=(*positive, "patience"), not_negative=whole)
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
     for name in ("lr", "adapter_lr", "adapter_norm_lr", "clip_norm"):
         rate = getattr(args, name)
         if rate is not None and not 0 < rate < math.inf:
             parser.error(f"--{name} must be above 0, not {rate}")
-    args.modes = [parse_mode(name) for name in args.prompt_modes]
-    return args
+    for name, end in (("weight_decay", math.inf), ("save_minutes", math.inf), ("ema", 1)):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < end:
+            parser.error(f"--{name} must be at least 0{' and below 1' if end == 1 else ''}, not {value}")
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -175,23 +223,30 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     )
 
 
-def learner_of(args: argparse.Namespace, model: Sam, steps_an_epoch: int) -> Learner:
+def learner_of(args: argparse.Namespace, model: Sam, steps_an_epoch: int, processes: Processes = ALONE) -> Learner:
     return Learner(
         model,
         lr=args.lr,
         adapter_lr=args.adapter_lr,
         adapter_norm_lr=args.adapter_norm_lr,
         schedule=Schedule(args.lr_scheduler, args.epochs, steps_an_epoch, tuple(args.milestones), args.warmup),
+        optimizer=args.optimizer,
+        weight_decay=args.weight_decay,
         use_amp=args.use_amp,
+        amp_type=AMP_TYPES.get(args.amp_type),
         clip_norm=args.clip_norm,
+        compiled=args.compile,
+        processes=processes,
     )
 
 
 @ending_in_one_line(kept="a checkpoint that was saved before is whole")
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    processes = join_processes(args.device or best_device(None).type, PATIENCE)
     folder = models_folder(args)
-    with owned(folder, "train.py"):
+    with owned(folder, "train.py") if processes.leads else nullcontext():
+        processes.wait()  # nobody reads what another run may be writing
         saved = None
         if args.resume:
             saved = SavedRun(args.resume)
@@ -203,78 +258,130 @@ def main(argv: list[str] | None = None) -> None:
             )
         else:  # the weights of the run that is started over may be what it starts from
             check_no_input([folder / "last.pth", folder / "best.pth"], [args.sam_checkpoint])
-        run(args, saved)
+        args.processes = processes.count
+        run(args, saved, processes)
 
 
-def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
+def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) -> None:
     """saved: the run to go on with."""
-    device = best_device(args.device)
+    device = best_device(args.device, processes.local_rank)
     seed_everything(args.seed)
+    say = print if processes.leads else lambda *_: None
 
     # everything that can be known to be wrong is found before any training
     plan = None if saved else settle_model(args)
     dataset = TrainingDataset(
-        args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache, args.balance
+        *(args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache, args.balance),
+        skip_bad=args.max_bad_samples > 0,
     )
-    loader = train_loader(dataset, args.batch_size, args.num_workers, args.seed)
-    validation = validation_loader(args)
-    panel = collate([scoring_sample(dataset.index, i, args.image_size) for i in range(min(PANEL_IMAGES, len(dataset)))])
+    step_images = images_a_step(vars(args))
+    loader = train_loader(dataset, step_images, args.num_workers, args.seed, processes.rank, processes.count)
+    validation = validation_loader(args, processes)
+    panel = panel_of(dataset)
+    say(
+        f"{len(dataset)} training images, {step_images} a step: {processes.count} process(es) x --batch_size "
+        f"{args.batch_size} x --accumulate {args.accumulate}"
+    )
     if dataset.index.images_without_masks:
-        print(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")
+        say(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")
     if dataset.balance:
-        print(f"each of {len(dataset.balance.groups)} groups ({args.balance}) has the same share of every epoch")
+        say(f"each of {len(dataset.balance.groups)} groups ({args.balance}) has the same share of every epoch")
     model = (plan.build() if plan else new_model(args)).to(device)
     del plan
     trained = model.train_for("adapters")
-    print(
+    say(
         f"trained: {sum(p.numel() for p in trained) / 1e6:.2f} M of "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters "
         f"({'adapters, ' if model.image_encoder.adapters() else ''}prompt encoder, mask decoder)"
     )
+    model.image_encoder.checkpointing = args.checkpoint_encoder
 
-    progress = Progress(steps_an_epoch=math.ceil(len(dataset) / args.batch_size))
-    state = RunState(args, model, learner_of(args, model, progress.steps_an_epoch), progress)
+    progress = Progress(steps_an_epoch=math.ceil(len(dataset) / step_images))
+    learner = learner_of(args, model, progress.steps_an_epoch, processes)
+    average = None if args.ema is None else Average(model, args.ema)
+    state = RunState(args, model, learner, progress, average, processes)
     if saved:
         state.restore(saved, defaults=vars(parse_args([])))
+    processes.copy_from_the_first([*model.state_dict().values()])
 
     logs = run_folder(Path(args.work_dir) / "logs", args.run_name)
-    check_writable(logs)
-    check_writable(state.folder, room_for_checkpoints(model, state.folder))
+    if processes.leads:
+        check_writable(logs)
+        check_writable(state.folder, room_for_checkpoints(model, state.folder, bool(average), args.keep_last))
     if not saved:
         state.start()
+    purged = progress.step + 1 if saved else None
     with (
-        SummaryWriter(str(logs), purge_step=progress.step + 1 if saved else None) as board,
-        at_a_good_moment() as stop,
+        SummaryWriter(str(logs), purge_step=purged) if processes.leads else NoBoard() as board,
+        at_a_good_moment(echoes=processes.count > 1) as stop,
     ):
         del saved
-        for epoch in range(progress.epoch, args.epochs):
-            start = progress.step - epoch * progress.steps_an_epoch
-            loader.batch_sampler.set_epoch(epoch, start)
-            train_epoch(state, loader, recipe_of(args), board, stop)
-            if stop:
-                state.save_last()
-                stop.stop(kept(state))
-            measured = None if validation else {}
-            try:
-                with raising_stopped():  # what is measured can be measured again
-                    if (epoch + 1) % args.validate_every == 0 or epoch + 1 == args.epochs:
-                        measured = validate(model, validation, args, board, progress.step) if validation else {}
-                        draw_panels(model, panel, dataset.index, args, board, progress.step)
-            except BaseException as error:  # a broken validation image must not cost the epoch
-                state.save_last()
-                if isinstance(error, Stopped):
-                    error.saved = kept(state)
-                raise
-            progress.end_epoch(measured)
-            state.save()
-            if stop and progress.epoch < args.epochs:
-                stop.stop(kept(state))
+        train_epochs(state, loader, validation, (panel, dataset.index), board, stop)
     if not progress.best_name:
-        print(f"no epoch was validated; the weights are in {state.folder / 'last.pth'}")
+        say(f"no epoch was validated; the weights are in {state.folder / 'last.pth'}")
     else:
-        print(
+        say(
             f"best {progress.best_name} {progress.best:.4f} in epoch {progress.best_epoch}: {state.folder / 'best.pth'}"
         )
+
+
+def train_epochs(state: RunState, loader, validation, panel: tuple[Batch, Index], board: Board, stop: Request) -> None:
+    """Those that are left, or as many as --patience has. panel: what is drawn after each, and the index it is of."""
+    args, progress, processes, (batch, index) = state.args, state.progress, state.processes, panel
+    for epoch in range(progress.epoch, args.epochs):
+        if args.patience and progress.waited >= args.patience:
+            if processes.leads:
+                print(
+                    f"no better than epoch {progress.best_epoch} in {progress.waited} validations: training ends here"
+                )
+            break
+        loader.batch_sampler.set_epoch(epoch, progress.step - epoch * progress.steps_an_epoch)
+        if train_epoch(state, loader, recipe_of(args), board, stop):
+            state.save_last(final=True)
+            stop.stop(kept(state))
+        judged: tuple[dict[str, float] | None, ...] = (None if validation else {},)
+        try:
+            with raising_stopped():  # what is measured can be measured again
+                if (epoch + 1) % args.validate_every == 0 or epoch + 1 == args.epochs:
+                    judged = judge(state, validation, board)
+                    if processes.leads:
+                        draw_panels(state.model, batch, index, args, board, progress.step)
+        except BaseException as error:  # a broken validation image must not cost the epoch
+            state.save_last(final=True)
+            if isinstance(error, Stopped):
+                error.saved = kept(state)
+            raise
+        progress.end_epoch(*judged)
+        state.save()
+        if processes.any(bool(stop)) and progress.epoch < args.epochs:
+            stop.stop(kept(state))
+
+
+def judge(state: RunState, validation, board: Board) -> tuple[dict[str, float], ...]:
+    """The validation Dice of each prompt mode, of the weights and of their average, if there is one."""
+    if not validation:
+        return ({},)
+    place = state.progress.step, state.processes
+    measured = validate(state.model, validation, state.args, board, *place)
+    if not state.average:
+        return (measured,)
+    with state.average.in_place():
+        return measured, validate(state.model, validation, state.args, board, *place, "average")
+
+
+def panel_of(dataset: TrainingDataset) -> Batch:
+    """The training images that are drawn after each epoch; without those that cannot be read, if they may be left out.
+
+    Raises DataError.
+    """
+    samples = []
+    for i in range(min(PANEL_IMAGES, len(dataset))):
+        try:
+            samples.append(scoring_sample(dataset.index, i, dataset.image_size))
+        except DataError:
+            if not dataset.skip_bad:
+                raise
+    return collate(samples)
 
 
 def kept(state: RunState) -> str:
@@ -317,51 +424,6 @@ def training_size(found: Architecture) -> int:
 
 def new_model(args: argparse.Namespace) -> Sam:
     return sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
-
-
-def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, stop: Request) -> None:
-    """The rest of the epoch that the loader was set to, or its steps until someone asks to stop."""
-    args, model, learner, progress = state.args, state.model, state.learner, state.progress
-    model.train()
-    skipped: set[str] = set()
-    window = Window()
-    rate = learner.lr
-    bar = tqdm(
-        loader,
-        desc=f"epoch {progress.epoch + 1}/{args.epochs}",
-        unit="batch",
-        dynamic_ncols=True,
-        initial=progress.steps_an_epoch - len(loader),
-        total=progress.steps_an_epoch,
-    )
-    for batch in bar:
-        skipped.update(batch.skipped)
-        if len(batch.mask_names):
-            rate = learner.set_rate(progress.step)
-            scalars = train_batch(model, batch.to(model.device), learner, recipe, progress.step)
-            values = torch.stack([*scalars.values()]).tolist()  # the one wait for the device in a batch
-            window.add(dict(zip(scalars, values)), len(batch.images))
-            check_finite(window.latest, progress.step, state.folder)
-            progress.add_loss(window.latest["loss/loss"])
-            bar.set_postfix(
-                loss=f"{window.mean('loss/loss'):.3f}",
-                dice=f"{window.latest_dice():.3f}",
-                images_per_s=f"{window.images_per_second():.1f}",
-            )
-        progress.step += 1
-        if progress.step % args.log_every == 0 and window.count:
-            window.write(board, progress.step, rate)
-            window = Window()
-        if stop:
-            return
-        if args.save_every and progress.step % args.save_every == 0:
-            state.save_last()
-    if window.count:
-        window.write(board, progress.step, rate)
-    if skipped:
-        print(f"skipped {len(skipped)} empty mask(s), such as {min(skipped)}")
-    if not progress.loss_count:
-        raise DataError(f"{args.data_path}: every mask of its train split is empty; correct the index")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def ending_in_one_line(kept: str = "") -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in REMEDIES:
-            finish(_disk_line(error), EX_IOERR)
+            finish(disk_line(error), EX_IOERR)
         raise
     except (Stopped, KeyboardInterrupt) as error:
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
@@ -131,7 +131,8 @@ def ending_in_one_line(kept: str = "") -> Iterator[None]:
         finish(stopped, stopped.status, label="")
 
 
-def _disk_line(error: OSError) -> str:
+def disk_line(error: OSError) -> str:
+    """What the system says of a file that cannot be written, and what to do, in one line."""
     where = error.filename2 or error.filename
     said = os.strerror(error.errno or 0)
     return " ".join(f"{os.fsdecode(where) if where else 'a file'}: {said}; {REMEDIES[error.errno or 0]}".splitlines())

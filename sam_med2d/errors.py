@@ -10,7 +10,16 @@ try:
 except ImportError as error:
     raise foreign_package(error) from error
 
-__all__ = ["CheckpointError", "DataError", "ImageError", "OutputError", "PromptError", "UsageError", "UserError"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "ImageError",
+    "LostProcessError",
+    "OutputError",
+    "PromptError",
+    "UsageError",
+    "UserError",
+]
 
 
 class UsageError(UserError):
@@ -21,6 +30,12 @@ class OutputError(UsageError):
     """Results cannot be written: a full or read-only disk, a file where a folder should be. Exit status 74."""
 
     status = 74  # EX_IOERR of sysexits.h
+
+
+class LostProcessError(UserError):
+    """Another process of this run is gone. Exit status 75: the same command with --resume may go on."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class DataError(UserError):

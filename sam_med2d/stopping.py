@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO = 3.0  # seconds within which torchrun hands on to its processes what a terminal has sent to all of them
 
 
 class Stopped(BaseException):
@@ -96,17 +98,21 @@ def raising_stopped() -> Iterator[None]:
 
 
 @contextmanager
-def at_a_good_moment() -> Iterator[Request]:
+def at_a_good_moment(echoes: bool = False) -> Iterator[Request]:
     """In the block a signal is only noted, for the code to stop when it is ready; the second one raises Stopped.
 
     A signal that the code does not look at any more has come too late: what is done is done.
+    echoes: of a process that somebody hands signals on to, which come twice: see ECHO.
     """
     request = Request()
+    noted = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
-        if request:
+        nonlocal noted
+        if request and not (echoes and time.monotonic() - noted < ECHO):
             raise Stopped(number)
-        request.number = number
+        if not request:
+            request.number, noted = number, time.monotonic()
 
     with _handling(note):
         yield request

@@ -132,7 +132,7 @@ def train_step(args: argparse.Namespace, device: torch.device) -> None:
         model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=adapters).to(device)
         model.train_for("adapters")
         learner = Learner(model, lr=1e-4, use_amp=use_amp)
-        return lambda: train_batch(model, batch, learner, recipe, 0)
+        return lambda: train_batch(model, [batch], learner, recipe, 0)
 
     print(f"one batch of {args.batch_size} image(s), {len(batch.mask_names)} objects, {recipe.corrections + 1} rounds")
     compare(

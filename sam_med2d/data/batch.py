@@ -1,7 +1,7 @@
 """An image with its objects, and many of them as one batch with a row an object."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ class Sample:
     original_size: tuple[int, int]
     original_masks: Tensor | None  # (n, H, W) bool
     skipped: list[str]
+    bad: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Batch:
     original_sizes: list[tuple[int, int]]  # B (height, width)
     original_masks: list[Tensor] | None  # B of (n_i, H, W) bool at the original size, for scoring; None in training
     skipped: list[str]  # mask paths left out because they are empty, or emptied by resizing
+    bad: list[str] = field(default_factory=list)  # why images were left out that cannot be read, a line each
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """Copy to a device what the model uses; original_masks stay on the CPU, where they are scored."""
@@ -46,6 +48,25 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """Called by torch's DataLoader when it pins, so that `to` overlaps with computation."""
         return self._map(Tensor.pin_memory)
+
+    def parts(self, images: int) -> Iterator["Batch"]:
+        """The same batch, on the CPU, in parts of at most so many images; those without an object are left out."""
+        last = np.cumsum(np.bincount(self.image_index.numpy(), minlength=len(self.images)))
+        for start in range(0, len(self.images), images):
+            own = slice(start, min(start + images, len(self.images)))
+            rows = slice(int(last[start - 1]) if start else 0, int(last[own.stop - 1]))
+            if rows.start < rows.stop:
+                yield Batch(
+                    images=self.images[own],
+                    content=self.content[own],
+                    masks=self.masks[rows],
+                    image_index=self.image_index[rows] - start,
+                    image_names=self.image_names[own],
+                    mask_names=self.mask_names[rows],
+                    original_sizes=self.original_sizes[own],
+                    original_masks=None if self.original_masks is None else self.original_masks[own],
+                    skipped=[],
+                )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
@@ -58,7 +79,12 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples -> Batch: images stacked, objects of all images concatenated."""
+    """Samples -> Batch: images stacked, objects of all images concatenated. Of no sample, as a process may get of the
+    last batch, a batch without images.
+    """
+    if not samples:
+        samples = [empty_sample("", 0)]
+        return replace(collate(samples)._map(lambda tensor: tensor[:0]), image_names=[], original_sizes=[])
     counts = torch.tensor([len(sample.masks) for sample in samples])
     originals = [sample.original_masks for sample in samples if sample.original_masks is not None]
     return Batch(
@@ -71,6 +97,22 @@ def collate(samples: Sequence[Sample]) -> Batch:
         original_sizes=[sample.original_size for sample in samples],
         original_masks=originals if len(originals) == len(samples) else None,
         skipped=[name for sample in samples for name in sample.skipped],
+        bad=[line for sample in samples for line in sample.bad],
+    )
+
+
+def empty_sample(image_name: str, side: int, bad: str = "") -> Sample:
+    """A black image without objects. bad: why it stands for the image of that name."""
+    return Sample(
+        image=torch.zeros(3, side, side, dtype=torch.uint8),
+        content=(0, 0, side, side),
+        masks=torch.zeros(0, 1, side, side, dtype=torch.bool),
+        image_name=image_name,
+        mask_names=[],
+        original_size=(side, side),
+        original_masks=None,
+        skipped=[],
+        bad=[bad] if bad else [],
     )
 
 

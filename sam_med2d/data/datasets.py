@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Dataset
 
 from sam_med2d.data.augmentation import build_augmentation
-from sam_med2d.data.batch import Sample, collate, image_tensor
+from sam_med2d.data.batch import Sample, collate, empty_sample, image_tensor
 from sam_med2d.data.cache import PackedCache, open_cache
 from sam_med2d.data.geometry import fit, pad, shrink
 from sam_med2d.data.index import Index, read_index
@@ -59,8 +59,10 @@ class TrainingDataset(Dataset):
         seed: int = 0,
         cache: str | os.PathLike | None = None,
         balance: str | None = None,
+        skip_bad: bool = False,
     ) -> None:
         """cache: folder of packed caches (see cache.py). balance: "dataset" or "class", or None (see samplers.py).
+        skip_bad: an image that cannot be read, or has a mask that cannot, is a sample without objects that says why.
 
         Raises DataError as read_index and balance_of do.
         """
@@ -68,6 +70,7 @@ class TrainingDataset(Dataset):
         self.image_size = image_size
         self.mask_num = mask_num
         self.seed = seed
+        self.skip_bad = skip_bad
         self.augmentation: Compose | None = build_augmentation() if augment else None
         self.cache = open_cache(cache, self.index, image_size) if cache else None
         self.balance = balance_of(self.index, os.path.abspath(data_path), balance) if balance else None
@@ -78,9 +81,17 @@ class TrainingDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Empty masks among those drawn are skipped, so a sample may have fewer rows than mask_num, or none.
 
-        Raises DataError: an image or mask is bad.
+        Raises DataError: an image or mask is bad, and they are not to be skipped.
         """
         epoch, index = key
+        if not self.skip_bad:
+            return self._sample(epoch, index)
+        try:
+            return self._sample(epoch, index)
+        except DataError as error:
+            return empty_sample(self.index[index][0], self.image_size, str(error))
+
+    def _sample(self, epoch: int, index: int) -> Sample:
         generator = stream_of(self.seed, epoch, index)
         image_name, mask_names = self.index[index]
         shares = self.balance.mask_shares(index) if self.balance else None
@@ -226,12 +237,18 @@ def _stamp(path: str) -> int:
     return (status.st_mtime_ns ^ status.st_size << 40) & (1 << 64) - 1
 
 
-def train_loader(dataset: TrainingDataset, batch_size: int, num_workers: int, seed: int) -> TorchDataLoader:
-    """Batches in shuffled order. Call `loader.batch_sampler.set_epoch(epoch, start_batch)` before each epoch."""
+def train_loader(
+    dataset: TrainingDataset, batch_size: int, num_workers: int, seed: int, rank: int = 0, processes: int = 1
+) -> TorchDataLoader:
+    """Batches in shuffled order. Call `loader.batch_sampler.set_epoch(epoch, start_batch)` before each epoch.
+
+    Of several processes each gets its share of every batch, see `EpochSampler`; batch_size is that of the whole.
+    """
+    share = {"rank": rank, "processes": processes}
     sampler = (
-        BalancedSampler(dataset.balance.groups, len(dataset), batch_size, seed)
+        BalancedSampler(dataset.balance.groups, len(dataset), batch_size, seed, **share)
         if dataset.balance
-        else EpochSampler(len(dataset), batch_size, seed)
+        else EpochSampler(len(dataset), batch_size, seed, **share)
     )
     return TorchDataLoader(dataset, batch_sampler=sampler, **_loader_options(num_workers))
 

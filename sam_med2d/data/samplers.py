@@ -75,13 +75,19 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Yields one epoch's batches of (epoch, index): a permutation that (seed, epoch) alone decides.
 
     `set_epoch(epoch, start_batch)` continues an epoch that was broken off after start_batch batches. The last
-    batch may be smaller.
+    batch may be smaller. Of several processes each has its share of every batch, next to one another: together they
+    are the batches of one process. A share of the last batch may have no image.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int = 0, start_batch: int = 0) -> None:
+    def __init__(
+        self, length: int, batch_size: int, seed: int = 0, start_batch: int = 0, *, rank: int = 0, processes: int = 1
+    ) -> None:
+        """batch_size: images of a whole batch, a multiple of `processes`. rank: whose share is yielded."""
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
+        self.rank = rank
+        self.processes = processes
         self.set_epoch(0, start_batch)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
@@ -97,7 +103,9 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         epoch = self.epoch
         order = self._order(epoch).tolist()
         for start in range(self.start_batch * self.batch_size, self.length, self.batch_size):
-            yield [(epoch, index) for index in order[start : start + self.batch_size]]
+            size = min(self.batch_size, self.length - start)
+            first, end = (start + size * rank // self.processes for rank in (self.rank, self.rank + 1))
+            yield [(epoch, index) for index in order[first:end]]
 
     def _order(self, epoch: int) -> np.ndarray:
         return stream_of(self.seed, epoch).permutation(self.length)
@@ -111,10 +119,18 @@ class BalancedSampler(EpochSampler):
     """
 
     def __init__(
-        self, groups: Sequence[np.ndarray], length: int, batch_size: int, seed: int = 0, start_batch: int = 0
+        self,
+        groups: Sequence[np.ndarray],
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        start_batch: int = 0,
+        *,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         """groups: image numbers of each group; an image may be in several."""
-        super().__init__(length, batch_size, seed, start_batch)
+        super().__init__(length, batch_size, seed, start_batch, rank=rank, processes=processes)
         self.groups = groups
 
     def _order(self, epoch: int) -> np.ndarray:

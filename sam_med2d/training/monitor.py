@@ -5,14 +5,19 @@ import math
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Protocol
 
-from torch.utils.tensorboard import SummaryWriter
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from sam_med2d import drawing
 from sam_med2d.data.batch import Batch
 from sam_med2d.data.datasets import TestingDataset, test_loader
 from sam_med2d.data.index import Index
+from sam_med2d.distributed import Processes
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.evaluate import Means, evaluate
 from sam_med2d.evaluation.gallery import tiles_of
@@ -23,12 +28,35 @@ from segment_anything import Sam
 PANEL_IMAGES = 4  # images drawn for TensorBoard after each epoch
 
 
-def validation_loader(args: argparse.Namespace):
-    """None where the data has no index of a `val` split."""
+class Board(Protocol):
+    """What scalars and pictures are written to: TensorBoard's SummaryWriter, or nothing."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+
+    def add_image(self, tag: str, img_tensor: np.ndarray, global_step: int, *, dataformats: str) -> None: ...
+
+
+class NoBoard:
+    """Of a process that does not write."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+
+    def add_image(self, tag: str, img_tensor: np.ndarray, global_step: int, *, dataformats: str) -> None: ...
+
+    def __enter__(self) -> "NoBoard":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def validation_loader(args: argparse.Namespace, processes: Processes):
+    """Of this process's share of the images; None where the data has no index of a `val` split."""
     folder = Path(args.data_path)
     if not any((folder / f"{kind}_val.json").exists() for kind in ("image2label", "label2image")):
         return None
-    return test_loader(TestingDataset(args.data_path, args.image_size, "val"), args.batch_size, args.num_workers)
+    dataset = TestingDataset(args.data_path, args.image_size, "val")
+    own = Subset(dataset, range(processes.rank, len(dataset), processes.count))
+    return test_loader(own, args.batch_size, args.num_workers)
 
 
 def check_finite(scalars: dict[str, float], step: int, folder: Path) -> None:
@@ -40,6 +68,25 @@ def check_finite(scalars: dict[str, float], step: int, folder: Path) -> None:
             f"the loss is not finite in step {step}: {said}. Nothing was saved after the last checkpoint in "
             f"{folder}; lower --lr or switch --use_amp off, and --resume"
         )
+
+
+class Late:
+    """Scalars that a device may still be computing: they are on their way to the host, and nobody waits."""
+
+    def __init__(self, scalars: dict[str, Tensor]) -> None:
+        self.names = [*scalars]
+        self.values = torch.stack([*scalars.values()])
+        self.arrived = None
+        if self.values.is_cuda:
+            on_host = torch.empty(self.values.shape, dtype=self.values.dtype, pin_memory=True)
+            on_host.copy_(self.values, non_blocking=True)
+            self.values, self.arrived = on_host, torch.cuda.Event()
+            self.arrived.record()
+
+    def read(self) -> dict[str, float]:
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return dict(zip(self.names, self.values.tolist()))
 
 
 class Window:
@@ -70,17 +117,31 @@ class Window:
     def images_per_second(self) -> float:
         return self.images / (time.monotonic() - self.opened)
 
-    def write(self, board: SummaryWriter, step: int, rate: float) -> None:
+    def write(self, board: Board, step: int, rate: float) -> None:
         for name in self.sums:
             board.add_scalar(name, self.mean(name), step)
         board.add_scalar("lr", rate, step)
         board.add_scalar("images_per_second", self.images_per_second(), step)
 
 
-def validate(model: Sam, loader, args: argparse.Namespace, board: SummaryWriter, step: int) -> dict[str, float]:
-    """-> mean Dice of each prompt mode on the val split."""
-    means, skipped = Means(), []
-    batches = tqdm(loader, desc="validation", unit="batch", leave=False, dynamic_ncols=True)
+def validate(
+    model: Sam,
+    loader,
+    args: argparse.Namespace,
+    board: Board,
+    step: int,
+    processes: Processes,
+    kind: str = "",
+) -> dict[str, float]:
+    """-> mean Dice of each prompt mode on the val split, the same in all processes and for any number of them.
+
+    kind: of the weights, where they are not those of the step.
+    """
+    own: list[list[tuple[str, dict[str, list[float]]]]] = []  # of each image of this process, what each mode scored
+    skipped = 0
+    batches = tqdm(
+        loader, desc="validation", unit="batch", leave=False, dynamic_ncols=True, disable=not processes.leads
+    )
     for batch, scored in evaluate(
         model,
         batches,
@@ -90,24 +151,30 @@ def validate(model: Sam, loader, args: argparse.Namespace, board: SummaryWriter,
         multimask=args.multimask,
         use_amp=args.use_amp,
     ):
-        for one in scored:
-            means.add(one)
-        skipped += batch.skipped
+        own += [
+            [(one.mode.name, one.values) for one in scored if one.image == image] for image in range(len(batch.images))
+        ]
+        skipped += len(batch.skipped)
+    shares = processes.gather((own, skipped))
+    means = Means()
+    for place in range(max(len(images) for images, _ in shares)):
+        for images, _ in shares:
+            for mode, values in images[place] if place < len(images) else ():
+                means.add_values(mode, values)
+    skipped = sum(count for _, count in shares)
     if not means.objects:
         raise DataError(f"{args.data_path}: every mask of its val split is empty; correct or remove that index")
     for metric in args.metrics:
         for mode, value in means.of(metric).items():
-            board.add_scalar(f"val_{metric}/{mode}", value, step)
-    said = "  ".join(f"{mode} {value:.4f}" for mode, value in means.of("dice").items())
-    print(
-        f"validation Dice of {means.objects} objects: {said}" + (f"  ({len(skipped)} empty skipped)" if skipped else "")
-    )
+            board.add_scalar(f"val_{f'{kind}_' * bool(kind)}{metric}/{mode}", value, step)
+    if processes.leads:
+        said = "  ".join(f"{mode} {value:.4f}" for mode, value in means.of("dice").items())
+        of = f"{means.objects} objects" + (f", {kind} weights" if kind else "")
+        print(f"validation Dice of {of}: {said}" + (f"  ({skipped} empty skipped)" if skipped else ""))
     return means.of("dice")
 
 
-def draw_panels(
-    model: Sam, batch: Batch, index: Index, args: argparse.Namespace, board: SummaryWriter, step: int
-) -> None:
+def draw_panels(model: Sam, batch: Batch, index: Index, args: argparse.Namespace, board: Board, step: int) -> None:
     """Some training images with predictions, truths and prompts, from a box and after three clicks."""
     for _, scored in evaluate(
         model,

@@ -5,9 +5,10 @@ corrects the last prediction. Masks are (N, 1, S, S) bool, one row an object.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,24 +70,57 @@ class StartingPrompts(NamedTuple):
         return points, labels
 
 
-Uniform = Callable[[int, int], Tensor]  # (rows, columns) -> numbers in [0, 1) on the device
+Uniform = Callable[[int, int], Tensor]  # (rows, columns) -> numbers in [0, 1)
 
 
 def uniform_from(generator: torch.Generator) -> Uniform:
     return lambda rows, columns: torch.rand(rows, columns, generator=generator, device=generator.device)
 
 
-def starting_prompts(masks: Tensor, uniform: Uniform, odd_from_box: bool, box_shift: int = 5) -> StartingPrompts:
+class StartDraws(NamedTuple):
+    """Which of a batch's objects start from a box, which from a click, and the numbers in [0, 1) that say where.
+
+    box_rows: (M,) and box_numbers: (M, 2); click_rows: (N - M,) and click_numbers: (N - M, 1). On the CPU, where a
+    process can take its own objects of a batch that it shares with others without asking its device.
+    """
+
+    box_rows: Tensor
+    box_numbers: Tensor
+    click_rows: Tensor
+    click_numbers: Tensor
+
+    def rows(self, first: int, count: int) -> "StartDraws":
+        """Those of some neighbouring objects, which are counted from 0."""
+        parts = []
+        for rows, numbers in (self[:2], self[2:]):
+            own = np.flatnonzero((rows.numpy() >= first) & (rows.numpy() < first + count))
+            parts += [rows[own] - first, numbers[own]]
+        return StartDraws(*parts)
+
+    def to(self, device: torch.device) -> "StartDraws":
+        return StartDraws(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+def draw_start(rows: int, uniform: Uniform, odd_from_box: bool) -> StartDraws:
     """Both kinds in every batch: the paper tosses a coin a batch, which is the same on average but noisier.
 
-    box_shift: boxes are moved by up to so many pixels, see `shift_boxes`.
     odd_from_box: what an odd object starts from; toss a coin, or an object alone would always start from the same.
     """
-    rows = masks.shape[0]
     from_box = (rows + odd_from_box) // 2
     box_rows, click_rows = uniform(rows, 1).squeeze(1).argsort().split([from_box, rows - from_box])
-    boxes = shift_boxes(boxes_of(masks[box_rows]), uniform(len(box_rows), 2), masks.shape[-1], box_shift)
-    points, labels = clicks_on(masks[click_rows], uniform(len(click_rows), 1))
+    return StartDraws(box_rows, uniform(len(box_rows), 2), click_rows, uniform(len(click_rows), 1))
+
+
+def starting_prompts(masks: Tensor, uniform: Uniform, odd_from_box: bool, box_shift: int = 5) -> StartingPrompts:
+    """Of all objects of a batch, see `draw_start` and `prompts_of`."""
+    return prompts_of(masks, draw_start(masks.shape[0], uniform, odd_from_box), box_shift)
+
+
+def prompts_of(masks: Tensor, drawn: StartDraws, box_shift: int = 5) -> StartingPrompts:
+    """box_shift: boxes are moved by up to so many pixels, see `shift_boxes`."""
+    box_rows, box_numbers, click_rows, click_numbers = drawn.to(masks.device)
+    boxes = shift_boxes(boxes_of(masks[box_rows]), box_numbers, masks.shape[-1], box_shift)
+    points, labels = clicks_on(masks[click_rows], click_numbers)
     return StartingPrompts(box_rows, Prompts(boxes=boxes), click_rows, Prompts(points=points, labels=labels))
 
 
@@ -140,50 +174,139 @@ def plan_of_corrections(rounds: int, click_counts: Sequence[int], draw: random.R
         yield 0 if i in alone else draw.choice(click_counts)
 
 
-def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step: int) -> dict[str, Tensor]:
+class Share(NamedTuple):
+    """Which objects of a step are worked on in this process: its first one is number `first` of `total`.
+
+    everywhere: whether every process has one.
+    """
+
+    first: int
+    total: int
+    everywhere: bool = True
+
+
+class Turn(NamedTuple):
+    """A part of a step between two rounds. number: of its first object in the step; embeddings: (N, C, h, w), one an
+    object; earlier: the clicks that are kept.
+    """
+
+    batch: Batch
+    number: int
+    embeddings: Tensor
+    last: Round
+    earlier: Clicks | None
+
+
+def train_batch(
+    model: Sam, parts: Iterable[Batch], learner: Learner, recipe: Recipe, step: int, share: Share | None = None
+) -> dict[str, Tensor]:
     """A start from boxes and clicks, which trains everything that is trained, then the recipe's corrections, each with
     a step of its own for the decoder side (SAM-Med2D paper, section 3.3).
 
-    step: the number of the batch in the run, which with the recipe's seed decides every draw.
-    Returns detached scalars: the loss and its terms as means over rounds, and Dice by kind of prompt and by round.
+    parts: the batches whose gradients a step of the optimizer adds up, each with an object, or none: the graph of one
+    is gone before the next one's is made, and all together learn what one large batch would.
+    step: the number of the step in the run, which with the recipe's seed decides every draw, an object's by its place.
+    share: where the objects are among those of all processes; None: they are all.
+    Returns detached scalars over the objects of all processes: the loss and its terms as means over rounds, Dice by
+    kind of prompt and by round, the norm of the first gradient and the largest of the others. Nothing is read from
+    the device.
     """
-    uniform = uniform_from(torch.Generator(model.device).manual_seed(seed_of(recipe.seed, "prompts", step)))
+    parts = [part.to(model.device) for part in parts]
+    share = share or Share(0, sum(len(part.mask_names) for part in parts))
+    uniform = uniform_from(torch.Generator().manual_seed(seed_of(recipe.seed, "prompts", step)))
     draw = random.Random(seed_of(recipe.seed, "corrections", step))
-    masks = batch.masks
+    drawn = draw_start(share.total, uniform, odd_from_box=draw.random() < 0.5)
+    plan = [*plan_of_corrections(recipe.corrections, recipe.click_counts, draw)]
+    rounds = Rounds(model, learner, recipe, share, drawn, plan)
 
-    with learner.autocast():
-        embeddings = model.encode(batch.images, batch.content)
-        start = starting_prompts(masks, uniform, odd_from_box=draw.random() < 0.5, box_shift=recipe.box_shift)
-        prediction = predict_start(model, embeddings[batch.image_index], start)
-        last = judge(model, "start", prediction, masks, recipe.multimask)
-    learner.step(last.losses["loss"])
-    rounds = [detached(last)]
-    dice = {
-        kind: last.dice[rows].mean()
-        for kind, rows in (("box", start.box_rows), ("click", start.click_rows))
-        if len(rows)
-    }
+    turns, number = [], share.first
+    for part in parts:
+        turns.append(rounds.start(part, number))
+        number += len(part.mask_names)
+    norms = [learner.step()]
+    for place, clicks in enumerate(plan, start=1):
+        numbers = uniform(share.total, clicks)
+        turns = [rounds.correct(turn, place, clicks, numbers) for turn in turns]
+        norms.append(learner.step())
 
-    embeddings = embeddings.detach()[batch.image_index]
-    earlier = start.clicks_of_all() if recipe.keep_clicks else None
-    for clicks in plan_of_corrections(recipe.corrections, recipe.click_counts, draw):
-        with learner.autocast():
-            prompts = correction_prompts(last, masks, clicks, uniform, earlier)
-            if clicks and recipe.keep_clicks:
-                earlier = clicks_in(prompts)
-            prediction = model.predict(embeddings, prompts, multimask_output=None)
-            last = judge(model, "clicks" if clicks else "mask", prediction, masks, recipe.multimask)
-        learner.step(last.losses["loss"])
-        rounds.append(detached(last))
-
-    scalars = {f"loss/{name}": torch.stack([r.losses[name] for r in rounds]).mean() for name in last.losses}
-    scalars |= {f"dice/start_{kind}": value for kind, value in dice.items()}
-    for number, round in enumerate(rounds[1:], start=1):
-        scalars[f"dice/round_{number}"] = round.dice.mean()
-        scalars[f"dice/correction_{round.kind}"] = round.dice.mean()
+    scalars = rounds.scalars() | {"grad/norm_start": norms[0]}
+    if plan:
+        scalars["grad/norm_corrections"] = torch.stack(norms[1:]).amax()
     return scalars
 
 
-def detached(round: Round) -> Round:
-    """Without the graph, so that the rounds of a batch do not pile up in memory."""
-    return round._replace(losses={name: value.detach() for name, value in round.losses.items()})
+class Rounds:
+    """Those of one step, for its parts one by one: up to their gradients, which are divided by all its objects."""
+
+    def __init__(
+        self, model: Sam, learner: Learner, recipe: Recipe, share: Share, drawn: StartDraws, plan: list[int]
+    ) -> None:
+        """drawn: for all objects of the step. plan: clicks of each correction."""
+        self.model, self.learner, self.recipe, self.share, self.drawn, self.plan = (
+            *(model, learner, recipe),
+            *(share, drawn, plan),
+        )
+        self.sums: dict[str, Tensor] = {}
+        self.terms: list[str] = []  # of the loss
+
+    def start(self, batch: Batch, number: int) -> Turn:
+        """The first round. number: of the part's first object in the step."""
+        with self.learner.autocast():
+            embeddings = self.learner.encode(batch.images, batch.content)
+            start = prompts_of(batch.masks, self.drawn.rows(number, len(batch.mask_names)), self.recipe.box_shift)
+            prediction = predict_start(self.model, embeddings[batch.image_index], start)
+            last = judge(self.model, "start", prediction, batch.masks, self.recipe.multimask)
+        last = self._learn_from(last)
+        for kind, rows, of_all in (
+            ("box", start.box_rows, self.drawn.box_rows),
+            ("click", start.click_rows, self.drawn.click_rows),
+        ):
+            if len(rows):
+                self._add(f"dice/start_{kind}", last.dice[rows].mean(), len(rows) / len(of_all))
+        earlier = start.clicks_of_all() if self.recipe.keep_clicks else None
+        return Turn(batch, number, embeddings.detach()[batch.image_index], last, earlier)
+
+    def correct(self, turn: Turn, place: int, clicks: int, numbers: Tensor) -> Turn:
+        """One of the rounds that follow. place: counted from 1; numbers: (all objects of the step, clicks)."""
+        batch, number, embeddings, last, earlier = turn
+        own = numbers[number : number + len(batch.mask_names)].to(batch.masks.device, non_blocking=True)
+        with self.learner.autocast():
+            prompts = correction_prompts(last, batch.masks, clicks, lambda *_: own, earlier)
+            if clicks and self.recipe.keep_clicks:
+                earlier = clicks_in(prompts)
+            prediction = self.model.predict(embeddings, prompts, multimask_output=None)
+            last = judge(self.model, "clicks" if clicks else "mask", prediction, batch.masks, self.recipe.multimask)
+        last = self._learn_from(last)
+        self._add(f"dice/round_{place}", last.dice.mean(), len(batch.mask_names) / self.share.total)
+        return Turn(batch, number, embeddings, last, earlier)
+
+    def _learn_from(self, round: Round) -> Round:
+        """-> the round without its graph, so that the rounds of a step do not pile up in memory."""
+        share = len(round.dice) / self.share.total
+        self.learner.backward(round.losses["loss"] * share)
+        self.terms = [*round.losses]
+        for name, value in round.losses.items():
+            self._add(f"loss/{name}", value.detach(), share / (1 + len(self.plan)))
+        return round._replace(losses={})
+
+    def _add(self, name: str, mean: Tensor, share: float) -> None:
+        """share: of the objects that the name is about, how many this mean is of."""
+        value = mean.float() * share
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def scalars(self) -> dict[str, Tensor]:
+        """Means over the objects of all processes."""
+        processes = self.learner.processes
+        terms = self.terms
+        if not self.share.everywhere:  # whoever has no object has not seen what the loss is made of
+            terms = next(filter(None, processes.gather(terms)))
+        names = [f"loss/{name}" for name in terms]
+        names += ["dice/start_box"] * bool(len(self.drawn.box_rows))
+        names += ["dice/start_click"] * bool(len(self.drawn.click_rows))
+        names += [f"dice/round_{place}" for place in range(1, len(self.plan) + 1)]
+        nothing = torch.zeros((), device=self.model.device)
+        values = processes.sum(torch.stack([self.sums.get(name, nothing) for name in names]))
+        scalars = dict(zip(names, values))
+        for place, clicks in enumerate(self.plan, start=1):  # of each kind the last one
+            scalars[f"dice/correction_{'clicks' if clicks else 'mask'}"] = scalars[f"dice/round_{place}"]
+        return scalars

@@ -4,6 +4,7 @@ an adapter beside the MLP of every block (SAM-Med2D paper, section 3.2)."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .common import LayerNorm2d, MLPBlock
 
@@ -167,6 +168,7 @@ class ImageEncoder(nn.Module):
         if image_size % (2 * PATCH_SIZE):
             raise ValueError(f"image_size {image_size} is not a multiple of {2 * PATCH_SIZE}")
         self.img_size = image_size
+        self.checkpointing = False  # True: in training each block keeps its input alone, and runs again backwards
         map_size = image_size // PATCH_SIZE
         self.patch_embed = PatchEmbed(channels)
         self.pos_embed = nn.Parameter(torch.zeros(1, map_size, map_size, channels))
@@ -187,6 +189,7 @@ class ImageEncoder(nn.Module):
         if x.shape[1:] != (3, self.img_size, self.img_size):
             raise ValueError(f"expected images (B, 3, {self.img_size}, {self.img_size}), got {tuple(x.shape)}")
         x = self.patch_embed(x) + self.pos_embed
+        again = self.checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return self.neck(x.permute(0, 3, 1, 2))

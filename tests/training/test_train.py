@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from sam_med2d import drawing
 from sam_med2d.data.batch import Batch
-from sam_med2d.training import rounds
+from sam_med2d.training import epoch, rounds
 from sam_med2d.training.learner import Learner
 from sam_med2d.training.rounds import train_batch
 from sam_med2d.training.state import RunState
@@ -190,7 +190,7 @@ class Trainer:
 
     def batch(self, batch: Batch | None = None) -> dict[str, torch.Tensor]:
         recipe = train.recipe_of(self.args)
-        scalars = train_batch(self.model, batch or objects(self.steps), self.learner, recipe, self.steps)
+        scalars = train_batch(self.model, [batch or objects(self.steps)], self.learner, recipe, self.steps)
         self.steps += 1
         return scalars
 
@@ -293,7 +293,7 @@ def kill_after(owner: object, name: str, patch: pytest.MonkeyPatch, calls: int =
 MOMENTS = {  # what returns last before the end, how often; the flags; the epoch and step of the checkpoint then
     "after an epoch": (RunState, "save", 1, (), (1, 3)),
     "after an epoch, before validation": (train, "validate", 1, ("--save_every", 3), (0, 3)),
-    "within the second epoch": (RunState, "save_last", 3, ("--save_every", 2), (1, 4)),
+    "within the second epoch": (RunState, "save_last", 2, ("--save_every", 2), (1, 4)),
     "between best.pth and last.pth": (RunState, "write", 2, ("--save_every", 2), (0, 2)),
 }
 
@@ -419,7 +419,7 @@ def nan_weight(patch: pytest.MonkeyPatch) -> None:
             model.mask_decoder.iou_token.weight[0, 0] = math.nan
         return original(model, *rest)
 
-    patch.setattr(train, "train_batch", poisoned)
+    patch.setattr(epoch, "train_batch", poisoned)
 
 
 def nan_last_step(patch: pytest.MonkeyPatch) -> None:
@@ -432,7 +432,7 @@ def nan_last_step(patch: pytest.MonkeyPatch) -> None:
             model.mask_decoder.iou_token.weight[0, 0] = math.nan
         return scalars
 
-    patch.setattr(train, "train_batch", poisoned)
+    patch.setattr(epoch, "train_batch", poisoned)
 
 
 @pytest.mark.parametrize(
@@ -717,6 +717,8 @@ def test_tensorboard_and_the_best_epoch(validated: Path, work: Path) -> None:
         "dice/correction_mask",
         "lr",
         "images_per_second",
+        "grad/norm_start",
+        "grad/norm_corrections",
     }
     every_epoch = {f"val_{metric}/{mode}" for metric in ("dice", "iou") for mode in ("bbox", "1pt")}
     assert set(board.Tags()["scalars"]) == every_batch | every_epoch
@@ -751,7 +753,7 @@ def test_tensorboard_goes_on_where_a_resumed_run_does(validated: Path, work: Pat
     """No point is lost and none is there twice, though the first run logged a batch after its last checkpoint."""
     flags = ["--epochs", 3, "--log_every", 1]
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_after(train, "train_batch", patch, 5)
+        kill_after(epoch, "train_batch", patch, 5)
         fit(validated, work, *flags)
     fit(validated, work, *flags, "--resume")
     board = board_of(work)
