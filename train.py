@@ -23,6 +23,7 @@ from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.batch import collate
 from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loader
 from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
+from sam_med2d.data.vanishing import Vanished, told
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.metrics import METRICS
@@ -323,7 +324,8 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
     """The rest of the epoch that the loader was set to, or its steps until someone asks to stop."""
     args, model, learner, progress = state.args, state.model, state.learner, state.progress
     model.train()
-    skipped: set[str] = set()
+    empty: set[str] = set()
+    vanished: dict[str, Vanished] = {}
     window = Window()
     rate = learner.lr
     bar = tqdm(
@@ -335,7 +337,8 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
         total=progress.steps_an_epoch,
     )
     for batch in bar:
-        skipped.update(batch.skipped)
+        empty.update(set(batch.skipped) - batch.vanished.keys())
+        vanished |= batch.vanished
         if len(batch.mask_names):
             rate = learner.set_rate(progress.step)
             scalars = train_batch(model, batch.to(model.device), learner, recipe, progress.step)
@@ -358,10 +361,13 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
             state.save_last()
     if window.count:
         window.write(board, progress.step, rate)
-    if skipped:
-        print(f"skipped {len(skipped)} empty mask(s), such as {min(skipped)}")
+    if empty:
+        print(f"skipped {len(empty)} empty mask(s), such as {min(empty)}")
+    if vanished:
+        print(f"not trained on: {told(vanished, args.image_size)}")
     if not progress.loss_count:
-        raise DataError(f"{args.data_path}: every mask of its train split is empty; correct the index")
+        what = "vanishes in the frame" if vanished else "is empty; correct the index"
+        raise DataError(f"{args.data_path}: every mask of its train split {what}")
 
 
 if __name__ == "__main__":
