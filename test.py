@@ -99,6 +99,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_flag(group, "--encoder_adapter", None,
         "Use adapters; False leaves those of the file out, which is the paper's SAM-Med2D*. Default: what the file "
         "has.")
+    add_flag(group, "--refine", None,
+        "Use the refinement network; False leaves that of the file out. Default: what the file has.")
     add_flag(group, "--multimask", True, "Score the best of outputs 1 to 3; False: output 0.")
     add_flag(group, "--use_amp", False,
         "Run the model in mixed precision: bfloat16 where the device has it, else float16.")
@@ -255,8 +257,10 @@ def settle_model(args: argparse.Namespace) -> Plan:
         model_type=args.model_type,
         image_size=args.image_size,
         encoder_adapter=args.encoder_adapter,
+        refine=args.refine,
     )
     args.model_type, args.image_size, args.encoder_adapter = plan.model_type, plan.image_size, plan.encoder_adapter
+    args.refine = plan.refine
     return plan
 
 

@@ -50,6 +50,7 @@ class Learner:
         lr: float,
         adapter_lr: float | None = None,
         adapter_norm_lr: float | None = None,
+        refine_lr: float | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 (a NamedTuple cannot change)
         use_amp: bool = False,
         clip_norm: float | None = None,
@@ -57,6 +58,7 @@ class Learner:
         """Parameters that require a gradient are trained.
 
         adapter_lr: of the adapters; None: lr. adapter_norm_lr: of their last LayerNorm; None: adapter_lr.
+        refine_lr: of the refinement network; None: lr.
         use_amp: bfloat16, or float16 with a gradient scaler where the device has no bfloat16.
         clip_norm: the largest norm that the gradient of a step may have; None: any.
         """
@@ -65,7 +67,7 @@ class Learner:
         self.schedule = schedule
         self.use_amp = use_amp
         self.clip_norm = clip_norm
-        groups = _groups(model, lr, adapter_lr or lr, adapter_norm_lr or adapter_lr or lr)
+        groups = _groups(model, lr, adapter_lr or lr, adapter_norm_lr or adapter_lr or lr, refine_lr or lr)
         self.optimizer = torch.optim.Adam(groups, lr=lr, fused=self.device.type in ("cpu", "cuda"))
         half_floats = use_amp and amp_dtype(self.device) == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half_floats)
@@ -106,12 +108,13 @@ class Learner:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def _groups(model: Sam, lr: float, adapter_lr: float, adapter_norm_lr: float) -> list[dict[str, Any]]:
+def _groups(model: Sam, lr: float, adapter_lr: float, adapter_norm_lr: float, refine_lr: float) -> list[dict[str, Any]]:
     """Parameter groups; "lr_scale" is a group's share of the learning rate."""
     adapters = model.image_encoder.adapters()
     rates = (
         ([p for adapter in adapters for p in adapter.norm.parameters()], adapter_norm_lr),
         ([p for adapter in adapters for p in adapter.parameters()], adapter_lr),
+        ([*model.refinement.parameters()] if model.refinement else [], refine_lr),
         ([*model.parameters()], lr),
     )
     groups: list[dict[str, Any]] = []

@@ -27,6 +27,7 @@ MUST_AGREE = (
     "model_type",
     "image_size",
     "encoder_adapter",
+    "refine",
     "seed",
     "batch_size",
     "mask_num",
