@@ -117,6 +117,9 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         "Put an adapter into every block of the encoder, the only part of it that is trained; False: train the "
         "decoder side alone, the paper's FT-SAM.")
 
+    add_flag(group, "--refine", None,
+        "Train a refinement network too, which reads clicks as maps and answers at the full size of the frame; False: "
+        "leave that of the file out. Default: what the file has.")
     # fmt: on
     add_learning_flags(parser)
     if saved:
@@ -147,6 +150,9 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--adapter_norm_lr", type=float,
         help="Learning rate of the last LayerNorm of each adapter, which scales what a new adapter adds, from "
              "nothing; in short runs 20 times --adapter_lr helps. Default: --adapter_lr.")
+    group.add_argument("--refine_lr", type=float,
+        help="Learning rate of the refinement network, which starts from nothing; in short runs 10 times --lr helps. "
+             "Default: --lr.")
     group.add_argument("--lr_scheduler", choices=["multistep", "cosine", "constant"],
         type=lambda name: name.lower().removesuffix("lr"),
         help="How the learning rate changes: multistep (or MultiStepLR) halves it at each of --milestones, cosine "
@@ -202,7 +208,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     check_numbers(parser, args, positive=(*positive, "patience"), not_negative=whole)
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
-    for name in ("lr", "adapter_lr", "adapter_norm_lr", "clip_norm"):
+    for name in ("lr", "adapter_lr", "adapter_norm_lr", "refine_lr", "clip_norm"):
         rate = getattr(args, name)
         if rate is not None and not 0 < rate < math.inf:
             parser.error(f"--{name} must be above 0, not {rate}")
@@ -229,6 +235,7 @@ def learner_of(args: argparse.Namespace, model: Sam, steps_an_epoch: int, proces
         lr=args.lr,
         adapter_lr=args.adapter_lr,
         adapter_norm_lr=args.adapter_norm_lr,
+        refine_lr=args.refine_lr,
         schedule=Schedule(args.lr_scheduler, args.epochs, steps_an_epoch, tuple(args.milestones), args.warmup),
         optimizer=args.optimizer,
         weight_decay=args.weight_decay,
@@ -292,7 +299,8 @@ def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) 
     say(
         f"trained: {sum(p.numel() for p in trained) / 1e6:.2f} M of "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters "
-        f"({'adapters, ' if model.image_encoder.adapters() else ''}prompt encoder, mask decoder)"
+        f"({'adapters, ' if model.image_encoder.adapters() else ''}prompt encoder, mask decoder"
+        f"{', refinement network' if model.refinement else ''})"
     )
     model.image_encoder.checkpointing = args.checkpoint_encoder
 
@@ -395,7 +403,7 @@ def settle_model(args: argparse.Namespace) -> Plan | None:
     """
     if args.sam_checkpoint.lower() == FROM_SCRATCH:
         args.model_type = args.model_type or NEW_TYPE
-        args.image_size = args.image_size or NEW_SIZE
+        args.image_size, args.refine = args.image_size or NEW_SIZE, bool(args.refine)
         return None
     if args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
         raise CheckpointError(
@@ -408,11 +416,12 @@ def settle_model(args: argparse.Namespace) -> Plan | None:
         model_type=args.model_type,
         image_size=args.image_size,
         encoder_adapter=args.encoder_adapter,
+        refine=args.refine,
         usual_size=training_size,
-        may_add_adapters=True,
+        may_add_parts=True,
     )
     plan.warn()
-    args.model_type, args.image_size = plan.model_type, plan.image_size
+    args.model_type, args.image_size, args.refine = plan.model_type, plan.image_size, plan.refine
     return plan
 
 
@@ -423,7 +432,9 @@ def training_size(found: Architecture) -> int:
 
 
 def new_model(args: argparse.Namespace) -> Sam:
-    return sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
+    return sam_model_registry[args.model_type](
+        image_size=args.image_size, encoder_adapter=args.encoder_adapter, refine=bool(args.refine)
+    )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ __all__ = [
 POSITIONS = "image_encoder.pos_embed"
 BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
 ADAPTER = re.compile(BLOCK.pattern + r"Adapter\.")
+REFINEMENT = "refinement."  # an optional part of its own, beside SAM's
 # In some files, and no weights: what the model has fixed, and how many models a moving average is of.
 CONSTANTS = {"pixel_mean", "pixel_std", "n_averaged"}
 LISTED = 10  # names shown in an error message
@@ -49,12 +50,13 @@ class Architecture(NamedTuple):
     depth: int
     image_size: int  # pixels
     adapters: tuple[int, ...]  # the blocks that have one
+    refinement: bool = False
 
     def __str__(self) -> str:
         size = self.model_type or f"an unknown size ({self.channels} channels, {self.depth} blocks)"
         some = f"adapters in {len(self.adapters)} of {self.depth} blocks"
         adapters = {0: "no adapters", self.depth: "adapters"}.get(len(self.adapters), some)
-        return f"{size}, {self.image_size} px, {adapters}"
+        return f"{size}, {self.image_size} px, {adapters}" + ", a refinement network" * self.refinement
 
 
 @dataclass
@@ -79,9 +81,8 @@ class LoadReport:
             parts += [f"rel_pos of {_count_blocks(tables)} blocks"] * bool(tables)
             lines.append(f"  resized to {self.image_size} px: {', '.join(parts)}")
         if self.new:
-            lines.append(f"  newly started: adapters of {_count_blocks(self.new)} blocks (no-op)")
-        left_out = f"adapters of {_count_blocks(self.left_out)} blocks" if self.left_out else "none"
-        return "\n".join([*lines, f"  left out: {left_out}"])
+            lines.append(f"  newly started: {_parts(self.new)} (no-op)")
+        return "\n".join([*lines, f"  left out: {_parts(self.left_out) or 'none'}"])
 
 
 def load_checkpoint(model: Sam, path: str | Path) -> LoadReport:
@@ -93,7 +94,8 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     """Copy what a file holds into a model, at any image size of either.
 
     Weights with adapters fill a model without them (the paper's "SAM-Med2D*": they are left out), and weights
-    without adapters fill a model that has them (they stay as they were built, which adds nothing).
+    without adapters fill a model that has them (they stay as they were built, which adds nothing). The same holds for
+    the refinement network.
 
     Raises CheckpointError, with the model unchanged, if anything else differs.
     """
@@ -103,8 +105,8 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     source, target = check_is_sam(file), describe(own)
     _check_architecture(path, source, target)
 
-    left_out = [] if target.adapters else [name for name in weights if ADAPTER.match(name)]
-    new = [] if source.adapters else [name for name in own if ADAPTER.match(name)]
+    left_out = _of_other_parts(weights, than=target)
+    new = _of_other_parts(own, than=source)
     offered = {name: tensor for name, tensor in weights.items() if name not in left_out}
     wanted = {name: tensor for name, tensor in own.items() if name not in new}
     _check_names(path, wanted, offered)
@@ -120,6 +122,15 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     return LoadReport(path, source, target.image_size, len(wanted), resized, new, left_out, file.notes)
 
 
+def _of_other_parts(names: dict[str, Tensor], than: Architecture) -> list[str]:
+    """The names of optional parts that another architecture has not."""
+    return [
+        name
+        for name in names
+        if (ADAPTER.match(name) and not than.adapters) or (name.startswith(REFINEMENT) and not than.refinement)
+    ]
+
+
 def describe(weights: dict[str, Tensor]) -> Architecture:
     """Infer from names and shapes what a state dict was built as. Without an image encoder: size 0."""
     positions = weights.get(POSITIONS)
@@ -129,7 +140,8 @@ def describe(weights: dict[str, Tensor]) -> Architecture:
     depth = len(_blocks_of(weights))
     names = {(size.channels, size.depth): name for name, size in SIZES.items()}
     adapters = tuple(sorted(_blocks_of([name for name in weights if ADAPTER.match(name)])))
-    return Architecture(names.get((channels, depth)), channels, depth, image_size, adapters)
+    refinement = any(name.startswith(REFINEMENT) for name in weights)
+    return Architecture(names.get((channels, depth)), channels, depth, image_size, adapters, refinement)
 
 
 # ---------------------------------------------------------------- another image size
@@ -228,6 +240,13 @@ def _listed(names: list[str]) -> str:
 def _blocks_of(names: list[str] | dict[str, Tensor]) -> set[int]:
     """The indexes of the encoder's blocks that the names belong to."""
     return {int(found[1]) for name in names if (found := BLOCK.match(name))}
+
+
+def _parts(names: list[str]) -> str:
+    """ "adapters of 12 blocks, the refinement network"."""
+    blocks = _count_blocks(names)
+    refinement = any(name.startswith(REFINEMENT) for name in names)
+    return ", ".join([f"adapters of {blocks} blocks"] * bool(blocks) + ["the refinement network"] * refinement)
 
 
 def _count_blocks(names: list[str]) -> int:

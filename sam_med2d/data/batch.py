@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sam_med2d.data.geometry import Content
+from sam_med2d.data.vanishing import Vanished
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Sample:
     original_masks: Tensor | None  # (n, H, W) bool
     skipped: list[str]
     bad: list[str] = field(default_factory=list)
+    vanished: dict[str, Vanished] = field(default_factory=dict)  # those of `skipped` that are not empty
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Batch:
     original_masks: list[Tensor] | None  # B of (n_i, H, W) bool at the original size, for scoring; None in training
     skipped: list[str]  # mask paths left out because they are empty, or emptied by resizing
     bad: list[str] = field(default_factory=list)  # why images were left out that cannot be read, a line each
+    vanished: dict[str, Vanished] = field(default_factory=dict)  # the latter: they have an object
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """Copy to a device what the model uses; original_masks stay on the CPU, where they are scored."""
@@ -98,6 +101,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         original_masks=originals if len(originals) == len(samples) else None,
         skipped=[name for sample in samples for name in sample.skipped],
         bad=[line for sample in samples for line in sample.bad],
+        vanished={name: one for sample in samples for name, one in sample.vanished.items()},
     )
 
 

@@ -5,6 +5,7 @@ import sys
 from tqdm import tqdm
 
 from sam_med2d.data.batch import Batch
+from sam_med2d.data.vanishing import Vanished, told
 from sam_med2d.errors import DataError
 from sam_med2d.stopping import Request
 from sam_med2d.training.monitor import Board, Late, Window, check_finite
@@ -20,7 +21,8 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: Board, stop: Req
     """
     args, progress, processes = state.args, state.progress, state.processes
     state.model.train()
-    skipped: set[str] = set()
+    empty: set[str] = set()
+    vanished: dict[str, Vanished] = {}
     bar = tqdm(
         loader,
         desc=f"epoch {progress.epoch + 1}/{args.epochs}",
@@ -32,9 +34,10 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: Board, stop: Req
     )
     watch = Watch(state, board, bar)
     for batch in bar:
-        skipped.update(batch.skipped)
-        told = processes.numbers([len(batch.mask_names), len(batch.images), len(batch.bad), bool(stop)])
-        rows, images, bad, stops = (list(each) for each in zip(*told))
+        empty.update(set(batch.skipped) - batch.vanished.keys())
+        vanished |= batch.vanished
+        of_each = processes.numbers([len(batch.mask_names), len(batch.images), len(batch.bad), bool(stop)])
+        rows, images, bad, stops = (list(each) for each in zip(*of_each))
         if sum(bad):
             leave_out(state, batch)
         if sum(rows):
@@ -54,11 +57,16 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: Board, stop: Req
             watch.read()
             state.save_last()
     watch.close()
-    skipped = set().union(*processes.gather(skipped))
-    if skipped and processes.leads:
-        print(f"skipped {len(skipped)} empty mask(s), such as {min(skipped)}")
+    left_out = processes.gather((empty, vanished))
+    empty = {name for names, _ in left_out for name in names}
+    vanished = {name: one for _, them in left_out for name, one in them.items()}
+    if empty and processes.leads:
+        print(f"skipped {len(empty)} empty mask(s), such as {min(empty)}")
+    if vanished and processes.leads:
+        print(f"not trained on: {told(vanished, args.image_size)}")
     if not progress.loss_count:
-        raise DataError(f"{args.data_path}: every mask of its train split is empty; correct the index")
+        what = "vanishes in the frame" if vanished else "is empty; correct the index"
+        raise DataError(f"{args.data_path}: every mask of its train split {what}")
     return False
 
 

@@ -17,6 +17,7 @@ from sam_med2d import drawing
 from sam_med2d.data.batch import Batch
 from sam_med2d.data.datasets import TestingDataset, test_loader
 from sam_med2d.data.index import Index
+from sam_med2d.data.vanishing import Vanished, told
 from sam_med2d.distributed import Processes
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.evaluate import Means, evaluate
@@ -138,7 +139,7 @@ def validate(
     kind: of the weights, where they are not those of the step.
     """
     own: list[list[tuple[str, dict[str, list[float]]]]] = []  # of each image of this process, what each mode scored
-    skipped = 0
+    empty, vanished = 0, dict[str, Vanished]()
     batches = tqdm(
         loader, desc="validation", unit="batch", leave=False, dynamic_ncols=True, disable=not processes.leads
     )
@@ -154,23 +155,28 @@ def validate(
         own += [
             [(one.mode.name, one.values) for one in scored if one.image == image] for image in range(len(batch.images))
         ]
-        skipped += len(batch.skipped)
-    shares = processes.gather((own, skipped))
+        empty += len(batch.skipped) - len(batch.vanished)
+        vanished |= batch.vanished
+    shares = processes.gather((own, empty, vanished))
     means = Means()
-    for place in range(max(len(images) for images, _ in shares)):
-        for images, _ in shares:
+    for place in range(max(len(images) for images, *_ in shares)):
+        for images, *_ in shares:
             for mode, values in images[place] if place < len(images) else ():
                 means.add_values(mode, values)
-    skipped = sum(count for _, count in shares)
+    empty = sum(share[1] for share in shares)
+    vanished = {name: one for share in shares for name, one in share[2].items()}
     if not means.objects:
-        raise DataError(f"{args.data_path}: every mask of its val split is empty; correct or remove that index")
+        what = f"vanishes: {told(vanished, args.image_size)}" if vanished else "is empty; correct or remove that index"
+        raise DataError(f"{args.data_path}: every mask of its val split {what}")
     for metric in args.metrics:
         for mode, value in means.of(metric).items():
             board.add_scalar(f"val_{f'{kind}_' * bool(kind)}{metric}/{mode}", value, step)
     if processes.leads:
         said = "  ".join(f"{mode} {value:.4f}" for mode, value in means.of("dice").items())
         of = f"{means.objects} objects" + (f", {kind} weights" if kind else "")
-        print(f"validation Dice of {of}: {said}" + (f"  ({skipped} empty skipped)" if skipped else ""))
+        print(f"validation Dice of {of}: {said}" + (f"  ({empty} empty skipped)" if empty else ""))
+        if vanished:
+            print(f"not validated on: {told(vanished, args.image_size)}")
     return means.of("dice")
 
 

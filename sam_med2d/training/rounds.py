@@ -17,8 +17,8 @@ from sam_med2d.evaluation.metrics import dice
 from sam_med2d.prompts.clicks import Clicks, boxes_of, clicks_in, clicks_on, corrective_clicks, join_clicks, shift_boxes
 from sam_med2d.seeds import seed_of
 from sam_med2d.training.learner import Learner
-from sam_med2d.training.losses import objective
-from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of
+from sam_med2d.training.losses import objective, refinement_loss
+from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of, low_resolution, ranked
 
 
 class Recipe(NamedTuple):
@@ -68,6 +68,14 @@ class StartingPrompts(NamedTuple):
         if own is not None:
             points[self.click_rows], labels[self.click_rows] = own
         return points, labels
+
+    def of_all(self) -> Prompts:
+        """Of every object, in order: a box without any area where it started from a click."""
+        points, labels = self.clicks_of_all()
+        boxes = torch.zeros(len(points), 4, device=points.device)
+        if self.boxes.boxes is not None:
+            boxes[self.box_rows] = self.boxes.boxes
+        return Prompts(points, labels, boxes)
 
 
 Uniform = Callable[[int, int], Tensor]  # (rows, columns) -> numbers in [0, 1)
@@ -150,15 +158,37 @@ def correction_prompts(
     return Prompts(points=points, labels=labels, masks=probabilities)
 
 
-def judge(model: Sam, kind: str, prediction: Prediction, masks: Tensor, multimask: bool) -> Round:
-    """Score a prediction (all four outputs) and choose the output that the next round corrects."""
+def judge(
+    model: Sam,
+    kind: str,
+    prediction: Prediction,
+    masks: Tensor,
+    multimask: bool,
+    details: Tensor | None = None,
+    prompts: Prompts | None = None,
+) -> Round:
+    """Score a prediction (all four outputs) and choose the output that the next round corrects.
+
+    details, prompts: of all objects, for a model with a refinement network. It learns to refine that output, and its
+    answer goes on. The decoder's answer is given to it without a gradient, which would pull every guess towards the
+    truth of an object that was meant otherwise, until the guesses are one.
+    """
     logits = model.upscale(prediction.logits)
     losses = objective(prediction, logits, masks)
+    outputs = MULTIPLE if multimask else SINGLE
     with torch.no_grad():
-        outputs = MULTIPLE if multimask else SINGLE
-        low_resolution = Prediction(prediction.logits[:, outputs], prediction.iou[:, outputs])
-        best = best_of(Prediction(logits[:, outputs], low_resolution.iou)).logits > 0
-        return Round(kind, losses, best_of(low_resolution), best, dice(best, masks, from_logits=False).squeeze(1))
+        guesses = Prediction(prediction.logits[:, outputs], prediction.iou[:, outputs])
+        if details is None or prompts is None:
+            best = best_of(Prediction(logits[:, outputs], guesses.iou)).logits > 0
+            return Round(kind, losses, best_of(guesses), best, dice(best, masks, from_logits=False).squeeze(1))
+        chosen = best_of(ranked(guesses, prompts))
+    refined = model.refined(details, chosen, prompts).logits
+    losses["refined"] = refinement_loss(refined, masks, prompts)
+    losses["loss"] = losses["loss"] + losses["refined"]
+    with torch.no_grad():
+        best = refined > 0
+        chosen = Prediction(low_resolution(refined, model.image_size), chosen.iou)
+        return Round(kind, losses, chosen, best, dice(best, masks, from_logits=False).squeeze(1))
 
 
 def plan_of_corrections(rounds: int, click_counts: Sequence[int], draw: random.Random) -> Iterator[int]:
@@ -252,10 +282,10 @@ class Rounds:
     def start(self, batch: Batch, number: int) -> Turn:
         """The first round. number: of the part's first object in the step."""
         with self.learner.autocast():
-            embeddings = self.learner.encode(batch.images, batch.content)
+            embeddings = self.learner.encode(batch.images, batch.content)[batch.image_index]
             start = prompts_of(batch.masks, self.drawn.rows(number, len(batch.mask_names)), self.recipe.box_shift)
-            prediction = predict_start(self.model, embeddings[batch.image_index], start)
-            last = judge(self.model, "start", prediction, batch.masks, self.recipe.multimask)
+            prediction = predict_start(self.model, embeddings, start)
+            last = self._judged("start", prediction, batch, start.of_all())
         last = self._learn_from(last)
         for kind, rows, of_all in (
             ("box", start.box_rows, self.drawn.box_rows),
@@ -264,7 +294,7 @@ class Rounds:
             if len(rows):
                 self._add(f"dice/start_{kind}", last.dice[rows].mean(), len(rows) / len(of_all))
         earlier = start.clicks_of_all() if self.recipe.keep_clicks else None
-        return Turn(batch, number, embeddings.detach()[batch.image_index], last, earlier)
+        return Turn(batch, number, embeddings.detach(), last, earlier)
 
     def correct(self, turn: Turn, place: int, clicks: int, numbers: Tensor) -> Turn:
         """One of the rounds that follow. place: counted from 1; numbers: (all objects of the step, clicks)."""
@@ -275,10 +305,15 @@ class Rounds:
             if clicks and self.recipe.keep_clicks:
                 earlier = clicks_in(prompts)
             prediction = self.model.predict(embeddings, prompts, multimask_output=None)
-            last = judge(self.model, "clicks" if clicks else "mask", prediction, batch.masks, self.recipe.multimask)
+            last = self._judged("clicks" if clicks else "mask", prediction, batch, prompts)
         last = self._learn_from(last)
         self._add(f"dice/round_{place}", last.dice.mean(), len(batch.mask_names) / self.share.total)
         return Turn(batch, number, embeddings, last, earlier)
+
+    def _judged(self, kind: str, prediction: Prediction, batch: Batch, prompts: Prompts) -> Round:
+        details = self.model.details(batch.images, batch.content)
+        own = None if details is None else details[batch.image_index]
+        return judge(self.model, kind, prediction, batch.masks, self.recipe.multimask, own, prompts)
 
     def _learn_from(self, round: Round) -> Round:
         """-> the round without its graph, so that the rounds of a step do not pile up in memory."""

@@ -36,6 +36,7 @@ MUST_AGREE = (
     "model_type",
     "image_size",
     "encoder_adapter",
+    "refine",
     "seed",
     "mask_num",
     "augment",

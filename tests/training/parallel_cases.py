@@ -24,8 +24,10 @@ from tests.conftest import ROOT
 
 SIDE = 32
 STEPS = 10
-NARROW = [patch(f"segment_anything.{module}.EMBEDDING_CHANNELS", 32) for module in ("build_sam", "modeling.image_encoder")]
-OBJECTS = ((2, 1, 0, 3), (1, 0, 0, 0), (0, 0, 2, 2), (3, 3, 3, 3), (0, 0, 0, 0), (1, 1, 1, 1))  # of each image, by step
+NARROW = [  # the decoder side is the larger one
+    patch(f"segment_anything.{module}.EMBEDDING_CHANNELS", 32) for module in ("build_sam", "modeling.image_encoder")
+]
+OBJECTS = ((2, 1, 0, 1), (1, 0, 0, 0), (0, 0, 1, 2), (2, 1, 1, 1), (0, 0, 0, 0), (1, 1, 1, 1))  # of each image, by step
 
 
 class Case(NamedTuple):
@@ -41,8 +43,9 @@ class Case(NamedTuple):
 CASES = {
     "adapters": Case(),
     "decoder": Case(adapters=False),
-    "accumulated, clipped": Case(images_at_once=1, clip_norm=0.5, keep_clicks=True, optimizer="adamw"),
-    "checkpointed": Case(images_at_once=2, checkpointing=True),
+    "accumulated, clipped": Case(
+        images_at_once=1, clip_norm=0.5, keep_clicks=True, optimizer="adamw", checkpointing=True
+    ),
     "float32": Case(double=False),
 }
 

@@ -26,11 +26,12 @@ def shares(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str,
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_learn_what_one_does(name: str, shares: list[dict[str, dict[str, Tensor]]]) -> None:
-    """Ten steps of five rounds, in some of which a process has no object, or nobody has."""
+    """Ten steps of four rounds, in some of which a process has no object, or nobody has."""
     case = CASES[name]
     alone = run(case, Processes())
     tolerance = 1e-9 if case.double else 1e-5
-    assert sum(key.startswith("gradient 0") for key in alone) > sum(key.startswith("gradient 1") for key in alone) > 50
+    reached = [sum(key.startswith(f"gradient {turn} ") for key in alone) for turn in range(2)]
+    assert min(reached) > 50 and (reached[0] > reached[1] or not case.adapters)  # a round after the first: no adapter
     for share in shares:
         assert share[name].keys() == alone.keys()  # the same rounds reach the same parameters
         for key, tensor in alone.items():
