@@ -25,7 +25,7 @@ from sam_med2d.evaluation.surface import surface_metrics
 from sam_med2d.image_files import write_png
 from sam_med2d.outputs import distinct, place, png_name
 from sam_med2d.prompts.files import record_prompts
-from sam_med2d.prompts.modes import Mode
+from sam_med2d.prompts.modes import SWAPPED, Mode
 from segment_anything.geometry import is_paper
 
 WAITING = 8  # images a worker, whose surface metrics are being computed while the model goes on
@@ -64,7 +64,7 @@ def record(
             rows += [unscored_row(name, mask, described, mode) for mask in skipped for mode in args.modes]
             prompts: dict = {key_of(mask): {} for mask in skipped}
             for one in scored:
-                record_prompts(prompts, one.mode, [*map(key_of, one.names)], one.prompts)
+                record_prompts(prompts, one.mode, [*map(key_of, one.names)], one.prompts, one.drawings)
                 if kept and one.mode in shown:
                     kept.add(one, batch.content[image].tolist())
             part.add(number, rows, prompts)
@@ -124,6 +124,8 @@ def with_distances(
 def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str, distances: Distances) -> list[Row]:
     """The rows of one image's objects in one mode. strategy: of iterative clicks."""
     mode = scored.mode
+    if mode.scored == SWAPPED and len(scored.names) == 1:
+        return [unscored_row(image, scored.names[0], described, mode, "no other object")]
     areas = zip(scored.truth.sum(dim=(1, 2)).tolist(), scored.masks.sum(dim=(1, 2)).tolist())
     return [
         {
@@ -144,13 +146,16 @@ def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str
     ]
 
 
-def unscored_row(image: str, mask: str, described: dict[str, Row], mode: Mode) -> Row:
-    """Of a mask that is empty, or emptied by resizing it to the frame: it has no prompts, so nothing to score."""
-    return {"image": image, "mask": mask, **described[mask], **mode_columns(mode, ""), "status": "empty truth"}
+def unscored_row(image: str, mask: str, described: dict[str, Row], mode: Mode, status: str = "empty truth") -> Row:
+    """Of a mask that is empty, or emptied by resizing it to the frame: it has no prompts, so nothing to score.
+
+    status: or another reason.
+    """
+    return {"image": image, "mask": mask, **described[mask], **mode_columns(mode, ""), "status": status}
 
 
 def mode_columns(mode: Mode, strategy: str) -> Row:
-    corrected = mode.start == "click" or (mode.start == "box" and mode.clicks)
+    corrected = mode.start == "click" or (mode.start == "box" and mode.clicks and not mode.strokes)
     return {
         "mode": mode.name,
         "strategy": strategy if corrected else None,
