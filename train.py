@@ -24,6 +24,7 @@ from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.batch import collate
 from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loader
 from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
+from sam_med2d.data.vanishing import Vanished, told
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.metrics import METRICS
@@ -107,19 +108,26 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         help="Which linear layers get a LoRA pair: the encoder's qkv, proj and mlp, and the attention of the mask "
              "decoder, whose own weights then stay as they are. Default: qkv proj.")
 
+    add_flag(group, "--refine", None,
+        "Train a refinement network too, which reads clicks as maps and answers at the full size of the frame; False: "
+        "leave that of the file out. Default: what the file has.")
+
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=int, default=15,
         help="Number of passes over the training images. Default: %(default)s.")
     group.add_argument("--lr", type=float, default=1e-4, help="Learning rate of Adam. Default: %(default)s.")
     group.add_argument("--adapter_lr", type=float,
-        help="Learning rate of adapters and LoRA pairs, which learn once a batch while the decoder learns in every round. "
-             "Default: --lr.")
+        help="Learning rate of adapters and LoRA pairs, which learn once a batch while the decoder learns in every "
+             "round. Default: --lr.")
     group.add_argument("--adapter_norm_lr", type=float,
         help="Learning rate of the last LayerNorm of each adapter, which scales what a new adapter adds, from "
              "nothing; in short runs 20 times --adapter_lr helps. Default: --adapter_lr.")
     group.add_argument("--layer_decay", type=float, default=1.0, metavar="FACTOR",
         help="With --tune all: multiply the learning rate by this number from each block of the encoder to the one "
              "before it, such as 0.8. Default: all learn at --lr.")
+    group.add_argument("--refine_lr", type=float,
+        help="Learning rate of the refinement network, which starts from nothing; in short runs 10 times --lr helps. "
+             "Default: --lr.")
     group.add_argument("--lr_scheduler", choices=["multistep", "cosine"],
         type=lambda name: name.lower().removesuffix("lr"),
         help="How the learning rate changes: multistep (or MultiStepLR) halves it at each of --milestones, cosine "
@@ -160,6 +168,13 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     args = parser.parse_args(argv)
     if args.resume == "last":
         args.resume = str(models_folder(args) / "last.pth")
+    check_flags(parser, args)
+    args.modes = [parse_mode(name) for name in args.prompt_modes]
+    return args
+
+
+def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with the parser's message where flags make no sense."""
     check_numbers(
         parser,
         args,
@@ -168,13 +183,11 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     )
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
-    for name in ("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "clip_norm"):
+    for name in ("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "refine_lr", "clip_norm"):
         rate = getattr(args, name)
         if rate is not None and not 0 < rate < math.inf:
             parser.error(f"--{name} must be above 0, not {rate}")
     check_tuning(parser, args)
-    args.modes = [parse_mode(name) for name in args.prompt_modes]
-    return args
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -195,6 +208,7 @@ def learner_of(args: argparse.Namespace, model: Sam, steps_an_epoch: int) -> Lea
         adapter_lr=args.adapter_lr,
         adapter_norm_lr=args.adapter_norm_lr,
         layer_decay=args.layer_decay,
+        refine_lr=args.refine_lr,
         schedule=Schedule(args.lr_scheduler, args.epochs, steps_an_epoch, tuple(args.milestones), args.warmup),
         use_amp=args.use_amp,
         clip_norm=args.clip_norm,
@@ -292,7 +306,8 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
     """The rest of the epoch that the loader was set to, or its steps until someone asks to stop."""
     args, model, learner, progress = state.args, state.model, state.learner, state.progress
     model.train()
-    skipped: set[str] = set()
+    empty: set[str] = set()
+    vanished: dict[str, Vanished] = {}
     window = Window()
     rate = learner.lr
     bar = tqdm(
@@ -304,7 +319,8 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
         total=progress.steps_an_epoch,
     )
     for batch in bar:
-        skipped.update(batch.skipped)
+        empty.update(set(batch.skipped) - batch.vanished.keys())
+        vanished |= batch.vanished
         if len(batch.mask_names):
             rate = learner.set_rate(progress.step)
             scalars = train_batch(model, batch.to(model.device), learner, recipe, progress.step)
@@ -327,10 +343,13 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
             state.save_last()
     if window.count:
         window.write(board, progress.step, rate)
-    if skipped:
-        print(f"skipped {len(skipped)} empty mask(s), such as {min(skipped)}")
+    if empty:
+        print(f"skipped {len(empty)} empty mask(s), such as {min(empty)}")
+    if vanished:
+        print(f"not trained on: {told(vanished, args.image_size)}")
     if not progress.loss_count:
-        raise DataError(f"{args.data_path}: every mask of its train split is empty; correct the index")
+        what = "vanishes in the frame" if vanished else "is empty; correct the index"
+        raise DataError(f"{args.data_path}: every mask of its train split {what}")
 
 
 if __name__ == "__main__":

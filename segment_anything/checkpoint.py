@@ -38,6 +38,7 @@ __all__ = [
 POSITIONS = "image_encoder.pos_embed"
 BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
 ADAPTER = re.compile(BLOCK.pattern + r"Adapter\.")
+REFINEMENT = "refinement."  # an optional part of its own, beside SAM's
 # In some files, and no weights: what the model has fixed, and how many models a moving average is of.
 CONSTANTS = {"pixel_mean", "pixel_std", "n_averaged"}
 LISTED = 10  # names shown in an error message
@@ -51,6 +52,7 @@ class Architecture(NamedTuple):
     depth: int
     image_size: int  # pixels
     adapters: tuple[int, ...]  # the blocks that have one
+    refinement: bool = False
     lora: tuple[str, ...] = ()  # the layers that have a pair
 
     def __str__(self) -> str:
@@ -58,7 +60,8 @@ class Architecture(NamedTuple):
         some = f"adapters in {len(self.adapters)} of {self.depth} blocks"
         adapters = {0: "no adapters", self.depth: "adapters"}.get(len(self.adapters), some)
         pairs = f", LoRA pairs in {len(self.lora)} layers" if self.lora else ""
-        return f"{size}, {self.image_size} px, {adapters}{pairs}"
+        refinement = ", a refinement network" * self.refinement
+        return f"{size}, {self.image_size} px, {adapters}{pairs}{refinement}"
 
 
 @dataclass
@@ -85,12 +88,9 @@ class LoadReport:
             lines.append(f"  resized to {self.image_size} px: {', '.join(parts)}")
         if self.merged:
             lines.append(f"  merged into their layers: LoRA pairs of {len(self.merged)} layers")
-        if adapters := [name for name in self.new if ADAPTER.match(name)]:
-            lines.append(f"  newly started: adapters of {_count_blocks(adapters)} blocks (no-op)")
-        if pairs := _layers_with_pairs(self.new):
-            lines.append(f"  newly started: LoRA pairs of {len(pairs)} layers (no-op)")
-        left_out = f"adapters of {_count_blocks(self.left_out)} blocks" if self.left_out else "none"
-        return "\n".join([*lines, f"  left out: {left_out}"])
+        if self.new:
+            lines.append(f"  newly started: {_parts(self.new)} (no-op)")
+        return "\n".join([*lines, f"  left out: {_parts(self.left_out) or 'none'}"])
 
 
 def load_checkpoint(model: Sam, path: str | Path) -> LoadReport:
@@ -102,8 +102,9 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     """Copy what a file holds into a model, at any image size of either.
 
     Weights with adapters fill a model without them (the paper's "SAM-Med2D*": they are left out), and weights
-    without adapters fill a model that has them (they stay as they were built, which adds nothing). In the same way a
-    model takes LoRA pairs or starts its own; a model without any gets them merged into the weights of their layers.
+    without adapters fill a model that has them (they stay as they were built, which adds nothing). The same holds for
+    the refinement network. A model takes LoRA pairs too, or starts its own; a model without any gets them merged into
+    the weights of their layers.
 
     Raises CheckpointError, with the model unchanged, if anything else differs.
     """
@@ -116,9 +117,8 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     merged = source.lora if not target.lora else ()
     if merged:
         weights = _merged(weights, path)
-    left_out = [] if target.adapters else [name for name in weights if ADAPTER.match(name)]
-    new = [] if source.adapters else [name for name in own if ADAPTER.match(name)]
-    new += [] if source.lora else [name for name in own if PART.fullmatch(name)]
+    left_out = _of_other_parts(weights, than=target)
+    new = _of_other_parts(own, than=source)
     offered = {name: tensor for name, tensor in weights.items() if name not in left_out}
     wanted = {name: tensor for name, tensor in own.items() if name not in new}
     _check_names(path, wanted, offered)
@@ -134,6 +134,17 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     return LoadReport(path, source, target.image_size, len(wanted), resized, new, left_out, merged, file.notes)
 
 
+def _of_other_parts(names: dict[str, Tensor], than: Architecture) -> list[str]:
+    """The names of optional parts that another architecture has not."""
+    return [
+        name
+        for name in names
+        if (ADAPTER.match(name) and not than.adapters)
+        or (name.startswith(REFINEMENT) and not than.refinement)
+        or (PART.fullmatch(name) and not than.lora)
+    ]
+
+
 def describe(weights: dict[str, Tensor]) -> Architecture:
     """Infer from names and shapes what a state dict was built as. Without an image encoder: size 0."""
     positions = weights.get(POSITIONS)
@@ -143,8 +154,9 @@ def describe(weights: dict[str, Tensor]) -> Architecture:
     depth = len(_blocks_of(weights))
     names = {(size.channels, size.depth): name for name, size in SIZES.items()}
     adapters = tuple(sorted(_blocks_of([name for name in weights if ADAPTER.match(name)])))
+    refinement = any(name.startswith(REFINEMENT) for name in weights)
     pairs = _layers_with_pairs(weights)
-    return Architecture(names.get((channels, depth)), channels, depth, image_size, adapters, pairs)
+    return Architecture(names.get((channels, depth)), channels, depth, image_size, adapters, refinement, pairs)
 
 
 def merged_weights(file: WeightFile) -> WeightFile:
@@ -259,6 +271,15 @@ def _blocks_of(names: list[str] | dict[str, Tensor]) -> set[int]:
 
 def _layers_with_pairs(names: list[str] | dict[str, Tensor]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found["layer"] for name in names if (found := PART.fullmatch(name))))
+
+
+def _parts(names: list[str]) -> str:
+    """ "adapters of 12 blocks, the refinement network"."""
+    blocks = _count_blocks([name for name in names if ADAPTER.match(name)])
+    refinement = any(name.startswith(REFINEMENT) for name in names)
+    layers = len(_layers_with_pairs(names))
+    pairs = [f"LoRA pairs of {layers} layers"] * bool(layers)
+    return ", ".join([f"adapters of {blocks} blocks"] * bool(blocks) + ["the refinement network"] * refinement + pairs)
 
 
 def _count_blocks(names: list[str]) -> int:

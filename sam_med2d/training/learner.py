@@ -51,6 +51,7 @@ class Learner:
         lr: float,
         adapter_lr: float | None = None,
         adapter_norm_lr: float | None = None,
+        refine_lr: float | None = None,
         layer_decay: float = 1.0,
         schedule: Schedule = Schedule(),  # noqa: B008 (a NamedTuple cannot change)
         use_amp: bool = False,
@@ -58,7 +59,7 @@ class Learner:
     ) -> None:
         """Parameters that require a gradient are trained.
 
-        adapter_lr, adapter_norm_lr, layer_decay: see `groups.parameter_groups`.
+        adapter_lr, adapter_norm_lr, refine_lr, layer_decay: see `groups.parameter_groups`.
         use_amp: bfloat16, or float16 with a gradient scaler where the device has no bfloat16.
         clip_norm: the largest norm that the gradient of a step may have; None: any.
         """
@@ -67,7 +68,7 @@ class Learner:
         self.schedule = schedule
         self.use_amp = use_amp
         self.clip_norm = clip_norm
-        groups = parameter_groups(model, lr, adapter_lr, adapter_norm_lr, layer_decay)
+        groups = parameter_groups(model, lr, adapter_lr, adapter_norm_lr, refine_lr, layer_decay)
         self.optimizer = torch.optim.Adam(groups, lr=lr, fused=self.device.type in ("cpu", "cuda"))
         half_floats = use_amp and amp_dtype(self.device) == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half_floats)

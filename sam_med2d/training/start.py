@@ -9,7 +9,7 @@ from sam_med2d.errors import UsageError
 from sam_med2d.inference.models import Plan, plan_model
 from sam_med2d.seeds import seed_of
 from segment_anything import Sam, sam_model_registry
-from segment_anything.checkpoint import Architecture, CheckpointError
+from segment_anything.checkpoint import Architecture, CheckpointError, check_is_sam
 from segment_anything.modeling.lora import add_lora
 from segment_anything.modeling.tuning import count_trained
 
@@ -29,9 +29,9 @@ def check_tuning(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     """Settle --tune and --encoder_adapter, and end with the parser's message where flags of tuning contradict."""
     args.tune = args.tune or tuned_without_the_flag(args.encoder_adapter)
     if args.tune == "adapters":
-        if args.encoder_adapter is False:
+        if args.encoder_adapter is False and not args.resume:  # a run that goes on says itself what does not fit
             parser.error("--tune adapters trains adapters, but --encoder_adapter False leaves them out: give one")
-        args.encoder_adapter = True
+        args.encoder_adapter = args.encoder_adapter is not False
     if args.lora_rank < 1:
         parser.error(f"--lora_rank must be at least 1, not {args.lora_rank}")
     if args.tune_blocks is not None:
@@ -54,7 +54,7 @@ def settle_model(args: argparse.Namespace) -> Plan | None:
     if args.sam_checkpoint.lower() == FROM_SCRATCH:
         args.model_type = args.model_type or NEW_TYPE
         args.image_size = args.image_size or NEW_SIZE
-        args.encoder_adapter = bool(args.encoder_adapter)
+        args.encoder_adapter, args.refine = bool(args.encoder_adapter), bool(args.refine)
         return None
     if args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
         raise CheckpointError(
@@ -67,12 +67,18 @@ def settle_model(args: argparse.Namespace) -> Plan | None:
         model_type=args.model_type,
         image_size=args.image_size,
         encoder_adapter=args.encoder_adapter,
+        refine=args.refine,
         usual_size=training_size,
-        may_add_adapters=args.tune in ("adapters", "all"),
+        may_add_parts=True,
     )
+    if plan.encoder_adapter and args.tune in ("decoder", "lora") and not check_is_sam(plan.file).adapters:
+        raise UsageError(
+            f"--encoder_adapter True would put adapters into {plan.file.path}, which --tune {args.tune} does not "
+            "train; leave one of the two out"
+        )
     plan.warn()
     args.model_type, args.image_size = plan.model_type, plan.image_size
-    args.encoder_adapter = plan.encoder_adapter
+    args.encoder_adapter, args.refine = plan.encoder_adapter, plan.refine
     return plan
 
 
@@ -87,7 +93,9 @@ def build_model(plan: Plan | None, args: argparse.Namespace) -> Sam:
     and printed. On the CPU. Raises CheckpointError, UsageError.
     """
     if plan is None:
-        model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
+        model = sam_model_registry[args.model_type](
+            image_size=args.image_size, encoder_adapter=args.encoder_adapter, refine=bool(args.refine)
+        )
     else:
         model = plan.build()
     blocks, depth = last_blocks(args), len(model.image_encoder.blocks)

@@ -33,6 +33,7 @@ MUST_AGREE = (
     "lora_rank",
     "lora_alpha",
     "lora_targets",
+    "refine",
     "seed",
     "batch_size",
     "mask_num",

@@ -47,19 +47,19 @@ class LoraLinear(nn.Linear):
         self.register_buffer("lora_alpha", torch.tensor(float(alpha), device=layer.weight.device))
         self.train(layer.training)
 
-    def product(self, x: Tensor) -> Tensor:
-        """Without the bias. (..., in) -> (..., out)."""
+    def addition(self, x: Tensor) -> Tensor:
+        """What the pair adds. (..., in) -> (..., out)."""
         scale = (self.lora_alpha / len(self.lora_A)).to(x.dtype)
-        return F.linear(x, self.weight) + F.linear(F.linear(x * scale, self.lora_A), self.lora_B)
+        return F.linear(F.linear(x * scale, self.lora_A), self.lora_B)
 
     def forward(self, x: Tensor) -> Tensor:
-        product = self.product(x)
-        return product if self.bias is None else product + self.bias.to(product.dtype)
+        return super().forward(x) + self.addition(x)
 
 
 def product_of(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer without its bias, whether it has a pair or not."""
-    return layer.product(x) if isinstance(layer, LoraLinear) else F.linear(x, layer.weight)
+    product = F.linear(x, layer.weight)
+    return product + layer.addition(x) if isinstance(layer, LoraLinear) else product
 
 
 def add_lora(
@@ -79,7 +79,7 @@ def add_lora(
     first = 0 if last_blocks is None else _depth([name for name, _ in layers]) - last_blocks
     found = []
     for name, layer in layers:
-        match = next((found for pattern in wanted if (found := pattern.fullmatch(name))), None)
+        match = next((hit for pattern in wanted if (hit := pattern.fullmatch(name))), None)
         if match is None or (match[1].isdigit() and int(match[1]) < first):
             continue
         above, _, own = name.rpartition(".")

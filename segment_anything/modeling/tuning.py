@@ -17,8 +17,9 @@ GROUPS = {  # the first whose pattern a parameter's name has
     "image encoder": re.compile(r"image_encoder\..*"),
     "prompt encoder": re.compile(r"prompt_encoder\..*"),
     "mask decoder": re.compile(r"mask_decoder\..*"),
+    "refinement network": re.compile(r"refinement\..*"),
 }
-DECODER_SIDE = ("prompt encoder", "mask decoder")
+DECODER_SIDE = ("prompt encoder", "mask decoder", "refinement network")
 TUNE = {
     "adapters": ("adapters", *DECODER_SIDE),  # SAM-Med2D (paper, section 3.2)
     "decoder": DECODER_SIDE,  # the paper's FT-SAM
