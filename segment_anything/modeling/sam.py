@@ -13,6 +13,7 @@ from .image_encoder import ImageEncoder
 from .mask_decoder import MaskDecoder
 from .prompt_encoder import BACKGROUND, FOREGROUND, PromptEncoder
 from .refinement import Refinement, marks_of
+from .tuning import choose_trained
 
 # The published SAM-Med2D weights saw BGR images normalised with these RGB figures in this order.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -251,17 +252,11 @@ class Sam(nn.Module):
         size = (self.image_size, self.image_size)
         return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
-    def train_for(self, encoder: str = "adapters") -> list[nn.Parameter]:
-        """Decide, for the whole project, what is trained; returns those parameters.
+    def train_for(self, tune: str = "adapters", last_blocks: int | None = None) -> list[nn.Parameter]:
+        """Decide, for the whole project, what is trained; returns those parameters. See `tuning.choose_trained`.
 
-        encoder: "adapters" (SAM-Med2D; with an encoder that has none this is the paper's FT-SAM: only the decoder
-        side learns) or "all" (pretraining). The prompt encoder and the mask decoder always learn.
+        tune: a row of the table `tuning.TUNE`: "adapters" (SAM-Med2D; with an encoder that has none only the decoder
+        side learns), "decoder" (the paper's FT-SAM), "lora" or "all". Prompt encoder, mask decoder and refinement
+        network always learn.
         """
-        if encoder not in ("adapters", "all"):
-            raise ValueError(f"encoder must be 'adapters' or 'all', not {encoder!r}")
-        self.requires_grad_(True)
-        if encoder == "adapters":
-            self.image_encoder.requires_grad_(False)
-            for adapter in self.image_encoder.adapters():
-                adapter.requires_grad_(True)
-        return [p for p in self.parameters() if p.requires_grad]
+        return choose_trained(self, tune, last_blocks)

@@ -570,6 +570,21 @@ def test_empty_masks_are_skipped_and_counted(tmp_path: Path, work: Path, capsys)
     assert progress["step"] == 6 and math.isfinite(progress["best"]) and progress["best"] > 0
 
 
+def test_what_vanishes_is_named_with_the_size_that_would_show_it(tmp_path: Path, work: Path, capsys) -> None:
+    folder = make_data(tmp_path / "data", ("train", "val"), images=2)
+    mask = np.zeros((90, 70), np.uint8)
+    mask[3, 11] = 255
+    write(folder / "masks/1_0.png", mask)
+    fit(folder, work, "--epochs", 1, "--mask_num", 8, "--prompt_modes", "bbox")
+    said = capsys.readouterr().out
+    for what in ("trained", "validated"):
+        assert (
+            f"not {what} on: 1 object(s) vanish in the frame of {SIZE} pixels, such as masks/1_0.png of 1 pixel(s); "
+            "--image_size 96 would show all of them\n" in said
+        )
+    assert "empty" not in said
+
+
 def test_nothing_but_empty_masks_is_an_error(tmp_path: Path, work: Path) -> None:
     folder = make_data(tmp_path / "data", images=2)
     for path in (folder / "masks").iterdir():
