@@ -5,12 +5,14 @@ from pathlib import Path
 
 import torch
 
+from sam_med2d.data.embedding_cache import PRECISIONS
 from sam_med2d.errors import UsageError
 from sam_med2d.inference.models import Plan, plan_model
 from sam_med2d.seeds import seed_of
+from sam_med2d.training.embeddings import AGAIN
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import Architecture, CheckpointError, check_is_sam
-from segment_anything.modeling.lora import add_lora
+from segment_anything.modeling.lora import DECODER, add_lora
 from segment_anything.modeling.tuning import count_trained
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam_vit_b.pth"
@@ -40,6 +42,11 @@ def check_tuning(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
             parser.error(f"--tune_blocks is written as: {LAST} 4; not {' '.join(args.tune_blocks)}")
         if args.tune == "decoder":
             parser.error("--tune_blocks is about the encoder, of which --tune decoder trains nothing")
+    frozen = args.tune == "decoder" or (args.tune == "lora" and args.lora_targets == [DECODER])
+    if args.embeddings in PRECISIONS and (not frozen or args.augment):
+        why = "--augment varies the images" if frozen else f"the encoder learns with --tune {args.tune}"
+        parser.error(f"--embeddings {args.embeddings} keeps what does not change, but {why}; leave one of the two out")
+    args.embeddings = args.embeddings or ("float16" if frozen and not args.augment else AGAIN)
     if not 0 < args.layer_decay <= 1:
         parser.error(f"--layer_decay must be above 0 and at most 1, not {args.layer_decay}")
     if args.layer_decay < 1 and args.tune != "all":
