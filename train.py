@@ -87,11 +87,11 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--cache", metavar="DIR",
         help="Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; at "
              "256 px an image takes 64 KB if grey, a mask 8 KB.")
-
     group.add_argument("--embeddings", choices=[*PRECISIONS, AGAIN],
         help="Where the encoder learns nothing (--tune decoder) and --augment is off: keep the embedding of each "
              "image, of 16 bits a number, so that the encoder runs once an image in the whole run; again: it runs for "
-             "every batch. They lie in the folder of --cache, else in cache/ of --work_dir. Default: float16 where possible.")
+             "every batch. They lie in the folder of --cache, else in cache/ of --work_dir. Default: float16 where "
+             "that is possible.")
     group.add_argument("--embeddings_gb", type=float, default=10, metavar="GB",
         help="What embeddings may take on the disk; 128 KB an image at 256 px. Default: %(default)s.")
 

@@ -8,6 +8,7 @@ pictures are encoded one by one: what a run learns does not depend on what the c
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -53,7 +54,9 @@ class RememberedEncoder:
         return torch.stack(rows).to(images.device, non_blocking=True).float()
 
 
-def remember_embeddings(model: Sam, args: argparse.Namespace, images: int) -> RememberedEncoder | None:
+def remember_embeddings(
+    model: Sam, args: argparse.Namespace, images: int, say: Callable[[object], None] = print
+) -> RememberedEncoder | None:
     """Let a model whose encoder does not learn encode each picture once, as --embeddings says; None: it says again.
 
     Call it when the model has its weights. images: how many there are.
@@ -69,7 +72,7 @@ def remember_embeddings(model: Sam, args: argparse.Namespace, images: int) -> Re
     model.remembered = RememberedEncoder(model, cache, PRECISIONS[args.embeddings])
     if cache:
         kept = min(images, cache.count)
-        print(
+        say(
             f"the encoder runs once an image: embeddings of {kept} of {images} image(s) are kept in "
             f"{cache.slots.folder}, {2 * EMBEDDING_CHANNELS * side * side / 1024:.0f} KB each"
         )

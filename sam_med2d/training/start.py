@@ -1,6 +1,7 @@
 """The model that a run starts from: what its flags mean, its weights, and what of it is trained."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -95,16 +96,16 @@ def training_size(found: Architecture) -> int:
     return NEW_SIZE if sams_own else found.image_size
 
 
-def build_model(plan: Plan | None, args: argparse.Namespace) -> Sam:
+def build_model(plan: Plan | None, args: argparse.Namespace, say: Callable[[object], None] = print) -> Sam:
     """The model of a settled plan, or one of random weights, with what --tune adds to it; its trained part is chosen
-    and printed. On the CPU. Raises CheckpointError, UsageError.
+    and said. On the CPU. Raises CheckpointError, UsageError.
     """
     if plan is None:
         model = sam_model_registry[args.model_type](
             image_size=args.image_size, encoder_adapter=args.encoder_adapter, refine=bool(args.refine)
         )
     else:
-        model = plan.build()
+        model = plan.build(say)
     blocks, depth = last_blocks(args), len(model.image_encoder.blocks)
     if blocks is not None and blocks > depth:
         raise UsageError(f"--tune_blocks {LAST} {blocks}, but the encoder has {depth} blocks; take at most those")
@@ -112,7 +113,7 @@ def build_model(plan: Plan | None, args: argparse.Namespace) -> Sam:
         first_values = torch.Generator().manual_seed(seed_of(args.seed, "LoRA"))
         add_lora(model, args.lora_rank, args.lora_alpha, args.lora_targets, blocks, first_values)
     model.train_for(args.tune, blocks)
-    print(trained_line(model, args.tune))
+    say(trained_line(model, args.tune))
     return model
 
 
