@@ -23,6 +23,7 @@ from tqdm import tqdm
 from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.batch import collate
 from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loader
+from sam_med2d.data.embedding_cache import PRECISIONS
 from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
 from sam_med2d.data.vanishing import Vanished, told
 from sam_med2d.device import best_device, seed_everything
@@ -32,6 +33,7 @@ from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import check_writable, owned
 from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_modes
 from sam_med2d.stopping import Request, Stopped, at_a_good_moment, raising_stopped
+from sam_med2d.training.embeddings import AGAIN, remember_embeddings
 from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
 from sam_med2d.training.rounds import Recipe, train_batch
@@ -85,6 +87,13 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--cache", metavar="DIR",
         help="Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; at "
              "256 px an image takes 64 KB if grey, a mask 8 KB.")
+    group.add_argument("--embeddings", choices=[*PRECISIONS, AGAIN],
+        help="Where the encoder learns nothing (--tune decoder) and --augment is off: keep the embedding of each "
+             "image, of 16 bits a number, so that the encoder runs once an image in the whole run; again: it runs for "
+             "every batch. They lie in the folder of --cache, else in cache/ of --work_dir. Default: float16 where "
+             "that is possible.")
+    group.add_argument("--embeddings_gb", type=float, default=10, metavar="GB",
+        help="What embeddings may take on the disk; 128 KB an image at 256 px. Default: %(default)s.")
 
     group = parser.add_argument_group("model")
     group.add_argument("--model_type", choices=[*sam_model_registry],
@@ -112,6 +121,21 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         "Train a refinement network too, which reads clicks as maps and answers at the full size of the frame; False: "
         "leave that of the file out. Default: what the file has.")
 
+    # fmt: on
+    add_learning_flags(parser)
+    if saved:
+        parser.set_defaults(**saved.flags_to_go_on_with(parser))
+    args = parser.parse_args(argv)
+    if args.resume == "last":
+        args.resume = str(models_folder(args) / "last.pth")
+    check_flags(parser, args)
+    args.modes = parse_modes(args.prompt_modes)
+    return args
+
+
+def add_learning_flags(parser: argparse.ArgumentParser) -> None:
+    """How it learns, from whom, and how it is judged."""
+    # fmt: off
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=int, default=15,
         help="Number of passes over the training images. Default: %(default)s.")
@@ -140,29 +164,6 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         help="Scale a gradient down to this norm where it is larger. Default: gradients are not clipped.")
     add_flag(group, "--use_amp", False, "Train in mixed precision: bfloat16 where the device has it, else float16.")
 
-    add_interaction_flags(parser)
-
-    group = parser.add_argument_group("validation, where image2label_val.json or label2image_val.json exists")
-    group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=[*METRICS],
-        help="Metrics of the validation that TensorBoard shows. Default: iou dice.")
-    group.add_argument("--validate_every", type=int, default=1, metavar="EPOCHS",
-        help="Validate, and draw pictures, after so many epochs and after the last. Default: %(default)s.")
-    group.add_argument("--prompt_modes", nargs="+", type=mode_name, default=[*DEFAULT_MODES],
-        help="Prompt modes of the validation, named as for test.py; best.pth is the epoch with the best mean Dice "
-             "of them. Default: %(default)s.")
-    # fmt: on
-    if saved:
-        parser.set_defaults(**saved.flags_to_go_on_with(parser))
-    args = parser.parse_args(argv)
-    if args.resume == "last":
-        args.resume = str(models_folder(args) / "last.pth")
-    check_flags(parser, args)
-    args.modes = parse_modes(args.prompt_modes)
-    return args
-
-
-def add_interaction_flags(parser: argparse.ArgumentParser) -> None:
-    # fmt: off
     group = parser.add_argument_group("interaction")
     group.add_argument("--iter_point", type=int, default=8,
         help="Number of corrections that follow the first prompt of a batch. Default: %(default)s.")
@@ -183,6 +184,15 @@ def add_interaction_flags(parser: argparse.ArgumentParser) -> None:
         help="Weight of a loss that ranks the three guesses by their true IoU. Default: %(default)s.")
     add_flag(group, "--multimask", True,
         "Let corrections follow the best of outputs 1 to 3; False: output 0. All four are trained either way.")
+
+    group = parser.add_argument_group("validation, where image2label_val.json or label2image_val.json exists")
+    group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=[*METRICS],
+        help="Metrics of the validation that TensorBoard shows. Default: iou dice.")
+    group.add_argument("--validate_every", type=int, default=1, metavar="EPOCHS",
+        help="Validate, and draw pictures, after so many epochs and after the last. Default: %(default)s.")
+    group.add_argument("--prompt_modes", nargs="+", type=mode_name, default=[*DEFAULT_MODES],
+        help="Prompt modes of the validation, named as for test.py; best.pth is the epoch with the best mean Dice "
+             "of them. Default: %(default)s.")
     # fmt: on
 
 
@@ -194,7 +204,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         positive=("epochs", "batch_size", "mask_num", "image_size", "log_every", "validate_every"),
         not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup", "rank_weight"),
         shares=("scribble_share", "lasso_share"),
-        rates=("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "refine_lr", "clip_norm"),
+        rates=("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "refine_lr", "clip_norm", "embeddings_gb"),
     )
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
@@ -271,6 +281,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     state = RunState(args, model, learner_of(args, model, progress.steps_an_epoch), progress)
     if saved:
         state.restore(saved, defaults=vars(parse_args([])))
+    remember_embeddings(model, args, len(dataset) + (len(validation.dataset) if validation else 0))
 
     logs = run_folder(Path(args.work_dir) / "logs", args.run_name)
     check_writable(logs)
