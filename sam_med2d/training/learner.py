@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sam_med2d.device import amp_dtype
 from sam_med2d.distributed import Processes
+from sam_med2d.training.groups import parameter_groups
 from segment_anything import Sam
 
 ALONE = Processes()
@@ -56,6 +57,7 @@ class Learner:
         adapter_lr: float | None = None,
         adapter_norm_lr: float | None = None,
         refine_lr: float | None = None,
+        layer_decay: float = 1.0,
         schedule: Schedule = Schedule(),  # noqa: B008 (a NamedTuple cannot change)
         optimizer: str = "adam",
         weight_decay: float = 0.0,
@@ -67,8 +69,7 @@ class Learner:
     ) -> None:
         """Parameters that require a gradient are trained.
 
-        adapter_lr: of the adapters; None: lr. adapter_norm_lr: of their last LayerNorm; None: adapter_lr.
-        refine_lr: of the refinement network; None: lr.
+        adapter_lr, adapter_norm_lr, refine_lr, layer_decay: see `groups.parameter_groups`.
         optimizer: "adam", "adamw". weight_decay: of matrices and kernels, see `with_decay`.
         use_amp: mixed precision. amp_type: bfloat16, or float16 with a gradient scaler; None: bfloat16 where the
         device has it. clip_norm: the largest norm that the gradient of a step may have; None: any.
@@ -82,7 +83,7 @@ class Learner:
         self.clip_norm = clip_norm
         self.processes = processes
         self.encode = torch.compile(model.encode) if compiled else model.encode
-        groups = _groups(model, lr, adapter_lr or lr, adapter_norm_lr or adapter_lr or lr, refine_lr or lr)
+        groups = parameter_groups(model, lr, adapter_lr, adapter_norm_lr, refine_lr, layer_decay)
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
         self.optimizer = kind(with_decay(groups, weight_decay), lr=lr, fused=self.device.type in ("cpu", "cuda"))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_amp and self.amp_type == torch.float16)
@@ -129,25 +130,6 @@ class Learner:
             group.update(settings)
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-
-
-def _groups(model: Sam, lr: float, adapter_lr: float, adapter_norm_lr: float, refine_lr: float) -> list[dict[str, Any]]:
-    """Parameter groups; "lr_scale" is a group's share of the learning rate."""
-    adapters = model.image_encoder.adapters()
-    rates = (
-        ([p for adapter in adapters for p in adapter.norm.parameters()], adapter_norm_lr),
-        ([p for adapter in adapters for p in adapter.parameters()], adapter_lr),
-        ([*model.refinement.parameters()] if model.refinement else [], refine_lr),
-        ([*model.parameters()], lr),
-    )
-    groups: list[dict[str, Any]] = []
-    taken: set[int] = set()
-    for parameters, rate in rates:
-        own = [p for p in parameters if p.requires_grad and id(p) not in taken]
-        taken.update(map(id, own))
-        if own:
-            groups.append({"params": own, "lr_scale": rate / lr})
-    return groups
 
 
 def with_decay(groups: list[dict[str, Any]], weight_decay: float) -> list[dict[str, Any]]:

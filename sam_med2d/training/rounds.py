@@ -14,7 +14,9 @@ from torch import Tensor
 
 from sam_med2d.data.batch import Batch
 from sam_med2d.evaluation.metrics import dice
+from sam_med2d.prompts.annotators import with_drawings
 from sam_med2d.prompts.clicks import Clicks, boxes_of, clicks_in, clicks_on, corrective_clicks, join_clicks, shift_boxes
+from sam_med2d.prompts.strokes import Drawing, corrective_scribble, lasso
 from sam_med2d.seeds import seed_of
 from sam_med2d.training.learner import Learner
 from sam_med2d.training.losses import objective, refinement_loss
@@ -28,6 +30,9 @@ class Recipe(NamedTuple):
     keep_clicks: a correction's clicks join those before them (as in test.py) instead of replacing them (the paper);
     box_shift: by how many pixels of the frame a starting box may be moved; multimask: corrections follow the best of
     outputs 1 to 3, else output 0; seed: of every draw, together with the number of the batch in the run.
+    scribble_share: of the starts from clicks, and of the corrections, that are strokes instead, one an object;
+    lasso_share: of the starts from boxes that are lassos instead. rank_weight: of the loss by which the guesses are
+    ranked.
     """
 
     corrections: int = 8
@@ -36,6 +41,9 @@ class Recipe(NamedTuple):
     box_shift: int = 5
     multimask: bool = True
     seed: int = 0
+    scribble_share: float = 0.0
+    lasso_share: float = 0.0
+    rank_weight: float = 0.0
 
 
 class Round(NamedTuple):
@@ -53,7 +61,7 @@ class Round(NamedTuple):
 
 
 class StartingPrompts(NamedTuple):
-    """Half of the objects start from a box, the others from one foreground click."""
+    """Half of the objects start from a box, or a lasso, the others from one foreground click, or a stroke."""
 
     box_rows: Tensor
     boxes: Prompts
@@ -63,19 +71,26 @@ class StartingPrompts(NamedTuple):
     def clicks_of_all(self) -> Clicks:
         """Of every object, in order: absent ones where it started from a box."""
         rows, device = len(self.box_rows) + len(self.click_rows), self.click_rows.device
-        points, labels = torch.zeros(rows, 1, 2, device=device), torch.full((rows, 1), ABSENT, device=device)
         own = clicks_in(self.clicks)
+        many = 1 if own is None else own[1].shape[1]
+        points, labels = torch.zeros(rows, many, 2, device=device), torch.full((rows, many), ABSENT, device=device)
         if own is not None:
             points[self.click_rows], labels[self.click_rows] = own
         return points, labels
 
     def of_all(self) -> Prompts:
-        """Of every object, in order: a box without any area where it started from a click."""
+        """Of every object, in order: a box without any area, and a mask of zeros, where it started from a click."""
         points, labels = self.clicks_of_all()
-        boxes = torch.zeros(len(points), 4, device=points.device)
-        if self.boxes.boxes is not None:
-            boxes[self.box_rows] = self.boxes.boxes
-        return Prompts(points, labels, boxes)
+
+        def of_all(own: Tensor | None, rows: Tensor) -> Tensor | None:
+            if own is None:
+                return None
+            values = own.new_zeros(len(points), *own.shape[1:])
+            values[rows] = own
+            return values
+
+        boxes, masks = (of_all(own, self.box_rows) for own in (self.boxes.boxes, self.boxes.masks))
+        return Prompts(points, labels, boxes, masks, of_all(self.clicks.strokes, self.click_rows))
 
 
 Uniform = Callable[[int, int], Tensor]  # (rows, columns) -> numbers in [0, 1)
@@ -99,11 +114,12 @@ class StartDraws(NamedTuple):
 
     def rows(self, first: int, count: int) -> "StartDraws":
         """Those of some neighbouring objects, which are counted from 0."""
-        parts = []
-        for rows, numbers in (self[:2], self[2:]):
-            own = np.flatnonzero((rows.numpy() >= first) & (rows.numpy() < first + count))
-            parts += [rows[own] - first, numbers[own]]
-        return StartDraws(*parts)
+        boxes, clicks = (
+            np.flatnonzero((rows >= first) & (rows < first + count))
+            for rows in (self.box_rows.numpy(), self.click_rows.numpy())
+        )
+        own = self.box_rows[boxes] - first, self.box_numbers[boxes]
+        return StartDraws(*own, self.click_rows[clicks] - first, self.click_numbers[clicks])
 
     def to(self, device: torch.device) -> "StartDraws":
         return StartDraws(*(tensor.to(device, non_blocking=True) for tensor in self))
@@ -116,7 +132,8 @@ def draw_start(rows: int, uniform: Uniform, odd_from_box: bool) -> StartDraws:
     """
     from_box = (rows + odd_from_box) // 2
     box_rows, click_rows = uniform(rows, 1).squeeze(1).argsort().split([from_box, rows - from_box])
-    return StartDraws(box_rows, uniform(len(box_rows), 2), click_rows, uniform(len(click_rows), 1))
+    numbers = uniform(len(box_rows), 2), uniform(len(click_rows), 1)
+    return StartDraws(box_rows, numbers[0], click_rows, numbers[1])
 
 
 def starting_prompts(masks: Tensor, uniform: Uniform, odd_from_box: bool, box_shift: int = 5) -> StartingPrompts:
@@ -132,6 +149,37 @@ def prompts_of(masks: Tensor, drawn: StartDraws, box_shift: int = 5) -> Starting
     return StartingPrompts(box_rows, Prompts(boxes=boxes), click_rows, Prompts(points=points, labels=labels))
 
 
+def drawn_start(start: StartingPrompts, masks: Tensor, recipe: Recipe, step: int, first: int = 0) -> StartingPrompts:
+    """With strokes in place of clicks, and lassos in place of boxes, as often as the recipe has them. first: the number
+    of the first object in the step.
+    """
+    coin = random.Random(seed_of(recipe.seed, "drawings", step))
+    strokes, lassos = coin.random() < recipe.scribble_share, coin.random() < recipe.lasso_share
+    if strokes and len(start.click_rows):
+        own = masks[start.click_rows]
+        seed = seed_of(recipe.seed, "strokes", step, 0)
+        drawings = strokes_on(own, torch.zeros_like(own), seed, (first + start.click_rows).tolist())
+        start = start._replace(clicks=with_drawings(Prompts(), drawings, masks.shape[-1], masks.device))
+    if lassos and len(start.box_rows):
+        drawings = [
+            Drawing(lasso=lasso(mask, np.random.default_rng(seed_of(recipe.seed, "lassos", step, place))))
+            for place, mask in zip((first + start.box_rows).tolist(), masks[start.box_rows, 0].cpu().numpy())
+        ]
+        start = start._replace(boxes=with_drawings(Prompts(), drawings, masks.shape[-1], masks.device))
+    return start
+
+
+def strokes_on(masks: Tensor, predicted: Tensor, seed: int, places: Sequence[int]) -> list[Drawing]:
+    """One stroke an object through its largest error. masks, predicted: (N, 1, S, S) bool; places: of the objects
+    among all that are drawn from this seed.
+    """
+    pairs = zip(masks[:, 0].cpu().numpy(), predicted[:, 0].cpu().numpy())
+    return [
+        Drawing(corrective_scribble(mask, guess, np.random.default_rng(seed_of(seed, place))))
+        for place, (mask, guess) in zip(places, pairs)
+    ]
+
+
 def predict_start(model: Sam, embeddings: Tensor, start: StartingPrompts) -> Prediction:
     """All four outputs of every object. embeddings: (N, C, h, w)."""
     rows = torch.cat([start.box_rows, start.click_rows])
@@ -145,17 +193,35 @@ def predict_start(model: Sam, embeddings: Tensor, start: StartingPrompts) -> Pre
 
 
 def correction_prompts(
-    last: Round, masks: Tensor, clicks: int, uniform: Uniform, earlier: Clicks | None = None
+    last: Round,
+    masks: Tensor,
+    clicks: int,
+    uniform: Uniform,
+    earlier: Prompts | None = None,
+    strokes_seed: int = -1,
+    first: int = 0,
 ) -> Prompts:
     """The last mask as probabilities, with `clicks` clicks on what is wrong with it (0: the mask alone).
 
-    earlier: clicks that are kept before them.
+    earlier: prompts whose clicks and strokes are kept before them. strokes_seed: from 0 on, one stroke an object in
+    place of the clicks, drawn from this seed; first: the place of the first object among all that are drawn from it.
     """
     probabilities = last.chosen.logits.float().sigmoid()
     if not clicks:
         return Prompts(masks=probabilities)
-    points, labels = join_clicks(earlier, corrective_clicks(masks, last.masks, uniform(masks.shape[0], clicks)))
-    return Prompts(points=points, labels=labels, masks=probabilities)
+    kept = Prompts(masks=probabilities)
+    if earlier is not None:
+        kept = kept._replace(points=earlier.points, labels=earlier.labels, strokes=earlier.strokes)
+    if strokes_seed >= 0:
+        places = range(first, first + len(masks))
+        return with_drawings(
+            kept,
+            strokes_on(masks, last.masks, strokes_seed, places),
+            masks.shape[-1],
+            masks.device,
+        )
+    points, labels = join_clicks(clicks_in(kept), corrective_clicks(masks, last.masks, uniform(masks.shape[0], clicks)))
+    return kept._replace(points=points, labels=labels)
 
 
 def judge(
@@ -166,6 +232,7 @@ def judge(
     multimask: bool,
     details: Tensor | None = None,
     prompts: Prompts | None = None,
+    rank_weight: float = 0.0,
 ) -> Round:
     """Score a prediction (all four outputs) and choose the output that the next round corrects.
 
@@ -174,7 +241,7 @@ def judge(
     truth of an object that was meant otherwise, until the guesses are one.
     """
     logits = model.upscale(prediction.logits)
-    losses = objective(prediction, logits, masks)
+    losses = objective(prediction, logits, masks, rank_weight)
     outputs = MULTIPLE if multimask else SINGLE
     with torch.no_grad():
         guesses = Prediction(prediction.logits[:, outputs], prediction.iou[:, outputs])
@@ -217,14 +284,14 @@ class Share(NamedTuple):
 
 class Turn(NamedTuple):
     """A part of a step between two rounds. number: of its first object in the step; embeddings: (N, C, h, w), one an
-    object; earlier: the clicks that are kept.
+    object; earlier: the prompts whose clicks and strokes are kept.
     """
 
     batch: Batch
     number: int
     embeddings: Tensor
     last: Round
-    earlier: Clicks | None
+    earlier: Prompts | None
 
 
 def train_batch(
@@ -247,16 +314,18 @@ def train_batch(
     draw = random.Random(seed_of(recipe.seed, "corrections", step))
     drawn = draw_start(share.total, uniform, odd_from_box=draw.random() < 0.5)
     plan = [*plan_of_corrections(recipe.corrections, recipe.click_counts, draw)]
-    rounds = Rounds(model, learner, recipe, share, drawn, plan)
+    rounds = Rounds(model, learner, recipe, step, share, drawn, plan)
 
     turns, number = [], share.first
     for part in parts:
         turns.append(rounds.start(part, number))
         number += len(part.mask_names)
     norms = [learner.step()]
+    coin = random.Random(seed_of(recipe.seed, "stroke or clicks", step))
     for place, clicks in enumerate(plan, start=1):
-        numbers = uniform(share.total, clicks)
-        turns = [rounds.correct(turn, place, clicks, numbers) for turn in turns]
+        seed = seed_of(recipe.seed, "strokes", step, place) if coin.random() < recipe.scribble_share else -1
+        numbers = uniform(share.total, 0 if seed >= 0 else clicks)
+        turns = [rounds.correct(turn, place, clicks, numbers, seed) for turn in turns]
         norms.append(learner.step())
 
     scalars = rounds.scalars() | {"grad/norm_start": norms[0]}
@@ -269,13 +338,11 @@ class Rounds:
     """Those of one step, for its parts one by one: up to their gradients, which are divided by all its objects."""
 
     def __init__(
-        self, model: Sam, learner: Learner, recipe: Recipe, share: Share, drawn: StartDraws, plan: list[int]
+        self, model: Sam, learner: Learner, recipe: Recipe, step: int, share: Share, drawn: StartDraws, plan: list[int]
     ) -> None:
         """drawn: for all objects of the step. plan: clicks of each correction."""
-        self.model, self.learner, self.recipe, self.share, self.drawn, self.plan = (
-            *(model, learner, recipe),
-            *(share, drawn, plan),
-        )
+        self.model, self.learner, self.recipe, self.step = model, learner, recipe, step
+        self.share, self.drawn, self.plan = share, drawn, plan
         self.sums: dict[str, Tensor] = {}
         self.terms: list[str] = []  # of the loss
 
@@ -283,7 +350,9 @@ class Rounds:
         """The first round. number: of the part's first object in the step."""
         with self.learner.autocast():
             embeddings = self.learner.encode(batch.images, batch.content)[batch.image_index]
-            start = prompts_of(batch.masks, self.drawn.rows(number, len(batch.mask_names)), self.recipe.box_shift)
+            drawn = self.drawn.rows(number, len(batch.mask_names))
+            start = prompts_of(batch.masks, drawn, self.recipe.box_shift)
+            start = drawn_start(start, batch.masks, self.recipe, self.step, number)
             prediction = predict_start(self.model, embeddings, start)
             last = self._judged("start", prediction, batch, start.of_all())
         last = self._learn_from(last)
@@ -293,17 +362,19 @@ class Rounds:
         ):
             if len(rows):
                 self._add(f"dice/start_{kind}", last.dice[rows].mean(), len(rows) / len(of_all))
-        earlier = start.clicks_of_all() if self.recipe.keep_clicks else None
+        earlier = start.of_all() if self.recipe.keep_clicks else None
         return Turn(batch, number, embeddings.detach(), last, earlier)
 
-    def correct(self, turn: Turn, place: int, clicks: int, numbers: Tensor) -> Turn:
-        """One of the rounds that follow. place: counted from 1; numbers: (all objects of the step, clicks)."""
+    def correct(self, turn: Turn, place: int, clicks: int, numbers: Tensor, strokes_seed: int) -> Turn:
+        """One of the rounds that follow. place: counted from 1; numbers: (all objects of the step, clicks);
+        strokes_seed: as of `correction_prompts`.
+        """
         batch, number, embeddings, last, earlier = turn
         own = numbers[number : number + len(batch.mask_names)].to(batch.masks.device, non_blocking=True)
         with self.learner.autocast():
-            prompts = correction_prompts(last, batch.masks, clicks, lambda *_: own, earlier)
+            prompts = correction_prompts(last, batch.masks, clicks, lambda *_: own, earlier, strokes_seed, number)
             if clicks and self.recipe.keep_clicks:
-                earlier = clicks_in(prompts)
+                earlier = prompts
             prediction = self.model.predict(embeddings, prompts, multimask_output=None)
             last = self._judged("clicks" if clicks else "mask", prediction, batch, prompts)
         last = self._learn_from(last)
@@ -313,7 +384,9 @@ class Rounds:
     def _judged(self, kind: str, prediction: Prediction, batch: Batch, prompts: Prompts) -> Round:
         details = self.model.details(batch.images, batch.content)
         own = None if details is None else details[batch.image_index]
-        return judge(self.model, kind, prediction, batch.masks, self.recipe.multimask, own, prompts)
+        return judge(
+            self.model, kind, prediction, batch.masks, self.recipe.multimask, own, prompts, self.recipe.rank_weight
+        )
 
     def _learn_from(self, round: Round) -> Round:
         """-> the round without its graph, so that the rounds of a step do not pile up in memory."""

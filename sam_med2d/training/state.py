@@ -27,7 +27,9 @@ from sam_med2d.distributed import Processes
 from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.outputs import run_folder
 from sam_med2d.training.averaging import Average
+from sam_med2d.training.embeddings import AGAIN
 from sam_med2d.training.learner import ALONE, Learner
+from sam_med2d.training.start import tuned_without_the_flag
 from segment_anything import Sam
 from segment_anything.checkpoint import WeightFile, fit_weights
 from segment_anything.weight_files import is_finite, read_checkpoint, save_checkpoint
@@ -36,6 +38,12 @@ MUST_AGREE = (
     "model_type",
     "image_size",
     "encoder_adapter",
+    "tune",
+    "tune_blocks",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+    "embeddings",
     "refine",
     "seed",
     "mask_num",
@@ -46,6 +54,9 @@ MUST_AGREE = (
     "keep_clicks",
     "box_shift",
     "multimask",
+    "scribble_share",
+    "lasso_share",
+    "rank_weight",
     "optimizer",
     "weight_decay",
     "ema",
@@ -180,6 +191,8 @@ class SavedRun:
                 "--sam_checkpoint"
             )
         self.flags: dict[str, Any] = self.content["flags"]
+        self.flags.setdefault("tune", tuned_without_the_flag(self.flags["encoder_adapter"]))
+        self.flags.setdefault("embeddings", AGAIN)
 
     def flags_to_go_on_with(self, parser: argparse.ArgumentParser) -> dict[str, Any]:
         """The flags that the run was started with, but for those that say where and on what it runs.

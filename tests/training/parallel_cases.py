@@ -19,6 +19,7 @@ from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.rounds import Recipe, Share, train_batch
 from segment_anything import Sam
 from segment_anything.build_sam import build_sam
+from segment_anything.modeling.lora import add_lora
 from segment_anything.sizes import SIZES, Size
 from tests.conftest import ROOT
 
@@ -31,7 +32,8 @@ OBJECTS = ((2, 1, 0, 1), (1, 0, 0, 0), (0, 0, 1, 2), (2, 1, 1, 1), (0, 0, 0, 0),
 
 
 class Case(NamedTuple):
-    adapters: bool = True
+    tune: str = "adapters"
+    drawings: float = 0.0
     double: bool = True
     images_at_once: int = 4
     keep_clicks: bool = False
@@ -42,10 +44,12 @@ class Case(NamedTuple):
 
 CASES = {
     "adapters": Case(),
-    "decoder": Case(adapters=False),
+    "decoder": Case(tune="decoder"),
     "accumulated, clipped": Case(
         images_at_once=1, clip_norm=0.5, keep_clicks=True, optimizer="adamw", checkpointing=True
     ),
+    "lora": Case(tune="lora", drawings=0.7),
+    "all": Case(tune="all"),
     "float32": Case(double=False),
 }
 
@@ -79,10 +83,12 @@ def images_of(step: int, rank: int, count: int) -> tuple[Batch, list[int]]:
 def model_of(case: Case) -> Sam:
     torch.manual_seed(0)
     with patch.dict(SIZES, mini=Size(channels=16, depth=2, heads=2, global_blocks=(1,))), NARROW[0], NARROW[1]:
-        model = build_sam(model_type="mini", image_size=SIDE, encoder_adapter=case.adapters)
+        model = build_sam(model_type="mini", image_size=SIDE, encoder_adapter=case.tune == "adapters")
     for adapter in model.image_encoder.adapters():
         torch.nn.init.constant_(adapter.norm.weight, 0.1)
-    model.train_for("adapters")
+    if case.tune == "lora":
+        add_lora(model, 2, 4.0, ["qkv", "proj", "mlp", "decoder"], None, torch.Generator().manual_seed(5))
+    model.train_for(case.tune)
     model.image_encoder.checkpointing = case.checkpointing
     return model.to(torch.float64 if case.double else torch.float32).train()
 
@@ -111,6 +117,7 @@ def run(case: Case, processes: Processes) -> dict[str, Tensor]:
             lambda *_: seen.append([None if p.grad is None else p.grad.clone() for p in learner.parameters])
         )
         recipe = Recipe(corrections=3, click_counts=(1, 2), keep_clicks=case.keep_clicks, seed=3)
+        recipe = recipe._replace(scribble_share=case.drawings, lasso_share=case.drawings, rank_weight=case.drawings)
         for step in range(STEPS):
             batch, rows = images_of(step, processes.rank, processes.count)
             if not sum(rows):

@@ -31,7 +31,9 @@ def test_two_processes_learn_what_one_does(name: str, shares: list[dict[str, dic
     alone = run(case, Processes())
     tolerance = 1e-9 if case.double else 1e-5
     reached = [sum(key.startswith(f"gradient {turn} ") for key in alone) for turn in range(2)]
-    assert min(reached) > 50 and (reached[0] > reached[1] or not case.adapters)  # a round after the first: no adapter
+    assert min(reached) > 50 and (
+        reached[0] > reached[1] or case.tune == "decoder"
+    )  # later rounds do not reach the encoder
     for share in shares:
         assert share[name].keys() == alone.keys()  # the same rounds reach the same parameters
         for key, tensor in alone.items():
