@@ -75,6 +75,7 @@ class StartingPrompts(NamedTuple):
         many = 1 if own is None else own[1].shape[1]
         points, labels = torch.zeros(rows, many, 2, device=device), torch.full((rows, many), ABSENT, device=device)
         if own is not None:
+            points = points.to(own[0].dtype)
             points[self.click_rows], labels[self.click_rows] = own
         return points, labels
 

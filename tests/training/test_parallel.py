@@ -10,7 +10,7 @@ from sam_med2d.distributed import Processes
 from tests.training import parallel_cases
 from tests.training.parallel_cases import CASES, run, start
 
-WAIT = 120  # seconds, for what takes a few
+WAIT = 900  # seconds, for what takes ten on a machine with nothing else to do
 
 
 @pytest.fixture(scope="module")
