@@ -4,9 +4,9 @@
 
 Each configuration first runs undisturbed. Then it runs again and again from the start, and at random moments one of
 its processes gets SIGKILL, or all get SIGTERM, until it has reached its end; then every tensor of last.pth and best.pth
-must be that of the undisturbed run. What else must hold each time: the processes that were left end within a minute, with
-the status that docs/training.md has for it and no traceback; the process group is empty then; no half-written file
-stays after the next start; after SIGTERM the step was saved.
+must be that of the undisturbed run. What else must hold each time: the processes that were left end within a minute,
+with the status that docs/training.md has for it and no traceback, and leave no worker behind; of a run that has ended
+no half-written file stays.
 """
 
 import argparse
