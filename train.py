@@ -84,6 +84,12 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         "Vary the training images: flips, small rotations and scalings, contrast, noise.")
     group.add_argument("--balance", choices=BALANCE_KINDS,
         help="Give each data set, or each class, the same share of every epoch, whatever its size.")
+    group.add_argument("--replay", nargs="+", default=[], metavar="DATA",
+        help="Show pictures of other kinds too, so that the model does not forget them: folders of other data, or "
+             "phantoms, which are drawn. Default: none.")
+    group.add_argument("--replay_share", type=float, default=0.2, metavar="SHARE",
+        help="Number of pictures of --replay for each of --data_path; an epoch takes so much longer. Default: "
+             "%(default)s.")
     group.add_argument("--cache", metavar="DIR",
         help="Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; at "
              "256 px an image takes 64 KB if grey, a mask 8 KB.")
@@ -214,7 +220,8 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     # everything that can be known to be wrong is found before any training
     plan = None if saved else settle_model(args)
     dataset = TrainingDataset(
-        args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache, args.balance
+        args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache, args.balance,
+        args.replay, args.replay_share,
     )
     loader = train_loader(dataset, args.batch_size, args.num_workers, args.seed)
     validation = validation_loader(args)

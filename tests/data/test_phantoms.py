@@ -1,7 +1,7 @@
 """Tests of the phantom generator."""
 
 import numpy as np
-import phantoms
+from sam_med2d.data import phantoms
 import pytest
 
 
