@@ -189,7 +189,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     )
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
-    for name in ("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "refine_lr", "clip_norm"):
+    for name in ("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "refine_lr", "clip_norm", "replay_share"):
         rate = getattr(args, name)
         if rate is not None and not 0 < rate < math.inf:
             parser.error(f"--{name} must be above 0, not {rate}")
@@ -248,8 +248,16 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     # everything that can be known to be wrong is found before any training
     plan = None if saved else settle_model(args)
     dataset = TrainingDataset(
-        args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache, args.balance,
-        args.replay, args.replay_share,
+        args.data_path,
+        args.image_size,
+        "train",
+        args.mask_num,
+        args.augment,
+        args.seed,
+        args.cache,
+        args.balance,
+        args.replay,
+        args.replay_share,
     )
     loader = train_loader(dataset, args.batch_size, args.num_workers, args.seed)
     validation = validation_loader(args)

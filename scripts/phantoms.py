@@ -1,6 +1,6 @@
 """Show phantoms (see sam_med2d/data/phantoms.py), and how long they take to draw.
 
-    python scripts/phantoms.py --contact_sheet out.png
+python scripts/phantoms.py --contact_sheet out.png
 """
 
 import argparse

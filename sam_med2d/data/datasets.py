@@ -33,8 +33,9 @@ from sam_med2d.data.batch import Sample, collate, image_tensor
 from sam_med2d.data.cache import PackedCache, open_cache
 from sam_med2d.data.geometry import fit, pad, shrink
 from sam_med2d.data.index import Index, read_index
+from sam_med2d.data.phantoms import PHANTOMS
 from sam_med2d.data.reading import read_image, read_mask
-from sam_med2d.data.replay import Replay, is_phantoms
+from sam_med2d.data.replay import Replay
 from sam_med2d.data.samplers import BalancedSampler, EpochSampler, balance_of, stream_of
 from sam_med2d.data.vanishing import vanished_among
 from sam_med2d.errors import DataError
@@ -77,7 +78,7 @@ class TrainingDataset(Dataset):
         self.cache = open_cache(cache, self.index, image_size) if cache else None
         self.balance = balance_of(self.index, os.path.abspath(data_path), balance) if balance else None
         others = [
-            None if is_phantoms(source) else TrainingDataset(source, image_size, "train", mask_num, augment, seed, cache)
+            None if source == PHANTOMS else TrainingDataset(source, image_size, "train", mask_num, augment, seed, cache)
             for source in replay
         ]
         self.replay = Replay(others, replay_share, len(self.index)) if others else None

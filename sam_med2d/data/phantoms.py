@@ -22,6 +22,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+PHANTOMS = "phantoms"  # says as a source of pictures: those of this module
+
 MIN_AREA = 0.008  # of the image; smaller objects are a handful of pixels at 64 px
 MAX_AREA = 0.75  # of the image; larger ones are background rather than object
 MIN_MAIN_PIECE = 0.55  # of an object's area that must lie in its largest connected piece

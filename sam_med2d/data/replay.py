@@ -5,19 +5,16 @@ forgetting; replaying earlier tasks is the oldest remedy: Robins, "Catastrophic 
 pseudorehearsal", 1995). Pictures are drawn phantoms, which need no file, or those of other data sets.
 """
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from sam_med2d.data.batch import Sample, image_tensor
-from sam_med2d.data.phantoms import phantom
+from sam_med2d.data.phantoms import PHANTOMS, phantom
 
 if TYPE_CHECKING:
     from sam_med2d.data.datasets import TrainingDataset
-
-PHANTOMS = "phantoms"  # says as a source: pictures that are drawn
 
 
 class Replay:
@@ -44,7 +41,3 @@ class Replay:
             original_masks=None,
             skipped=[],
         )
-
-
-def is_phantoms(source: str | os.PathLike) -> bool:
-    return os.fspath(source) == PHANTOMS

@@ -79,9 +79,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     batch may be smaller.
     """
 
-    def __init__(
-        self, length: int, batch_size: int, seed: int = 0, start_batch: int = 0, replayed: int = 0
-    ) -> None:
+    def __init__(self, length: int, batch_size: int, seed: int = 0, start_batch: int = 0, replayed: int = 0) -> None:
         """replayed: images of other kinds, numbered from `length` on, strewn among those of each epoch."""
         self.length = length
         self.replayed = replayed

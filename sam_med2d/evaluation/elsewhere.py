@@ -1,10 +1,10 @@
 """How a model does on pictures of other kinds than those it was trained on, now and before it was fine-tuned.
 
-A model that is fine-tuned on one kind of picture can lose the others without any sign in its own test set. What is asked
-here is small and always the same, so that two runs can be compared: drawn phantoms, or the test split of other data.
+A model that is fine-tuned on one kind of picture can lose the others without any sign in its own test set. What is
+asked here is small and always the same, so that two runs can be compared: drawn phantoms, or the test split of other
+data.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from sam_med2d.data.batch import Sample, image_tensor
 from sam_med2d.data.datasets import TestingDataset, test_loader
 from sam_med2d.data.phantoms import PHANTOMS, phantom
 from sam_med2d.data.samplers import stream_of
-from sam_med2d.evaluation.evaluate import Means, evaluate
+from sam_med2d.evaluation.evaluate import evaluate
 from sam_med2d.prompts.modes import Mode
 from segment_anything import Sam
 
