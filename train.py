@@ -23,6 +23,7 @@ from tqdm import tqdm
 from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.batch import collate
 from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loader
+from sam_med2d.data.embedding_cache import PRECISIONS
 from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
 from sam_med2d.data.vanishing import Vanished, told
 from sam_med2d.device import best_device, seed_everything
@@ -30,8 +31,9 @@ from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import check_writable, owned
-from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_mode
+from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_modes
 from sam_med2d.stopping import Request, Stopped, at_a_good_moment, raising_stopped
+from sam_med2d.training.embeddings import AGAIN, remember_embeddings
 from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
 from sam_med2d.training.rounds import Recipe, train_batch
@@ -82,15 +84,22 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         "Vary the training images: flips, small rotations and scalings, contrast, noise.")
     group.add_argument("--balance", choices=BALANCE_KINDS,
         help="Give each data set, or each class, the same share of every epoch, whatever its size.")
-    group.add_argument("--replay", nargs="+", default=[], metavar="DATA",
+    group.add_argument("--replay", nargs="*", default=[], metavar="DATA",
         help="Show pictures of other kinds too, so that the model does not forget them: folders of other data, or "
-             "phantoms, which are drawn. Default: none.")
+             "phantoms, which are drawn; none shows no others. Default: none.")
     group.add_argument("--replay_share", type=float, default=0.2, metavar="SHARE",
         help="Number of pictures of --replay for each of --data_path; an epoch takes so much longer. Default: "
              "%(default)s.")
     group.add_argument("--cache", metavar="DIR",
         help="Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; at "
              "256 px an image takes 64 KB if grey, a mask 8 KB.")
+    group.add_argument("--embeddings", choices=[*PRECISIONS, AGAIN],
+        help="Where the encoder learns nothing (--tune decoder) and --augment is off: keep the embedding of each "
+             "image, of 16 bits a number, so that the encoder runs once an image in the whole run; again: it runs for "
+             "every batch. They lie in the folder of --cache, else in cache/ of --work_dir. Default: float16 where "
+             "that is possible.")
+    group.add_argument("--embeddings_gb", type=float, default=10, metavar="GB",
+        help="What embeddings may take on the disk; 128 KB an image at 256 px. Default: %(default)s.")
 
     group = parser.add_argument_group("model")
     group.add_argument("--model_type", choices=[*sam_model_registry],
@@ -118,6 +127,21 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         "Train a refinement network too, which reads clicks as maps and answers at the full size of the frame; False: "
         "leave that of the file out. Default: what the file has.")
 
+    # fmt: on
+    add_learning_flags(parser)
+    if saved:
+        parser.set_defaults(**saved.flags_to_go_on_with(parser))
+    args = parser.parse_args(argv)
+    if args.resume == "last":
+        args.resume = str(models_folder(args) / "last.pth")
+    check_flags(parser, args)
+    args.modes = parse_modes(args.prompt_modes)
+    return args
+
+
+def add_learning_flags(parser: argparse.ArgumentParser) -> None:
+    """How it learns, from whom, and how it is judged."""
+    # fmt: off
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=int, default=15,
         help="Number of passes over the training images. Default: %(default)s.")
@@ -157,6 +181,13 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--box_shift", type=int, default=5, metavar="PIXELS",
         help="Move each starting box by up to so many pixels of the frame, and by at most half its short side; 5 "
              "suits 256 px. Default: %(default)s.")
+    group.add_argument("--scribble_share", type=float, default=0.0,
+        help="Share of the starts from clicks, and of the corrections, in which a stroke is drawn instead. Default: "
+             "%(default)s.")
+    group.add_argument("--lasso_share", type=float, default=0.0,
+        help="Share of the starts from boxes in which a rough outline is drawn instead. Default: %(default)s.")
+    group.add_argument("--rank_weight", type=float, default=0.0,
+        help="Weight of a loss that ranks the three guesses by their true IoU. Default: %(default)s.")
     add_flag(group, "--multimask", True,
         "Let corrections follow the best of outputs 1 to 3; False: output 0. All four are trained either way.")
 
@@ -169,14 +200,6 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         help="Prompt modes of the validation, named as for test.py; best.pth is the epoch with the best mean Dice "
              "of them. Default: %(default)s.")
     # fmt: on
-    if saved:
-        parser.set_defaults(**saved.flags_to_go_on_with(parser))
-    args = parser.parse_args(argv)
-    if args.resume == "last":
-        args.resume = str(models_folder(args) / "last.pth")
-    check_flags(parser, args)
-    args.modes = [parse_mode(name) for name in args.prompt_modes]
-    return args
 
 
 def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -185,14 +208,22 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser,
         args,
         positive=("epochs", "batch_size", "mask_num", "image_size", "log_every", "validate_every"),
-        not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup"),
+        not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup", "rank_weight"),
+        shares=("scribble_share", "lasso_share"),
+        rates=(
+            "lr",
+            "adapter_lr",
+            "adapter_norm_lr",
+            "lora_alpha",
+            "refine_lr",
+            "clip_norm",
+            "embeddings_gb",
+            "replay_share",
+        ),
     )
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
-    for name in ("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "refine_lr", "clip_norm", "replay_share"):
-        rate = getattr(args, name)
-        if rate is not None and not 0 < rate < math.inf:
-            parser.error(f"--{name} must be above 0, not {rate}")
+    args.replay = [] if args.replay == ["none"] else args.replay
     check_tuning(parser, args)
 
 
@@ -204,6 +235,9 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         box_shift=args.box_shift,
         multimask=args.multimask,
         seed=args.seed,
+        scribble_share=args.scribble_share,
+        lasso_share=args.lasso_share,
+        rank_weight=args.rank_weight,
     )
 
 
@@ -272,6 +306,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     state = RunState(args, model, learner_of(args, model, progress.steps_an_epoch), progress)
     if saved:
         state.restore(saved, defaults=vars(parse_args([])))
+    remember_embeddings(model, args, len(dataset) + (len(validation.dataset) if validation else 0))
 
     logs = run_folder(Path(args.work_dir) / "logs", args.run_name)
     check_writable(logs)

@@ -31,10 +31,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from demo import FRAME, TRAINING, WEIGHTS
 
-from sam_med2d.evaluation.elsewhere import Elsewhere
+from sam_med2d.data.phantoms import PHANTOMS
+from sam_med2d.evaluation.elsewhere import dice_elsewhere, sets_of
 from sam_med2d.evaluation.results import read_results
 from sam_med2d.inference.models import open_model
-from sam_med2d.prompts.modes import parse_mode
 
 ROWS = {  # the change -> flags of train.py beside those of the demo
     "ours": "",
@@ -54,14 +54,15 @@ ROWS = {  # the change -> flags of train.py beside those of the demo
     "all": "--tune all",
 }
 MODES = ("bbox", "1pt", "3pts", "5pts")
-ELSEWHERE = ("bbox", "5pts")
-PLACES = {"own": MODES, "phantoms": ELSEWHERE, "unseen": ("box, whole", "5 clicks, whole", "box, crop", "5 clicks, crop")}
+UNSEEN = ("box, whole", "5 clicks, whole", "box, crop", "5 clicks, crop")  # questions of score_unseen.py
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("workdir/ablation"), help="where runs and table are kept")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, help="the changes to make; default: all, or those of --row alone")
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, help="the changes to make; default: all, or those of --row alone"
+    )
     parser.add_argument("--row", action="append", default=[], metavar="'NAME: FLAGS'", help="a change of your own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=38, help="of every run; default: the demo's, %(default)s")
@@ -81,7 +82,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     log = args.output / "runs.jsonl"
-    done = {(line["row"], line["seed"], line["flags"]) for line in read(log)}
+    kept = read(log)
+    log.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")  # without half a line
+    done = {(line["row"], line["seed"], line["flags"]) for line in kept}
     runs = [(row, seed, flags) for seed in args.seeds for row, flags in args.changes.items()]
     for row, seed, flags in tqdm([run for run in runs if run not in done], unit="run", dynamic_ncols=True):
         line = {"row": row, "seed": seed, "flags": flags, "epochs": args.epochs, **made(args, row, seed, flags)}
@@ -116,7 +119,7 @@ def made(args: argparse.Namespace, row: str, seed: int, flags: str) -> dict[str,
     weights = args.output / "models" / name / "best.pth"
     failed = run(
         f"test.py --num_workers 0 --sam_checkpoint {shlex.quote(str(weights))} --prompt_modes {' '.join(MODES)} "
-        f"--data_path {shlex.quote(args.data_path)} --metrics dice --report False --seed {seed} "
+        f"--data_path {shlex.quote(args.data_path)} --metrics dice --report False --also none --seed {seed} "
         f"--work_dir {shlex.quote(str(args.output))} --run_name {name}"
     )
     results = read_results(args.output / name)
@@ -124,9 +127,7 @@ def made(args: argparse.Namespace, row: str, seed: int, flags: str) -> dict[str,
         return {"failed": failed or "test.py left no results"}
     found = {"own": {mode: 100 * value for mode, value in results.means["dice"].items()}}
     model = open_model(str(weights), device="cpu")
-    dice = Elsewhere.of(["phantoms"], model.image_size).dice(
-        model, [parse_mode(mode) for mode in ELSEWHERE], torch.device("cpu")
-    )
+    dice = dice_elsewhere(model, sets_of([PHANTOMS], model.image_size), torch.device("cpu"))
     found["phantoms"] = {mode: 100 * float(np.mean(values)) for (_, mode), values in dice.items()}
     if args.unseen:
         found["unseen"] = unseen(weights, args.unseen, args.output / f"{name}.unseen.jsonl")
@@ -143,13 +144,14 @@ def unseen(weights: Path, folder: str, output: Path) -> dict[str, float]:
     if failed:
         raise SystemExit(f"error: scripts/score_unseen.py: {failed}")
     sets = read(output)
-    return {question: 100 * float(np.mean([one[question] for one in sets])) for question in PLACES["unseen"]}
+    return {question: 100 * float(np.mean([one[question] for one in sets])) for question in UNSEEN}
 
 
 def run(command: str) -> str:
     """-> the last line of its errors, or "" where it ended well."""
     done = subprocess.run(
         [sys.executable, *shlex.split(command)],
+        check=False,
         cwd=ROOT,
         capture_output=True,
         text=True,

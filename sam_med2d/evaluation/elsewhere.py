@@ -5,26 +5,26 @@ asked here is small and always the same, so that two runs can be compared: drawn
 data.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from sam_med2d.data.batch import Sample, image_tensor
 from sam_med2d.data.datasets import TestingDataset, test_loader
 from sam_med2d.data.phantoms import PHANTOMS, phantom
 from sam_med2d.data.samplers import stream_of
 from sam_med2d.evaluation.evaluate import evaluate
-from sam_med2d.prompts.modes import Mode
+from sam_med2d.prompts.modes import parse_mode
 from segment_anything import Sam
 
 SCENES, OBJECTS = 16, 3  # phantoms, and objects of each
 HELD_OUT = 10**6  # the seed of phantoms that neither pretraining nor replay draws
 
-COLUMNS = ("data", "mode", "objects", "Dice", "Dice before")
+MODES = [parse_mode(mode) for mode in ("bbox", "5pts")]  # always the same, so that runs can be compared
 
 
 class PhantomScenes(Dataset):
@@ -51,39 +51,42 @@ class PhantomScenes(Dataset):
         )
 
 
-class Elsewhere(NamedTuple):
-    """The data to ask, by the name that the table shows. Raises DataError, when it is made, where one has no index."""
+def sets_of(sources: Sequence[str], image_size: int) -> dict[str, Dataset]:
+    """By the name that the table shows. sources: folders of data with a test split, or "phantoms".
 
-    data: dict[str, Dataset]
-
-    @classmethod
-    def of(cls, sources: Sequence[str], image_size: int) -> "Elsewhere":
-        """sources: folders of data with a test split, or "phantoms"."""
-        return cls(
-            {
-                source: PhantomScenes(image_size) if source == PHANTOMS else TestingDataset(source, image_size)
-                for source in sources
-            }
-        )
-
-    def dice(
-        self, model: Sam, modes: list[Mode], device: torch.device, progress: Callable = lambda batches, _: batches
-    ) -> dict[tuple[str, str], list[float]]:
-        """{(data, mode): Dice of each object}. progress: (batches, name of the data) -> the batches, shown."""
-        found: dict[tuple[str, str], list[float]] = {}
-        for name, dataset in self.data.items():
-            batches = progress(test_loader(dataset, batch_size=1, num_workers=0), name)
-            for _, scored in evaluate(model, batches, modes, device=device):
-                for one in scored:
-                    found.setdefault((name, one.mode.name), []).extend(one.values["dice"])
-        return found
+    Raises DataError where a folder has no index.
+    """
+    return {
+        source: PhantomScenes(image_size) if source == PHANTOMS else TestingDataset(source, image_size)
+        for source in sources
+    }
 
 
-def table(now: dict[tuple[str, str], list[float]], before: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
-    """A row for each data and mode: mean Dice in % now, and before where that is known."""
+def dice_elsewhere(model: Sam, sets: dict[str, Dataset], device: torch.device) -> dict[tuple[str, str], list[float]]:
+    """{(data, mode): Dice of each object}, the modes being MODES."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for name, dataset in sets.items():
+        loader = test_loader(dataset, batch_size=1, num_workers=0)
+        for _, scored in evaluate(
+            model, tqdm(loader, desc=name, unit="image", leave=False, dynamic_ncols=True), MODES, device=device
+        ):
+            for one in scored:
+                found.setdefault((name, one.mode.name), []).extend(one.values["dice"])
+    return found
 
-    def mean(values: list[float] | None) -> float:
-        return round(100 * float(np.mean(values)), 2) if values else np.nan
 
-    rows = [(*key, len(values), mean(values), mean(before.get(key))) for key, values in now.items()]
-    return pd.DataFrame(rows, columns=COLUMNS)
+def elsewhere_table(
+    now: dict[tuple[str, str], list[float]], before: dict[tuple[str, str], list[float]] | None
+) -> pd.DataFrame:
+    """A row for each data and mode: objects, and mean Dice now, before fine-tuning, and the change, where that is
+    known.
+    """
+    rows = []
+    for key, values in now.items():
+        mean = float(np.mean(values))
+        row = {"data": key[0], "mode": key[1], "objects": len(values), "Dice": mean}
+        if before is not None:
+            started = float(np.mean(before[key]))
+            row |= {"before": started, "change": mean - started}
+        rows.append(row)
+    return pd.DataFrame(rows)
