@@ -263,7 +263,7 @@ def add_deep_structures(
     inner = outline & (depth(outline) > 0.06)
     structures = rng.permutation(["ventricles", "nuclei"])[: rng.integers(0, 3)]
     for structure in structures:
-        pair = []
+        pair: list[int] = []
         if structure == "nuclei":
             shift, lift = rng.uniform(0.3, 0.5) * width, lift + rng.uniform(-0.2, 0.2) * height
             size_v, tall = rng.uniform(0.1, 0.2) * width, rng.uniform(0.8, 2.0)
@@ -503,8 +503,9 @@ def render(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     edges = scene.labels
     flow = warp_map(rng, size, bool(edges[[0, -1]].any() or edges[:, [0, -1]].any()))
     border = cv2.BORDER_CONSTANT
-    image = cv2.remap(image, flow, None, cv2.INTER_LINEAR, borderMode=border, borderValue=scene.grey[0])
-    labels = cv2.remap(scene.labels, flow, None, cv2.INTER_NEAREST, borderMode=border, borderValue=0)
+    # OpenCV's types lack the None that its documentation allows for the second map
+    image = cv2.remap(image, flow, None, cv2.INTER_LINEAR, borderMode=border, borderValue=scene.grey[0])  # type: ignore[call-overload]
+    labels = cv2.remap(scene.labels, flow, None, cv2.INTER_NEAREST, borderMode=border, borderValue=0)  # type: ignore[call-overload]
     if scene.texture[0] > 0.0:  # after the warp, to fill also what lies outside the canvas
         image += np.float32(scene.texture[0]) * texture * (labels == 0)
 
