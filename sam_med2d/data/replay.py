@@ -5,7 +5,8 @@ forgetting; replaying earlier tasks is the oldest remedy: Robins, "Catastrophic 
 pseudorehearsal", 1995). Pictures are drawn phantoms, which need no file, or those of other data sets.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence, Sized
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,14 +14,20 @@ import torch
 from sam_med2d.data.batch import Sample, image_tensor
 from sam_med2d.data.phantoms import PHANTOMS, phantom
 
-if TYPE_CHECKING:
-    from sam_med2d.data.datasets import TrainingDataset
+
+class Source(Protocol):
+    """A data set whose images can be drawn, such as a TrainingDataset."""
+
+    @property
+    def index(self) -> Sized: ...
+
+    def drawn(self, index: int, generator: np.random.Generator) -> Sample: ...
 
 
 class Replay:
     """Pictures to show beside `length` of the trained ones. What is shown is a function of the stream alone."""
 
-    def __init__(self, sources: "list[TrainingDataset | None]", share: float, length: int) -> None:
+    def __init__(self, sources: Sequence[Source | None], share: float, length: int) -> None:
         """sources: data sets, None for phantoms, all alike. share: pictures to show for each trained one."""
         self.sources = sources
         self.count = round(share * length)
