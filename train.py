@@ -103,6 +103,12 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--max_bad_samples", type=int, default=0, metavar="IMAGES",
         help="Leave out training images that cannot be read, or a mask of which cannot, and name them; end where "
              "there are more than so many. Default: %(default)s.")
+    group.add_argument("--replay", nargs="*", default=[], metavar="DATA",
+        help="Show pictures of other kinds too, so that the model does not forget them: folders of other data, or "
+             "phantoms, which are drawn; none shows no others. Default: none.")
+    group.add_argument("--replay_share", type=float, default=0.2, metavar="SHARE",
+        help="Number of pictures of --replay for each of --data_path; an epoch takes so much longer. Default: "
+             "%(default)s.")
     group.add_argument("--cache", metavar="DIR",
         help="Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; at "
              "256 px an image takes 64 KB if grey, a mask 8 KB.")
@@ -235,16 +241,18 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     """End with the parser's message where flags make no sense."""
     positive = ("epochs", "batch_size", "accumulate", "mask_num", "image_size", "log_every", "validate_every")
     not_negative = ("iter_point", "box_shift", "seed", "save_every", "save_minutes", "keep_last", "num_workers")
+    rates = ("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "refine_lr", "clip_norm")
     check_numbers(
         parser,
         args,
         positive=(*positive, "patience"),
         not_negative=(*not_negative, "warmup", "weight_decay", "rank_weight", "max_bad_samples"),
         shares=("scribble_share", "lasso_share", "ema"),
-        rates=("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "refine_lr", "clip_norm", "embeddings_gb"),
+        rates=(*rates, "embeddings_gb", "replay_share"),
     )
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
+    args.replay = [] if args.replay == ["none"] else args.replay
     check_tuning(parser, args)
     if args.compile and args.embeddings != AGAIN:
         parser.error(f"--compile is of the encoder, which with --embeddings {args.embeddings} runs once an image")
@@ -315,6 +323,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) 
     plan = None if saved else settle_model(args)
     dataset = TrainingDataset(
         *(args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache, args.balance),
+        *(args.replay, args.replay_share),
         skip_bad=args.max_bad_samples > 0,
     )
     step_images = images_a_step(vars(args))
@@ -413,7 +422,7 @@ def panel_of(dataset: TrainingDataset) -> Batch:
     Raises DataError.
     """
     samples = []
-    for i in range(min(PANEL_IMAGES, len(dataset))):
+    for i in range(min(PANEL_IMAGES, len(dataset.index))):
         try:
             samples.append(scoring_sample(dataset.index, i, dataset.image_size))
         except DataError:

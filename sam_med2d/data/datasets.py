@@ -33,7 +33,9 @@ from sam_med2d.data.batch import Sample, collate, empty_sample, image_tensor
 from sam_med2d.data.cache import PackedCache, open_cache
 from sam_med2d.data.geometry import fit, pad, shrink
 from sam_med2d.data.index import Index, read_index
+from sam_med2d.data.phantoms import PHANTOMS
 from sam_med2d.data.reading import read_image, read_mask
+from sam_med2d.data.replay import Replay
 from sam_med2d.data.samplers import BalancedSampler, EpochSampler, balance_of, stream_of
 from sam_med2d.data.vanishing import vanished_among
 from sam_med2d.errors import DataError
@@ -60,9 +62,12 @@ class TrainingDataset(Dataset):
         seed: int = 0,
         cache: str | os.PathLike | None = None,
         balance: str | None = None,
+        replay: Sequence[str | os.PathLike] = (),
+        replay_share: float = 0.2,
         skip_bad: bool = False,
     ) -> None:
         """cache: folder of packed caches (see cache.py). balance: "dataset" or "class", or None (see samplers.py).
+        replay: folders of other data, or "phantoms"; of them come replay_share pictures for each one of data_path.
         skip_bad: an image that cannot be read, or has a mask that cannot, is a sample without objects that says why.
 
         Raises DataError as read_index and balance_of do.
@@ -75,9 +80,19 @@ class TrainingDataset(Dataset):
         self.augmentation: Compose | None = build_augmentation() if augment else None
         self.cache = open_cache(cache, self.index, image_size) if cache else None
         self.balance = balance_of(self.index, os.path.abspath(data_path), balance) if balance else None
+        others = [
+            None if source == PHANTOMS else TrainingDataset(source, image_size, "train", mask_num, augment, seed, cache)
+            for source in replay
+        ]
+        self.replay = Replay(others, replay_share, len(self.index)) if others else None
 
     def __len__(self) -> int:
-        return len(self.index)
+        """Images that an epoch shows: those of the index, numbered first, and those of other kinds."""
+        return len(self.index) + self.replayed
+
+    @property
+    def replayed(self) -> int:
+        return self.replay.count if self.replay else 0
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Empty masks among those drawn are skipped, so a sample may have fewer rows than mask_num, or none.
@@ -90,10 +105,17 @@ class TrainingDataset(Dataset):
         try:
             return self._sample(epoch, index)
         except DataError as error:
-            return empty_sample(self.index[index][0], self.image_size, str(error))
+            name = self.index[index][0] if index < len(self.index) else ""
+            return empty_sample(name, self.image_size, str(error))
 
     def _sample(self, epoch: int, index: int) -> Sample:
         generator = stream_of(self.seed, epoch, index)
+        if self.replay and index >= len(self.index):
+            return self.replay.sample(generator, self.image_size, self.mask_num)
+        return self.drawn(index, generator)
+
+    def drawn(self, index: int, generator: np.random.Generator) -> Sample:
+        """An image of the index with masks, and changes to them, that the generator draws. Raises DataError."""
         image_name, mask_names = self.index[index]
         shares = self.balance.mask_shares(index) if self.balance else None
         if shares is None:
@@ -250,11 +272,11 @@ def train_loader(
 
     Of several processes each gets its share of every batch, see `EpochSampler`; batch_size is that of the whole.
     """
-    share = {"rank": rank, "processes": processes}
+    share = {"rank": rank, "processes": processes, "replayed": dataset.replayed}
     sampler = (
-        BalancedSampler(dataset.balance.groups, len(dataset), batch_size, seed, **share)
+        BalancedSampler(dataset.balance.groups, len(dataset.index), batch_size, seed, **share)
         if dataset.balance
-        else EpochSampler(len(dataset), batch_size, seed, **share)
+        else EpochSampler(len(dataset.index), batch_size, seed, **share)
     )
     return TorchDataLoader(dataset, batch_sampler=sampler, **_loader_options(num_workers))
 

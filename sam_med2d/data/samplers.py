@@ -12,6 +12,7 @@ from sam_med2d.errors import DataError
 
 KINDS = ("dataset", "class")
 
+REPLAY = 2**32 - 1  # of the stream that strews; no image has this number
 NAMED_AFTER = " and does not go on from its image's by a class"
 
 
@@ -80,10 +81,21 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int = 0, start_batch: int = 0, *, rank: int = 0, processes: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        start_batch: int = 0,
+        replayed: int = 0,
+        *,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
-        """batch_size: images of a whole batch, a multiple of `processes`. rank: whose share is yielded."""
+        """replayed: images of other kinds, numbered from `length` on, strewn among those of each epoch. batch_size:
+        images of a whole batch. rank: whose share of it is yielded.
+        """
         self.length = length
+        self.replayed = replayed
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -97,13 +109,17 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __len__(self) -> int:
         """Batches left in this epoch."""
-        return max(0, -(-self.length // self.batch_size) - self.start_batch)
+        return max(0, -(-(self.length + self.replayed) // self.batch_size) - self.start_batch)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        order = self._order(epoch).tolist()
-        for start in range(self.start_batch * self.batch_size, self.length, self.batch_size):
-            size = min(self.batch_size, self.length - start)
+        order = self._order(epoch)
+        if self.replayed:
+            others = np.arange(self.length, self.length + self.replayed)
+            order = stream_of(self.seed, epoch, REPLAY).permutation(np.concatenate([order, others]))
+        order = order.tolist()
+        for start in range(self.start_batch * self.batch_size, len(order), self.batch_size):
+            size = min(self.batch_size, len(order) - start)
             first, end = (start + size * rank // self.processes for rank in (self.rank, self.rank + 1))
             yield [(epoch, index) for index in order[first:end]]
 
@@ -125,12 +141,13 @@ class BalancedSampler(EpochSampler):
         batch_size: int,
         seed: int = 0,
         start_batch: int = 0,
+        replayed: int = 0,
         *,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
         """groups: image numbers of each group; an image may be in several."""
-        super().__init__(length, batch_size, seed, start_batch, rank=rank, processes=processes)
+        super().__init__(length, batch_size, seed, start_batch, replayed, rank=rank, processes=processes)
         self.groups = groups
 
     def _order(self, epoch: int) -> np.ndarray:
