@@ -378,9 +378,7 @@ def train_epochs(state: RunState, loader, validation, panel: tuple[Batch, Index]
     for epoch in range(progress.epoch, args.epochs):
         if args.patience and progress.waited >= args.patience:
             if processes.leads:
-                print(
-                    f"no better than epoch {progress.best_epoch} in {progress.waited} validations: training ends here"
-                )
+                print(f"training ends: {progress.waited} validation(s) were no better than epoch {progress.best_epoch}")
             break
         loader.batch_sampler.set_epoch(epoch, progress.step - epoch * progress.steps_an_epoch)
         if train_epoch(state, loader, recipe_of(args), board, stop):
