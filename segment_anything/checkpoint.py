@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import CheckpointError
 from .modeling import Sam
 from .modeling.image_encoder import PATCH_SIZE, Block
+from .modeling.lora import PART, merge_lora
 from .sizes import SIZES
 from .weight_files import WeightFile, open_weights, read_weights, save_weights
 from .weight_names import other_model
@@ -28,6 +29,7 @@ __all__ = [
     "describe",
     "fit_weights",
     "load_checkpoint",
+    "merged_weights",
     "open_weights",
     "read_weights",
     "save_weights",
@@ -51,12 +53,15 @@ class Architecture(NamedTuple):
     image_size: int  # pixels
     adapters: tuple[int, ...]  # the blocks that have one
     refinement: bool = False
+    lora: tuple[str, ...] = ()  # the layers that have a pair
 
     def __str__(self) -> str:
         size = self.model_type or f"an unknown size ({self.channels} channels, {self.depth} blocks)"
         some = f"adapters in {len(self.adapters)} of {self.depth} blocks"
         adapters = {0: "no adapters", self.depth: "adapters"}.get(len(self.adapters), some)
-        return f"{size}, {self.image_size} px, {adapters}" + ", a refinement network" * self.refinement
+        pairs = f", LoRA pairs in {len(self.lora)} layers" if self.lora else ""
+        refinement = ", a refinement network" * self.refinement
+        return f"{size}, {self.image_size} px, {adapters}{pairs}{refinement}"
 
 
 @dataclass
@@ -70,6 +75,7 @@ class LoadReport:
     resized: list[str] = field(default_factory=list)  # of those, the ones fitted to another image size
     new: list[str] = field(default_factory=list)  # in the model alone: as they were built
     left_out: list[str] = field(default_factory=list)  # in the file alone
+    merged: tuple[str, ...] = ()  # layers whose LoRA pair was added to their weight, as the model has no pairs
     notes: list[str] = field(default_factory=list)  # how the weights were found in the file, a line each
 
     def __str__(self) -> str:
@@ -80,6 +86,8 @@ class LoadReport:
             parts = ["pos_embed"] * (POSITIONS in self.resized)
             parts += [f"rel_pos of {_count_blocks(tables)} blocks"] * bool(tables)
             lines.append(f"  resized to {self.image_size} px: {', '.join(parts)}")
+        if self.merged:
+            lines.append(f"  merged into their layers: LoRA pairs of {len(self.merged)} layers")
         if self.new:
             lines.append(f"  newly started: {_parts(self.new)} (no-op)")
         return "\n".join([*lines, f"  left out: {_parts(self.left_out) or 'none'}"])
@@ -95,7 +103,8 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
 
     Weights with adapters fill a model without them (the paper's "SAM-Med2D*": they are left out), and weights
     without adapters fill a model that has them (they stay as they were built, which adds nothing). The same holds for
-    the refinement network.
+    the refinement network. A model takes LoRA pairs too, or starts its own; a model without any gets them merged into
+    the weights of their layers.
 
     Raises CheckpointError, with the model unchanged, if anything else differs.
     """
@@ -105,6 +114,9 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     source, target = check_is_sam(file), describe(own)
     _check_architecture(path, source, target)
 
+    merged = source.lora if not target.lora else ()
+    if merged:
+        weights = _merged(weights, path)
     left_out = _of_other_parts(weights, than=target)
     new = _of_other_parts(own, than=source)
     offered = {name: tensor for name, tensor in weights.items() if name not in left_out}
@@ -119,7 +131,7 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     fitted = {name: _resize(offered[name], wanted[name].shape) for name in resized}
     for name, tensor in wanted.items():
         tensor.copy_(fitted.get(name, offered[name]))  # casts to the model's dtype and device
-    return LoadReport(path, source, target.image_size, len(wanted), resized, new, left_out, file.notes)
+    return LoadReport(path, source, target.image_size, len(wanted), resized, new, left_out, merged, file.notes)
 
 
 def _of_other_parts(names: dict[str, Tensor], than: Architecture) -> list[str]:
@@ -127,7 +139,9 @@ def _of_other_parts(names: dict[str, Tensor], than: Architecture) -> list[str]:
     return [
         name
         for name in names
-        if (ADAPTER.match(name) and not than.adapters) or (name.startswith(REFINEMENT) and not than.refinement)
+        if (ADAPTER.match(name) and not than.adapters)
+        or (name.startswith(REFINEMENT) and not than.refinement)
+        or (PART.fullmatch(name) and not than.lora)
     ]
 
 
@@ -141,7 +155,20 @@ def describe(weights: dict[str, Tensor]) -> Architecture:
     names = {(size.channels, size.depth): name for name, size in SIZES.items()}
     adapters = tuple(sorted(_blocks_of([name for name in weights if ADAPTER.match(name)])))
     refinement = any(name.startswith(REFINEMENT) for name in weights)
-    return Architecture(names.get((channels, depth)), channels, depth, image_size, adapters, refinement)
+    pairs = _layers_with_pairs(weights)
+    return Architecture(names.get((channels, depth)), channels, depth, image_size, adapters, refinement, pairs)
+
+
+def merged_weights(file: WeightFile) -> WeightFile:
+    """The file with its LoRA pairs, if any, merged into the weights of their layers. Raises CheckpointError."""
+    return WeightFile(file.path, _merged(file.tensors, file.path), file.notes)
+
+
+def _merged(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    try:
+        return merge_lora(weights)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; get a complete file") from error
 
 
 # ---------------------------------------------------------------- another image size
@@ -242,11 +269,17 @@ def _blocks_of(names: list[str] | dict[str, Tensor]) -> set[int]:
     return {int(found[1]) for name in names if (found := BLOCK.match(name))}
 
 
+def _layers_with_pairs(names: list[str] | dict[str, Tensor]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(found["layer"] for name in names if (found := PART.fullmatch(name))))
+
+
 def _parts(names: list[str]) -> str:
     """ "adapters of 12 blocks, the refinement network"."""
-    blocks = _count_blocks(names)
+    blocks = _count_blocks([name for name in names if ADAPTER.match(name)])
     refinement = any(name.startswith(REFINEMENT) for name in names)
-    return ", ".join([f"adapters of {blocks} blocks"] * bool(blocks) + ["the refinement network"] * refinement)
+    layers = len(_layers_with_pairs(names))
+    pairs = [f"LoRA pairs of {layers} layers"] * bool(layers)
+    return ", ".join([f"adapters of {blocks} blocks"] * bool(blocks) + ["the refinement network"] * refinement + pairs)
 
 
 def _count_blocks(names: list[str]) -> int:

@@ -12,6 +12,7 @@ from sam_med2d.data.description import Describer
 from sam_med2d.evaluation.cases import KEYS, Pool, pool_of
 from sam_med2d.evaluation.evaluate import Scored
 from sam_med2d.evaluation.surface import METRICS, Spacing, Tolerance, surfaces_of
+from sam_med2d.prompts.modes import SWAPPED
 
 WAITING = 8  # images a worker, whose surface metrics are being computed while the model goes on
 
@@ -65,7 +66,9 @@ def beside(
     masks, truth = scored.masks.numpy(), scored.truth.numpy()
     each = [surfaces_of(one, other, tolerance, spacing) if asked else None for one, other in zip(masks, truth)]
     distances = [{name: METRICS[name](surfaces) for name in asked} if surfaces else {} for surfaces in each]
-    pools = []
+    pools: list[Pool] = []
+    if scored.mode.scored == SWAPPED:  # another object's prompts: nothing of a case
+        return Beside(distances, pools)
     for keys, members in members_of(scored.names, described, scored.mode.name):
         predicted, true = (np.logical_or.reduce(each_of[members]) for each_of in (masks, truth))
         surfaces = each[members[0]]

@@ -25,12 +25,12 @@ from sam_med2d.evaluation.evaluate import Scored
 from sam_med2d.evaluation.gallery import Predictions, shown_in_gallery, tiles_of
 from sam_med2d.evaluation.left_out import ZERO
 from sam_med2d.evaluation.parts import Measured, Part
-from sam_med2d.evaluation.rows import EMPTY, SCORED, VANISHED, Row
+from sam_med2d.evaluation.rows import ALONE, EMPTY, SCORED, VANISHED, Row
 from sam_med2d.evaluation.surface import Spacing, Tolerance
 from sam_med2d.image_files import write_png
 from sam_med2d.outputs import distinct, place, png_name
 from sam_med2d.prompts.files import record_prompts
-from sam_med2d.prompts.modes import Mode
+from sam_med2d.prompts.modes import SWAPPED, Mode
 from segment_anything.geometry import is_paper
 
 
@@ -78,7 +78,7 @@ def record(
             pools += unfound(rows) if args.vanished == ZERO else []
             prompts: dict = {key_of(mask): {} for mask in skipped}
             for one in scored:
-                record_prompts(prompts, one.mode, [*map(key_of, one.names)], one.prompts)
+                record_prompts(prompts, one.mode, [*map(key_of, one.names)], one.prompts, one.drawings)
                 if kept and one.mode in shown:
                     kept.add(one, batch.content[image].tolist())
             frames = [batch.vanished[mask].shown_from for mask in skipped if mask in batch.vanished]
@@ -122,6 +122,9 @@ def clicks_until(dice_by_click: list[float]) -> Row:
 def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str, beside: Beside) -> list[Row]:
     """The rows of one image's objects in one mode. strategy: of iterative clicks."""
     mode = scored.mode
+    if mode.scored == SWAPPED and len(scored.names) == 1:
+        mask = scored.names[0]
+        return [{"image": image, "mask": mask, **described[mask], **mode_columns(mode, ""), "status": ALONE}]
     areas = zip(scored.truth.sum(dim=(1, 2)).tolist(), scored.masks.sum(dim=(1, 2)).tolist())
     return [
         {
@@ -158,7 +161,7 @@ def what_is_known(vanished: Vanished | None, size: tuple[int, int], args: argpar
 
 
 def mode_columns(mode: Mode, strategy: str) -> Row:
-    corrected = mode.start == "click" or (mode.start == "box" and mode.clicks)
+    corrected = mode.start == "click" or (mode.start == "box" and mode.clicks and not mode.strokes)
     return {
         "mode": mode.name,
         "strategy": strategy if corrected else None,

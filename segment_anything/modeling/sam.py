@@ -3,6 +3,7 @@
 and `predict` with whatever optional parts a model has.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -13,6 +14,7 @@ from .image_encoder import ImageEncoder
 from .mask_decoder import MaskDecoder
 from .prompt_encoder import BACKGROUND, FOREGROUND, PromptEncoder
 from .refinement import Refinement, marks_of
+from .tuning import choose_trained
 
 # The published SAM-Med2D weights saw BGR images normalised with these RGB figures in this order.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -186,6 +188,8 @@ class Sam(nn.Module):
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        # what encodes in place of the encoder: something that remembers embeddings, which no longer change
+        self.remembered: Callable[[Tensor, Tensor | None], Tensor] | None = None
         self.refinement = refinement
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
@@ -208,6 +212,8 @@ class Sam(nn.Module):
 
     def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor:
         """images as in `preprocess` -> embeddings (B, 256, S / 16, S / 16)."""
+        if self.remembered is not None:
+            return self.remembered(images, content)
         return self.image_encoder(self.preprocess(images, content))
 
     def details(self, images: Tensor, content: Tensor | None = None) -> Tensor | None:
@@ -251,17 +257,11 @@ class Sam(nn.Module):
         size = (self.image_size, self.image_size)
         return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
-    def train_for(self, encoder: str = "adapters") -> list[nn.Parameter]:
-        """Decide, for the whole project, what is trained; returns those parameters.
+    def train_for(self, tune: str = "adapters", last_blocks: int | None = None) -> list[nn.Parameter]:
+        """Decide, for the whole project, what is trained; returns those parameters. See `tuning.choose_trained`.
 
-        encoder: "adapters" (SAM-Med2D; with an encoder that has none this is the paper's FT-SAM: only the decoder
-        side learns) or "all" (pretraining). The prompt encoder and the mask decoder always learn.
+        tune: a row of the table `tuning.TUNE`: "adapters" (SAM-Med2D; with an encoder that has none only the decoder
+        side learns), "decoder" (the paper's FT-SAM), "lora" or "all". Prompt encoder, mask decoder and refinement
+        network always learn.
         """
-        if encoder not in ("adapters", "all"):
-            raise ValueError(f"encoder must be 'adapters' or 'all', not {encoder!r}")
-        self.requires_grad_(True)
-        if encoder == "adapters":
-            self.image_encoder.requires_grad_(False)
-            for adapter in self.image_encoder.adapters():
-                adapter.requires_grad_(True)
-        return [p for p in self.parameters() if p.requires_grad]
+        return choose_trained(self, tune, last_blocks)
