@@ -11,7 +11,7 @@ from sam_med2d.evaluation.estimates import GROUPS, UNKNOWN
 from sam_med2d.evaluation.grids import format_table
 from sam_med2d.evaluation.surface import MILLIMETRES, Tolerance
 
-NAMES = ("overall", "noc", *GROUPS, "case", "calibration")  # that can be asked for
+NAMES = ("overall", "noc", *GROUPS, "case", "calibration", "elsewhere")  # that can be asked for
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 
@@ -58,5 +58,5 @@ def shown(tables: dict[str, pd.DataFrame], names: Sequence[str] | None, format: 
     if names is None:
         several = "dataset" in tables and tables["dataset"]["dataset"].nunique() > 1
         classes = "class" in tables and bool((tables["class"]["class"] != UNKNOWN).any())
-        names = ["overall", "noc", *(["class"] if classes else ["dataset"] if several else []), "case"]
+        names = ["overall", "noc", *(["class"] if classes else ["dataset"] if several else []), "case", "elsewhere"]
     return [format_table(tables[name], format) for name in names if name in tables and len(tables[name])]
