@@ -137,8 +137,13 @@ class Closer:
             ]
             look = max(looks, key=lambda one: one.worth)  # the first, which is the widest, of those that are alike
             if closer := self._closer_than(look, prompt):
-                near = self._look_at(prompt, closer, multimask_output)
-                look = near if near.worth[:2] >= look.worth[:2] else look
+                near = self._until_it_fits(self._look_at(prompt, closer, multimask_output), prompt, multimask_output)
+                is_nearer = near.crop.width * near.crop.height < look.crop.width * look.crop.height
+                look = near if is_nearer and near.worth[:2] >= look.worth[:2] else look
+        return self._until_it_fits(look, prompt, multimask_output)
+
+    def _until_it_fits(self, look: _Look, prompt: "ObjectPrompt", multimask_output: bool) -> _Look:
+        """Further out, as long as the answer reaches beyond its crop."""
         for _ in range(MOST_LOOKS):
             if look.wider is None:
                 return look
