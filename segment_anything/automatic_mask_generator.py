@@ -22,6 +22,7 @@ from torch import Tensor
 from .images import to_bgr
 from .modeling import FOREGROUND, Prompts
 from .predictor import SamPredictor, Segmenter
+from .zoom import NEVER
 
 PIXELS_AT_ONCE = 2**24  # of full-size logits that are held at a time, 64 MB; a mask at least
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
@@ -95,7 +96,7 @@ class SamAutomaticMaskGenerator:
             )
         if points_per_batch < 1 or crop_n_layers < 0 or min_mask_region_area < 0:
             raise ValueError("points_per_batch must be at least 1, crop_n_layers and min_mask_region_area at least 0")
-        self.predictor = SamPredictor(model)
+        self.predictor = SamPredictor(model, zoom=NEVER)
         self.point_grids = point_grids
         self.points_per_batch = points_per_batch
         self.pred_iou_thresh = pred_iou_thresh
@@ -170,7 +171,8 @@ class SamAutomaticMaskGenerator:
         """points: (P, 2) xy in the crop. Each is an object of its own, with three guesses."""
         clicks = self.predictor.apply_coords_torch(torch.from_numpy(points)).unsqueeze(1).to(self.predictor.device)
         labels = torch.full(clicks.shape[:2], FOREGROUND, device=clicks.device)
-        low_res, iou = self.predictor.decode(Prompts(clicks, labels), multimask_output=True)
+        # the decoder's own answers: three to each of many clicks, of which few are kept
+        low_res, iou = self.predictor.decode(Prompts(clicks, labels), multimask_output=True, refine=False)
         clicked = np.repeat(points + np.array(crop[:2]), low_res.shape[1], axis=0)
         low_res, iou = low_res.flatten(0, 1).unsqueeze(1), iou.flatten()
         kept = (iou >= self.pred_iou_thresh).nonzero().squeeze(1)

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from .modeling import ABSENT, FOREGROUND
+from .modeling import ABSENT, FOREGROUND, Seen
 from .zoom import MOST_LOOKS, Crop, Zoom, around_click, box_of, crop_around, grown, with_points
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ LOOSE = 2.0  # times as long as it needs to be in both directions: such a crop i
 KEPT_BYTES = 2**26  # of the features of crops: 256 of them at 256 px; as many of answers
 
 
-class Seen(NamedTuple):
+class Answered(NamedTuple):
     """What was answered in a crop of a picture. low_res: (S/4, S/4) logits of the crop; size: of the picture."""
 
     crop: Crop
@@ -65,8 +64,8 @@ class Closer:
     def __init__(self, predictor: "SamPredictor", zoom: Zoom) -> None:
         self.predictor = predictor
         self.zoom = zoom
-        self._features: OrderedDict[Crop, Tensor] = OrderedDict()
-        self._seen: OrderedDict[bytes, Seen] = OrderedDict()
+        self._features: OrderedDict[Crop, Seen] = OrderedDict()
+        self._seen: OrderedDict[bytes, Answered] = OrderedDict()
 
     def forget(self) -> None:
         """The picture and its crops. Answers are kept: the mask of one slice goes on to the next."""
@@ -81,6 +80,8 @@ class Closer:
         self, objects: Sequence["ObjectPrompt"], multimask_output: bool, return_logits: bool
     ) -> "tuple[Masks, list[Crop]]":
         """N objects, whose prompts were checked -> as `SamPredictor.predict_objects`, and what was looked at."""
+        if any(all(part is None for part in prompt) for prompt in objects):
+            return self.predictor.predict_whole(objects, multimask_output, return_logits), []  # which refuses them
         crops = [self._start(prompt) for prompt in objects]
         at_once = [i for i, crop in enumerate(crops) if crop == self._whole and not self._may_be_small(objects[i])]
         if len(at_once) == len(objects):
@@ -184,7 +185,7 @@ class Closer:
         assert self.predictor.picture is not None, "predict checks that there is one"
         if crop not in self._features:
             self._features[crop] = self.predictor.encode(self.predictor.picture[crop.pixels])
-            _drop_oldest(self._features, sum(part.numel() * part.element_size() for part in self._features.values()))
+            _drop_oldest(self._features, sum(_bytes_of(one) for one in self._features.values()))
         self._features.move_to_end(crop)
         return self.predictor.of_crop(self._features[crop], crop)
 
@@ -209,7 +210,7 @@ class Closer:
             return seen.low_res
         return self._at(crop).shrunk(np.ascontiguousarray(self._of_picture(seen, mask)[crop.pixels]))
 
-    def _of_picture(self, seen: Seen | None, mask: np.ndarray) -> np.ndarray:
+    def _of_picture(self, seen: Answered | None, mask: np.ndarray) -> np.ndarray:
         """A mask as it was handed in, or what it stands for -> (H, W) float32 logits of the picture."""
         at = self.predictor if seen is None else self._at(seen.crop)
         logits = torch.from_numpy(mask if seen is None else seen.low_res)[None, None].to(self.predictor.device)
@@ -230,12 +231,12 @@ class Closer:
             logits = self._placed(found.masks, crop)
             low_res = np.stack([self.predictor.shrunk(one) for one in logits[0]])[None]
             for whole, own in zip(low_res[0], found.low_res[0]):
-                self._seen[_digest(whole)] = Seen(crop, own, self.size)
+                self._seen[_digest(whole)] = Answered(crop, own, self.size)
             _drop_oldest(self._seen, sum(one.low_res.nbytes for one in self._seen.values()))
             found = found._replace(masks=logits, low_res=low_res)
         return found if return_logits else found._replace(masks=found.masks > self.predictor.mask_threshold)
 
-    def _recall(self, mask: np.ndarray) -> Seen | None:
+    def _recall(self, mask: np.ndarray) -> Answered | None:
         """What a mask that is handed in stands for, where it was answered by this predictor for such a picture."""
         seen = self._seen.get(_digest(mask))
         return seen if seen and seen.size == self.size else None
@@ -262,6 +263,10 @@ def _is_loose(crop: Crop, wanted: Crop) -> bool:
 
 def _digest(mask: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(mask, np.float32).tobytes(), digest_size=16).digest()
+
+
+def _bytes_of(seen: Seen) -> int:
+    return sum(part.numel() * part.element_size() for part in seen if part is not None)
 
 
 def _drop_oldest(kept: OrderedDict, held: int) -> None:

@@ -22,7 +22,7 @@ Conventions:
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -33,27 +33,24 @@ from .closer import Closer
 from .errors import PromptError
 from .geometry import EXACT, Stretch, back, is_paper, stretch
 from .images import to_bgr
-from .modeling import ABSENT, BACKGROUND, FOREGROUND, Prediction, Prompts
+from .modeling import (
+    ABSENT,
+    BACKGROUND,
+    FOREGROUND,
+    Prediction,
+    Prompts,
+    Seen,
+    Segmenter,
+    answer,
+    look,
+    low_resolution,
+)
 from .zoom import AUTO, NEVER, Crop, Zoom
+
+__all__ = ["CONFIDENT", "Masks", "ObjectPrompt", "SamPredictor", "Segmenter", "StretchToSquare"]
 
 PIXELS_AT_ONCE = 2**26  # of full-size logits that are held at a time, 256 MB
 CONFIDENT = 8.0  # the logit of a pixel that a person marked: probability 0.9997
-
-
-class Segmenter(Protocol):
-    """What a predictor needs of a model. `Sam` is one; other runtimes offer the same."""
-
-    @property
-    def image_size(self) -> int: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor: ...
-
-    def predict(self, embeddings: Tensor, prompts: Prompts, multimask_output: bool) -> Prediction: ...
-
-    def upscale(self, logits: Tensor) -> Tensor: ...
 
 
 class ObjectPrompt(NamedTuple):
@@ -80,9 +77,9 @@ class Masks(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """features: (1, 256, S / 16, S / 16); original_size: (height, width)."""
+    """seen: of the one image; original_size: (height, width)."""
 
-    features: Tensor
+    seen: Seen
     original_size: tuple[int, int]
 
 
@@ -162,11 +159,21 @@ class SamPredictor:
 
     input_size = new_size  # SAM's name for it
 
+    @property
+    def zoom(self) -> Zoom:
+        """When objects are looked at closer; may be set between predictions, to whatever `__init__` takes."""
+        return self.closer.zoom
+
+    @zoom.setter
+    def zoom(self, value: Zoom | str | float) -> None:
+        self.closer.zoom = Zoom.of(value)
+
     # ---------------------------------------------------------------- the image
 
     def reset_image(self) -> None:
         """Forget the image."""
         self.features: Tensor | None = None
+        self.details: Tensor | None = None
         self.original_size: tuple[int, int] | None = None
         self.picture: np.ndarray | None = None
         self.crops: list[Crop] = []
@@ -189,25 +196,31 @@ class SamPredictor:
         if encode:
             self._image()
 
-    def encode(self, picture: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 BGR, stretched to the frame -> (1, 256, S / 16, S / 16)."""
+    def encode(self, picture: np.ndarray) -> Seen:
+        """What is kept of a picture (H, W, 3) uint8 BGR that is stretched to the frame."""
         frame = torch.from_numpy(self.transform.apply_image(picture).transpose(2, 0, 1).copy())[None]
         with torch.no_grad():
-            return self.model.encode(frame.to(self.device))
+            return look(self.model, frame.to(self.device))
 
     def get_image_embedding(self) -> Tensor:
-        """(1, 256, S / 16, S / 16), for `set_embedding` of this or another predictor of the same model."""
-        return self._image().features
+        """(1, 256, S / 16, S / 16), for tools that know no more; `seen` has all that `set_embedding` can take."""
+        return self._image().seen.embeddings
+
+    def seen(self) -> Seen:
+        """What is kept of the image, for `set_embedding` of this or another predictor of the same model."""
+        return self._image().seen
 
     def set_embedding(
-        self, embedding: Tensor | np.ndarray, original_size: tuple[int, int], picture: np.ndarray | None = None
+        self, embedding: Seen | Tensor | np.ndarray, original_size: tuple[int, int], picture: np.ndarray | None = None
     ) -> None:
         """Take an image that was encoded earlier. original_size: its (height, width).
 
-        picture: (H, W, 3) uint8 BGR, without which nothing can be looked at closer.
+        embedding: what `seen` returned, or an embedding alone: then a refinement network has nothing to look at, and
+        answers are those of the decoder. picture: (H, W, 3) uint8 BGR, without which nothing can be looked at closer.
         Raises ValueError: an embedding of another shape than this model's.
         """
-        embedding = torch.as_tensor(embedding).to(self.device)
+        seen = embedding if isinstance(embedding, Seen) else Seen(torch.as_tensor(embedding))
+        embedding = seen.embeddings.to(self.device)
         side = self.model.image_size // 16
         if embedding.dim() != 4 or embedding.shape[0] != 1 or tuple(embedding.shape[2:]) != (side, side):
             raise ValueError(
@@ -215,16 +228,17 @@ class SamPredictor:
             )
         self.reset_image()
         self.features, self.picture = embedding, picture
+        self.details = None if seen.details is None else seen.details.to(self.device)
         height, width = original_size
         self.original_size = int(height), int(width)
 
     def _image(self) -> "_Encoded":
         """What `set_image` left, encoded now where it was not yet. Raises RuntimeError where nothing was set."""
         if self.features is None and self.picture is not None:
-            self.features = self.encode(self.picture)
+            self.features, self.details = self.encode(self.picture)
         if self.features is None:
             raise RuntimeError("no image yet: call set_image first")
-        return _Encoded(self.features, self._size())
+        return _Encoded(Seen(self.features, self.details), self._size())
 
     def _size(self) -> tuple[int, int]:
         """(height, width) of the image. Raises RuntimeError where nothing was set."""
@@ -359,18 +373,23 @@ class SamPredictor:
             point_coords, point_labels, boxes, None if mask_input is None else self._probabilities(mask_input)
         )
         _check_shapes(prompts, self.model.image_size // 4)
-        low_res, iou = self.decode(prompts, multimask_output)
-        logits = self.upscale(low_res)
-        return logits if return_logits else logits > self.mask_threshold, iou, low_res
+        found, iou = self.decode(prompts, multimask_output)
+        logits = self.upscale(found)
+        masks = logits if return_logits else logits > self.mask_threshold
+        return masks, iou, low_resolution(found, self.model.image_size)
 
-    def decode(self, prompts: Prompts, multimask_output: bool) -> Prediction:
-        """Prompts in the S x S frame, masks as probabilities -> logits (N, K, S/4, S/4), iou (N, K)."""
+    def decode(self, prompts: Prompts, multimask_output: bool, *, refine: bool = True) -> Prediction:
+        """Prompts in the S x S frame, masks as probabilities -> iou (N, K) and logits (N, K, S/4, S/4), or of S where
+        the model has a refinement network.
+
+        refine: False leaves the logits to the decoder.
+        """
         rows = next(len(p) for p in prompts if p is not None)
-        features = self._image().features.expand(rows, -1, -1, -1)
-        return self.model.predict(features, prompts.to(self.device), multimask_output)
+        one = self._image().seen if refine else self._image().seen._replace(details=None)
+        return answer(self.model, one.for_each(rows), prompts.to(self.device), multimask_output)
 
     def upscale(self, low_res: Tensor) -> Tensor:
-        """(N, K, S/4, S/4) -> (N, K, H, W) float32, linear: first to the frame, then to the image."""
+        """(N, K, S/4, S/4), or of S -> (N, K, H, W) float32, linear: first to the frame, then to the image."""
         return back(self.model.upscale(low_res), self._size(), self.transform.paper)
 
     def _probabilities(self, mask_input: Tensor) -> Tensor:
@@ -400,10 +419,10 @@ class SamPredictor:
         seen = values if self.transform.paper else self.transform.apply_image(values)
         return cv2.resize(seen, (side, side), interpolation=cv2.INTER_AREA)
 
-    def of_crop(self, features: Tensor, crop: Crop) -> "SamPredictor":
-        """A predictor whose picture is a crop of this one's, which was encoded as `features`."""
+    def of_crop(self, seen: Seen, crop: Crop) -> "SamPredictor":
+        """A predictor whose picture is a crop of this one's, of which this was seen."""
         inside = _InsideCrop(self.model, self.protocol, NEVER)
-        inside.set_embedding(features, crop.size)
+        inside.set_embedding(seen, crop.size)
         return inside
 
     def _check(self, prompt: ObjectPrompt, name: str) -> None:
@@ -553,7 +572,7 @@ def _alike(objects: Sequence[ObjectPrompt]) -> Iterator[list[int]]:
 
 def _check_shapes(prompts: Prompts, side: int) -> None:
     """Raise PromptError where rows do not fit each other or the model. side: S / 4."""
-    points, labels, boxes, masks = prompts
+    points, labels, boxes, masks = prompts[:4]
     given = [p for p in prompts if p is not None]
     if not given:
         raise PromptError("nothing to predict: give points, boxes or a mask")
