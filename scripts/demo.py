@@ -46,7 +46,7 @@ def main() -> None:
     runs = {
         "SAM": (f"--sam_checkpoint {WEIGHTS} {FRAME}", None),
         "FT-SAM": ("--encoder_adapter False", "ft-sam"),
-        "SAM-Med2D": ("--encoder_adapter True", "sam-med2d"),
+        "SAM-Med2D": ("--encoder_adapter True --replay phantoms", "sam-med2d"),
     }
     # validated once, so that best.pth is the last epoch: the rate ends at zero, and few slices would choose by chance
     epochs = f"--epochs {args.epochs} --validate_every {args.epochs}"

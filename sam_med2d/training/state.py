@@ -41,6 +41,8 @@ MUST_AGREE = (
     "mask_num",
     "augment",
     "balance",
+    "replay",
+    "replay_share",
     "iter_point",
     "point_list",
     "keep_clicks",
