@@ -3,9 +3,11 @@
     python scripts/demo.py
 
 "SAM" is the small model pretrained on phantoms, as it is; "FT-SAM" fine-tunes its decoder side; "SAM-Med2D" adds
-adapters to the encoder. Each step is a command of train.py or test.py, printed as a user would type it.
-Leaves in workdir/demo: report.md with the table, compare_{mode}.png, and the runs with their checkpoints, TensorBoard
-logs, overlays and report.html.
+adapters to the encoder; "refined" adds the refinement network too, and more clicks in training.
+
+Each step is a command of train.py or test.py, printed as a user would type it.
+Leaves in workdir/demo: report.md with the table, compare_{mode}.png, clicks.png with Dice over clicks, and the runs with
+their checkpoints, TensorBoard logs, overlays and report.html.
 """
 
 import argparse
@@ -21,15 +23,25 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sam_med2d.evaluation.curves import click_curves
+from sam_med2d.evaluation.estimates import summarise
+from sam_med2d.evaluation.rows import read_rows
 from sam_med2d.image_files import write_png
 
 WEIGHTS = "small"
-MODES = ("bbox", "1pt", "3pts", "5pts")
+MODES = ("bbox", "1pt", "3pts", "5pts")  # of the pictures
+SCORED = ("bbox", "1..10pts", "scribble")
+TABLE = (*MODES, "10pts", "scribble")
 FRAME = "--image_size 192"  # the weights are of 128; what is trained says of itself that it is of 192
 TRAINING = (
     "--batch_size 2 --mask_num 4 --lr 3e-4 --adapter_lr 1e-3 --adapter_norm_lr 2e-2 --lr_scheduler cosine --warmup 10 "
-    "--iter_point 1 --keep_clicks --box_shift 4"
+    "--keep_clicks --box_shift 4"
 )
+AS_EVER, REFINED = "--iter_point 1", "--refine True --refine_lr 2e-3 --iter_point 2 --point_list 1 2 4 8"
+SHARE_OF_EPOCHS = 0.85  # of the refined one, whose batches are longer
 LABEL_WIDTH = 110  # pixels
 
 
@@ -45,15 +57,20 @@ def main() -> None:
     started = time.monotonic()
     runs = {
         "SAM": (f"--sam_checkpoint {WEIGHTS} {FRAME}", None),
-        "FT-SAM": ("--encoder_adapter False", "ft-sam"),
-        "SAM-Med2D": ("--encoder_adapter True --replay phantoms", "sam-med2d"),
+        "FT-SAM": (f"--encoder_adapter False {AS_EVER}", "ft-sam"),
+        "SAM-Med2D": (f"--encoder_adapter True --replay phantoms {AS_EVER}", "sam-med2d"),
+        "refined": (f"--encoder_adapter True {REFINED}", "refined"),
     }
-    # validated once, so that best.pth is the last epoch: the rate ends at zero, and few slices would choose by chance
-    epochs = f"--epochs {args.epochs} --validate_every {args.epochs}"
+
+    def epochs(trained: str) -> str:
+        """Validated once, so that best.pth is the last epoch: the rate ends at zero; few slices choose by chance."""
+        count = max(1, int(args.epochs * SHARE_OF_EPOCHS)) if trained == "refined" else args.epochs
+        return f"--epochs {count} --validate_every {count}"
+
     train_side_by_side(
         {
-            trained: f"train.py --num_workers 0 {FRAME} {flags} --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} "
-            f"--overwrite --work_dir {args.work_dir} --run_name {trained}"
+            trained: f"train.py --num_workers 0 {FRAME} {flags} --sam_checkpoint {WEIGHTS} {epochs(trained)} "
+            f"{TRAINING} --overwrite --work_dir {args.work_dir} --run_name {trained}"
             for flags, trained in runs.values()
             if trained
         },
@@ -62,14 +79,18 @@ def main() -> None:
     for flags, trained in runs.values():
         if trained:
             flags = f"--sam_checkpoint {args.work_dir}/models/{trained}/best.pth"
-        run(f"test.py --num_workers 0 {flags} --work_dir {args.work_dir} --run_name {trained or 'sam'} --save_pred")
+        run(
+            f"test.py --num_workers 0 {flags} --work_dir {args.work_dir} --run_name {trained or 'sam'} --save_pred "
+            f"--prompt_modes {' '.join(SCORED)}"
+        )
     folders = {name: ROOT / args.work_dir / (trained or "sam") for name, (_, trained) in runs.items()}
     table = run(
         f"scripts/compare_runs.py {' '.join(str(Path(args.work_dir) / folder.name) for folder in folders.values())} "
-        f"--names {' '.join(folders)} --differences False",
+        f"--names {' '.join(folders)} --modes {' '.join(TABLE)} --differences False",
         read=True,
     )
     pictures = [compare(folders, mode, ROOT / args.work_dir / f"compare_{mode}.png") for mode in MODES]
+    pictures.append(draw_clicks(folders, ROOT / args.work_dir / "clicks.png"))
     minutes = (time.monotonic() - started) / 60
     report = ROOT / args.work_dir / "report.md"
     report.write_text(
@@ -125,6 +146,21 @@ def run(command: str, read: bool = False) -> str | None:
         stdout=subprocess.PIPE if read else None,
     )
     return done.stdout
+
+
+def draw_clicks(folders: dict[str, Path], output: Path) -> Path:
+    """Mean Dice over the number of clicks, a line a run."""
+    axes = Figure(figsize=(6, 3.6), layout="constrained").add_subplot()
+    for marker, (name, folder) in zip("osD^v", folders.items()):
+        curve = click_curves(summarise(read_rows(folder), metrics=["dice"], resamples=1))
+        curve = curve[curve["series"] == "iterative clicks"]
+        axes.plot(curve["clicks"], 100 * curve["mean"], marker=marker, markersize=4, label=name)
+    axes.set(xlabel="clicks", ylabel="Dice, %", ylim=(40, 100))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    axes.figure.savefig(output, dpi=110)
+    return output
 
 
 def compare(folders: dict[str, Path], mode: str, output: Path) -> Path:
