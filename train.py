@@ -35,7 +35,9 @@ from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_mode
 from sam_med2d.stopping import Request, Stopped, at_a_good_moment, raising_stopped
 from sam_med2d.training.embeddings import AGAIN, remember_embeddings
 from sam_med2d.training.learner import Learner, Schedule
+from sam_med2d.training.losses import objective
 from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
+from sam_med2d.training.own_parts import MetricNames, OwnAugmentation, load_loss, load_metric
 from sam_med2d.training.rounds import Recipe, train_batch
 from sam_med2d.training.start import DEFAULT_CHECKPOINT, build_model, check_tuning, settle_model
 from sam_med2d.training.state import Progress, RunState, SavedRun, models_folder, room_for_checkpoints
@@ -82,6 +84,9 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         help="Number of processes that read data ahead of the model. Default: %(default)s.")
     add_flag(group, "--augment", False,
         "Vary the training images: flips, small rotations and scalings, contrast, noise.")
+    group.add_argument("--augment_with", metavar="MODULE:FUNCTION",
+        help="Vary the training images by a function of your own, after --augment if that is on; docs/training.md has "
+             "an example.")
     group.add_argument("--balance", choices=BALANCE_KINDS,
         help="Give each data set, or each class, the same share of every epoch, whatever its size.")
     group.add_argument("--cache", metavar="DIR",
@@ -140,6 +145,9 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--epochs", type=int, default=15,
         help="Number of passes over the training images. Default: %(default)s.")
     group.add_argument("--lr", type=float, default=1e-4, help="Learning rate of Adam. Default: %(default)s.")
+    group.add_argument("--loss", metavar="MODULE:FUNCTION",
+        help="Lower a loss of your own in place of 20 x focal + Dice + the error of the predicted IoU; "
+             "docs/training.md has an example.")
     group.add_argument("--adapter_lr", type=float,
         help="Learning rate of adapters and LoRA pairs, which learn once a batch while the decoder learns in every "
              "round. Default: --lr.")
@@ -179,8 +187,8 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
         "Let corrections follow the best of outputs 1 to 3; False: output 0. All four are trained either way.")
 
     group = parser.add_argument_group("validation, where image2label_val.json or label2image_val.json exists")
-    group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=[*METRICS],
-        help="Metrics of the validation that TensorBoard shows. Default: iou dice.")
+    group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=MetricNames(METRICS),
+        help="Metrics of the validation that TensorBoard shows; your own ones as MODULE:FUNCTION. Default: iou dice.")
     group.add_argument("--validate_every", type=int, default=1, metavar="EPOCHS",
         help="Validate, and draw pictures, after so many epochs and after the last. Default: %(default)s.")
     group.add_argument("--prompt_modes", nargs="+", type=mode_name, default=[*DEFAULT_MODES],
@@ -204,6 +212,11 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         if rate is not None and not 0 < rate < math.inf:
             parser.error(f"--{name} must be above 0, not {rate}")
     check_tuning(parser, args)
+    if args.loss:
+        load_loss(args.loss)
+    for name in args.metrics:
+        if ":" in name:
+            load_metric(name)
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -214,6 +227,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         box_shift=args.box_shift,
         multimask=args.multimask,
         seed=args.seed,
+        loss=load_loss(args.loss) if args.loss else objective,
     )
 
 
@@ -258,7 +272,15 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     # everything that can be known to be wrong is found before any training
     plan = None if saved else settle_model(args)
     dataset = TrainingDataset(
-        args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache, args.balance
+        args.data_path,
+        args.image_size,
+        "train",
+        args.mask_num,
+        args.augment,
+        args.seed,
+        args.cache,
+        args.balance,
+        OwnAugmentation(args.augment_with) if args.augment_with else None,
     )
     loader = train_loader(dataset, args.batch_size, args.num_workers, args.seed)
     validation = validation_loader(args)

@@ -17,6 +17,7 @@ from sam_med2d.prompts.clicks import Clicks, boxes_of, clicks_in, clicks_on, cor
 from sam_med2d.seeds import seed_of
 from sam_med2d.training.learner import Learner
 from sam_med2d.training.losses import objective, refinement_loss
+from sam_med2d.training.own_parts import Loss
 from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of, look, low_resolution, ranked
 
 
@@ -26,7 +27,8 @@ class Recipe(NamedTuple):
     corrections: rounds that follow the first prompt; click_counts: of a correction, one is drawn from these;
     keep_clicks: a correction's clicks join those before them (as in test.py) instead of replacing them (the paper);
     box_shift: by how many pixels of the frame a starting box may be moved; multimask: corrections follow the best of
-    outputs 1 to 3, else output 0; seed: of every draw, together with the number of the batch in the run.
+    outputs 1 to 3, else output 0; seed: of every draw, together with the number of the batch in the run; loss: what is
+    lowered, as `losses.objective`.
     """
 
     corrections: int = 8
@@ -35,6 +37,7 @@ class Recipe(NamedTuple):
     box_shift: int = 5
     multimask: bool = True
     seed: int = 0
+    loss: Loss = objective
 
 
 class Round(NamedTuple):
@@ -132,6 +135,7 @@ def judge(
     multimask: bool,
     details: Tensor | None = None,
     prompts: Prompts | None = None,
+    loss: Loss = objective,
 ) -> Round:
     """Score a prediction (all four outputs) and choose the output that the next round corrects.
 
@@ -140,7 +144,7 @@ def judge(
     truth of an object that was meant otherwise, until the guesses are one.
     """
     logits = model.upscale(prediction.logits)
-    losses = objective(prediction, logits, masks)
+    losses = loss(prediction, logits, masks)
     outputs = MULTIPLE if multimask else SINGLE
     with torch.no_grad():
         guesses = Prediction(prediction.logits[:, outputs], prediction.iou[:, outputs])
@@ -185,7 +189,7 @@ def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step
         seen = look(model, batch.images, batch.content).rows(batch.image_index)
         start = starting_prompts(masks, uniform, odd_from_box=draw.random() < 0.5, box_shift=recipe.box_shift)
         prediction = predict_start(model, seen.embeddings, start)
-        last = judge(model, "start", prediction, masks, recipe.multimask, seen.details, start.of_all())
+        last = judge(model, "start", prediction, masks, recipe.multimask, seen.details, start.of_all(), recipe.loss)
     learner.step(last.losses["loss"])
     rounds = [detached(last)]
     dice = {
@@ -204,7 +208,9 @@ def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step
             prediction = model.predict(embeddings, prompts, multimask_output=None)
             details = model.details(batch.images, batch.content)
             own = None if details is None else details[batch.image_index]
-            last = judge(model, "clicks" if clicks else "mask", prediction, masks, recipe.multimask, own, prompts)
+            last = judge(
+                model, "clicks" if clicks else "mask", prediction, masks, recipe.multimask, own, prompts, recipe.loss
+            )
         learner.step(last.losses["loss"])
         rounds.append(detached(last))
 

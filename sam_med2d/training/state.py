@@ -40,6 +40,8 @@ MUST_AGREE = (
     "batch_size",
     "mask_num",
     "augment",
+    "augment_with",
+    "loss",
     "balance",
     "iter_point",
     "point_list",
