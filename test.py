@@ -45,7 +45,7 @@ from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import owned
 from sam_med2d.prompts.annotators import CLICK_STRATEGIES, annotator_of
 from sam_med2d.prompts.files import write_prompts
-from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, mode_name, parse_mode
+from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, mode_name, parse_mode, parse_modes
 from sam_med2d.provenance import provenance
 from sam_med2d.stopping import Stopped
 from segment_anything import sam_model_registry
@@ -111,14 +111,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         type=mode_name,
         metavar="MODE",
-        help="bbox, bbox_jitter5, iterative clicks 1pt 3pts ..., bbox+2pts, clicks at once 3shot ..., mask; "
-        f"default: {' '.join(DEFAULT_MODES)}",
+        help="bbox, bbox_jitter5, bbox_drawn, iterative clicks 1pt 3pts ... or 1..20pts, bbox+2pts, clicks at once "
+        "3shot ..., strokes scribble 3scribbles bbox+scribble, lasso, mask; and behind any of them @best, the best of "
+        f"the answers, or @swapped, the answer to another object's prompts; default: {' '.join(DEFAULT_MODES)}",
     )
     group.add_argument("--box_jitter", nargs="+", type=int, default=[], metavar="PIXELS",
         help="Also score boxes whose sides are moved by up to so many pixels of the frame; each number is a mode.")
     group.add_argument("--click_strategy", choices=CLICK_STRATEGIES, default="random",
-        help="Where an iterative click goes: on a random wrong pixel, or into the centre of the largest error. "
-             "Default: %(default)s.")
+        help="Where an iterative click goes: on a random wrong pixel, into the centre of the largest error, or near "
+             "it, as people click. Default: %(default)s.")
     add_flag(group, "--boxes_prompt", None,
         "Ask for the one mode bbox; False: for one mode of clicks, see --iter_point and --point_num.")
     group.add_argument("--iter_point", type=int, help="Ask for one mode of so many iterative clicks.")
@@ -164,7 +165,7 @@ def named_modes(args: argparse.Namespace) -> list[Mode]:
     if args.prompt_modes:
         if single:
             raise ValueError(f"--prompt_modes already says which modes: leave out --{' --'.join(sorted(single))}")
-        return [parse_mode(name) for name in args.prompt_modes]
+        return parse_modes(args.prompt_modes)
     if not single:
         return [parse_mode(name) for name in DEFAULT_MODES]
     for name in ("iter_point", "point_num"):

@@ -31,11 +31,10 @@ from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import check_writable, owned
-from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_mode
+from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_modes
 from sam_med2d.stopping import Request, Stopped, at_a_good_moment, raising_stopped
 from sam_med2d.training.embeddings import AGAIN, remember_embeddings
 from sam_med2d.training.learner import Learner, Schedule
-from sam_med2d.training.losses import objective
 from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
 from sam_med2d.training.own_parts import MetricNames, OwnAugmentation, load_loss, load_metric
 from sam_med2d.training.rounds import Recipe, train_batch
@@ -134,7 +133,7 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     if args.resume == "last":
         args.resume = str(models_folder(args) / "last.pth")
     check_flags(parser, args)
-    args.modes = [parse_mode(name) for name in args.prompt_modes]
+    args.modes = parse_modes(args.prompt_modes)
     return args
 
 
@@ -183,6 +182,13 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--box_shift", type=int, default=5, metavar="PIXELS",
         help="Move each starting box by up to so many pixels of the frame, and by at most half its short side; 5 "
              "suits 256 px. Default: %(default)s.")
+    group.add_argument("--scribble_share", type=float, default=0.0,
+        help="Share of the starts from clicks, and of the corrections, in which a stroke is drawn instead. Default: "
+             "%(default)s.")
+    group.add_argument("--lasso_share", type=float, default=0.0,
+        help="Share of the starts from boxes in which a rough outline is drawn instead. Default: %(default)s.")
+    group.add_argument("--rank_weight", type=float, default=0.0,
+        help="Weight of a loss that ranks the three guesses by their true IoU. Default: %(default)s.")
     add_flag(group, "--multimask", True,
         "Let corrections follow the best of outputs 1 to 3; False: output 0. All four are trained either way.")
 
@@ -203,17 +209,17 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser,
         args,
         positive=("epochs", "batch_size", "mask_num", "image_size", "log_every", "validate_every"),
-        not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup"),
+        not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup", "rank_weight"),
+        shares=("scribble_share", "lasso_share"),
+        rates=("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "refine_lr", "clip_norm", "embeddings_gb"),
     )
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
-    for name in ("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "refine_lr", "clip_norm", "embeddings_gb"):
-        rate = getattr(args, name)
-        if rate is not None and not 0 < rate < math.inf:
-            parser.error(f"--{name} must be above 0, not {rate}")
     check_tuning(parser, args)
     if args.loss:
         load_loss(args.loss)
+        if args.rank_weight:
+            parser.error("--rank_weight is a term of the loss that --loss replaces: leave one of the two out")
     for name in args.metrics:
         if ":" in name:
             load_metric(name)
@@ -227,7 +233,10 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         box_shift=args.box_shift,
         multimask=args.multimask,
         seed=args.seed,
-        loss=load_loss(args.loss) if args.loss else objective,
+        scribble_share=args.scribble_share,
+        lasso_share=args.lasso_share,
+        rank_weight=args.rank_weight,
+        loss=load_loss(args.loss) if args.loss else None,
     )
 
 

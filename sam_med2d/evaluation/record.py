@@ -24,12 +24,12 @@ from sam_med2d.evaluation.evaluate import Scored
 from sam_med2d.evaluation.gallery import Predictions, shown_in_gallery, tiles_of
 from sam_med2d.evaluation.left_out import ZERO
 from sam_med2d.evaluation.parts import Part
-from sam_med2d.evaluation.rows import EMPTY, SCORED, VANISHED, Row
+from sam_med2d.evaluation.rows import ALONE, EMPTY, SCORED, VANISHED, Row
 from sam_med2d.evaluation.surface import surface_metrics
 from sam_med2d.image_files import write_png
 from sam_med2d.outputs import distinct, place, png_name
 from sam_med2d.prompts.files import record_prompts
-from sam_med2d.prompts.modes import Mode
+from sam_med2d.prompts.modes import SWAPPED, Mode
 from segment_anything.geometry import is_paper
 
 WAITING = 8  # images a worker, whose surface metrics are being computed while the model goes on
@@ -74,7 +74,7 @@ def record(
                 ]
             prompts: dict = {key_of(mask): {} for mask in skipped}
             for one in scored:
-                record_prompts(prompts, one.mode, [*map(key_of, one.names)], one.prompts)
+                record_prompts(prompts, one.mode, [*map(key_of, one.names)], one.prompts, one.drawings)
                 if kept and one.mode in shown:
                     kept.add(one, batch.content[image].tolist())
             frames = [batch.vanished[mask].shown_from for mask in skipped if mask in batch.vanished]
@@ -135,6 +135,9 @@ def with_distances(
 def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str, distances: Distances) -> list[Row]:
     """The rows of one image's objects in one mode. strategy: of iterative clicks."""
     mode = scored.mode
+    if mode.scored == SWAPPED and len(scored.names) == 1:
+        mask = scored.names[0]
+        return [{"image": image, "mask": mask, **described[mask], **mode_columns(mode, ""), "status": ALONE}]
     areas = zip(scored.truth.sum(dim=(1, 2)).tolist(), scored.masks.sum(dim=(1, 2)).tolist())
     return [
         {
@@ -171,7 +174,7 @@ def what_is_known(vanished: Vanished | None, size: tuple[int, int], args: argpar
 
 
 def mode_columns(mode: Mode, strategy: str) -> Row:
-    corrected = mode.start == "click" or (mode.start == "box" and mode.clicks)
+    corrected = mode.start == "click" or (mode.start == "box" and mode.clicks and not mode.strokes)
     return {
         "mode": mode.name,
         "strategy": strategy if corrected else None,

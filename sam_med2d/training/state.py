@@ -48,6 +48,9 @@ MUST_AGREE = (
     "keep_clicks",
     "box_shift",
     "multimask",
+    "scribble_share",
+    "lasso_share",
+    "rank_weight",
 )
 OF_THE_PLACE = ("resume", "overwrite", "work_dir", "run_name", "device")  # flags that say where and on what a run runs
 NOT_FLAGS = ("modes",)  # what parse_args makes of flags

@@ -13,7 +13,6 @@ import train
 from sam_med2d.data.datasets import TrainingDataset
 from sam_med2d.errors import UsageError
 from sam_med2d.evaluation.metrics import METRICS
-from sam_med2d.training.losses import objective
 from sam_med2d.training.own_parts import OwnAugmentation
 from tests.training.test_train import (  # noqa: F401
     ROOT,
@@ -77,7 +76,7 @@ def test_an_augmentation_is_a_function_of_the_place(parts: Path, validated: Path
 
 def test_without_the_flag_it_is_the_papers_loss() -> None:
     args = train.parse_args([])
-    assert train.recipe_of(args).loss is objective
+    assert train.recipe_of(args).loss is None
 
 
 WRONG = {
