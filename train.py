@@ -14,10 +14,10 @@ image, step), so a resumed run needs no random state: it draws what the uninterr
 import argparse
 import math
 import os
+import shlex
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
@@ -33,6 +33,7 @@ from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import check_writable, owned
 from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_modes
 from sam_med2d.stopping import Request, Stopped, at_a_good_moment, raising_stopped
+from sam_med2d.training.boards import Boards, Waits, boards_of
 from sam_med2d.training.embeddings import AGAIN, remember_embeddings
 from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
@@ -68,6 +69,9 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
              "%(default)s.")
     group.add_argument("--log_every", type=int, default=10, metavar="STEPS",
         help="Write scalars for TensorBoard after so many batches. Default: %(default)s.")
+
+    group.add_argument("--wandb", nargs="?", const="sam-med2d", metavar="PROJECT",
+        help="Tell Weights & Biases too what TensorBoard is told, in this project; WANDB_MODE=offline keeps it here.")
 
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", default="data_demo",
@@ -312,7 +316,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     if not saved:
         state.start()
     with (
-        SummaryWriter(str(logs), purge_step=progress.step + 1 if saved else None) as board,
+        boards_of(args, logs, progress, resumed=bool(saved)) as board,
         at_a_good_moment() as stop,
     ):
         del saved
@@ -335,6 +339,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
                     error.saved = kept(state)
                 raise
             progress.end_epoch(measured)
+            board.end_epoch(progress.epoch, progress.step)
             state.save()
             if stop and progress.epoch < args.epochs:
                 stop.stop(kept(state))
@@ -344,13 +349,16 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
         print(
             f"best {progress.best_name} {progress.best:.4f} in epoch {progress.best_epoch}: {state.folder / 'best.pth'}"
         )
+        words = ["--sam_checkpoint", state.folder / "best.pth", "--data_path", args.data_path]
+        words += ["--work_dir", args.work_dir, "--run_name", args.run_name]
+        print(f"score it on the test split: python test.py {shlex.join(map(str, words))}")
 
 
 def kept(state: RunState) -> str:
     return f"step {state.progress.step} is in {state.folder / 'last.pth'}; go on with --resume"
 
 
-def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, stop: Request) -> None:
+def train_epoch(state: RunState, loader, recipe: Recipe, board: Boards, stop: Request) -> None:
     """The rest of the epoch that the loader was set to, or its steps until someone asks to stop."""
     args, model, learner, progress = state.args, state.model, state.learner, state.progress
     model.train()
@@ -358,8 +366,9 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
     vanished: dict[str, Vanished] = {}
     window = Window()
     rate = learner.lr
+    waits = Waits(loader)
     bar = tqdm(
-        loader,
+        waits,
         desc=f"epoch {progress.epoch + 1}/{args.epochs}",
         unit="batch",
         dynamic_ncols=True,
@@ -391,6 +400,8 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
             state.save_last()
     if window.count:
         window.write(board, progress.step, rate)
+    for name, value in waits.scalars(model.device).items():
+        board.add_scalar(name, value, progress.step)
     if empty:
         print(f"skipped {len(empty)} empty mask(s), such as {min(empty)}")
     if vanished:

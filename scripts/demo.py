@@ -1,14 +1,18 @@
 """The paper's first table in small, on the MNI152 slices of data_demo/; minutes on two CPU cores.
 
     python scripts/demo.py
+    python scripts/demo.py --all
 
 "SAM" is the small model pretrained on phantoms, as it is; "FT-SAM" fine-tunes its decoder side; "SAM-Med2D" adds
-adapters to the encoder. Each step is a command of train.py or test.py, printed as a user would type it.
+adapters to the encoder. With --all two rows more: "LoRA" trains pairs beside the encoder's attention, which merge into
+SAM's own weights, and "all" trains everything; and a table of what each training took. Each step is a command of
+train.py or test.py, printed as a user would type it.
 Leaves in workdir/demo: report.md with the table, compare_{mode}.png, and the runs with their checkpoints, TensorBoard
 logs, overlays and report.html.
 """
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -22,6 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from sam_med2d.image_files import write_png
+from segment_anything.weight_files import read_checkpoint
 
 WEIGHTS = "small"
 MODES = ("bbox", "1pt", "3pts", "5pts")
@@ -37,6 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", default="workdir/demo")
     parser.add_argument("--epochs", type=int, default=38)
+    parser.add_argument("--all", action="store_true", help="also LoRA pairs, and training everything")
     return parser.parse_args()
 
 
@@ -48,6 +54,9 @@ def main() -> None:
         "FT-SAM": ("--encoder_adapter False", "ft-sam"),
         "SAM-Med2D": ("--encoder_adapter True", "sam-med2d"),
     }
+    if args.all:
+        runs["LoRA"] = ("--tune lora", "lora")
+        runs["all"] = ("--tune all --layer_decay 0.8", "all")
     # validated once, so that best.pth is the last epoch: the rate ends at zero, and few slices would choose by chance
     epochs = f"--epochs {args.epochs} --validate_every {args.epochs}"
     train_side_by_side(
@@ -70,6 +79,9 @@ def main() -> None:
         read=True,
     )
     pictures = [compare(folders, mode, ROOT / args.work_dir / f"compare_{mode}.png") for mode in MODES]
+    if args.all:
+        trained = {name: run_name for name, (_, run_name) in runs.items() if run_name}
+        table = f"{table}\n{table_of_trainings(trained, ROOT / args.work_dir)}"
     minutes = (time.monotonic() - started) / 60
     report = ROOT / args.work_dir / "report.md"
     report.write_text(
@@ -112,6 +124,19 @@ def train_side_by_side(commands: dict[str, str], folder: Path) -> None:
     failed = [name for name, process in running if process.wait()]
     if failed:
         raise SystemExit(f"error: training {' and '.join(failed)} failed; its output is above or in {folder}/*.log")
+
+
+def table_of_trainings(runs: dict[str, str], folder: Path) -> str:
+    """What each training took, from its checkpoint and its log.jsonl. runs: {title: name of the run}."""
+    lines = ["| training | parameters trained | minutes | memory, GB |", "|---|---:|---:|---:|"]
+    for title, name in runs.items():
+        trained = read_checkpoint(folder / "models" / name / "last.pth")["optimizer"]["state"]
+        count = sum(moments["exp_avg"].numel() for moments in trained.values())
+        epochs = [json.loads(line) for line in (folder / "logs" / name / "log.jsonl").read_text().splitlines()]
+        minutes = sum(epoch["epoch/seconds"] for epoch in epochs) / 60
+        memory = max(epoch["epoch/memory_gb"] for epoch in epochs)
+        lines.append(f"| {title} | {count / 1e6:.2f} M | {minutes:.1f} | {memory:.2f} |")
+    return "\n".join(lines) + "\n"
 
 
 def run(command: str, read: bool = False) -> str | None:
