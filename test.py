@@ -19,17 +19,20 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
-from torch.utils.data import Subset
+import torch
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.datasets import TestingDataset, test_loader
 from sam_med2d.data.description import Describer
 from sam_med2d.data.index import Index
+from sam_med2d.data.phantoms import PHANTOMS
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.distributed import Processes, join_processes
 from sam_med2d.errors import DataError
 from sam_med2d.evaluation.columns import MAIN_METRICS
+from sam_med2d.evaluation.elsewhere import dice_elsewhere, elsewhere_table, sets_of
 from sam_med2d.evaluation.evaluate import evaluate
 from sam_med2d.evaluation.gallery import GalleryItem, choose_gallery, draw, shown_in_gallery
 from sam_med2d.evaluation.grids import format_table, to_records
@@ -40,7 +43,7 @@ from sam_med2d.evaluation.report import write_report
 from sam_med2d.evaluation.results import Results, write_results
 from sam_med2d.evaluation.rows import read_rows, write_rows
 from sam_med2d.evaluation.summary import all_tables
-from sam_med2d.inference.models import DEFAULT_CHECKPOINT, Plan, plan_model
+from sam_med2d.inference.models import DEFAULT_CHECKPOINT, SMALL, Plan, plan_model
 from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import owned
 from sam_med2d.prompts.annotators import CLICK_STRATEGIES, annotator_of
@@ -48,7 +51,7 @@ from sam_med2d.prompts.files import write_prompts
 from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, mode_name, parse_mode, parse_modes
 from sam_med2d.provenance import provenance
 from sam_med2d.stopping import Stopped
-from segment_anything import sam_model_registry
+from segment_anything import Sam, sam_model_registry
 from segment_anything.files import replacing
 from segment_anything.geometry import EXACT, PROTOCOLS, is_paper
 
@@ -139,6 +142,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--vanished", choices=[LEAVE_OUT, ZERO], default=LEAVE_OUT,
         help="What becomes of objects too small for the frame, of which it shows no pixel: they are in no mean, or "
              "count as not found, with a Dice of 0. Either way they are counted. Default: %(default)s.")
+    group.add_argument("--also", nargs="*", metavar="DATA",
+        help="Ask the model on pictures of other kinds too, beside the weights that its training started from, and say "
+             "what was lost: folders of other data with a test split, or phantoms, which are drawn; none asks nothing. "
+             "Default: phantoms for weights of train.py, else none.")
     # fmt: on
     args = parser.parse_args(argv)
     try:
@@ -213,6 +220,7 @@ def run(args: argparse.Namespace, processes: Processes, folder: Path) -> None:
     describer = Describer(args.data_path, args.metadata, args.class_names)
     describer.check(dataset.index)
     check_no_input(outputs_of(args, folder), inputs_of(args, dataset.index))
+    also = other_sets(args, plan)
     model = plan.build(say).to(device)
     if dataset.index.images_without_masks:
         say(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")
@@ -236,7 +244,27 @@ def run(args: argparse.Namespace, processes: Processes, folder: Path) -> None:
     seconds = record(args, folder, processes.rank, dataset, own, scores, describer, annotator.strategy)
     processes.wait()
     if processes.rank == 0:
-        summarise(args, folder, dataset.index, made_from, processes.count, annotator.strategy, len(dataset) / seconds)
+        lost = what_was_lost(args, plan, model, also, device) if also else None
+        speed = len(dataset) / seconds
+        summarise(args, folder, dataset.index, made_from, processes.count, annotator.strategy, speed, lost)
+
+
+def other_sets(args: argparse.Namespace, plan: Plan) -> dict[str, Dataset]:
+    """The data of --also. Raises DataError where a folder has no test split."""
+    asked = args.also if args.also is not None else [PHANTOMS] if plan.file.flags else []
+    return sets_of([source for source in asked if source != "none"], args.image_size)
+
+
+def what_was_lost(
+    args: argparse.Namespace, plan: Plan, model: Sam, also: dict[str, Dataset], device: torch.device
+) -> pd.DataFrame:
+    """Dice on the data of --also, beside that of the weights that training started from, where they are still there."""
+    now = dice_elsewhere(model, also, device)
+    started_from = str(plan.file.flags.get("sam_checkpoint", ""))
+    if started_from != SMALL and not Path(started_from).is_file():
+        return elsewhere_table(now, None)
+    before = plan_model(started_from, image_size=args.image_size).build(lambda _: None).to(device)
+    return elsewhere_table(now, dice_elsewhere(before, also, device))
 
 
 def outputs_of(args: argparse.Namespace, folder: Path) -> list[Path]:
@@ -273,14 +301,20 @@ def summarise(
     processes: int,
     strategy: str,
     speed: float,
+    lost: pd.DataFrame | None,
 ) -> None:
-    """Merge the parts of all processes; print and write tables, provenance and report. speed: images a second."""
+    """Merge the parts of all processes; print and write tables, provenance and report.
+
+    speed: images a second; lost: of `what_was_lost`.
+    """
     shown_from = merge(args, folder, processes, strategy)
     rows = read_rows(folder)
     left_out = LeftOut(rows, shown_from, args.image_size)
     if not left_out.scored:
         raise DataError(f"{args.data_path}: {left_out.nothing_scored()}")
     tables = all_tables(rows, seed=args.seed)
+    if lost is not None:
+        tables["elsewhere"] = lost
     results = Results(
         means={metric: mean_by_mode(tables["overall"], metric) for metric in args.metrics},
         objects=left_out.scored,
@@ -296,7 +330,7 @@ def summarise(
         tables={name: to_records(table) for name, table in tables.items()},
     )
     write_results(folder, results)
-    for name in ("overall", "noc", "dataset"):
+    for name in ("overall", "noc", "dataset", "elsewhere"):
         if name in tables and len(tables[name]):
             print(f"\n{format_table(tables[name])}")
     print(f"\n{left_out.scored} objects in {len(index)} images, {speed:.1f} images/s")

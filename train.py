@@ -92,6 +92,12 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
              "an example.")
     group.add_argument("--balance", choices=BALANCE_KINDS,
         help="Give each data set, or each class, the same share of every epoch, whatever its size.")
+    group.add_argument("--replay", nargs="*", default=[], metavar="DATA",
+        help="Show pictures of other kinds too, so that the model does not forget them: folders of other data, or "
+             "phantoms, which are drawn; none shows no others. Default: none.")
+    group.add_argument("--replay_share", type=float, default=0.2, metavar="SHARE",
+        help="Number of pictures of --replay for each of --data_path; an epoch takes so much longer. Default: "
+             "%(default)s.")
     group.add_argument("--cache", metavar="DIR",
         help="Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; at "
              "256 px an image takes 64 KB if grey, a mask 8 KB.")
@@ -215,10 +221,20 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         positive=("epochs", "batch_size", "mask_num", "image_size", "log_every", "validate_every"),
         not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup", "rank_weight"),
         shares=("scribble_share", "lasso_share"),
-        rates=("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "refine_lr", "clip_norm", "embeddings_gb"),
+        rates=(
+            "lr",
+            "adapter_lr",
+            "adapter_norm_lr",
+            "lora_alpha",
+            "refine_lr",
+            "clip_norm",
+            "embeddings_gb",
+            "replay_share",
+        ),
     )
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
+    args.replay = [] if args.replay == ["none"] else args.replay
     check_tuning(parser, args)
     if args.loss:
         load_loss(args.loss)
@@ -293,6 +309,8 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
         args.seed,
         args.cache,
         args.balance,
+        args.replay,
+        args.replay_share,
         OwnAugmentation(args.augment_with) if args.augment_with else None,
     )
     loader = train_loader(dataset, args.batch_size, args.num_workers, args.seed)

@@ -52,7 +52,7 @@ def main() -> None:
     runs = {
         "SAM": (f"--sam_checkpoint {WEIGHTS} {FRAME}", None),
         "FT-SAM": ("--encoder_adapter False", "ft-sam"),
-        "SAM-Med2D": ("--encoder_adapter True", "sam-med2d"),
+        "SAM-Med2D": ("--encoder_adapter True --replay phantoms", "sam-med2d"),
     }
     if args.all:
         runs["LoRA"] = ("--tune lora", "lora")

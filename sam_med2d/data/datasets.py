@@ -33,7 +33,9 @@ from sam_med2d.data.batch import Sample, collate, image_tensor
 from sam_med2d.data.cache import PackedCache, open_cache
 from sam_med2d.data.geometry import fit, pad, shrink
 from sam_med2d.data.index import Index, read_index
+from sam_med2d.data.phantoms import PHANTOMS
 from sam_med2d.data.reading import read_image, read_mask
+from sam_med2d.data.replay import Replay
 from sam_med2d.data.samplers import BalancedSampler, EpochSampler, balance_of, stream_of
 from sam_med2d.data.vanishing import vanished_among
 from sam_med2d.errors import DataError
@@ -63,9 +65,12 @@ class TrainingDataset(Dataset):
         seed: int = 0,
         cache: str | os.PathLike | None = None,
         balance: str | None = None,
+        replay: Sequence[str | os.PathLike] = (),
+        replay_share: float = 0.2,
         own_augmentation: OwnAugmentation | None = None,
     ) -> None:
         """cache: folder of packed caches (see cache.py). balance: "dataset" or "class", or None (see samplers.py).
+        replay: folders of other data, or "phantoms"; of them come replay_share pictures for each one of data_path.
         own_augmentation: what varies an image last, see OwnAugmentation; it goes to the workers.
 
         Raises DataError as read_index and balance_of do.
@@ -78,9 +83,23 @@ class TrainingDataset(Dataset):
         self.own_augmentation = own_augmentation
         self.cache = open_cache(cache, self.index, image_size) if cache else None
         self.balance = balance_of(self.index, os.path.abspath(data_path), balance) if balance else None
+        others = [
+            None
+            if source == PHANTOMS
+            else TrainingDataset(
+                source, image_size, "train", mask_num, augment, seed, cache, own_augmentation=own_augmentation
+            )
+            for source in replay
+        ]
+        self.replay = Replay(others, replay_share, len(self.index)) if others else None
 
     def __len__(self) -> int:
-        return len(self.index)
+        """Images that an epoch shows: those of the index, numbered first, and those of other kinds."""
+        return len(self.index) + self.replayed
+
+    @property
+    def replayed(self) -> int:
+        return self.replay.count if self.replay else 0
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Empty masks among those drawn are skipped, so a sample may have fewer rows than mask_num, or none.
@@ -89,6 +108,12 @@ class TrainingDataset(Dataset):
         """
         epoch, index = key
         generator = stream_of(self.seed, epoch, index)
+        if self.replay and index >= len(self.index):
+            return self.replay.sample(generator, self.image_size, self.mask_num)
+        return self.drawn(index, generator)
+
+    def drawn(self, index: int, generator: np.random.Generator) -> Sample:
+        """An image of the index with masks, and changes to them, that the generator draws. Raises DataError."""
         image_name, mask_names = self.index[index]
         shares = self.balance.mask_shares(index) if self.balance else None
         if shares is None:
@@ -243,9 +268,9 @@ def _stamp(path: str) -> int:
 def train_loader(dataset: TrainingDataset, batch_size: int, num_workers: int, seed: int) -> TorchDataLoader:
     """Batches in shuffled order. Call `loader.batch_sampler.set_epoch(epoch, start_batch)` before each epoch."""
     sampler = (
-        BalancedSampler(dataset.balance.groups, len(dataset), batch_size, seed)
+        BalancedSampler(dataset.balance.groups, len(dataset.index), batch_size, seed, replayed=dataset.replayed)
         if dataset.balance
-        else EpochSampler(len(dataset), batch_size, seed)
+        else EpochSampler(len(dataset.index), batch_size, seed, replayed=dataset.replayed)
     )
     return TorchDataLoader(dataset, batch_sampler=sampler, **_loader_options(num_workers))
 

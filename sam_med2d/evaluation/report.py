@@ -63,6 +63,7 @@ def write_report(
             script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
             clusters=objects["cluster"].nunique(),
             overall=grid_of(made["overall"]),
+            elsewhere=grid_of(made["elsewhere"]) if "elsewhere" in made else None,
             noc=grid_of(made["noc"]) if len(made["noc"]) else None,
             calibration=grid_of(made["calibration"]) if len(made["calibration"]) else None,
             totals=TOTALS,

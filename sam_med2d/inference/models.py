@@ -64,6 +64,9 @@ def add_backend_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--encoder_model", metavar="FILE.onnx", help="what sam-med2d export-encoder wrote")
     group.add_argument("--decoder_model", metavar="FILE.onnx", help="what sam-med2d export-decoder wrote")
     group.add_argument(
+        "--refinement_model", metavar="FILE.onnx", help="what it wrote beside, of a model with a refinement network"
+    )
+    group.add_argument(
         "--precision",
         choices=[*PRECISIONS],
         default="float32",
@@ -80,8 +83,11 @@ def add_threads_flag(group: argparse._ActionsContainer, default: int | None = No
 def check_backend(args: argparse.Namespace) -> None:
     """Raises UsageError where the flags of `add_backend_flags` contradict each other."""
     exported = [args.encoder_model, args.decoder_model]
-    if args.backend == PYTORCH and any(exported):
-        raise UsageError("--encoder_model and --decoder_model are exported files: say with which --backend they run")
+    if args.backend == PYTORCH and any((*exported, args.refinement_model)):
+        raise UsageError(
+            "--encoder_model, --decoder_model and --refinement_model are exported files: say with which --backend they "
+            "run"
+        )
     if args.backend != PYTORCH and not all(exported):
         raise UsageError(
             f"--backend {args.backend} needs --encoder_model and --decoder_model, the two files of an export"
@@ -97,7 +103,12 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
     check_backend(args)
     if args.backend != PYTORCH:
         return open_runtime(
-            args.backend, args.encoder_model, args.decoder_model, threads=args.threads, precision=args.precision
+            args.backend,
+            args.encoder_model,
+            args.decoder_model,
+            args.refinement_model,
+            threads=args.threads,
+            precision=args.precision,
         )
     if args.threads:
         torch.set_num_threads(args.threads)

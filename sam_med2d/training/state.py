@@ -47,6 +47,8 @@ MUST_AGREE = (
     "augment_with",
     "loss",
     "balance",
+    "replay",
+    "replay_share",
     "iter_point",
     "point_list",
     "keep_clicks",
