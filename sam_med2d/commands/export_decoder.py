@@ -29,6 +29,7 @@ from sam_med2d.export.parity import PROMPT_KINDS, decoder_differences, given, pr
 from sam_med2d.inference.backends import LOGITS, PROBABILITIES, REFINED, RuntimeDecoder, Session, decoder_inputs
 from segment_anything import Sam, SamPredictor
 from segment_anything.geometry import PAPER
+from segment_anything.zoom import NEVER
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         return max(value for by_output in found.values() for value in by_output.values())
 
     def feeds(session: Session, images: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
-        predictor, made = SamPredictor(model), []
+        predictor, made = SamPredictor(model, zoom=NEVER), []
         for number, image in enumerate(images):
             predictor.set_image(image, "BGR")
             made += [

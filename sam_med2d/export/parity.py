@@ -14,6 +14,7 @@ from sam_med2d.inference.backends import RuntimeRefinement, Session, decoder_inp
 from sam_med2d.prompts.modes import parse_mode
 from segment_anything import FOREGROUND, Prediction, Prompts, Sam, SamPredictor, best_of
 from segment_anything.geometry import EXACT, back
+from segment_anything.zoom import NEVER
 
 TABLE_MODES = ("bbox", "1pt", "3pts")
 
@@ -24,7 +25,7 @@ PROMPT_KINDS = ("box", "point", "points", "box + point", "mask", "box + mask", "
 
 def encoder_difference(model: Sam, session: Session, images: list[np.ndarray]) -> float:
     """The largest difference of any embedding. images: (H, W, 3) BGR, of any sizes."""
-    predictor, largest = SamPredictor(model), 0.0
+    predictor, largest = SamPredictor(model, zoom=NEVER), 0.0
     for image in images:
         predictor.set_image(image, "BGR")
         found = session(encoder_inputs(model, session, image))["image_embeddings"]
@@ -36,7 +37,7 @@ def encoder_inputs(model: Sam, session: Session, image: np.ndarray) -> dict[str,
     """A BGR image -> what the encoder's graph reads."""
     if len(session.inputs["input_image"]) == 3:
         return {"input_image": image.astype(np.float32)}
-    frame = SamPredictor(model).transform.apply_image(image).transpose(2, 0, 1)[None]
+    frame = SamPredictor(model, zoom=NEVER).transform.apply_image(image).transpose(2, 0, 1)[None]
     return {"input_image": model.preprocess(torch.from_numpy(frame.copy()).to(model.device)).cpu().numpy()}
 
 
@@ -64,7 +65,7 @@ def decoder_differences(
 
     Of one set of random prompts for each image, kind and number of objects; masks are compared at the image's size.
     """
-    predictor = SamPredictor(model)
+    predictor = SamPredictor(model, zoom=NEVER)
     differences: dict[str, dict[str, float]] = {kind: {} for kind in PROMPT_KINDS}
     for number, image in enumerate(images):
         predictor.set_image(image, "BGR")
@@ -142,7 +143,7 @@ def agreement(model: Sam, other: Sam, images: list[np.ndarray], protocol: str = 
     for number, image in enumerate(images):
         found, predictors = [], []
         for one in (model, other):
-            predictors.append(SamPredictor(one, protocol))
+            predictors.append(SamPredictor(one, protocol, NEVER))
             predictors[-1].set_image(image, "BGR")
             found.append(predictors[-1].decode(prompts_of("box", 8, model.image_size, number), True))
         if found[0].iou.shape != found[1].iou.shape:

@@ -20,7 +20,9 @@ from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.inference.backends import BACKENDS, PRECISIONS, open_runtime
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import Architecture, WeightFile, check_is_sam, fit_weights, open_weights
+from segment_anything.errors import UserError
 from segment_anything.predictor import Segmenter
+from segment_anything.zoom import AUTO, Zoom
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
 SMALL = "small"  # says as a checkpoint: the weights of this package
@@ -73,6 +75,27 @@ def add_backend_flags(parser: argparse.ArgumentParser) -> None:
         help="in which --backend openvino computes the encoder; default: %(default)s",
     )
     add_threads_flag(group)
+
+
+def add_zoom_flag(group: argparse._ActionsContainer, default: str = AUTO) -> None:
+    group.add_argument(
+        "--zoom",
+        type=zoom_of,
+        default=default,
+        metavar="WHEN",
+        help="look closer at objects, in a crop that fills the frame: auto (those that are small in the picture), "
+        "always, never, or a number: always, the sides of the crop as a multiple of the object's box; "
+        "default: %(default)s",
+    )
+
+
+def zoom_of(text: str) -> str:
+    """An argparse type: what somebody says of zooming, as it is. Raises ArgumentTypeError: nothing that zooms."""
+    try:
+        Zoom.of(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def add_threads_flag(group: argparse._ActionsContainer, default: int | None = None) -> None:
