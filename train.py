@@ -37,7 +37,7 @@ from sam_med2d.training.boards import Boards, Waits, boards_of
 from sam_med2d.training.embeddings import AGAIN, remember_embeddings
 from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
-from sam_med2d.training.own_parts import MetricNames, OwnAugmentation, load_loss, load_metric
+from sam_med2d.training.own_parts import MetricNames, OwnAugmentation, load_loss, load_metrics
 from sam_med2d.training.rounds import Recipe, train_batch
 from sam_med2d.training.start import DEFAULT_CHECKPOINT, build_model, check_tuning, settle_model
 from sam_med2d.training.state import Progress, RunState, SavedRun, models_folder, room_for_checkpoints
@@ -236,13 +236,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("each of --point_list must be at least 1")
     args.replay = [] if args.replay == ["none"] else args.replay
     check_tuning(parser, args)
-    if args.loss:
-        load_loss(args.loss)
-        if args.rank_weight:
-            parser.error("--rank_weight is a term of the loss that --loss replaces: leave one of the two out")
-    for name in args.metrics:
-        if ":" in name:
-            load_metric(name)
+    if args.loss and args.rank_weight:
+        parser.error("--rank_weight is a term of the loss that --loss replaces: leave one of the two out")
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -299,6 +294,8 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     seed_everything(args.seed)
 
     # everything that can be known to be wrong is found before any training
+    recipe = recipe_of(args)
+    load_metrics(args.metrics)
     plan = None if saved else settle_model(args)
     dataset = TrainingDataset(
         args.data_path,
@@ -341,7 +338,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
         for epoch in range(progress.epoch, args.epochs):
             start = progress.step - epoch * progress.steps_an_epoch
             loader.batch_sampler.set_epoch(epoch, start)
-            train_epoch(state, loader, recipe_of(args), board, stop)
+            train_epoch(state, loader, recipe, board, stop)
             if stop:
                 state.save_last()
                 stop.stop(kept(state))

@@ -110,6 +110,13 @@ class OwnAugmentation:
         return np.ascontiguousarray(changed[0]), np.ascontiguousarray(changed[1])
 
 
+def load_metrics(names: list[str]) -> None:
+    """Those of a --metrics that are no names of METRICS. Raises UsageError."""
+    for name in names:
+        if ":" in name:
+            load_metric(name)
+
+
 def load_metric(name: str) -> None:
     """Own metric of the validation: (predicted, truth, *, from_logits), (n, H, W) bool -> (n,) floats, as those of
     `metrics.METRICS`, which it joins under `name`. Raises UsageError where it gives something else.
