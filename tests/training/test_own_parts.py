@@ -57,12 +57,14 @@ def test_the_examples_of_the_docs(parts: Path, validated: Path, work: Path) -> N
     assert 0 <= board.Scalars("val_my_parts:volume_similarity/bbox")[0].value <= 1
     values = [board.Scalars(f"loss/{name}")[-1].value for name in ("loss", "tversky", "iou")]
     assert values[0] == pytest.approx(values[1] + values[2], rel=1e-5)
-    fit(validated, work, "--resume", "--epochs", 2)
+    fit(validated, work, "--resume", "--epochs", 2, "--iter_point", 1, "--mask_num", 1)
     assert saved(work)["flags"]["loss"] == "my_parts:tversky"
     fit(validated, parts / "whole", *flags, "--epochs", 2)
     assert differences(saved(work), saved(parts / "whole")) == []
     (parts / "other.py").write_text("from my_parts import tversky\n")
-    assert "--loss my_parts:tversky" in fails(lambda: fit(validated, work, "--resume", "--loss", "other:tversky"))
+    assert "--loss my_parts:tversky" in fails(
+        lambda: fit(validated, work, *flags, "--resume", "--loss", "other:tversky")
+    )
 
 
 def test_an_augmentation_is_a_function_of_the_place(parts: Path, validated: Path) -> None:
