@@ -1,16 +1,19 @@
 """The paper's first table in small, on the MNI152 slices of data_demo/; minutes on two CPU cores.
 
     python scripts/demo.py
+    python scripts/demo.py --all
 
 "SAM" is the small model pretrained on phantoms, as it is; "FT-SAM" fine-tunes its decoder side; "SAM-Med2D" adds
-adapters to the encoder; "refined" adds the refinement network too, and more clicks in training.
-
-Each step is a command of train.py or test.py, printed as a user would type it.
-Leaves in workdir/demo: report.md with the table, compare_{mode}.png, clicks.png with Dice over clicks, and the runs with
-their checkpoints, TensorBoard logs, overlays and report.html.
+adapters to the encoder; "refined" adds the refinement network too, and more clicks in training. With --all two rows
+more: "LoRA" trains pairs beside the encoder's attention, which merge into SAM's own weights, and "all" trains
+everything; and a table of what each training took. Each step is a command of train.py or test.py, printed as a user
+would type it.
+Leaves in workdir/demo: report.md with the table, compare_{mode}.png, clicks.png with Dice over clicks, and the runs
+with their checkpoints, TensorBoard logs, overlays and report.html.
 """
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -30,6 +33,7 @@ from sam_med2d.evaluation.curves import click_curves
 from sam_med2d.evaluation.estimates import summarise
 from sam_med2d.evaluation.rows import read_rows
 from sam_med2d.image_files import write_png
+from segment_anything.weight_files import read_checkpoint
 
 WEIGHTS = "small"
 MODES = ("bbox", "1pt", "3pts", "5pts")  # of the pictures
@@ -38,9 +42,9 @@ TABLE = (*MODES, "10pts", "scribble")
 FRAME = "--image_size 192"  # the weights are of 128; what is trained says of itself that it is of 192
 TRAINING = (
     "--batch_size 2 --mask_num 4 --lr 3e-4 --adapter_lr 1e-3 --adapter_norm_lr 2e-2 --lr_scheduler cosine --warmup 10 "
-    "--keep_clicks --box_shift 4"
+    "--iter_point 1 --keep_clicks --box_shift 4"
 )
-AS_EVER, REFINED = "--iter_point 1", "--refine True --refine_lr 2e-3 --iter_point 2 --point_list 1 2 4 8"
+REFINED = "--encoder_adapter True --refine True --refine_lr 2e-3 --iter_point 2 --point_list 1 2 4 8"
 SHARE_OF_EPOCHS = 0.85  # of the refined one, whose batches are longer
 LABEL_WIDTH = 110  # pixels
 
@@ -49,28 +53,29 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", default="workdir/demo")
     parser.add_argument("--epochs", type=int, default=38)
+    parser.add_argument("--all", action="store_true", help="also LoRA pairs, and training everything")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     started = time.monotonic()
+    fewer = max(1, int(args.epochs * SHARE_OF_EPOCHS))
     runs = {
         "SAM": (f"--sam_checkpoint {WEIGHTS} {FRAME}", None),
-        "FT-SAM": (f"--encoder_adapter False {AS_EVER}", "ft-sam"),
-        "SAM-Med2D": (f"--encoder_adapter True --replay phantoms {AS_EVER}", "sam-med2d"),
-        "refined": (f"--encoder_adapter True {REFINED}", "refined"),
+        "FT-SAM": ("--encoder_adapter False", "ft-sam"),
+        "SAM-Med2D": ("--encoder_adapter True --replay phantoms", "sam-med2d"),
+        "refined": (f"{REFINED} --epochs {fewer} --validate_every {fewer}", "refined"),
     }
-
-    def epochs(trained: str) -> str:
-        """Validated once, so that best.pth is the last epoch: the rate ends at zero; few slices choose by chance."""
-        count = max(1, int(args.epochs * SHARE_OF_EPOCHS)) if trained == "refined" else args.epochs
-        return f"--epochs {count} --validate_every {count}"
-
+    if args.all:
+        runs["LoRA"] = ("--tune lora", "lora")
+        runs["all"] = ("--tune all --layer_decay 0.8", "all")
+    # validated once, so that best.pth is the last epoch: the rate ends at zero, and few slices would choose by chance
+    epochs = f"--epochs {args.epochs} --validate_every {args.epochs}"
     train_side_by_side(
         {
-            trained: f"train.py --num_workers 0 {FRAME} {flags} --sam_checkpoint {WEIGHTS} {epochs(trained)} "
-            f"{TRAINING} --overwrite --work_dir {args.work_dir} --run_name {trained}"
+            trained: f"train.py --num_workers 0 {FRAME} --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} {flags} "
+            f"--overwrite --work_dir {args.work_dir} --run_name {trained}"
             for flags, trained in runs.values()
             if trained
         },
@@ -91,6 +96,9 @@ def main() -> None:
     )
     pictures = [compare(folders, mode, ROOT / args.work_dir / f"compare_{mode}.png") for mode in MODES]
     pictures.append(draw_clicks(folders, ROOT / args.work_dir / "clicks.png"))
+    if args.all:
+        trained = {name: run_name for name, (_, run_name) in runs.items() if run_name}
+        table = f"{table}\n{table_of_trainings(trained, ROOT / args.work_dir)}"
     minutes = (time.monotonic() - started) / 60
     report = ROOT / args.work_dir / "report.md"
     report.write_text(
@@ -133,6 +141,19 @@ def train_side_by_side(commands: dict[str, str], folder: Path) -> None:
     failed = [name for name, process in running if process.wait()]
     if failed:
         raise SystemExit(f"error: training {' and '.join(failed)} failed; its output is above or in {folder}/*.log")
+
+
+def table_of_trainings(runs: dict[str, str], folder: Path) -> str:
+    """What each training took, from its checkpoint and its log.jsonl. runs: {title: name of the run}."""
+    lines = ["| training | parameters trained | minutes | memory, GB |", "|---|---:|---:|---:|"]
+    for title, name in runs.items():
+        trained = read_checkpoint(folder / "models" / name / "last.pth")["optimizer"]["state"]
+        count = sum(moments["exp_avg"].numel() for moments in trained.values())
+        epochs = [json.loads(line) for line in (folder / "logs" / name / "log.jsonl").read_text().splitlines()]
+        minutes = sum(epoch["epoch/seconds"] for epoch in epochs) / 60
+        memory = max(epoch["epoch/memory_gb"] for epoch in epochs)
+        lines.append(f"| {title} | {count / 1e6:.2f} M | {minutes:.1f} | {memory:.2f} |")
+    return "\n".join(lines) + "\n"
 
 
 def run(command: str, read: bool = False) -> str | None:
