@@ -54,8 +54,8 @@ def clicks_of_scribbles(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Strokes of one object -> points (P, 2) float32 and labels (P,), CLICKS_ALONG for each stroke.
 
-    scribbles: polylines (n, 2), each with its label, 1 on the object (as all are without labels), 0 on the background; or
-    a mask (height, width) of the picture: above 0 on the object, below 0 on the background, each connected piece a
+    scribbles: polylines (n, 2), each with its label, 1 on the object (as all are without labels), 0 on the background;
+    or a mask (height, width) of the picture: above 0 on the object, below 0 on the background, each connected piece a
     stroke. size: (height, width). Raises PromptError: outside the picture, another shape, or nothing drawn.
     """
     if isinstance(scribbles, np.ndarray) and scribbles.ndim == 2 and scribbles.shape[1] != 2:
