@@ -14,11 +14,11 @@ image, step), so a resumed run needs no random state: it draws what the uninterr
 import argparse
 import math
 import os
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.batch import Batch, collate
@@ -35,10 +35,12 @@ from sam_med2d.ownership import check_writable, owned
 from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_modes
 from sam_med2d.stopping import Request, Stopped, at_a_good_moment, raising_stopped
 from sam_med2d.training.averaging import Average
+from sam_med2d.training.boards import Boards, boards_of
 from sam_med2d.training.embeddings import AGAIN, remember_embeddings
 from sam_med2d.training.epoch import train_epoch
 from sam_med2d.training.learner import ALONE, Learner, Schedule
-from sam_med2d.training.monitor import PANEL_IMAGES, Board, NoBoard, draw_panels, validate, validation_loader
+from sam_med2d.training.monitor import PANEL_IMAGES, draw_panels, validate, validation_loader
+from sam_med2d.training.own_parts import MetricNames, OwnAugmentation, load_loss, load_metrics
 from sam_med2d.training.rounds import Recipe
 from sam_med2d.training.start import DEFAULT_CHECKPOINT, build_model, check_tuning, settle_model
 from sam_med2d.training.state import Progress, RunState, SavedRun, images_a_step, models_folder, room_for_checkpoints
@@ -80,6 +82,9 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--log_every", type=int, default=10, metavar="STEPS",
         help="Write scalars for TensorBoard after so many batches. Default: %(default)s.")
 
+    group.add_argument("--wandb", nargs="?", const="sam-med2d", metavar="PROJECT",
+        help="Tell Weights & Biases too what TensorBoard is told, in this project; WANDB_MODE=offline keeps it here.")
+
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", default="data_demo",
         help="Folder of the data, with image2label_train.json and, for validation, image2label_val.json. Default: "
@@ -98,6 +103,9 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         help="Number of processes that read data ahead of the model. Default: %(default)s.")
     add_flag(group, "--augment", False,
         "Vary the training images: flips, small rotations and scalings, contrast, noise.")
+    group.add_argument("--augment_with", metavar="MODULE:FUNCTION",
+        help="Vary the training images by a function of your own, after --augment if that is on; docs/training.md has "
+             "an example.")
     group.add_argument("--balance", choices=BALANCE_KINDS,
         help="Give each data set, or each class, the same share of every epoch, whatever its size.")
     group.add_argument("--max_bad_samples", type=int, default=0, metavar="IMAGES",
@@ -170,6 +178,9 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weight_decay", type=float, default=0.0,
         help="Weight decay of matrices and kernels; biases and norms have none. For adamw 0.01 is usual. Default: "
              "%(default)s.")
+    group.add_argument("--loss", metavar="MODULE:FUNCTION",
+        help="Lower a loss of your own in place of 20 x focal + Dice + the error of the predicted IoU; "
+             "docs/training.md has an example.")
     group.add_argument("--adapter_lr", type=float,
         help="Learning rate of adapters and LoRA pairs, which learn once a batch while the decoder learns in every "
              "round. Default: --lr.")
@@ -227,8 +238,8 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
         "Let corrections follow the best of outputs 1 to 3; False: output 0. All four are trained either way.")
 
     group = parser.add_argument_group("validation, where image2label_val.json or label2image_val.json exists")
-    group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=[*METRICS],
-        help="Metrics of the validation that TensorBoard shows. Default: iou dice.")
+    group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=MetricNames(METRICS),
+        help="Metrics of the validation that TensorBoard shows; your own ones as MODULE:FUNCTION. Default: iou dice.")
     group.add_argument("--validate_every", type=int, default=1, metavar="EPOCHS",
         help="Validate, and draw pictures, after so many epochs and after the last. Default: %(default)s.")
     group.add_argument("--prompt_modes", nargs="+", type=mode_name, default=[*DEFAULT_MODES],
@@ -256,6 +267,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     check_tuning(parser, args)
     if args.compile and args.embeddings != AGAIN:
         parser.error(f"--compile is of the encoder, which with --embeddings {args.embeddings} runs once an image")
+    if args.loss and args.rank_weight:
+        parser.error("--rank_weight is a term of the loss that --loss replaces: leave one of the two out")
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -269,6 +282,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         scribble_share=args.scribble_share,
         lasso_share=args.lasso_share,
         rank_weight=args.rank_weight,
+        loss=load_loss(args.loss) if args.loss else None,
     )
 
 
@@ -320,10 +334,12 @@ def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) 
     say = print if processes.leads else lambda *_: None
 
     # everything that can be known to be wrong is found before any training
+    recipe = recipe_of(args)
+    load_metrics(args.metrics)
     plan = None if saved else settle_model(args)
     dataset = TrainingDataset(
         *(args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache, args.balance),
-        *(args.replay, args.replay_share),
+        *(args.replay, args.replay_share, OwnAugmentation(args.augment_with) if args.augment_with else None),
         skip_bad=args.max_bad_samples > 0,
     )
     step_images = images_a_step(vars(args))
@@ -357,22 +373,26 @@ def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) 
         check_writable(state.folder, room_for_checkpoints(model, state.folder, bool(average), args.keep_last))
     if not saved:
         state.start()
-    purged = progress.step + 1 if saved else None
     with (
-        SummaryWriter(str(logs), purge_step=purged) if processes.leads else NoBoard() as board,
+        boards_of(args, logs, progress, resumed=bool(saved)) if processes.leads else Boards([]) as board,
         at_a_good_moment(echoes=processes.count > 1) as stop,
     ):
         del saved
-        train_epochs(state, loader, validation, (panel, dataset.index), board, stop)
+        train_epochs(state, loader, validation, (panel, dataset.index), recipe, board, stop)
     if not progress.best_name:
         say(f"no epoch was validated; the weights are in {state.folder / 'last.pth'}")
     else:
         say(
             f"best {progress.best_name} {progress.best:.4f} in epoch {progress.best_epoch}: {state.folder / 'best.pth'}"
         )
+        words = ["--sam_checkpoint", state.folder / "best.pth", "--data_path", args.data_path]
+        words += ["--work_dir", args.work_dir, "--run_name", args.run_name]
+        say(f"score it on the test split: python test.py {shlex.join(map(str, words))}")
 
 
-def train_epochs(state: RunState, loader, validation, panel: tuple[Batch, Index], board: Board, stop: Request) -> None:
+def train_epochs(
+    state: RunState, loader, validation, panel: tuple[Batch, Index], recipe: Recipe, board: Boards, stop: Request
+) -> None:
     """Those that are left, or as many as --patience has. panel: what is drawn after each, and the index it is of."""
     args, progress, processes, (batch, index) = state.args, state.progress, state.processes, panel
     for epoch in range(progress.epoch, args.epochs):
@@ -381,7 +401,7 @@ def train_epochs(state: RunState, loader, validation, panel: tuple[Batch, Index]
                 print(f"training ends: {progress.waited} validation(s) were no better than epoch {progress.best_epoch}")
             break
         loader.batch_sampler.set_epoch(epoch, progress.step - epoch * progress.steps_an_epoch)
-        if train_epoch(state, loader, recipe_of(args), board, stop):
+        if train_epoch(state, loader, recipe, board, stop):
             state.save_last(final=True)
             stop.stop(kept(state))
         judged: tuple[dict[str, float] | None, ...] = (None if validation else {},)
@@ -397,12 +417,13 @@ def train_epochs(state: RunState, loader, validation, panel: tuple[Batch, Index]
                 error.saved = kept(state)
             raise
         progress.end_epoch(*judged)
+        board.end_epoch(progress.epoch, progress.step)
         state.save()
         if processes.any(bool(stop)) and progress.epoch < args.epochs:
             stop.stop(kept(state))
 
 
-def judge(state: RunState, validation, board: Board) -> tuple[dict[str, float], ...]:
+def judge(state: RunState, validation, board: Boards) -> tuple[dict[str, float], ...]:
     """The validation Dice of each prompt mode, of the weights and of their average, if there is one."""
     if not validation:
         return ({},)

@@ -8,12 +8,13 @@ from sam_med2d.data.batch import Batch
 from sam_med2d.data.vanishing import Vanished, told
 from sam_med2d.errors import DataError
 from sam_med2d.stopping import Request
-from sam_med2d.training.monitor import Board, Late, Window, check_finite
+from sam_med2d.training.boards import Boards, Waits
+from sam_med2d.training.monitor import Late, Window, check_finite
 from sam_med2d.training.rounds import Recipe, Share, train_batch
 from sam_med2d.training.state import RunState
 
 
-def train_epoch(state: RunState, loader, recipe: Recipe, board: Board, stop: Request) -> bool:
+def train_epoch(state: RunState, loader, recipe: Recipe, board: Boards, stop: Request) -> bool:
     """The rest of the epoch that the loader was set to, or its steps until someone asks one of the processes to stop.
 
     -> whether someone did. All processes stop after the same step. Raises DataError where more images cannot be read
@@ -23,8 +24,9 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: Board, stop: Req
     state.model.train()
     empty: set[str] = set()
     vanished: dict[str, Vanished] = {}
+    waits = Waits(loader)
     bar = tqdm(
-        loader,
+        waits,
         desc=f"epoch {progress.epoch + 1}/{args.epochs}",
         unit="batch",
         dynamic_ncols=True,
@@ -57,6 +59,8 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: Board, stop: Req
             watch.read()
             state.save_last()
     watch.close()
+    for name, value in waits.scalars(state.model.device).items():
+        board.add_scalar(name, value, progress.step)
     left_out = processes.gather((empty, vanished))
     empty = {name for names, _ in left_out for name in names}
     vanished = {name: one for _, them in left_out for name, one in them.items()}
@@ -88,7 +92,7 @@ class Watch:
     waits for the device.
     """
 
-    def __init__(self, state: RunState, board: Board, bar: tqdm) -> None:
+    def __init__(self, state: RunState, board: Boards, bar: tqdm) -> None:
         self.state, self.board, self.bar = state, board, bar
         self.window = Window()
         self.pending: tuple[Late, int, int, float] | None = None

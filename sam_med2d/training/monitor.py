@@ -5,9 +5,7 @@ import math
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
@@ -22,32 +20,13 @@ from sam_med2d.distributed import Processes
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.evaluate import Means, evaluate
 from sam_med2d.evaluation.gallery import tiles_of
+from sam_med2d.evaluation.sensitivity import sensitivity, values_of, with_swapped
 from sam_med2d.prompts.annotators import SimulatedAnnotator
 from sam_med2d.prompts.modes import parse_mode
+from sam_med2d.training.boards import Boards
 from segment_anything import Sam
 
 PANEL_IMAGES = 4  # images drawn for TensorBoard after each epoch
-
-
-class Board(Protocol):
-    """What scalars and pictures are written to: TensorBoard's SummaryWriter, or nothing."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-
-    def add_image(self, tag: str, img_tensor: np.ndarray, global_step: int, *, dataformats: str) -> None: ...
-
-
-class NoBoard:
-    """Of a process that does not write."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-
-    def add_image(self, tag: str, img_tensor: np.ndarray, global_step: int, *, dataformats: str) -> None: ...
-
-    def __enter__(self) -> "NoBoard":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 def validation_loader(args: argparse.Namespace, processes: Processes):
@@ -118,7 +97,7 @@ class Window:
     def images_per_second(self) -> float:
         return self.images / (time.monotonic() - self.opened)
 
-    def write(self, board: Board, step: int, rate: float) -> None:
+    def write(self, board: Boards, step: int, rate: float) -> None:
         for name in self.sums:
             board.add_scalar(name, self.mean(name), step)
         board.add_scalar("lr", rate, step)
@@ -129,7 +108,7 @@ def validate(
     model: Sam,
     loader,
     args: argparse.Namespace,
-    board: Board,
+    board: Boards,
     step: int,
     processes: Processes,
     kind: str = "",
@@ -146,14 +125,15 @@ def validate(
     for batch, scored in evaluate(
         model,
         batches,
-        args.modes,
+        with_swapped(args.modes),
         device=model.device,
         annotator=SimulatedAnnotator(args.seed),
         multimask=args.multimask,
         use_amp=args.use_amp,
     ):
         own += [
-            [(one.mode.name, one.values) for one in scored if one.image == image] for image in range(len(batch.images))
+            [(one.mode.name, values_of(one)) for one in scored if one.image == image]
+            for image in range(len(batch.images))
         ]
         empty += len(batch.skipped) - len(batch.vanished)
         vanished |= batch.vanished
@@ -168,19 +148,23 @@ def validate(
     if not means.objects:
         what = f"vanishes: {told(vanished, args.image_size)}" if vanished else "is empty; correct or remove that index"
         raise DataError(f"{args.data_path}: every mask of its val split {what}")
+    prefix = f"{kind}_" if kind else ""
     for metric in args.metrics:
-        for mode, value in means.of(metric).items():
-            board.add_scalar(f"val_{f'{kind}_' * bool(kind)}{metric}/{mode}", value, step)
+        for mode in args.modes:
+            board.add_scalar(f"val_{prefix}{metric}/{mode.name}", means.of(metric)[mode.name], step)
+    for name, value in sensitivity(means, args.modes).items():
+        board.add_scalar(f"val_{prefix}{name}", value, step)
+    of_modes = {mode.name: means.of("dice")[mode.name] for mode in args.modes}
     if processes.leads:
-        said = "  ".join(f"{mode} {value:.4f}" for mode, value in means.of("dice").items())
+        said = "  ".join(f"{mode} {value:.4f}" for mode, value in of_modes.items())
         of = f"{means.objects} objects" + (f", {kind} weights" if kind else "")
         print(f"validation Dice of {of}: {said}" + (f"  ({empty} empty skipped)" if empty else ""))
         if vanished:
             print(f"not validated on: {told(vanished, args.image_size)}")
-    return means.of("dice")
+    return of_modes
 
 
-def draw_panels(model: Sam, batch: Batch, index: Index, args: argparse.Namespace, board: Board, step: int) -> None:
+def draw_panels(model: Sam, batch: Batch, index: Index, args: argparse.Namespace, board: Boards, step: int) -> None:
     """Some training images with predictions, truths and prompts, from a box and after three clicks."""
     for _, scored in evaluate(
         model,

@@ -4,6 +4,7 @@
     best.pth    {"model", "flags", "epoch", the value it was chosen by}: weights alone, for test.py and for use; with
                 --ema "averaged" says which weights
     epoch_N.pth a last.pth after epoch N, with --keep_last
+    in the first two "made_by": versions, commit, command and the hash of the data's index
 
 Files hold tensors and plain values. They are replaced in one step: whoever reads one sees the old or the new one.
 """
@@ -23,9 +24,11 @@ from typing import Any
 from torch import Tensor
 
 from sam_med2d.cli import REMEDIES, disk_line, impossible_values
+from sam_med2d.device import best_device
 from sam_med2d.distributed import Processes
 from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.outputs import run_folder
+from sam_med2d.provenance import provenance
 from sam_med2d.training.averaging import Average
 from sam_med2d.training.embeddings import AGAIN
 from sam_med2d.training.learner import ALONE, Learner
@@ -48,6 +51,8 @@ MUST_AGREE = (
     "seed",
     "mask_num",
     "augment",
+    "augment_with",
+    "loss",
     "balance",
     "replay",
     "replay_share",
@@ -90,10 +95,11 @@ STATE = {
         "best_averaged": (bool,),
         "waited": WHOLE,
     },
+    "made_by": {EACH: (*PLAIN, dict)},
     "flags": {"model_type": (str,), "image_size": WHOLE, "encoder_adapter": (bool,), EACH: PLAIN},
     "average": {EACH: TENSOR},
 }
-OPTIONAL = ("average", "best_averaged", "waited")  # which runs have not always had, or do not all have
+OPTIONAL = ("made_by", "average", "best_averaged", "waited")  # which runs have not always had, or do not all have
 
 
 def models_folder(args: argparse.Namespace) -> Path:
@@ -208,6 +214,16 @@ class SavedRun:
         return flags
 
 
+def made_by(args: argparse.Namespace) -> dict[str, Any]:
+    """The versions, the commit, the words and the index of the data of a run, as plain values; None for unknown ones.
+
+    To be asked for at the start, when the files are those that are read.
+    """
+    found = (Path(args.data_path) / f"{kind}_train.json" for kind in ("image2label", "label2image"))
+    index = next((path for path in found if path.exists()), Path(args.data_path))
+    return {"command": [str(word) for word in sys.argv], **provenance(best_device(args.device), {"data": index})}
+
+
 def misfits(content: object, form: dict | tuple[type, ...], place: str = "it") -> Iterator[str]:
     """What a content lacks of a form as `STATE` has them, a phrase each: "progress has no 'epoch'"."""
     if isinstance(form, tuple):
@@ -264,6 +280,7 @@ class RunState:
         self.bad: set[str] = set()  # what was said of images that cannot be read
         self.failed = False  # whether the last checkpoint could not be written
         self.saved_at = time.monotonic()
+        self.made_by = made_by(args)
 
     def start(self) -> None:
         """With --overwrite the weights of another run would stand there until this one is judged: they go."""
@@ -423,4 +440,4 @@ class RunState:
                 f"last checkpoint in {self.folder}; lower --lr or switch --use_amp off, and --resume"
             )
         flags = {name: value for name, value in vars(self.args).items() if name not in NOT_FLAGS}
-        save_checkpoint({"model": weights, **content, "flags": flags}, self.folder / name)
+        save_checkpoint({"model": weights, **content, "made_by": self.made_by, "flags": flags}, self.folder / name)
