@@ -169,9 +169,9 @@ def group_runs(process: subprocess.Popen) -> bool:
 
 
 def state(folder: Path, name: str) -> dict:
-    """A checkpoint without the flags, of which those of the place differ."""
+    """A checkpoint without what says where it was made."""
     content = torch.load(folder / "models/sam-med2d" / name, weights_only=True)
-    return {key: value for key, value in content.items() if key != "flags"}
+    return {key: value for key, value in content.items() if key not in ("flags", "made_by")}
 
 
 def differences(a: object, b: object, where: str = "") -> list[str]:
