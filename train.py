@@ -331,7 +331,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     if not saved:
         state.start()
     with (
-        boards_of(args, logs, progress, resumed=bool(saved)) as board,
+        boards_of(args, logs, state, resumed=bool(saved)) as board,
         at_a_good_moment() as stop,
     ):
         del saved
