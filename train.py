@@ -374,7 +374,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) 
     if not saved:
         state.start()
     with (
-        boards_of(args, logs, progress, resumed=bool(saved)) if processes.leads else Boards([]) as board,
+        boards_of(args, logs, state, resumed=bool(saved)) if processes.leads else Boards([]) as board,
         at_a_good_moment(echoes=processes.count > 1) as stop,
     ):
         del saved

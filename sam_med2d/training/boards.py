@@ -1,6 +1,6 @@
 """Where scalars and pictures of a run go: TensorBoard, a JSON line an epoch, and Weights & Biases if it is asked for.
 
-    with boards_of(args, logs, progress, resumed=False) as board:
+    with boards_of(args, logs, state, resumed=False) as board:
         board.add_scalar("loss/loss", 0.3, step)
         board.end_epoch(1, step)
 
@@ -21,8 +21,9 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from sam_med2d.json_files import parse_json
-from sam_med2d.training.state import Progress
+from sam_med2d.training.state import RunState
 from segment_anything.files import replacing
+from segment_anything.modeling.tuning import count_trained
 
 LOG = "log.jsonl"
 
@@ -128,17 +129,21 @@ class Boards:
             board.close()
 
 
-def boards_of(args: argparse.Namespace, folder: Path, progress: Progress, resumed: bool) -> Boards:
-    """Those that the flags of a run ask for. folder: of its logs, which is there.
+def boards_of(args: argparse.Namespace, folder: Path, state: RunState, resumed: bool) -> Boards:
+    """Those that the flags of a run ask for, told what is trained. folder: of its logs, which is there.
 
     Raises ModuleNotFoundError where --wandb is given and it is not installed.
     """
+    progress = state.progress
     step = progress.step + 1 if resumed else None
     boards: list[Any] = [EpochLog(folder / LOG, progress.epoch), SummaryWriter(str(folder), purge_step=step)]
     if args.wandb:
         flags = {name: value for name, value in vars(args).items() if name != "modes"}
         boards.append(WandbBoard(args.wandb, args.run_name, folder, flags, resumed))
-    return Boards(boards)
+    board = Boards(boards)
+    for group, count in count_trained(state.model).items():
+        board.add_scalar(f"trained/{group.replace(' ', '_')}", count, progress.step)
+    return board
 
 
 class Waits:
