@@ -16,6 +16,7 @@ import numpy as np
 
 from sam_med2d.data.reading import read_image
 from sam_med2d.errors import DataError
+from sam_med2d.json_files import read_json
 from sam_med2d.limits import MOST_VOXELS
 from sam_med2d.packages import missing_package
 from sam_med2d.volumes.dicom_bytes import is_dicom
@@ -147,6 +148,6 @@ def store(scan: Scan, folder: Path) -> None:
 def restored(folder: Path) -> Scan:
     """What `store` wrote. The slices stay on the disk, and are read where they are looked at."""
     slices = np.load(folder / SLICES, mmap_mode="r", allow_pickle=False)
-    said = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    said = read_json(folder / DESCRIPTION, "open the file again")
     turned, stored = (said[name] and Grid(**said[name]) for name in ("turned", "stored"))
     return Scan(said["name"], slices, turned, stored, said["axis"])
