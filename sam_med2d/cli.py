@@ -74,8 +74,10 @@ def impossible_values(parser: argparse.ArgumentParser, values: dict[str, Any]) -
 def _possible(flag: argparse.Action, value: object) -> bool:
     if value is None:
         return flag.default is None
-    several = flag.nargs in ("+", "*")
+    several = flag.nargs in ("+", "*") or isinstance(flag.nargs, int)
     if several != isinstance(value, list) or (flag.nargs == "+" and not value):
+        return False
+    if isinstance(flag.nargs, int) and isinstance(value, list) and len(value) != flag.nargs:
         return False
     kinds: dict[object, tuple[type, ...]] = {int: (int,), float: (int, float), boolean: (bool,)}
     kind = kinds.get(flag.type, (str,))

@@ -6,7 +6,7 @@ from functools import partial
 from torch import nn
 
 from .checkpoint import load_checkpoint
-from .modeling import ImageEncoder, MaskDecoder, PromptEncoder, Sam
+from .modeling import ImageEncoder, MaskDecoder, PromptEncoder, Refinement, Sam
 from .modeling.image_encoder import EMBEDDING_CHANNELS, PATCH_SIZE
 from .sizes import SIZES
 
@@ -17,12 +17,13 @@ def build_sam(
     model_type: str = "vit_b",
     image_size: int = 256,
     encoder_adapter: bool = True,
+    refine: bool = False,
     checkpoint: str | None = None,
 ) -> Sam:
     """A model with random weights, or those of `checkpoint` (any file that `load_checkpoint` reads).
 
     args: alternatively one Namespace with `image_size`, `encoder_adapter` and `sam_checkpoint`, as the scripts
-    of SAM-Med2D pass it.
+    of SAM-Med2D pass it. refine: with a refinement network, which adds nothing until it is trained.
     """
     if args is not None:
         image_size, encoder_adapter, checkpoint = args.image_size, args.encoder_adapter, args.sam_checkpoint
@@ -31,6 +32,7 @@ def build_sam(
         ImageEncoder(image_size, size.channels, size.depth, size.heads, size.global_blocks, encoder_adapter),
         PromptEncoder(EMBEDDING_CHANNELS, image_size, image_size // PATCH_SIZE),
         MaskDecoder(EMBEDDING_CHANNELS),
+        Refinement() if refine else None,
     )
     _initialise(model)
     if checkpoint is not None:

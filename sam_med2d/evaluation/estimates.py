@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse
 
 from sam_med2d.evaluation.columns import MAIN_METRICS, NOC_LEVELS
-from sam_med2d.evaluation.rows import SCORED
+from sam_med2d.evaluation.rows import measured
 from sam_med2d.prompts.modes import known_mode
 from sam_med2d.seeds import seed_of
 
@@ -36,7 +36,7 @@ def scored(rows: pd.DataFrame) -> pd.DataFrame:
     """
     if "cluster" in rows:
         return rows
-    rows = rows[rows["status"] == SCORED].copy()
+    rows = rows[measured(rows)].copy()
     case = rows["case"].astype(str)
     named = "case|" + rows["dataset"].astype(str) + "|" + case
     rows["cluster"] = named.where(case != "", "image|" + rows["image"].astype(str)).astype("category")
@@ -56,7 +56,7 @@ def scored(rows: pd.DataFrame) -> pd.DataFrame:
 
 def unscored(rows: pd.DataFrame) -> pd.DataFrame:
     """-> columns image, mask, status, modes (how many): one row an object and reason, sorted by mask."""
-    rows = rows[rows["status"] != SCORED]
+    rows = rows[~measured(rows)]
     counted = rows.groupby(["image", "mask", "status"], observed=True, sort=False).size().rename("modes").reset_index()
     return counted.sort_values(["mask", "status"], key=lambda names: names.astype(str)).reset_index(drop=True)
 

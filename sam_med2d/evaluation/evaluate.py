@@ -17,14 +17,15 @@ from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.prompts.annotators import Annotator, SimulatedAnnotator
 from sam_med2d.prompts.clicks import clicks_in, clicks_of, join_clicks
 from sam_med2d.prompts.modes import Mode
-from segment_anything import Prediction, Prompts, Sam, best_of
+from segment_anything import Prediction, Prompts, Sam, Seen, look, low_resolution
+from segment_anything import answer as answer_of
 from segment_anything.geometry import EXACT, is_paper
 
 PIXELS_AT_ONCE = 2**24  # of masks worked on together, 256 objects at 256 px (about 2 GB), however many an image has
 
 
 class Step(NamedTuple):
-    """The chosen output after some prompts: logits (N, 1, S/4, S/4), iou (N, 1)."""
+    """The chosen output after some prompts: logits (N, 1, S/4, S/4), or S where they are refined; iou (N, 1)."""
 
     prediction: Prediction
     prompts: Prompts
@@ -75,11 +76,11 @@ def evaluate(
         scored: list[Scored] = []
         for images, rows in _groups(batch, device):
             with torch.autocast(device.type, amp_dtype(device), enabled=use_amp):
-                embeddings = model.encode(here.images[images], here.content[images])
+                seen = look(model, here.images[images], here.content[images])
                 parts = [
                     answer(
                         model,
-                        embeddings[here.image_index[part] - images.start],
+                        seen.rows(here.image_index[part] - images.start),
                         here.masks[part],
                         batch.mask_names[part],
                         modes,
@@ -126,15 +127,15 @@ def _joined(chunks: tuple[Step, ...]) -> Step:
 
 def answer(
     model: Sam,
-    embeddings: Tensor,
+    seen: Seen,
     masks: Tensor,
     names: list[str],
     modes: list[Mode],
     annotator: Annotator,
     multimask: bool,
 ) -> dict[str, list[Step]]:
-    """All sequences of `modes` for N objects. embeddings: (N, C, h, w); masks: (N, 1, S, S) bool, what prompts come
-    from.
+    """All sequences of `modes` for N objects. seen: of each object's picture; masks: (N, 1, S, S) bool, what prompts
+    come from.
 
     -> {sequence: its steps}, where the last one is of the mode with the most clicks.
     """
@@ -145,13 +146,14 @@ def answer(
     steps = {}
     for sequence, mode in longest.items():
         prompts = annotator.start(mode, masks, names)
-        steps[sequence] = [Step(best_of(model.predict(embeddings, prompts, multimask)), prompts)]
+        steps[sequence] = [Step(answer_of(model, seen, prompts, multimask, best=True), prompts)]
         while clicks_of(prompts) < mode.clicks:
             last = steps[sequence][-1].prediction.logits
             more = annotator.correct(mode, clicks_of(prompts), masks, model.upscale(last) > 0, names)
             points, labels = join_clicks(clicks_in(prompts), more)
-            prompts = Prompts(points, labels, prompts.boxes, last.float().sigmoid())
-            steps[sequence].append(Step(best_of(model.predict(embeddings, prompts, multimask)), prompts))
+            earlier = low_resolution(last, model.image_size).float().sigmoid()
+            prompts = Prompts(points, labels, prompts.boxes, earlier)
+            steps[sequence].append(Step(answer_of(model, seen, prompts, multimask, best=True), prompts))
     return steps
 
 

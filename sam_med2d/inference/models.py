@@ -46,6 +46,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(
         group, "--encoder_adapter", None, "False on a file with adapters leaves them out; default: what the file has"
     )
+    add_flag(group, "--refine", None, "False leaves the refinement network of a file out; default: what the file has")
     group.add_argument("--device", help="default: cuda, mps or cpu, the best there is")
 
 
@@ -110,6 +111,7 @@ def load_model(args: argparse.Namespace) -> Sam:
         model_type=args.model_type,
         image_size=args.image_size,
         encoder_adapter=args.encoder_adapter,
+        refine=args.refine,
         device=args.device,
     )
 
@@ -142,6 +144,7 @@ class Plan(NamedTuple):
     image_size: int
     encoder_adapter: bool
     differences: list[str]
+    refine: bool = False
 
     def warn(self) -> None:
         for difference in self.differences:
@@ -149,7 +152,9 @@ class Plan(NamedTuple):
 
     def build(self, say: Callable[[object], None] = print) -> Sam:
         """The model with the weights of the file, on the CPU; says how they fit. Raises CheckpointError."""
-        model = sam_model_registry[self.model_type](image_size=self.image_size, encoder_adapter=self.encoder_adapter)
+        model = sam_model_registry[self.model_type](
+            image_size=self.image_size, encoder_adapter=self.encoder_adapter, refine=self.refine
+        )
         say(fit_weights(model, self.file))
         return model
 
@@ -160,14 +165,15 @@ def plan_model(
     model_type: str | None = None,
     image_size: int | None = None,
     encoder_adapter: bool | None = None,
+    refine: bool | None = None,
     usual_size: Callable[[Architecture], int] = lambda found: found.image_size,
-    may_add_adapters: bool = False,
+    may_add_parts: bool = False,
 ) -> Plan:
     """Read a weight file and settle what becomes of it; what is not given is as the file says.
 
     checkpoint: a path, or SMALL for the weights that come with this package.
-    usual_size: the image size where none is given. may_add_adapters: encoder_adapter=True on a file without adapters
-    is no difference, since new ones are to be trained.
+    usual_size: the image size where none is given. may_add_parts: adapters or a refinement network that the file has
+    not are no difference, since new ones are to be trained.
     Raises CheckpointError, UsageError.
     """
     file = open_weights(weights_file(checkpoint))
@@ -187,11 +193,16 @@ def plan_model(
             f"--image_size {size}, but {file.path} was trained at {found.image_size} px; without the flag "
             "the file's is taken"
         )
-    if adapters and not has_adapters and not may_add_adapters:
+    refined = found.refinement if refine is None else refine
+    if adapters and not has_adapters and not may_add_parts:
         differences.append(f"--encoder_adapter True, but {file.path} has no adapters; new ones add nothing")
     if has_adapters and not adapters:
         differences.append(f"--encoder_adapter False, but {file.path} has adapters, which are left out")
-    return Plan(file, model_type, size, adapters, differences)
+    if refined and not found.refinement and not may_add_parts:
+        differences.append(f"--refine True, but {file.path} has no refinement network; a new one adds nothing")
+    if found.refinement and not refined:
+        differences.append(f"--refine False, but {file.path} has a refinement network, which is left out")
+    return Plan(file, model_type, size, adapters, differences, refined)
 
 
 def open_model(
@@ -200,6 +211,7 @@ def open_model(
     model_type: str | None = None,
     image_size: int | None = None,
     encoder_adapter: bool | None = None,
+    refine: bool | None = None,
     device: str | None = None,
 ) -> Sam:
     """The model of a weight file, on its device; what is not given is as the file says.
@@ -207,7 +219,9 @@ def open_model(
     checkpoint: a path, or SMALL for the weights that come with this package. Raises CheckpointError, UsageError.
     """
     on = best_device(device)
-    plan = plan_model(checkpoint, model_type=model_type, image_size=image_size, encoder_adapter=encoder_adapter)
+    plan = plan_model(
+        checkpoint, model_type=model_type, image_size=image_size, encoder_adapter=encoder_adapter, refine=refine
+    )
     plan.warn()
     return plan.build().to(on)
 

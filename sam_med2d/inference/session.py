@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sam_med2d.coco import Annotations
 from sam_med2d.errors import DataError
 from sam_med2d.image_files import write_png
 from sam_med2d.inference.uploads import Scan, read_upload, write_volume_labels
 from sam_med2d.outputs import below
-from segment_anything import ObjectPrompt, SamPredictor
+from segment_anything import ObjectPrompt, SamPredictor, Seen
 from segment_anything.files import replacing
 from segment_anything.predictor import Segmenter
 
@@ -91,7 +90,7 @@ class AnnotationSession:
     current: int = 0
     model: str = ""
     actions: list[Action] = field(default_factory=list)
-    embeddings: OrderedDict[tuple, Tensor] = field(default_factory=OrderedDict)
+    embeddings: OrderedDict[tuple, Seen] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         self.model = self.model or next(iter(self.models))
@@ -222,9 +221,9 @@ class AnnotationSession:
             predictor.set_embedding(self.embeddings[key], self.size())
             return predictor
         predictor.set_image(scan.picture(self.slice if number is None else number, self.window), "BGR")
-        self.embeddings[key] = embedding = predictor.get_image_embedding()
-        most = max(1, KEPT_BYTES // (embedding.numel() * embedding.element_size()))
-        while len(self.embeddings) > most:
+        self.embeddings[key] = seen = predictor.seen()
+        size = sum(part.numel() * part.element_size() for part in seen if part is not None)
+        while len(self.embeddings) > max(1, KEPT_BYTES // size):
             self.embeddings.popitem(last=False)
         return predictor
 

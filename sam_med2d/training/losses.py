@@ -5,13 +5,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam_med2d.evaluation.metrics import iou
-from segment_anything import Prediction
+from segment_anything import ABSENT, Prediction, Prompts
+from segment_anything.modeling.refinement import gaussians
 
 WEIGHTS = {"focal": 20.0, "dice": 1.0, "iou": 1.0}  # SAM paper, appendix A, "Losses"; SAM-Med2D paper, 3.3
 
 # Of the three guesses the best one learns from an object, and the others a little: a guess that is never the
 # best would otherwise never learn (relaxed winner-takes-all, Rupprecht et al. 2017, eq. 11).
 SHARE_OF_OTHERS = 0.1
+
+
+# Around a click a pixel of the refined logits counts more: there a person looks whether it was heard.
+NEAR_CLICKS, NEAR_SIGMA = 4.0, 6.0  # how much more at the click itself, and the pixels that it reaches
 
 
 def focal(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
@@ -28,6 +33,20 @@ def dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
     overlap = (probability * target).sum(dim=(2, 3))
     size = probability.sum(dim=(2, 3)) + target.sum(dim=(2, 3))
     return 1 - (2 * overlap + smooth) / (size + smooth)
+
+
+def refinement_loss(logits: Tensor, masks: Tensor, prompts: Prompts) -> Tensor:
+    """Cross-entropy, weighted around clicks, plus Dice of the refined logits, a scalar.
+
+    logits: (N, 1, S, S); masks: (N, 1, S, S) bool.
+    """
+    logits, target = logits.float(), masks.float()
+    weight = torch.ones_like(target)
+    if prompts.points is not None and prompts.labels is not None:
+        near = gaussians(prompts.points, prompts.labels != ABSENT, NEAR_SIGMA, masks.shape[-1], 1)
+        weight = weight + NEAR_CLICKS * near[:, None]
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (weight * cross_entropy).mean() + dice(logits, target).mean()
 
 
 def iou_error(predicted_iou: Tensor, logits: Tensor, target: Tensor) -> Tensor:

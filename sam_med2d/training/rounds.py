@@ -16,8 +16,8 @@ from sam_med2d.evaluation.metrics import dice
 from sam_med2d.prompts.clicks import Clicks, boxes_of, clicks_in, clicks_on, corrective_clicks, join_clicks, shift_boxes
 from sam_med2d.seeds import seed_of
 from sam_med2d.training.learner import Learner
-from sam_med2d.training.losses import objective
-from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of
+from sam_med2d.training.losses import objective, refinement_loss
+from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of, look, low_resolution, ranked
 
 
 class Recipe(NamedTuple):
@@ -68,6 +68,14 @@ class StartingPrompts(NamedTuple):
             points[self.click_rows], labels[self.click_rows] = own
         return points, labels
 
+    def of_all(self) -> Prompts:
+        """Of every object, in order: a box without any area where it started from a click."""
+        points, labels = self.clicks_of_all()
+        boxes = torch.zeros(len(points), 4, device=points.device)
+        if self.boxes.boxes is not None:
+            boxes[self.box_rows] = self.boxes.boxes
+        return Prompts(points, labels, boxes)
+
 
 Uniform = Callable[[int, int], Tensor]  # (rows, columns) -> numbers in [0, 1) on the device
 
@@ -116,15 +124,37 @@ def correction_prompts(
     return Prompts(points=points, labels=labels, masks=probabilities)
 
 
-def judge(model: Sam, kind: str, prediction: Prediction, masks: Tensor, multimask: bool) -> Round:
-    """Score a prediction (all four outputs) and choose the output that the next round corrects."""
+def judge(
+    model: Sam,
+    kind: str,
+    prediction: Prediction,
+    masks: Tensor,
+    multimask: bool,
+    details: Tensor | None = None,
+    prompts: Prompts | None = None,
+) -> Round:
+    """Score a prediction (all four outputs) and choose the output that the next round corrects.
+
+    details, prompts: of all objects, for a model with a refinement network. It learns to refine that output, and its
+    answer goes on. The decoder's answer is given to it without a gradient, which would pull every guess towards the
+    truth of an object that was meant otherwise, until the guesses are one.
+    """
     logits = model.upscale(prediction.logits)
     losses = objective(prediction, logits, masks)
+    outputs = MULTIPLE if multimask else SINGLE
     with torch.no_grad():
-        outputs = MULTIPLE if multimask else SINGLE
-        low_resolution = Prediction(prediction.logits[:, outputs], prediction.iou[:, outputs])
-        best = best_of(Prediction(logits[:, outputs], low_resolution.iou)).logits > 0
-        return Round(kind, losses, best_of(low_resolution), best, dice(best, masks, from_logits=False).squeeze(1))
+        guesses = Prediction(prediction.logits[:, outputs], prediction.iou[:, outputs])
+        if details is None or prompts is None:
+            best = best_of(Prediction(logits[:, outputs], guesses.iou)).logits > 0
+            return Round(kind, losses, best_of(guesses), best, dice(best, masks, from_logits=False).squeeze(1))
+        chosen = best_of(ranked(guesses, prompts))
+    refined = model.refined(details, chosen, prompts).logits
+    losses["refined"] = refinement_loss(refined, masks, prompts)
+    losses["loss"] = losses["loss"] + losses["refined"]
+    with torch.no_grad():
+        best = refined > 0
+        chosen = Prediction(low_resolution(refined, model.image_size), chosen.iou)
+        return Round(kind, losses, chosen, best, dice(best, masks, from_logits=False).squeeze(1))
 
 
 def plan_of_corrections(rounds: int, click_counts: Sequence[int], draw: random.Random) -> Iterator[int]:
@@ -152,10 +182,10 @@ def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step
     masks = batch.masks
 
     with learner.autocast():
-        embeddings = model.encode(batch.images, batch.content)
+        seen = look(model, batch.images, batch.content).rows(batch.image_index)
         start = starting_prompts(masks, uniform, odd_from_box=draw.random() < 0.5, box_shift=recipe.box_shift)
-        prediction = predict_start(model, embeddings[batch.image_index], start)
-        last = judge(model, "start", prediction, masks, recipe.multimask)
+        prediction = predict_start(model, seen.embeddings, start)
+        last = judge(model, "start", prediction, masks, recipe.multimask, seen.details, start.of_all())
     learner.step(last.losses["loss"])
     rounds = [detached(last)]
     dice = {
@@ -164,7 +194,7 @@ def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step
         if len(rows)
     }
 
-    embeddings = embeddings.detach()[batch.image_index]
+    embeddings = seen.embeddings.detach()
     earlier = start.clicks_of_all() if recipe.keep_clicks else None
     for clicks in plan_of_corrections(recipe.corrections, recipe.click_counts, draw):
         with learner.autocast():
@@ -172,7 +202,9 @@ def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step
             if clicks and recipe.keep_clicks:
                 earlier = clicks_in(prompts)
             prediction = model.predict(embeddings, prompts, multimask_output=None)
-            last = judge(model, "clicks" if clicks else "mask", prediction, masks, recipe.multimask)
+            details = model.details(batch.images, batch.content)
+            own = None if details is None else details[batch.image_index]
+            last = judge(model, "clicks" if clicks else "mask", prediction, masks, recipe.multimask, own, prompts)
         learner.step(last.losses["loss"])
         rounds.append(detached(last))
 

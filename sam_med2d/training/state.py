@@ -19,6 +19,7 @@ from sam_med2d.cli import impossible_values
 from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.outputs import run_folder
 from sam_med2d.training.learner import Learner
+from sam_med2d.training.start import tuned_without_the_flag
 from segment_anything import Sam
 from segment_anything.checkpoint import WeightFile, fit_weights
 from segment_anything.weight_files import is_finite, read_checkpoint, save_checkpoint
@@ -27,6 +28,12 @@ MUST_AGREE = (
     "model_type",
     "image_size",
     "encoder_adapter",
+    "tune",
+    "tune_blocks",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+    "refine",
     "seed",
     "batch_size",
     "mask_num",
@@ -133,6 +140,7 @@ class SavedRun:
                 "--sam_checkpoint"
             )
         self.flags: dict[str, Any] = self.content["flags"]
+        self.flags.setdefault("tune", tuned_without_the_flag(self.flags["encoder_adapter"]))
 
     def flags_to_go_on_with(self, parser: argparse.ArgumentParser) -> dict[str, Any]:
         """The flags that the run was started with, but for those that say where and on what it runs.

@@ -1,7 +1,8 @@
 from .image_encoder import Adapter, ImageEncoder
 from .mask_decoder import MULTIPLE, SINGLE, MaskDecoder
 from .prompt_encoder import ABSENT, BACKGROUND, FOREGROUND, PromptEncoder
-from .sam import Prediction, Prompts, Sam, best_of
+from .refinement import Refinement
+from .sam import Prediction, Prompts, Sam, Seen, Segmenter, answer, best_of, look, low_resolution, ranked
 
 __all__ = [
     "ABSENT",
@@ -15,6 +16,13 @@ __all__ = [
     "Prediction",
     "PromptEncoder",
     "Prompts",
+    "Refinement",
     "Sam",
+    "Seen",
+    "Segmenter",
+    "answer",
     "best_of",
+    "look",
+    "low_resolution",
+    "ranked",
 ]

@@ -17,7 +17,7 @@ from sam_med2d.training.rounds import (
     starting_prompts,
     uniform_from,
 )
-from segment_anything import Prediction, sam_model_registry
+from segment_anything import Prediction, Prompts, sam_model_registry
 from tests.segment_anything.test_model import randomise
 
 SIDE = 64
@@ -190,3 +190,24 @@ def test_rounds_follow_one_another_on_a_model(model):
         last = judge(model, "mask", model.predict(embeddings, prompts, None), masks, True)
         weight = model.prompt_encoder.mask_downscaling[0].weight
         assert torch.autograd.grad(last.losses["loss"], weight)[0].abs().sum() > 0
+
+
+# ---------------------------------------------------------------- a refinement network
+
+
+def test_a_refinement_network_learns_and_its_answer_goes_on() -> None:
+    torch.manual_seed(0)
+    model = sam_model_registry["vit_t"](image_size=SIDE, encoder_adapter=False, refine=True)
+    masks, details = objects(2), model.details(torch.randint(0, 256, (2, 3, SIDE, SIDE)))
+    prediction = Prediction(torch.randn(2, 4, SIDE // 4, SIDE // 4, requires_grad=True), torch.rand(2, 4))
+    points, labels = torch.tensor([[[5.0, 5.0]], [[40.0, 9.0]]]), torch.tensor([[1], [0]])
+    plain = judge(model, "clicks", prediction, masks, multimask=True)
+    refined = judge(model, "clicks", prediction, masks, True, details, Prompts(points, labels))
+    assert "refined" not in plain.losses
+    torch.testing.assert_close(refined.losses["loss"], plain.losses["loss"] + refined.losses["refined"])
+    assert refined.masks[0, 0, 5, 5] and not refined.masks[1, 0, 9, 40]  # as the clicks say
+    assert refined.chosen.logits.shape == (2, 1, SIDE // 4, SIDE // 4)
+
+    refined.losses["refined"].backward()
+    assert prediction.logits.grad is None  # the decoder learns by its own loss
+    assert model.refinement.write.weight.grad.abs().sum() > 0
