@@ -14,15 +14,16 @@ image, step), so a resumed run needs no random state: it draws what the uninterr
 import argparse
 import math
 import os
+import shlex
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.batch import collate
 from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loader
+from sam_med2d.data.embedding_cache import PRECISIONS
 from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
 from sam_med2d.data.vanishing import Vanished, told
 from sam_med2d.device import best_device, seed_everything
@@ -30,10 +31,13 @@ from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import check_writable, owned
-from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_mode
+from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_modes
 from sam_med2d.stopping import Request, Stopped, at_a_good_moment, raising_stopped
+from sam_med2d.training.boards import Boards, Waits, boards_of
+from sam_med2d.training.embeddings import AGAIN, remember_embeddings
 from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
+from sam_med2d.training.own_parts import MetricNames, OwnAugmentation, load_loss, load_metrics
 from sam_med2d.training.rounds import Recipe, train_batch
 from sam_med2d.training.start import DEFAULT_CHECKPOINT, build_model, check_tuning, settle_model
 from sam_med2d.training.state import Progress, RunState, SavedRun, models_folder, room_for_checkpoints
@@ -66,6 +70,9 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--log_every", type=int, default=10, metavar="STEPS",
         help="Write scalars for TensorBoard after so many batches. Default: %(default)s.")
 
+    group.add_argument("--wandb", nargs="?", const="sam-med2d", metavar="PROJECT",
+        help="Tell Weights & Biases too what TensorBoard is told, in this project; WANDB_MODE=offline keeps it here.")
+
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", default="data_demo",
         help="Folder of the data, with image2label_train.json and, for validation, image2label_val.json. Default: "
@@ -80,11 +87,27 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         help="Number of processes that read data ahead of the model. Default: %(default)s.")
     add_flag(group, "--augment", False,
         "Vary the training images: flips, small rotations and scalings, contrast, noise.")
+    group.add_argument("--augment_with", metavar="MODULE:FUNCTION",
+        help="Vary the training images by a function of your own, after --augment if that is on; docs/training.md has "
+             "an example.")
     group.add_argument("--balance", choices=BALANCE_KINDS,
         help="Give each data set, or each class, the same share of every epoch, whatever its size.")
+    group.add_argument("--replay", nargs="*", default=[], metavar="DATA",
+        help="Show pictures of other kinds too, so that the model does not forget them: folders of other data, or "
+             "phantoms, which are drawn; none shows no others. Default: none.")
+    group.add_argument("--replay_share", type=float, default=0.2, metavar="SHARE",
+        help="Number of pictures of --replay for each of --data_path; an epoch takes so much longer. Default: "
+             "%(default)s.")
     group.add_argument("--cache", metavar="DIR",
         help="Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; at "
              "256 px an image takes 64 KB if grey, a mask 8 KB.")
+    group.add_argument("--embeddings", choices=[*PRECISIONS, AGAIN],
+        help="Where the encoder learns nothing (--tune decoder) and --augment is off: keep the embedding of each "
+             "image, of 16 bits a number, so that the encoder runs once an image in the whole run; again: it runs for "
+             "every batch. They lie in the folder of --cache, else in cache/ of --work_dir. Default: float16 where "
+             "that is possible.")
+    group.add_argument("--embeddings_gb", type=float, default=10, metavar="GB",
+        help="What embeddings may take on the disk; 128 KB an image at 256 px. Default: %(default)s.")
 
     group = parser.add_argument_group("model")
     group.add_argument("--model_type", choices=[*sam_model_registry],
@@ -112,10 +135,28 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         "Train a refinement network too, which reads clicks as maps and answers at the full size of the frame; False: "
         "leave that of the file out. Default: what the file has.")
 
+    # fmt: on
+    add_learning_flags(parser)
+    if saved:
+        parser.set_defaults(**saved.flags_to_go_on_with(parser))
+    args = parser.parse_args(argv)
+    if args.resume == "last":
+        args.resume = str(models_folder(args) / "last.pth")
+    check_flags(parser, args)
+    args.modes = parse_modes(args.prompt_modes)
+    return args
+
+
+def add_learning_flags(parser: argparse.ArgumentParser) -> None:
+    """How it learns, from whom, and how it is judged."""
+    # fmt: off
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=int, default=15,
         help="Number of passes over the training images. Default: %(default)s.")
     group.add_argument("--lr", type=float, default=1e-4, help="Learning rate of Adam. Default: %(default)s.")
+    group.add_argument("--loss", metavar="MODULE:FUNCTION",
+        help="Lower a loss of your own in place of 20 x focal + Dice + the error of the predicted IoU; "
+             "docs/training.md has an example.")
     group.add_argument("--adapter_lr", type=float,
         help="Learning rate of adapters and LoRA pairs, which learn once a batch while the decoder learns in every "
              "round. Default: --lr.")
@@ -151,26 +192,25 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--box_shift", type=int, default=5, metavar="PIXELS",
         help="Move each starting box by up to so many pixels of the frame, and by at most half its short side; 5 "
              "suits 256 px. Default: %(default)s.")
+    group.add_argument("--scribble_share", type=float, default=0.0,
+        help="Share of the starts from clicks, and of the corrections, in which a stroke is drawn instead. Default: "
+             "%(default)s.")
+    group.add_argument("--lasso_share", type=float, default=0.0,
+        help="Share of the starts from boxes in which a rough outline is drawn instead. Default: %(default)s.")
+    group.add_argument("--rank_weight", type=float, default=0.0,
+        help="Weight of a loss that ranks the three guesses by their true IoU. Default: %(default)s.")
     add_flag(group, "--multimask", True,
         "Let corrections follow the best of outputs 1 to 3; False: output 0. All four are trained either way.")
 
     group = parser.add_argument_group("validation, where image2label_val.json or label2image_val.json exists")
-    group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=[*METRICS],
-        help="Metrics of the validation that TensorBoard shows. Default: iou dice.")
+    group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=MetricNames(METRICS),
+        help="Metrics of the validation that TensorBoard shows; your own ones as MODULE:FUNCTION. Default: iou dice.")
     group.add_argument("--validate_every", type=int, default=1, metavar="EPOCHS",
         help="Validate, and draw pictures, after so many epochs and after the last. Default: %(default)s.")
     group.add_argument("--prompt_modes", nargs="+", type=mode_name, default=[*DEFAULT_MODES],
         help="Prompt modes of the validation, named as for test.py; best.pth is the epoch with the best mean Dice "
              "of them. Default: %(default)s.")
     # fmt: on
-    if saved:
-        parser.set_defaults(**saved.flags_to_go_on_with(parser))
-    args = parser.parse_args(argv)
-    if args.resume == "last":
-        args.resume = str(models_folder(args) / "last.pth")
-    check_flags(parser, args)
-    args.modes = [parse_mode(name) for name in args.prompt_modes]
-    return args
 
 
 def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -179,15 +219,25 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser,
         args,
         positive=("epochs", "batch_size", "mask_num", "image_size", "log_every", "validate_every"),
-        not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup"),
+        not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup", "rank_weight"),
+        shares=("scribble_share", "lasso_share"),
+        rates=(
+            "lr",
+            "adapter_lr",
+            "adapter_norm_lr",
+            "lora_alpha",
+            "refine_lr",
+            "clip_norm",
+            "embeddings_gb",
+            "replay_share",
+        ),
     )
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
-    for name in ("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "refine_lr", "clip_norm"):
-        rate = getattr(args, name)
-        if rate is not None and not 0 < rate < math.inf:
-            parser.error(f"--{name} must be above 0, not {rate}")
+    args.replay = [] if args.replay == ["none"] else args.replay
     check_tuning(parser, args)
+    if args.loss and args.rank_weight:
+        parser.error("--rank_weight is a term of the loss that --loss replaces: leave one of the two out")
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -198,6 +248,10 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         box_shift=args.box_shift,
         multimask=args.multimask,
         seed=args.seed,
+        scribble_share=args.scribble_share,
+        lasso_share=args.lasso_share,
+        rank_weight=args.rank_weight,
+        loss=load_loss(args.loss) if args.loss else None,
     )
 
 
@@ -240,9 +294,21 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     seed_everything(args.seed)
 
     # everything that can be known to be wrong is found before any training
+    recipe = recipe_of(args)
+    load_metrics(args.metrics)
     plan = None if saved else settle_model(args)
     dataset = TrainingDataset(
-        args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache, args.balance
+        args.data_path,
+        args.image_size,
+        "train",
+        args.mask_num,
+        args.augment,
+        args.seed,
+        args.cache,
+        args.balance,
+        args.replay,
+        args.replay_share,
+        OwnAugmentation(args.augment_with) if args.augment_with else None,
     )
     loader = train_loader(dataset, args.batch_size, args.num_workers, args.seed)
     validation = validation_loader(args)
@@ -257,6 +323,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     state = RunState(args, model, learner_of(args, model, progress.steps_an_epoch), progress)
     if saved:
         state.restore(saved, defaults=vars(parse_args([])))
+    remember_embeddings(model, args, len(dataset) + (len(validation.dataset) if validation else 0))
 
     logs = run_folder(Path(args.work_dir) / "logs", args.run_name)
     check_writable(logs)
@@ -264,14 +331,14 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     if not saved:
         state.start()
     with (
-        SummaryWriter(str(logs), purge_step=progress.step + 1 if saved else None) as board,
+        boards_of(args, logs, state, resumed=bool(saved)) as board,
         at_a_good_moment() as stop,
     ):
         del saved
         for epoch in range(progress.epoch, args.epochs):
             start = progress.step - epoch * progress.steps_an_epoch
             loader.batch_sampler.set_epoch(epoch, start)
-            train_epoch(state, loader, recipe_of(args), board, stop)
+            train_epoch(state, loader, recipe, board, stop)
             if stop:
                 state.save_last()
                 stop.stop(kept(state))
@@ -287,6 +354,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
                     error.saved = kept(state)
                 raise
             progress.end_epoch(measured)
+            board.end_epoch(progress.epoch, progress.step)
             state.save()
             if stop and progress.epoch < args.epochs:
                 stop.stop(kept(state))
@@ -296,13 +364,16 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
         print(
             f"best {progress.best_name} {progress.best:.4f} in epoch {progress.best_epoch}: {state.folder / 'best.pth'}"
         )
+        words = ["--sam_checkpoint", state.folder / "best.pth", "--data_path", args.data_path]
+        words += ["--work_dir", args.work_dir, "--run_name", args.run_name]
+        print(f"score it on the test split: python test.py {shlex.join(map(str, words))}")
 
 
 def kept(state: RunState) -> str:
     return f"step {state.progress.step} is in {state.folder / 'last.pth'}; go on with --resume"
 
 
-def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, stop: Request) -> None:
+def train_epoch(state: RunState, loader, recipe: Recipe, board: Boards, stop: Request) -> None:
     """The rest of the epoch that the loader was set to, or its steps until someone asks to stop."""
     args, model, learner, progress = state.args, state.model, state.learner, state.progress
     model.train()
@@ -310,8 +381,9 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
     vanished: dict[str, Vanished] = {}
     window = Window()
     rate = learner.lr
+    waits = Waits(loader)
     bar = tqdm(
-        loader,
+        waits,
         desc=f"epoch {progress.epoch + 1}/{args.epochs}",
         unit="batch",
         dynamic_ncols=True,
@@ -343,6 +415,8 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
             state.save_last()
     if window.count:
         window.write(board, progress.step, rate)
+    for name, value in waits.scalars(model.device).items():
+        board.add_scalar(name, value, progress.step)
     if empty:
         print(f"skipped {len(empty)} empty mask(s), such as {min(empty)}")
     if vanished:

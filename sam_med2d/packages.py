@@ -17,6 +17,7 @@ EXTRAS = {
     "openvino": "deploy",
     "starlette": "app",
     "uvicorn": "app",
+    "wandb": "track",
 }
 
 

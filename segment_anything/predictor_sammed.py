@@ -5,7 +5,8 @@ New code is better served by `SamPredictor`. What differs here, so that existing
   - `mask_input` holds probabilities: callers apply the sigmoid to the returned logits themselves.
   - `set_image` hands the channels on as they come ("BGR" turns them round). Published weights want what cv2.imread
     returns, although the original calls it RGB.
-  - Masks, clicks and boxes are mapped as the original does it (`protocol="paper"` of `SamPredictor`).
+  - Masks, clicks and boxes are mapped as the original does it (`protocol="paper"` of `SamPredictor`), and the whole
+    picture is looked at, whatever the object (`zoom="never"`).
 """
 
 import numpy as np
@@ -16,20 +17,21 @@ from .errors import PromptError
 from .geometry import PAPER
 from .modeling import Prediction, Prompts, best_of
 from .predictor import SamPredictor, Segmenter
+from .zoom import NEVER
 
 
 class SammedPredictor(SamPredictor):
     def __init__(self, model: Segmenter) -> None:
-        super().__init__(model, PAPER)
+        super().__init__(model, PAPER, NEVER)
 
     @property
     def devices(self) -> torch.device:
         return self.device
 
-    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+    def set_image(self, image: np.ndarray, image_format: str = "RGB", encode: bool = True) -> None:
         """image: (H, W, 3), and what else `SamPredictor.set_image` takes. "RGB": reaches the model as it is."""
         turned = {"RGB": "BGR", "BGR": "RGB"}
-        super().set_image(image, turned.get(image_format, image_format))
+        super().set_image(image, turned.get(image_format, image_format), encode)
 
     def decode(self, prompts: Prompts, multimask_output: bool, *, refine: bool = True) -> Prediction:
         prediction = super().decode(prompts, multimask_output, refine=refine)

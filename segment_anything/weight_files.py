@@ -39,11 +39,13 @@ Verify = Callable[[Iterable[Named]], None]
 
 @dataclass
 class WeightFile:
-    """What a weight file holds. tensors: {SAM's name: tensor on the CPU}; notes: how they were found, a line each."""
+    """What a weight file holds. tensors: {SAM's name: tensor on the CPU}; notes: how they were found, a line each;
+    flags: those of the run of train.py that made it, empty where it is of none."""
 
     path: Path
     tensors: dict[str, Tensor]
     notes: list[str] = field(default_factory=list)
+    flags: dict[str, object] = field(default_factory=dict)
 
 
 def open_weights(path: str | Path) -> WeightFile:
@@ -57,7 +59,8 @@ def open_weights(path: str | Path) -> WeightFile:
     tensors, notes = find_weights(content, path)
     named = [(name, tensor.detach()) for name, tensor in tensors.items()]
     _check_tensors(path, named, verify)
-    return WeightFile(path, dict(named), notes)
+    flags = content.get("flags") if isinstance(content, dict) else None
+    return WeightFile(path, dict(named), notes, flags if isinstance(flags, dict) else {})
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

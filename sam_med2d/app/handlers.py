@@ -14,6 +14,7 @@ from typing import Any
 from sam_med2d.errors import DataError
 from sam_med2d.inference.models import WITH, WITHOUT
 from sam_med2d.inference.session import AnnotationSession
+from segment_anything.zoom import Zoom
 
 LARGE = 2**21  # pixels of a picture, from which masks take tens of milliseconds
 FAR = 1e12  # values of a scanner beyond it are none
@@ -127,7 +128,7 @@ EVENTS: dict[str, Callable[[AnnotationSession, Values], None]] = {
     "adapters": _adapters,
     "carry": _carry,
 }
-NEED_AN_ENCODED_SLICE = ("click", "box")
+ENCODING = ("click", "box")
 
 
 def name_of(event: object) -> str:
@@ -166,5 +167,5 @@ def takes_long(session: AnnotationSession, event: dict[str, Any]) -> bool:
     if session.scan is None:
         return False
     height, width = session.size()
-    new = event.get("do") in NEED_AN_ENCODED_SLICE and not session.is_encoded()
-    return new or event.get("do") == "carry" or height * width > LARGE
+    may_encode = not session.is_encoded() or Zoom.of(session.zoom).is_on  # a slice, or crops of it
+    return (event.get("do") in ENCODING and may_encode) or event.get("do") == "carry" or height * width > LARGE

@@ -159,5 +159,5 @@ def choose_gallery(rows: pd.DataFrame, modes: Sequence[str], classes_at_most: in
 
 def shown_in_gallery(modes: list[Mode]) -> list[Mode]:
     """The first mode, and of those of iterative clicks the one with the most."""
-    clicked = [mode for mode in modes if mode.start == "click"]
+    clicked = [mode for mode in modes if mode.start == "click" and not mode.scored]
     return list(dict.fromkeys([modes[0], max(clicked, key=lambda mode: mode.clicks, default=modes[0])]))

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from sam_med2d.data.vanishing import Vanished, told
-from sam_med2d.evaluation.rows import EMPTY, VANISHED, measured
+from sam_med2d.evaluation.rows import ALONE, EMPTY, VANISHED, measured
 
 LEAVE_OUT, ZERO = "leave_out", "zero"  # what becomes of objects that vanish
 
@@ -13,7 +13,8 @@ class LeftOut:
 
     def __init__(self, rows: pd.DataFrame, shown_from: int, image_size: int) -> None:
         """rows: of read_rows; shown_from: the side of the frame that shows all objects; image_size: that of the run."""
-        objects = rows[rows["mode"] == rows["mode"].iloc[0]]
+        objects = rows[rows["status"] != ALONE]  # which is said in some modes alone
+        objects = objects[objects["mode"] == objects["mode"].value_counts().idxmax()]
         self.scored = int(measured(objects).sum())
         self.unscored = len(objects) - self.scored
         self.empty = sorted(objects["mask"][objects["status"] == EMPTY].astype(str))

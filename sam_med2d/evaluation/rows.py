@@ -41,6 +41,8 @@ Row = dict[str, object]  # a value for each of COLUMNS, None where empty
 
 SCORED = "ok"  # the status of rows that a model answered for; any other says why it was not asked
 
+ALONE = "no other object"  # of its picture, whose prompts could be swapped with its own
+
 EMPTY, VANISHED = "empty truth", "vanished"  # a mask without an object; an object of which the frame shows nothing
 
 ROWS_AT_ONCE = 10_000  # of a Parquet row group

@@ -27,6 +27,7 @@ from sam_med2d.outputs import below
 from segment_anything import ObjectPrompt, SamPredictor, Seen
 from segment_anything.files import replacing
 from segment_anything.predictor import Segmenter
+from segment_anything.zoom import AUTO, Crop, Zoom
 
 if TYPE_CHECKING:  # it needs SimpleITK, which is optional
     from sam_med2d.volumes.propagation import Slice
@@ -64,6 +65,7 @@ class Action:
     iou: float  # predicted
     low_res: np.ndarray  # (S/4, S/4) logits, fed back with the next click
     carried_from: int | None = None  # the slice with the prompts, where this one was reached from there
+    closer: bool = False  # whether it was looked at in a crop
 
     @property
     def mask(self) -> np.ndarray:
@@ -91,6 +93,9 @@ class AnnotationSession:
     model: str = ""
     actions: list[Action] = field(default_factory=list)
     embeddings: OrderedDict[tuple, Seen] = field(default_factory=OrderedDict)
+    zoom: Zoom | str | float = AUTO  # of the predictor: whether small objects are looked at closer
+    predictors: dict[str, SamPredictor] = field(default_factory=dict)  # of each model, and
+    placed: dict[str, tuple] = field(default_factory=dict)  # what it holds: see `_key`
 
     def __post_init__(self) -> None:
         self.model = self.model or next(iter(self.models))
@@ -108,6 +113,7 @@ class AnnotationSession:
         self.opened += 1
         self.scan, self.slice, self.window = scan, len(scan.slices) // 2, window
         self.objects, self.current, self.actions, self.embeddings = ["object 1"], 0, [], OrderedDict()
+        self.predictors, self.placed = {}, {}
 
     def turn_to(self, number: int) -> None:
         """Show another slice. Raises DataError: there is none of that number, or it cannot be shown."""
@@ -213,16 +219,25 @@ class AnnotationSession:
         return self._key(number) in self.embeddings
 
     def predictor(self, number: int | None = None) -> SamPredictor:
-        """Of a slice, by default the one that is shown; encoded where it was not yet. Raises DataError."""
+        """Of a slice, by default the one that is shown; encoded where it was not yet. One a model: it knows the crops
+        that it looked at, and the masks that it answered. Raises DataError."""
         scan, key = self._opened(), self._key(number)
-        predictor = SamPredictor(self.models[self.model])
-        if key in self.embeddings:
-            self.embeddings.move_to_end(key)
-            predictor.set_embedding(self.embeddings[key], self.size())
+        if self.model not in self.predictors:
+            self.predictors[self.model] = SamPredictor(self.models[self.model])
+        predictor = self.predictors[self.model]
+        predictor.zoom = self.zoom
+        if self.placed.get(self.model) == key:  # with the crops of it that were looked at
             return predictor
-        predictor.set_image(scan.picture(self.slice if number is None else number, self.window), "BGR")
-        self.embeddings[key] = seen = predictor.seen()
-        size = sum(part.numel() * part.element_size() for part in seen if part is not None)
+        picture = scan.picture(self.slice if number is None else number, self.window)
+        self.placed.pop(self.model, None)
+        if key in self.embeddings:
+            predictor.set_embedding(self.embeddings[key], self.size(), picture)
+            self.embeddings.move_to_end(key)
+        else:
+            predictor.set_image(picture, "BGR")
+            self.embeddings[key] = predictor.seen()
+        self.placed[self.model] = key
+        size = sum(part.numel() * part.element_size() for part in self.embeddings[key] if part is not None)
         while len(self.embeddings) > max(1, KEPT_BYTES // size):
             self.embeddings.popitem(last=False)
         return predictor
@@ -237,16 +252,12 @@ class AnnotationSession:
         box: tuple[float, ...] | None,
         low_res: np.ndarray | None,
     ) -> Action:
+        predictor = self.predictor()
         with torch.inference_mode():
-            masks, iou, logits = self.predictor().predict(points or None, labels or None, box, low_res)
-        best = int(iou.argmax())
-        mask = masks[best]
-        return self._add(
-            Action(
-                self.current, self.slice, points, labels, box, Packed(mask), int(mask.sum()), float(iou[best]),
-                logits[best].copy(),
-            )
-        )  # fmt: skip
+            masks, iou, logits = predictor.predict(points or None, labels or None, box, low_res)
+        best, closer = int(iou.argmax()), predictor.crops != [Crop.whole(self.size())]
+        found = Packed(masks[best]), int(masks[best].sum()), float(iou[best]), logits[best].copy()
+        return self._add(Action(self.current, self.slice, points, labels, box, *found, closer=closer))
 
     def _add(self, action: Action) -> Action:
         if len(self.actions) >= MOST_ACTIONS:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam_med2d.evaluation.metrics import iou
-from segment_anything import ABSENT, Prediction, Prompts
+from segment_anything import ABSENT, MULTIPLE, Prediction, Prompts
 from segment_anything.modeling.refinement import gaussians
 
 WEIGHTS = {"focal": 20.0, "dice": 1.0, "iou": 1.0}  # SAM paper, appendix A, "Losses"; SAM-Med2D paper, 3.3
@@ -13,6 +13,8 @@ WEIGHTS = {"focal": 20.0, "dice": 1.0, "iou": 1.0}  # SAM paper, appendix A, "Lo
 # Of the three guesses the best one learns from an object, and the others a little: a guess that is never the
 # best would otherwise never learn (relaxed winner-takes-all, Rupprecht et al. 2017, eq. 11).
 SHARE_OF_OTHERS = 0.1
+
+RANK_TEMPERATURE = 0.1  # of IoU
 
 
 # Around a click a pixel of the refined logits counts more: there a person looks whether it was heard.
@@ -54,11 +56,21 @@ def iou_error(predicted_iou: Tensor, logits: Tensor, target: Tensor) -> Tensor:
     return (predicted_iou.float() - iou(logits.detach(), target, from_logits=True)) ** 2
 
 
-def objective(prediction: Prediction, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+def ranking(predicted_iou: Tensor, true_iou: Tensor) -> Tensor:
+    """Cross-entropy between which guess is predicted to be the best and which is: (N, K) both -> (N,).
+
+    Both as softmax at RANK_TEMPERATURE (ListNet's loss, Cao et al. 2007): guesses that are nearly alike need no order.
+    """
+    wanted = (true_iou / RANK_TEMPERATURE).softmax(dim=1)
+    return -(wanted * (predicted_iou.float() / RANK_TEMPERATURE).log_softmax(dim=1)).sum(dim=1)
+
+
+def objective(prediction: Prediction, logits: Tensor, masks: Tensor, rank_weight: float = 0.0) -> dict[str, Tensor]:
     """What training lowers, averaged over objects.
 
     prediction: all four outputs of N objects; logits: (N, 4, S, S), the same enlarged to the masks' size;
-    masks: (N, 1, S, S) bool. -> scalars: "loss" and its unweighted terms "focal", "dice", "iou".
+    masks: (N, 1, S, S) bool. -> scalars: "loss" and its unweighted terms "focal", "dice", "iou"; with a rank_weight
+    above 0 also "rank", the `ranking` of the guesses.
 
     Output 0 learns from every object; of outputs 1..3 the best one, see SHARE_OF_OTHERS. Every predicted IoU
     learns, since it is what chooses between them.
@@ -74,7 +86,12 @@ def objective(prediction: Prediction, logits: Tensor, masks: Tensor) -> dict[str
         "iou": iou_error(prediction.iou, logits, target).mean(),
     }
     focal_part, dice_part, iou_part = (WEIGHTS[name] * term for name, term in terms.items())
-    return {"loss": focal_part + dice_part + iou_part, **terms}
+    loss = focal_part + dice_part + iou_part
+    if rank_weight:
+        true_iou = iou(logits.detach(), target, from_logits=True)
+        terms["rank"] = ranking(prediction.iou[:, MULTIPLE], true_iou[:, MULTIPLE]).mean()
+        loss = loss + rank_weight * terms["rank"]
+    return {"loss": loss, **terms}
 
 
 def output_shares(cost: Tensor) -> Tensor:

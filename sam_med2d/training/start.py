@@ -1,16 +1,19 @@
 """The model that a run starts from: what its flags mean, its weights, and what of it is trained."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from sam_med2d.data.embedding_cache import PRECISIONS
 from sam_med2d.errors import UsageError
 from sam_med2d.inference.models import Plan, plan_model
 from sam_med2d.seeds import seed_of
+from sam_med2d.training.embeddings import AGAIN
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import Architecture, CheckpointError, check_is_sam
-from segment_anything.modeling.lora import add_lora
+from segment_anything.modeling.lora import DECODER, add_lora
 from segment_anything.modeling.tuning import count_trained
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam_vit_b.pth"
@@ -40,6 +43,12 @@ def check_tuning(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
             parser.error(f"--tune_blocks is written as: {LAST} 4; not {' '.join(args.tune_blocks)}")
         if args.tune == "decoder":
             parser.error("--tune_blocks is about the encoder, of which --tune decoder trains nothing")
+    frozen = args.tune == "decoder" or (args.tune == "lora" and args.lora_targets == [DECODER])
+    varying = [name for name in ("augment", "augment_with", "replay") if getattr(args, name)]  # images of every epoch
+    if args.embeddings in PRECISIONS and (varying or not frozen):
+        why = f"--{varying[0]} varies the images" if frozen else f"the encoder learns with --tune {args.tune}"
+        parser.error(f"--embeddings {args.embeddings} keeps what does not change, but {why}; leave one of the two out")
+    args.embeddings = args.embeddings or ("float16" if frozen and not varying else AGAIN)
     if not 0 < args.layer_decay <= 1:
         parser.error(f"--layer_decay must be above 0 and at most 1, not {args.layer_decay}")
     if args.layer_decay < 1 and args.tune != "all":
@@ -88,16 +97,16 @@ def training_size(found: Architecture) -> int:
     return NEW_SIZE if sams_own else found.image_size
 
 
-def build_model(plan: Plan | None, args: argparse.Namespace) -> Sam:
+def build_model(plan: Plan | None, args: argparse.Namespace, say: Callable[[object], None] = print) -> Sam:
     """The model of a settled plan, or one of random weights, with what --tune adds to it; its trained part is chosen
-    and printed. On the CPU. Raises CheckpointError, UsageError.
+    and said. On the CPU. Raises CheckpointError, UsageError.
     """
     if plan is None:
         model = sam_model_registry[args.model_type](
             image_size=args.image_size, encoder_adapter=args.encoder_adapter, refine=bool(args.refine)
         )
     else:
-        model = plan.build()
+        model = plan.build(say)
     blocks, depth = last_blocks(args), len(model.image_encoder.blocks)
     if blocks is not None and blocks > depth:
         raise UsageError(f"--tune_blocks {LAST} {blocks}, but the encoder has {depth} blocks; take at most those")
@@ -105,7 +114,7 @@ def build_model(plan: Plan | None, args: argparse.Namespace) -> Sam:
         first_values = torch.Generator().manual_seed(seed_of(args.seed, "LoRA"))
         add_lora(model, args.lora_rank, args.lora_alpha, args.lora_targets, blocks, first_values)
     model.train_for(args.tune, blocks)
-    print(trained_line(model, args.tune))
+    say(trained_line(model, args.tune))
     return model
 
 

@@ -137,7 +137,8 @@ class Refinement(nn.Module):
         side = 2 * details.shape[-1]
         answer = _enlarged(logits.float(), details)
         before = torch.zeros_like(answer) if earlier is None else _enlarged(earlier.float(), details)
-        there = torch.full_like(answer, float(earlier is not None))
+        # of an object without an earlier mask, in a batch of others that have one, it is all zeros
+        there = (before.amax(dim=(1, 2, 3), keepdim=True) > 0).to(answer).expand_as(answer)
         x = torch.cat([answer.sigmoid(), (answer / 8).tanh(), before, there, marks.maps], dim=1)
         fine = self.norm(details + self.read(x)).relu()
         middle = self.down1(fine)

@@ -3,6 +3,7 @@
 and `predict` with whatever optional parts a model has.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -187,6 +188,8 @@ class Sam(nn.Module):
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        # what encodes in place of the encoder: something that remembers embeddings, which no longer change
+        self.remembered: Callable[[Tensor, Tensor | None], Tensor] | None = None
         self.refinement = refinement
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
@@ -209,6 +212,8 @@ class Sam(nn.Module):
 
     def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor:
         """images as in `preprocess` -> embeddings (B, 256, S / 16, S / 16)."""
+        if self.remembered is not None:
+            return self.remembered(images, content)
         return self.image_encoder(self.preprocess(images, content))
 
     def details(self, images: Tensor, content: Tensor | None = None) -> Tensor | None:
