@@ -62,12 +62,19 @@ class Tab:
         self.page.goto(address)
         self.page.wait_for_selector("body[data-ready]")
 
+    def until(self, script: str, arg: object = None) -> None:
+        """Ask again and again, since the page's policy lets no script wait that comes as a string."""
+        end = time.monotonic() + 30
+        while not self.page.evaluate(script, arg):
+            assert time.monotonic() < end, script
+            self.page.wait_for_timeout(20)
+
     def upload(self, *paths: Path) -> None:
         """And wait until the last of them is shown."""
         self.page.set_input_files("#files-in", [str(path) for path in paths])
 
     def shows(self, name: str) -> None:
-        self.page.wait_for_function("name => document.querySelector('#file').textContent == name", arg=name)
+        self.until("name => document.querySelector('#file').textContent == name", arg=name)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """The middle of a pixel of the picture, on the screen."""
@@ -79,7 +86,7 @@ class Tab:
         )
 
     def wait_for(self, clicks: int, boxes: int) -> None:
-        self.page.wait_for_function(
+        self.until(
             "([c, b]) => document.querySelectorAll('#canvas .click').length == c && "
             "document.querySelectorAll('#canvas .box').length == b",
             arg=[clicks, boxes],
@@ -97,7 +104,7 @@ class Tab:
 
     def text(self, selector: str, wanted: str) -> None:
         """Wait until an element says something."""
-        self.page.wait_for_function(
+        self.until(
             "([selector, wanted]) => document.querySelector(selector).innerText.includes(wanted)",
             arg=[selector, wanted],
         )
@@ -107,7 +114,7 @@ class Tab:
         link = "#files a[download$='labels.png']"
         before = self.page.locator(link).first.get_attribute("href") if self.page.locator(link).count() else ""
         self.page.click("#save")
-        self.page.wait_for_function(
+        self.until(
             "([link, before]) => { const found = document.querySelector(link); "
             "return found && found.getAttribute('href') != before; }",
             arg=[link, before],
@@ -144,7 +151,7 @@ def test_upload_click_undo_box_download_in_a_browser(tab, app, model):
     tab.drag(80, 9, 150, 181)
     tab.wait_for(clicks=0, boxes=1)
     tab.page.click("#add")
-    tab.page.wait_for_function("document.querySelectorAll('#objects tr').length == 2")
+    tab.until("document.querySelectorAll('#objects tr').length == 2")
     tab.click(40, 100)
     tab.wait_for(clicks=1, boxes=1)
     second = expected(model, point_coords=[[40, 100]], point_labels=[1])[0]
@@ -242,7 +249,7 @@ def test_a_click_falls_on_its_pixel_however_the_picture_is_enlarged_and_moved(ta
     pointed = tab.at(700, 500)
     tab.page.mouse.move(*pointed)
     tab.page.mouse.wheel(0, -800)
-    tab.page.wait_for_function(
+    tab.until(
         "least => document.querySelector('#canvas .picture').getBoundingClientRect().width > least",
         arg=3 * before["width"],
     )
