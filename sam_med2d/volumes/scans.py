@@ -226,6 +226,9 @@ def write_labels(path: Path, labels: np.ndarray, turned: sitk.Image | None, stor
             write_nifti(temporary, sitk.GetArrayViewFromImage(image), header)
         else:
             sitk.WriteImage(image, str(temporary), useCompression=True)
+            written = sitk.ReadImage(str(temporary))  # ITK's NIfTI says nothing where a disk is full
+            if not np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)):
+                raise OSError("not all of it was written")
         temporary.replace(path)
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
