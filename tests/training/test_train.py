@@ -740,7 +740,7 @@ def test_tensorboard_and_the_best_epoch(validated: Path, work: Path) -> None:
     of_the_epoch = {"epoch/seconds", "epoch/waiting_for_data", "epoch/memory_gb"}
     of_prompts = {"val_dice_after_click/1", "val_dice_of_swapped/1pt", "val_dice_of_swapped/bbox"}
     assert (
-        set(board.Tags()["scalars"]) - {*("trained/adapters", "trained/prompt_encoder", "trained/mask_decoder")}
+        set(board.Tags()["scalars"]) - {"trained/adapters", "trained/prompt_encoder", "trained/mask_decoder"}
         == every_batch | every_epoch | of_the_epoch | of_prompts
     )
     assert all([*points(board, tag)] == [1, 2, 3, 4, 5, 6] for tag in every_batch)
@@ -759,7 +759,7 @@ def test_tensorboard_and_the_best_epoch(validated: Path, work: Path) -> None:
     means = {step: (points(board, "val_dice/bbox")[step] + points(board, "val_dice/1pt")[step]) / 2 for step in (3, 6)}
     assert best["validation_dice"] == pytest.approx(max(means.values()), rel=1e-5)
     assert best["epoch"] == max(means, key=means.get) / 3
-    assert set(best) == {"model", "flags", "epoch", "validation_dice"}
+    assert set(best) == {"model", "flags", "epoch", "validation_dice", "made_by"}
 
     assert set(board.Tags()["images"]) == {"panel/bbox", "panel/3pts"}
     for tag in ("panel/bbox", "panel/3pts"):
