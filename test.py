@@ -40,7 +40,7 @@ from sam_med2d.evaluation.report import write_report
 from sam_med2d.evaluation.results import Results, write_results
 from sam_med2d.evaluation.rows import read_rows, write_rows
 from sam_med2d.evaluation.summary import all_tables
-from sam_med2d.inference.models import DEFAULT_CHECKPOINT, Plan, plan_model
+from sam_med2d.inference.models import DEFAULT_CHECKPOINT, Plan, add_frame_flag, plan_model
 from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import owned
 from sam_med2d.prompts.annotators import CLICK_STRATEGIES, annotator_of
@@ -50,6 +50,7 @@ from sam_med2d.provenance import provenance
 from sam_med2d.stopping import Stopped
 from segment_anything import sam_model_registry
 from segment_anything.files import replacing
+from segment_anything.frames import SAM_MED2D
 from segment_anything.geometry import EXACT, PROTOCOLS, is_paper
 
 
@@ -99,6 +100,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_flag(group, "--encoder_adapter", None,
         "Use adapters; False leaves those of the file out, which is the paper's SAM-Med2D*. Default: what the file "
         "has.")
+    add_frame_flag(group)
     add_flag(group, "--multimask", True, "Score the best of outputs 1 to 3; False: output 0.")
     add_flag(group, "--use_amp", False,
         "Run the model in mixed precision: bfloat16 where the device has it, else float16.")
@@ -201,8 +203,8 @@ def run(args: argparse.Namespace, processes: Processes, folder: Path) -> None:
     plan = settle_model(args)
     if processes.rank == 0:
         plan.warn()
-    dataset = TestingDataset(args.data_path, args.image_size, "test")
-    annotator = annotator_of(args.seed, args.click_strategy, args.prompt_path, args.image_size)
+    dataset = TestingDataset(args.data_path, args.image_size, "test", args.frame)
+    annotator = annotator_of(args.seed, args.click_strategy, args.prompt_path, args.image_size, args.frame)
     annotator.check([mask for _, masks in dataset.index for mask in masks], args.modes)
     describer = Describer(args.data_path, args.metadata, args.class_names)
     describer.check(dataset.index)
@@ -252,8 +254,10 @@ def settle_model(args: argparse.Namespace) -> Plan:
         model_type=args.model_type,
         image_size=args.image_size,
         encoder_adapter=args.encoder_adapter,
+        frame=args.frame,
     )
     args.model_type, args.image_size, args.encoder_adapter = plan.model_type, plan.image_size, plan.encoder_adapter
+    args.frame = plan.frame
     return plan
 
 
@@ -315,6 +319,7 @@ def merge(args: argparse.Namespace, folder: Path, processes: int, strategy: str)
                 "click_strategy": strategy,
                 # a file that does not say is of the paper's, as all were once
                 **({} if is_paper(args.protocol) else {"protocol": args.protocol}),
+                **({} if args.frame == SAM_MED2D else {"frame": args.frame}),
             },
             (item for _, _, prompts in merged(folder, processes) for item in prompts.items()),
         )

@@ -37,6 +37,7 @@ from sam_med2d.training.rounds import Recipe, train_batch
 from sam_med2d.training.state import Progress, RunState, SavedRun, models_folder, room_for_checkpoints
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import Architecture, CheckpointError
+from segment_anything.frames import FRAMES, SAM_MED2D
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam_vit_b.pth"
 FROM_SCRATCH = "none"  # says as a checkpoint: random weights
@@ -97,6 +98,11 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     add_flag(group, "--encoder_adapter", True,
         "Put an adapter into every block of the encoder, the only part of it that is trained; False: train the "
         "decoder side alone, the paper's FT-SAM.")
+
+    group.add_argument("--frame", choices=FRAMES,
+        help="How pictures reach the model: sam-med2d is BGR, stretched, nearest neighbour; sam is RGB, longest side, "
+             "padded, bilinear, for weights that tools made for SAM shall open. Default: that of SAM-Med2D's weights "
+             "and of what this project trained, as they say; sam-med2d for SAM's own and from scratch.")
 
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=int, default=15,
@@ -213,12 +219,22 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
 
     # everything that can be known to be wrong is found before any training
     plan = None if saved else settle_model(args)
+    args.frame = args.frame or SAM_MED2D  # of a saved run that is older than any other frame
     dataset = TrainingDataset(
-        args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache, args.balance
+        args.data_path,
+        args.image_size,
+        "train",
+        args.mask_num,
+        args.augment,
+        args.seed,
+        args.cache,
+        args.balance,
+        args.frame,
     )
     loader = train_loader(dataset, args.batch_size, args.num_workers, args.seed)
     validation = validation_loader(args)
-    panel = collate([scoring_sample(dataset.index, i, args.image_size) for i in range(min(PANEL_IMAGES, len(dataset)))])
+    shown = range(min(PANEL_IMAGES, len(dataset)))
+    panel = collate([scoring_sample(dataset.index, i, args.image_size, args.frame) for i in shown])
     if dataset.index.images_without_masks:
         print(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")
     if dataset.balance:
@@ -289,6 +305,7 @@ def settle_model(args: argparse.Namespace) -> Plan | None:
     if args.sam_checkpoint.lower() == FROM_SCRATCH:
         args.model_type = args.model_type or NEW_TYPE
         args.image_size = args.image_size or NEW_SIZE
+        args.frame = args.frame or SAM_MED2D
         return None
     if args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
         raise CheckpointError(
@@ -301,11 +318,13 @@ def settle_model(args: argparse.Namespace) -> Plan | None:
         model_type=args.model_type,
         image_size=args.image_size,
         encoder_adapter=args.encoder_adapter,
+        frame=args.frame,
         usual_size=training_size,
         may_add_adapters=True,
+        training=True,
     )
     plan.warn()
-    args.model_type, args.image_size = plan.model_type, plan.image_size
+    args.model_type, args.image_size, args.frame = plan.model_type, plan.image_size, plan.frame
     return plan
 
 
@@ -316,7 +335,9 @@ def training_size(found: Architecture) -> int:
 
 
 def new_model(args: argparse.Namespace) -> Sam:
-    return sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=args.encoder_adapter)
+    return sam_model_registry[args.model_type](
+        image_size=args.image_size, encoder_adapter=args.encoder_adapter, frame=args.frame
+    )
 
 
 def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, stop: Request) -> None:

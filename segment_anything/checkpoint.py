@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import CheckpointError
+from .frames import described, likely_frame
 from .modeling import Sam
 from .modeling.image_encoder import PATCH_SIZE, Block
 from .sizes import SIZES
@@ -27,6 +28,7 @@ __all__ = [
     "check_is_sam",
     "describe",
     "fit_weights",
+    "frame_of",
     "load_checkpoint",
     "open_weights",
     "read_weights",
@@ -69,6 +71,7 @@ class LoadReport:
     new: list[str] = field(default_factory=list)  # in the model alone: as they were built
     left_out: list[str] = field(default_factory=list)  # in the file alone
     notes: list[str] = field(default_factory=list)  # how the weights were found in the file, a line each
+    frame: str = ""  # of the model, and what it is said to be; "" is not said
 
     def __str__(self) -> str:
         lines = [f"weights: {self.path} ({self.source})", *(f"  {note}" for note in self.notes)]
@@ -81,7 +84,8 @@ class LoadReport:
         if self.new:
             lines.append(f"  newly started: adapters of {_count_blocks(self.new)} blocks (no-op)")
         left_out = f"adapters of {_count_blocks(self.left_out)} blocks" if self.left_out else "none"
-        return "\n".join([*lines, f"  left out: {left_out}"])
+        lines.append(f"  left out: {left_out}")
+        return "\n".join([*lines, *[f"  {self.frame}"] * bool(self.frame)])
 
 
 def load_checkpoint(model: Sam, path: str | Path) -> LoadReport:
@@ -117,7 +121,19 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     fitted = {name: _resize(offered[name], wanted[name].shape) for name in resized}
     for name, tensor in wanted.items():
         tensor.copy_(fitted.get(name, offered[name]))  # casts to the model's dtype and device
-    return LoadReport(path, source, target.image_size, len(wanted), resized, new, left_out, file.notes)
+    usual = frame_of(file, bool(target.adapters))
+    frame = described(model.frame) + ("" if model.frame == usual else f"; the file's own is {usual}")
+    return LoadReport(path, source, target.image_size, len(wanted), resized, new, left_out, file.notes, frame)
+
+
+def frame_of(file: WeightFile, adapters: bool = False) -> str:
+    """The frame that a file's weights were trained in, one of segment_anything.frames.FRAMES: as it says, or as files
+    of its kind have it.
+
+    adapters: the model will have some; weights that do not say then become a SAM-Med2D, in its frame.
+    """
+    source = describe(file.tensors)
+    return file.frame or likely_frame(source.image_size, adapters or bool(source.adapters))
 
 
 def describe(weights: dict[str, Tensor]) -> Architecture:

@@ -19,7 +19,8 @@ from sam_med2d.cli import ending_in_one_line
 from sam_med2d.errors import UsageError
 from sam_med2d.outputs import check_no_input
 from sam_med2d.ownership import check_writable
-from segment_anything.checkpoint import check_is_sam, open_weights, save_weights
+from segment_anything.checkpoint import check_is_sam, frame_of, open_weights, save_weights
+from segment_anything.weight_files import FRAME
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -36,7 +37,12 @@ def convert(source: Path, output: Path, half: bool) -> None:
     file = open_weights(source)
     architecture = check_is_sam(file)
     print(f"{source}: {architecture}, {megabytes(source)}", *file.notes, sep="; ")
-    save_weights(file.tensors, output, torch.float16 if half else None, {"architecture": str(architecture)})
+    save_weights(
+        file.tensors,
+        output,
+        torch.float16 if half else None,
+        {"architecture": str(architecture), FRAME: frame_of(file)},
+    )
     print(f"{output}: {'float16' if half else 'types as they were'}, {megabytes(output)}")
 
 

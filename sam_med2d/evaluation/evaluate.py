@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from sam_med2d.data.batch import Batch
-from sam_med2d.data.geometry import restore
+from sam_med2d.data.geometry import by_centres, restore
 from sam_med2d.device import amp_dtype
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.prompts.annotators import Annotator, SimulatedAnnotator
 from sam_med2d.prompts.clicks import clicks_in, clicks_of, join_clicks
 from sam_med2d.prompts.modes import Mode
 from segment_anything import Prediction, Prompts, Sam, best_of
-from segment_anything.geometry import EXACT, is_paper
+from segment_anything.frames import known_mask_prompt, mask_prompt
+from segment_anything.geometry import EXACT
+from segment_anything.predictor import frame_of
 
 PIXELS_AT_ONCE = 2**24  # of masks worked on together, 256 objects at 256 px (about 2 GB), however many an image has
 
@@ -67,7 +69,7 @@ def evaluate(
     segment_anything.geometry.PROTOCOLS. Raises what the annotator raises: DataError where a prompts file lacks an
     object.
     """
-    paper = is_paper(protocol)
+    paper = by_centres(frame_of(model), protocol)
     annotator = annotator or SimulatedAnnotator()
     model.eval()
     for batch in batches:
@@ -145,12 +147,14 @@ def answer(
     steps = {}
     for sequence, mode in longest.items():
         prompts = annotator.start(mode, masks, names)
+        if prompts.masks is not None:
+            prompts = prompts._replace(masks=known_mask_prompt(frame_of(model), prompts.masks))
         steps[sequence] = [Step(best_of(model.predict(embeddings, prompts, multimask)), prompts)]
         while clicks_of(prompts) < mode.clicks:
             last = steps[sequence][-1].prediction.logits
             more = annotator.correct(mode, clicks_of(prompts), masks, model.upscale(last) > 0, names)
             points, labels = join_clicks(clicks_in(prompts), more)
-            prompts = Prompts(points, labels, prompts.boxes, last.float().sigmoid())
+            prompts = Prompts(points, labels, prompts.boxes, mask_prompt(frame_of(model), last))
             steps[sequence].append(Step(best_of(model.predict(embeddings, prompts, multimask)), prompts))
     return steps
 

@@ -15,6 +15,7 @@ from sam_med2d import drawing
 from sam_med2d.data.batch import Batch
 from sam_med2d.data.datasets import TestingDataset
 from sam_med2d.data.description import Describer
+from sam_med2d.data.geometry import by_centres
 from sam_med2d.data.index import Index
 from sam_med2d.evaluation.columns import CLICKS, METRICS, SURFACES, computed_from
 from sam_med2d.evaluation.evaluate import Scored
@@ -26,7 +27,6 @@ from sam_med2d.image_files import write_png
 from sam_med2d.outputs import distinct, place, png_name
 from sam_med2d.prompts.files import record_prompts
 from sam_med2d.prompts.modes import Mode
-from segment_anything.geometry import is_paper
 
 WAITING = 8  # images a worker, whose surface metrics are being computed while the model goes on
 
@@ -50,7 +50,7 @@ def record(
     key_of = file_keys(mask for _, masks in dataset.index for mask in masks)
     places = places_of(dataset.index) if args.save_pred else Places({}, {})
     part = Part(folder, rank)
-    paper = is_paper(args.protocol)
+    paper = by_centres(args.frame, args.protocol)
     kept = Predictions(folder, rank, paper) if args.report else None
     shown = shown_in_gallery(args.modes)
     started, drawing_time = time.monotonic(), 0.0

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam_med2d.errors import UsageError
 from sam_med2d.export.places import Back, Places, length, up_to
 from segment_anything import ABSENT, MULTIPLE, Prediction, Sam, best_of
 from segment_anything.automatic_mask_generator import stability_score
+from segment_anything.frames import SAM, mask_prompt
 from segment_anything.modeling.image_encoder import Adapter, Attention, Block, ImageEncoder
 from segment_anything.modeling.image_encoder import _relative_table as relative_table
 from segment_anything.modeling.prompt_encoder import TOP_LEFT
@@ -129,8 +131,9 @@ class AdapterGraph(nn.Module):
 class EncoderGraph(nn.Module):
     """input_image -> image_embeddings (B, 256, S/16, S/16).
 
-    input_image: (B, 3, S, S) float, normalised, BGR. With `preprocess`: (H, W, 3) float, one BGR image of any size with
-    values 0..255; stretching (nearest neighbour) and normalisation are then part of the graph.
+    input_image: (B, 3, S, S) float, normalised, BGR; RGB for a model in SAM's frame. With `preprocess`: (H, W, 3)
+    float, one BGR image of any size with values 0..255; stretching (nearest neighbour) and normalisation are then part
+    of the graph.
     batch: a fixed B, which runtimes plan for, or None for any.
     """
 
@@ -139,6 +142,8 @@ class EncoderGraph(nn.Module):
 
     def __init__(self, model: Sam, *, preprocess: bool = False, batch: int | None = 1) -> None:
         super().__init__()
+        if preprocess and model.frame == SAM:
+            raise UsageError("--use-preprocess is for models in SAM-Med2D's frame; this one is in SAM's: leave it out")
         encoder: ImageEncoder = model.image_encoder
         self.image_size, self.preprocess, self.batch = model.image_size, preprocess, batch
         self.patch_embed, self.pos_embed, self.neck = encoder.patch_embed, encoder.pos_embed, encoder.neck
@@ -191,6 +196,7 @@ class DecoderGraph(nn.Module):
     of SAM do.
     paper: masks are enlarged by the original's mapping. It has no part in `longest_side`, whose clients resize by
     pixels' centres.
+    A model in SAM's frame always has longest_side and logits_in, and reads the logits as they are.
     """
 
     image_pe: Tensor
@@ -213,9 +219,10 @@ class DecoderGraph(nn.Module):
             model.image_size,
         )
         self.single_mask, self.stability_score = single_mask, stability_score
-        self.extra_metrics, self.longest_side = extra_metrics, longest_side
-        self.logits_in, self.paper = logits_in, paper
-        self.back = None if paper or longest_side else Back(model.image_size)
+        self.frame = model.frame
+        self.extra_metrics, self.longest_side = extra_metrics, longest_side or self.frame == SAM
+        self.logits_in, self.paper = logits_in or self.frame == SAM, paper
+        self.back = None if paper or self.longest_side else Back(model.image_size)
         self.register_buffer("image_pe", model.prompt_encoder.get_dense_pe().detach().clone())
 
     @property
@@ -234,7 +241,7 @@ class DecoderGraph(nn.Module):
     ) -> tuple[Tensor, ...]:
         rows = point_coords.shape[0]
         if self.logits_in:
-            mask_input = mask_input.sigmoid()
+            mask_input = mask_prompt(self.frame, mask_input)
         dense = torch.where(
             for_each(rows, has_mask_input).reshape(-1, 1, 1, 1) > 0,
             for_each(rows, self.prompt_encoder.mask_downscaling(mask_input)),

@@ -19,7 +19,8 @@ from sam_med2d.device import best_device
 from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.inference.backends import BACKENDS, PRECISIONS, open_runtime
 from segment_anything import Sam, sam_model_registry
-from segment_anything.checkpoint import Architecture, WeightFile, check_is_sam, fit_weights, open_weights
+from segment_anything.checkpoint import Architecture, WeightFile, check_is_sam, fit_weights, frame_of, open_weights
+from segment_anything.frames import FRAMES, SAM, SAM_MED2D
 from segment_anything.predictor import Segmenter
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
@@ -46,7 +47,17 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(
         group, "--encoder_adapter", None, "False on a file with adapters leaves them out; default: what the file has"
     )
+    add_frame_flag(group)
     group.add_argument("--device", help="default: cuda, mps or cpu, the best there is")
+
+
+def add_frame_flag(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--frame",
+        choices=FRAMES,
+        help=f"How pictures reach the model: {SAM} is RGB, longest side, padded, bilinear; {SAM_MED2D} is BGR, "
+        "stretched, nearest neighbour. Default: what the weights were trained in.",
+    )
 
 
 def add_backend_flags(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +121,7 @@ def load_model(args: argparse.Namespace) -> Sam:
         model_type=args.model_type,
         image_size=args.image_size,
         encoder_adapter=args.encoder_adapter,
+        frame=args.frame,
         device=args.device,
     )
 
@@ -141,6 +153,7 @@ class Plan(NamedTuple):
     model_type: str
     image_size: int
     encoder_adapter: bool
+    frame: str
     differences: list[str]
 
     def warn(self) -> None:
@@ -149,7 +162,9 @@ class Plan(NamedTuple):
 
     def build(self, say: Callable[[object], None] = print) -> Sam:
         """The model with the weights of the file, on the CPU; says how they fit. Raises CheckpointError."""
-        model = sam_model_registry[self.model_type](image_size=self.image_size, encoder_adapter=self.encoder_adapter)
+        model = sam_model_registry[self.model_type](
+            image_size=self.image_size, encoder_adapter=self.encoder_adapter, frame=self.frame
+        )
         say(fit_weights(model, self.file))
         return model
 
@@ -160,14 +175,17 @@ def plan_model(
     model_type: str | None = None,
     image_size: int | None = None,
     encoder_adapter: bool | None = None,
+    frame: str | None = None,
     usual_size: Callable[[Architecture], int] = lambda found: found.image_size,
     may_add_adapters: bool = False,
+    training: bool = False,
 ) -> Plan:
     """Read a weight file and settle what becomes of it; what is not given is as the file says.
 
     checkpoint: a path, or SMALL for the weights that come with this package.
     usual_size: the image size where none is given. may_add_adapters: encoder_adapter=True on a file without adapters
-    is no difference, since new ones are to be trained.
+    is no difference, since new ones are to be trained. training: weights that name no frame, as SAM's own, are trained
+    in SAM-Med2D's, which is the paper's recipe, unless frame says otherwise; either is no difference.
     Raises CheckpointError, UsageError.
     """
     file = open_weights(weights_file(checkpoint))
@@ -191,7 +209,12 @@ def plan_model(
         differences.append(f"--encoder_adapter True, but {file.path} has no adapters; new ones add nothing")
     if has_adapters and not adapters:
         differences.append(f"--encoder_adapter False, but {file.path} has adapters, which are left out")
-    return Plan(file, model_type, size, adapters, differences)
+    usual = frame_of(file, adapters)
+    if training and file.frame is None:
+        usual = frame or SAM_MED2D
+    if frame and frame != usual:
+        differences.append(f"--frame {frame}, but {file.path} was trained in the frame {usual}")
+    return Plan(file, model_type, size, adapters, frame or usual, differences)
 
 
 def open_model(
@@ -200,6 +223,7 @@ def open_model(
     model_type: str | None = None,
     image_size: int | None = None,
     encoder_adapter: bool | None = None,
+    frame: str | None = None,
     device: str | None = None,
 ) -> Sam:
     """The model of a weight file, on its device; what is not given is as the file says.
@@ -207,7 +231,9 @@ def open_model(
     checkpoint: a path, or SMALL for the weights that come with this package. Raises CheckpointError, UsageError.
     """
     on = best_device(device)
-    plan = plan_model(checkpoint, model_type=model_type, image_size=image_size, encoder_adapter=encoder_adapter)
+    plan = plan_model(
+        checkpoint, model_type=model_type, image_size=image_size, encoder_adapter=encoder_adapter, frame=frame
+    )
     plan.warn()
     return plan.build().to(on)
 

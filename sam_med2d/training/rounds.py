@@ -18,6 +18,7 @@ from sam_med2d.seeds import seed_of
 from sam_med2d.training.learner import Learner
 from sam_med2d.training.losses import objective
 from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of
+from segment_anything.frames import SAM_MED2D, mask_prompt
 
 
 class Recipe(NamedTuple):
@@ -103,17 +104,22 @@ def predict_start(model: Sam, embeddings: Tensor, start: StartingPrompts) -> Pre
 
 
 def correction_prompts(
-    last: Round, masks: Tensor, clicks: int, uniform: Uniform, earlier: Clicks | None = None
+    last: Round,
+    masks: Tensor,
+    clicks: int,
+    uniform: Uniform,
+    earlier: Clicks | None = None,
+    frame: str = SAM_MED2D,
 ) -> Prompts:
-    """The last mask as probabilities, with `clicks` clicks on what is wrong with it (0: the mask alone).
+    """The last mask as the frame has it, with `clicks` clicks on what is wrong with it (0: the mask alone).
 
-    earlier: clicks that are kept before them.
+    earlier: clicks that are kept before them; frame: of the model, one of segment_anything.frames.FRAMES.
     """
-    probabilities = last.chosen.logits.float().sigmoid()
+    mask_input = mask_prompt(frame, last.chosen.logits)
     if not clicks:
-        return Prompts(masks=probabilities)
+        return Prompts(masks=mask_input)
     points, labels = join_clicks(earlier, corrective_clicks(masks, last.masks, uniform(masks.shape[0], clicks)))
-    return Prompts(points=points, labels=labels, masks=probabilities)
+    return Prompts(points=points, labels=labels, masks=mask_input)
 
 
 def judge(model: Sam, kind: str, prediction: Prediction, masks: Tensor, multimask: bool) -> Round:
@@ -168,7 +174,7 @@ def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step
     earlier = start.clicks_of_all() if recipe.keep_clicks else None
     for clicks in plan_of_corrections(recipe.corrections, recipe.click_counts, draw):
         with learner.autocast():
-            prompts = correction_prompts(last, masks, clicks, uniform, earlier)
+            prompts = correction_prompts(last, masks, clicks, uniform, earlier, model.frame)
             if clicks and recipe.keep_clicks:
                 earlier = clicks_in(prompts)
             prediction = model.predict(embeddings, prompts, multimask_output=None)

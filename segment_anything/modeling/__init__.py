@@ -1,7 +1,8 @@
-from .image_encoder import Adapter, ImageEncoder
+from .image_encoder import Adapter, ImageEncoder, ImageEncoderViT
 from .mask_decoder import MULTIPLE, SINGLE, MaskDecoder
-from .prompt_encoder import ABSENT, BACKGROUND, FOREGROUND, PromptEncoder
+from .prompt_encoder import ABSENT, BACKGROUND, FOREGROUND, PositionEmbeddingRandom, PromptEncoder
 from .sam import Prediction, Prompts, Sam, best_of
+from .transformer import TwoWayAttentionBlock, TwoWayTransformer
 
 __all__ = [
     "ABSENT",
@@ -11,10 +12,14 @@ __all__ = [
     "SINGLE",
     "Adapter",
     "ImageEncoder",
+    "ImageEncoderViT",
     "MaskDecoder",
+    "PositionEmbeddingRandom",
     "Prediction",
     "PromptEncoder",
     "Prompts",
     "Sam",
+    "TwoWayAttentionBlock",
+    "TwoWayTransformer",
     "best_of",
 ]

@@ -1,12 +1,14 @@
 """Sam: the encoder and decoder side together, and the two functions that everything else calls:
 `Sam.predict` (embeddings + prompts -> prediction) and `best_of` (best of K)."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..frames import SAM, SAM_MED2D, check_frame, mask_prompt
 from .image_encoder import ImageEncoder
 from .mask_decoder import MaskDecoder
 from .prompt_encoder import PromptEncoder
@@ -21,7 +23,7 @@ class Prompts(NamedTuple):
 
     points: (N, P, 2) and labels: (N, P), 1 foreground, 0 background, -1 absent
     boxes: (N, 4) x0 y0 x1 y1
-    masks: (N, 1, S/4, S/4) probabilities (SAM itself feeds logits; SAM-Med2D's weights expect the sigmoid)
+    masks: (N, 1, S/4, S/4), what `mask_prompt` of the model makes of logits
     """
 
     points: Tensor | None = None
@@ -66,16 +68,31 @@ def normalised(images: Tensor, content: Tensor | None, mean: Tensor, std: Tensor
 class Sam(nn.Module):
     """The whole model: image encoder, prompt encoder and mask decoder, under SAM's names."""
 
+    mask_threshold = 0.0  # of the logits
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: MaskDecoder,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+        frame: str | None = None,
+    ) -> None:
+        """pixel_mean, pixel_std: of the channels in the order of the frame, of values 0..255.
+
+        frame: how pictures reach the model, one of segment_anything.frames.FRAMES; None: SAM-Med2D's with adapters,
+        SAM's without. Raises ValueError: it is none of them.
+        """
         super().__init__()
+        self.frame = check_frame(frame or (SAM_MED2D if image_encoder.adapters() else SAM))
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -85,20 +102,62 @@ class Sam(nn.Module):
     def image_size(self) -> int:
         return self.image_encoder.img_size
 
+    @property
+    def image_format(self) -> str:
+        """The order of colours that `preprocess` and `image_encoder` take: "RGB" in SAM's frame, else "BGR"."""
+        return "RGB" if self.frame == SAM else "BGR"
+
     def preprocess(self, images: Tensor, content: Tensor | None = None) -> Tensor:
-        """images: (B, 3, S, S), 0..255, BGR -> normalised float32.
+        """images: (B, 3, h, w) or (3, h, w), 0..255, colours as in `image_format` -> normalised float32, padded with
+        zeros at the right and below to S x S.
 
         content: (B, 4) int, top, left, height, width of the picture in its frame; what lies outside is padding,
-        which is zero after normalisation. None: the pictures fill their frames.
+        which is zero after normalisation. None: the pictures fill what is given.
         """
-        return normalised(images, content, self.pixel_mean, self.pixel_std)
+        height, width = images.shape[-2:]
+        values = normalised(images, content, self.pixel_mean, self.pixel_std)
+        if max(height, width) > self.image_size:
+            raise ValueError(f"images of {height} x {width} pixels do not fit the model's {self.image_size}")
+        return F.pad(values, (0, self.image_size - width, 0, self.image_size - height))
 
     def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor:
-        """images as in `preprocess` -> embeddings (B, 256, S / 16, S / 16)."""
-        return self.image_encoder(self.preprocess(images, content))
+        """images: (B, 3, S, S), 0..255, BGR in every frame; content as in `preprocess` -> embeddings
+        (B, 256, S / 16, S / 16)."""
+        ordered = images if self.image_format == "BGR" else images.flip(1)
+        return self.image_encoder(self.preprocess(ordered, content))
+
+    def mask_prompt(self, logits: Tensor) -> Tensor:
+        """The logits of an earlier prediction -> float32, what goes into `Prompts.masks`: in SAM's frame the logits
+        themselves, else probabilities."""
+        return mask_prompt(self.frame, logits)
+
+    @torch.no_grad()
+    def forward(self, batched_input: Sequence[dict[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
+        """Whole pictures with their prompts, as SAM's own model takes them.
+
+        batched_input: for each picture a dictionary. image: (3, h, w), in the frame, colours as in `image_format`;
+        original_size: (height, width); any of point_coords (N, P, 2) with point_labels (N, P), boxes (N, 4), in
+        coordinates of the frame, and mask_inputs (N, 1, S/4, S/4), see `mask_prompt`.
+        -> for each a dictionary: masks (N, K, *original_size) bool, iou_predictions (N, K), low_res_logits
+        (N, K, S/4, S/4).
+        """
+        embeddings = self.image_encoder(torch.stack([self.preprocess(one["image"]) for one in batched_input]))
+        answers = []
+        for one, embedding in zip(batched_input, embeddings):
+            prompts = Prompts(*(one.get(name) for name in ("point_coords", "point_labels", "boxes", "mask_inputs")))
+            logits, iou = self.predict(embedding.unsqueeze(0), prompts, multimask_output)
+            masks = self.postprocess_masks(logits, one["image"].shape[-2:], one["original_size"])
+            answers.append({"masks": masks > self.mask_threshold, "iou_predictions": iou, "low_res_logits": logits})
+        return answers
+
+    def postprocess_masks(self, masks: Tensor, input_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
+        """Logits (N, K, S/4, S/4) -> (N, K, *original_size), bilinear. input_size: (height, width) of the picture in
+        the frame, whose padding falls away."""
+        inside = self.upscale(masks)[..., : input_size[0], : input_size[1]]
+        return F.interpolate(inside, tuple(original_size), mode="bilinear", align_corners=False)
 
     def predict(self, embeddings: Tensor, prompts: Prompts, multimask_output: bool | None) -> Prediction:
-        """embeddings: (N, 256, h, w), one for each object: `encode(images)[image_index]`.
+        """embeddings: (N, 256, h, w), one for each object: `encode(images)[image_index]`; or one for all.
 
         multimask_output: True for the three guesses, False for the single mask, None for all four
         (the single mask first).
