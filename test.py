@@ -30,10 +30,10 @@ from sam_med2d.device import best_device, seed_everything
 from sam_med2d.distributed import Processes, join_processes
 from sam_med2d.errors import DataError
 from sam_med2d.evaluation.columns import MAIN_METRICS
-from sam_med2d.evaluation.estimates import unscored
 from sam_med2d.evaluation.evaluate import evaluate
 from sam_med2d.evaluation.gallery import GalleryItem, choose_gallery, draw, shown_in_gallery
 from sam_med2d.evaluation.grids import format_table, to_records
+from sam_med2d.evaluation.left_out import LEAVE_OUT, ZERO, LeftOut
 from sam_med2d.evaluation.parts import merged
 from sam_med2d.evaluation.record import record
 from sam_med2d.evaluation.report import write_report
@@ -45,7 +45,7 @@ from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import owned
 from sam_med2d.prompts.annotators import CLICK_STRATEGIES, annotator_of
 from sam_med2d.prompts.files import write_prompts
-from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, mode_name, parse_mode
+from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, mode_name, parse_mode, parse_modes
 from sam_med2d.provenance import provenance
 from sam_med2d.stopping import Stopped
 from segment_anything import sam_model_registry
@@ -101,6 +101,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "Use adapters; False leaves those of the file out, which is the paper's SAM-Med2D*. Default: what the file "
         "has.")
     add_frame_flag(group)
+    add_flag(group, "--refine", None,
+        "Use the refinement network; False leaves that of the file out. Default: what the file has.")
     add_flag(group, "--multimask", True, "Score the best of outputs 1 to 3; False: output 0.")
     add_flag(group, "--use_amp", False,
         "Run the model in mixed precision: bfloat16 where the device has it, else float16.")
@@ -111,14 +113,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         type=mode_name,
         metavar="MODE",
-        help="bbox, bbox_jitter5, iterative clicks 1pt 3pts ..., bbox+2pts, clicks at once 3shot ..., mask; "
-        f"default: {' '.join(DEFAULT_MODES)}",
+        help="bbox, bbox_jitter5, bbox_drawn, iterative clicks 1pt 3pts ... or 1..20pts, bbox+2pts, clicks at once "
+        "3shot ..., strokes scribble 3scribbles bbox+scribble, lasso, mask; and behind any of them @best, the best of "
+        f"the answers, or @swapped, the answer to another object's prompts; default: {' '.join(DEFAULT_MODES)}",
     )
     group.add_argument("--box_jitter", nargs="+", type=int, default=[], metavar="PIXELS",
         help="Also score boxes whose sides are moved by up to so many pixels of the frame; each number is a mode.")
     group.add_argument("--click_strategy", choices=CLICK_STRATEGIES, default="random",
-        help="Where an iterative click goes: on a random wrong pixel, or into the centre of the largest error. "
-             "Default: %(default)s.")
+        help="Where an iterative click goes: on a random wrong pixel, into the centre of the largest error, or near "
+             "it, as people click. Default: %(default)s.")
     add_flag(group, "--boxes_prompt", None,
         "Ask for the one mode bbox; False: for one mode of clicks, see --iter_point and --point_num.")
     group.add_argument("--iter_point", type=int, help="Ask for one mode of so many iterative clicks.")
@@ -135,6 +138,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--nsd_tolerance", type=float, default=2.0, metavar="PIXELS",
         help="Distance in pixels within which normalised surface Dice counts a boundary as met. Default: "
              "%(default)s.")
+    group.add_argument("--vanished", choices=[LEAVE_OUT, ZERO], default=LEAVE_OUT,
+        help="What becomes of objects too small for the frame, of which it shows no pixel: they are in no mean, or "
+             "count as not found, with a Dice of 0. Either way they are counted. Default: %(default)s.")
     # fmt: on
     args = parser.parse_args(argv)
     try:
@@ -161,7 +167,7 @@ def named_modes(args: argparse.Namespace) -> list[Mode]:
     if args.prompt_modes:
         if single:
             raise ValueError(f"--prompt_modes already says which modes: leave out --{' --'.join(sorted(single))}")
-        return [parse_mode(name) for name in args.prompt_modes]
+        return parse_modes(args.prompt_modes)
     if not single:
         return [parse_mode(name) for name in DEFAULT_MODES]
     for name in ("iter_point", "point_num"):
@@ -255,9 +261,10 @@ def settle_model(args: argparse.Namespace) -> Plan:
         image_size=args.image_size,
         encoder_adapter=args.encoder_adapter,
         frame=args.frame,
+        refine=args.refine,
     )
     args.model_type, args.image_size, args.encoder_adapter = plan.model_type, plan.image_size, plan.encoder_adapter
-    args.frame = plan.frame
+    args.frame, args.refine = plan.frame, plan.refine
     return plan
 
 
@@ -271,18 +278,18 @@ def summarise(
     speed: float,
 ) -> None:
     """Merge the parts of all processes; print and write tables, provenance and report. speed: images a second."""
-    merge(args, folder, processes, strategy)
+    shown_from = merge(args, folder, processes, strategy)
     rows = read_rows(folder)
-    left_out = unscored(rows)
-    objects = len(rows) // len(args.modes) - len(left_out)
-    if not objects:
-        raise DataError(f"{args.data_path}: every mask of its test split is empty; correct the index")
+    left_out = LeftOut(rows, shown_from, args.image_size)
+    if not left_out.scored:
+        raise DataError(f"{args.data_path}: {left_out.nothing_scored()}")
     tables = all_tables(rows, seed=args.seed)
     results = Results(
         means={metric: mean_by_mode(tables["overall"], metric) for metric in args.metrics},
-        objects=objects,
+        objects=left_out.scored,
         images=len(index),
-        unscored=len(left_out),
+        unscored=left_out.unscored,
+        vanished=left_out.vanished_count,
         images_per_second=speed,
         seed=args.seed,
         model_type=args.model_type,
@@ -295,10 +302,8 @@ def summarise(
     for name in ("overall", "noc", "dataset"):
         if name in tables and len(tables[name]):
             print(f"\n{format_table(tables[name])}")
-    print(
-        f"\n{objects} objects in {len(index)} images, {speed:.1f} images/s"
-        + (f"; {len(left_out)} empty mask(s) skipped, such as {left_out['mask'].iloc[0]}" if len(left_out) else "")
-    )
+    print(f"\n{left_out.scored} objects in {len(index)} images, {speed:.1f} images/s")
+    print(*(f"{line}\n" for line in left_out.lines(args.vanished)), sep="", end="")
     if args.report:
         write_report(folder, rows, results, gallery(args, folder, index, processes, rows), tables)
     for part in folder.glob("part_*"):  # also of an earlier run that was ended
@@ -306,9 +311,12 @@ def summarise(
     print(f"rows, prompts, results{' and report' * args.report}: {folder}")
 
 
-def merge(args: argparse.Namespace, folder: Path, processes: int, strategy: str) -> None:
-    """Write rows and prompts of all processes in the order of the index."""
-    write_rows(folder / f"rows.{args.rows_format}", (row for _, rows, _ in merged(folder, processes) for row in rows))
+def merge(args: argparse.Namespace, folder: Path, processes: int, strategy: str) -> int:
+    """Write rows and prompts of all processes in the order of the index.
+
+    -> the side of the frame that would show all objects that vanished; 0: none did.
+    """
+    write_rows(folder / f"rows.{args.rows_format}", (row for _, rows, *_ in merged(folder, processes) for row in rows))
     other = "csv" if args.rows_format == "parquet" else "parquet"
     (folder / f"rows.{other}").unlink(missing_ok=True)  # of an earlier run
     with replacing(folder / "prompts.json") as path, open(path, "w", encoding="utf-8") as file:
@@ -321,8 +329,9 @@ def merge(args: argparse.Namespace, folder: Path, processes: int, strategy: str)
                 **({} if is_paper(args.protocol) else {"protocol": args.protocol}),
                 **({} if args.frame == SAM_MED2D else {"frame": args.frame}),
             },
-            (item for _, _, prompts in merged(folder, processes) for item in prompts.items()),
+            (item for _, _, prompts, _ in merged(folder, processes) for item in prompts.items()),
         )
+    return max((shown_from for *_, shown_from in merged(folder, processes)), default=0)
 
 
 def mean_by_mode(overall: pd.DataFrame, metric: str) -> dict[str, float]:

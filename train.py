@@ -3,6 +3,7 @@
     python train.py --sam_checkpoint small --epochs 1 --run_name try   # a minute on a CPU, on the data in data_demo/
     python train.py --sam_checkpoint pretrain_model/sam_vit_b_01ec64.pth --data_path data_demo
     python train.py --encoder_adapter False --run_name ft-sam   # decoder side only: the paper's FT-SAM
+    python train.py --tune lora --run_name lora                 # pairs that merge into SAM's own weights
     python train.py --resume                                    # go on where this run stopped
 
 Leaves {work_dir}/models/{run_name}/last.pth (all that --resume needs) and best.pth (weights alone), and TensorBoard
@@ -22,27 +23,26 @@ from tqdm import tqdm
 from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.batch import collate
 from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loader
+from sam_med2d.data.embedding_cache import PRECISIONS
 from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
+from sam_med2d.data.vanishing import Vanished, told
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.metrics import METRICS
-from sam_med2d.inference.models import Plan, plan_model
 from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import check_writable, owned
-from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_mode
+from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_modes
 from sam_med2d.stopping import Request, Stopped, at_a_good_moment, raising_stopped
+from sam_med2d.training.embeddings import AGAIN, remember_embeddings
 from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
 from sam_med2d.training.rounds import Recipe, train_batch
+from sam_med2d.training.start import DEFAULT_CHECKPOINT, build_model, check_tuning, settle_model
 from sam_med2d.training.state import Progress, RunState, SavedRun, models_folder, room_for_checkpoints
 from segment_anything import Sam, sam_model_registry
-from segment_anything.checkpoint import Architecture, CheckpointError
 from segment_anything.frames import FRAMES, SAM_MED2D
-
-DEFAULT_CHECKPOINT = "pretrain_model/sam_vit_b.pth"
-FROM_SCRATCH = "none"  # says as a checkpoint: random weights
-NEW_TYPE, NEW_SIZE = "vit_b", 256  # of a model from scratch, and pixels
-SAMS_SIZE = 1024  # pixels, of SAM's own files
+from segment_anything.modeling.lora import TARGETS
+from segment_anything.modeling.tuning import TUNE
 
 
 def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> argparse.Namespace:
@@ -88,6 +88,13 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--cache", metavar="DIR",
         help="Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; at "
              "256 px an image takes 64 KB if grey, a mask 8 KB.")
+    group.add_argument("--embeddings", choices=[*PRECISIONS, AGAIN],
+        help="Where the encoder learns nothing (--tune decoder) and --augment is off: keep the embedding of each "
+             "image, of 16 bits a number, so that the encoder runs once an image in the whole run; again: it runs for "
+             "every batch. They lie in the folder of --cache, else in cache/ of --work_dir. Default: float16 where "
+             "that is possible.")
+    group.add_argument("--embeddings_gb", type=float, default=10, metavar="GB",
+        help="What embeddings may take on the disk; 128 KB an image at 256 px. Default: %(default)s.")
 
     group = parser.add_argument_group("model")
     group.add_argument("--model_type", choices=[*sam_model_registry],
@@ -95,25 +102,61 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--sam_checkpoint", default=DEFAULT_CHECKPOINT,
         help="Weights of SAM or SAM-Med2D to start from; small: those of this package; none: random weights. "
              "Default: %(default)s.")
-    add_flag(group, "--encoder_adapter", True,
-        "Put an adapter into every block of the encoder, the only part of it that is trained; False: train the "
-        "decoder side alone, the paper's FT-SAM.")
+    group.add_argument("--tune", choices=[*TUNE],
+        help="What is trained beside the prompt encoder and the mask decoder: the adapters; nothing (decoder), the "
+             "paper's FT-SAM; LoRA pairs, which can be merged into SAM's own weights; all. Default: adapters.")
+    group.add_argument("--tune_blocks", nargs=2, metavar=("last", "N"),
+        help="Of the encoder, train only what is in its last N blocks: last 4. Default: in all blocks.")
+    add_flag(group, "--encoder_adapter", None,
+        "Put an adapter into every block of the encoder; False: none, and unless --tune says otherwise the decoder "
+        "side alone is trained. Default: True for --tune adapters, else what the weights have.")
+    group.add_argument("--lora_rank", type=int, default=8, metavar="R",
+        help="Width of each LoRA pair. Default: %(default)s.")
+    group.add_argument("--lora_alpha", type=float, default=16, metavar="A",
+        help="What a LoRA pair adds is scaled by this number over --lora_rank. Default: %(default)s.")
+    group.add_argument("--lora_targets", nargs="+", default=["qkv", "proj"], choices=[*TARGETS],
+        help="Which linear layers get a LoRA pair: the encoder's qkv, proj and mlp, and the attention of the mask "
+             "decoder, whose own weights then stay as they are. Default: qkv proj.")
 
     group.add_argument("--frame", choices=FRAMES,
         help="How pictures reach the model: sam-med2d is BGR, stretched, nearest neighbour; sam is RGB, longest side, "
              "padded, bilinear, for weights that tools made for SAM shall open. Default: that of SAM-Med2D's weights "
              "and of what this project trained, as they say; sam-med2d for SAM's own and from scratch.")
+    add_flag(group, "--refine", None,
+        "Train a refinement network too, which reads clicks as maps and answers at the full size of the frame; False: "
+        "leave that of the file out. Default: what the file has.")
 
+    # fmt: on
+    add_learning_flags(parser)
+    if saved:
+        parser.set_defaults(**saved.flags_to_go_on_with(parser))
+    args = parser.parse_args(argv)
+    if args.resume == "last":
+        args.resume = str(models_folder(args) / "last.pth")
+    check_flags(parser, args)
+    args.modes = parse_modes(args.prompt_modes)
+    return args
+
+
+def add_learning_flags(parser: argparse.ArgumentParser) -> None:
+    """How it learns, from whom, and how it is judged."""
+    # fmt: off
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=int, default=15,
         help="Number of passes over the training images. Default: %(default)s.")
     group.add_argument("--lr", type=float, default=1e-4, help="Learning rate of Adam. Default: %(default)s.")
     group.add_argument("--adapter_lr", type=float,
-        help="Learning rate of the adapters, which learn once a batch while the decoder learns in every round. "
-             "Default: --lr.")
+        help="Learning rate of adapters and LoRA pairs, which learn once a batch while the decoder learns in every "
+             "round. Default: --lr.")
     group.add_argument("--adapter_norm_lr", type=float,
         help="Learning rate of the last LayerNorm of each adapter, which scales what a new adapter adds, from "
              "nothing; in short runs 20 times --adapter_lr helps. Default: --adapter_lr.")
+    group.add_argument("--layer_decay", type=float, default=1.0, metavar="FACTOR",
+        help="With --tune all: multiply the learning rate by this number from each block of the encoder to the one "
+             "before it, such as 0.8. Default: all learn at --lr.")
+    group.add_argument("--refine_lr", type=float,
+        help="Learning rate of the refinement network, which starts from nothing; in short runs 10 times --lr helps. "
+             "Default: --lr.")
     group.add_argument("--lr_scheduler", choices=["multistep", "cosine"],
         type=lambda name: name.lower().removesuffix("lr"),
         help="How the learning rate changes: multistep (or MultiStepLR) halves it at each of --milestones, cosine "
@@ -137,6 +180,13 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--box_shift", type=int, default=5, metavar="PIXELS",
         help="Move each starting box by up to so many pixels of the frame, and by at most half its short side; 5 "
              "suits 256 px. Default: %(default)s.")
+    group.add_argument("--scribble_share", type=float, default=0.0,
+        help="Share of the starts from clicks, and of the corrections, in which a stroke is drawn instead. Default: "
+             "%(default)s.")
+    group.add_argument("--lasso_share", type=float, default=0.0,
+        help="Share of the starts from boxes in which a rough outline is drawn instead. Default: %(default)s.")
+    group.add_argument("--rank_weight", type=float, default=0.0,
+        help="Weight of a loss that ranks the three guesses by their true IoU. Default: %(default)s.")
     add_flag(group, "--multimask", True,
         "Let corrections follow the best of outputs 1 to 3; False: output 0. All four are trained either way.")
 
@@ -149,25 +199,21 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         help="Prompt modes of the validation, named as for test.py; best.pth is the epoch with the best mean Dice "
              "of them. Default: %(default)s.")
     # fmt: on
-    if saved:
-        parser.set_defaults(**saved.flags_to_go_on_with(parser))
-    args = parser.parse_args(argv)
-    if args.resume == "last":
-        args.resume = str(models_folder(args) / "last.pth")
+
+
+def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with the parser's message where flags make no sense."""
     check_numbers(
         parser,
         args,
         positive=("epochs", "batch_size", "mask_num", "image_size", "log_every", "validate_every"),
-        not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup"),
+        not_negative=("iter_point", "box_shift", "seed", "save_every", "num_workers", "warmup", "rank_weight"),
+        shares=("scribble_share", "lasso_share"),
+        rates=("lr", "adapter_lr", "adapter_norm_lr", "lora_alpha", "refine_lr", "clip_norm", "embeddings_gb"),
     )
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
-    for name in ("lr", "adapter_lr", "adapter_norm_lr", "clip_norm"):
-        rate = getattr(args, name)
-        if rate is not None and not 0 < rate < math.inf:
-            parser.error(f"--{name} must be above 0, not {rate}")
-    args.modes = [parse_mode(name) for name in args.prompt_modes]
-    return args
+    check_tuning(parser, args)
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -178,6 +224,9 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         box_shift=args.box_shift,
         multimask=args.multimask,
         seed=args.seed,
+        scribble_share=args.scribble_share,
+        lasso_share=args.lasso_share,
+        rank_weight=args.rank_weight,
     )
 
 
@@ -187,6 +236,8 @@ def learner_of(args: argparse.Namespace, model: Sam, steps_an_epoch: int) -> Lea
         lr=args.lr,
         adapter_lr=args.adapter_lr,
         adapter_norm_lr=args.adapter_norm_lr,
+        layer_decay=args.layer_decay,
+        refine_lr=args.refine_lr,
         schedule=Schedule(args.lr_scheduler, args.epochs, steps_an_epoch, tuple(args.milestones), args.warmup),
         use_amp=args.use_amp,
         clip_norm=args.clip_norm,
@@ -239,19 +290,13 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
         print(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")
     if dataset.balance:
         print(f"each of {len(dataset.balance.groups)} groups ({args.balance}) has the same share of every epoch")
-    model = (plan.build() if plan else new_model(args)).to(device)
+    model = build_model(plan, args).to(device)
     del plan
-    trained = model.train_for("adapters")
-    print(
-        f"trained: {sum(p.numel() for p in trained) / 1e6:.2f} M of "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters "
-        f"({'adapters, ' if model.image_encoder.adapters() else ''}prompt encoder, mask decoder)"
-    )
-
     progress = Progress(steps_an_epoch=math.ceil(len(dataset) / args.batch_size))
     state = RunState(args, model, learner_of(args, model, progress.steps_an_epoch), progress)
     if saved:
         state.restore(saved, defaults=vars(parse_args([])))
+    remember_embeddings(model, args, len(dataset) + (len(validation.dataset) if validation else 0))
 
     logs = run_folder(Path(args.work_dir) / "logs", args.run_name)
     check_writable(logs)
@@ -297,54 +342,12 @@ def kept(state: RunState) -> str:
     return f"step {state.progress.step} is in {state.folder / 'last.pth'}; go on with --resume"
 
 
-def settle_model(args: argparse.Namespace) -> Plan | None:
-    """Read the weights to start from, if any; the flags of the model become what it will be.
-
-    Raises CheckpointError, UsageError.
-    """
-    if args.sam_checkpoint.lower() == FROM_SCRATCH:
-        args.model_type = args.model_type or NEW_TYPE
-        args.image_size = args.image_size or NEW_SIZE
-        args.frame = args.frame or SAM_MED2D
-        return None
-    if args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
-        raise CheckpointError(
-            f"{DEFAULT_CHECKPOINT}: not found. Download SAM's ViT-B (sam_vit_b_01ec64.pth, from the Segment Anything "
-            "repository's model checkpoints) or SAM-Med2D's weights (sam-med2d_b.pth, from its repository) and name "
-            "the file with --sam_checkpoint; --sam_checkpoint none trains from scratch"
-        )
-    plan = plan_model(
-        args.sam_checkpoint,
-        model_type=args.model_type,
-        image_size=args.image_size,
-        encoder_adapter=args.encoder_adapter,
-        frame=args.frame,
-        usual_size=training_size,
-        may_add_adapters=True,
-        training=True,
-    )
-    plan.warn()
-    args.model_type, args.image_size, args.frame = plan.model_type, plan.image_size, plan.frame
-    return plan
-
-
-def training_size(found: Architecture) -> int:
-    """What a file was trained at; but SAM's own, of 1024 pixels, are fine-tuned at 256, as SAM-Med2D was."""
-    sams_own = found.image_size == SAMS_SIZE and not found.adapters
-    return NEW_SIZE if sams_own else found.image_size
-
-
-def new_model(args: argparse.Namespace) -> Sam:
-    return sam_model_registry[args.model_type](
-        image_size=args.image_size, encoder_adapter=args.encoder_adapter, frame=args.frame
-    )
-
-
 def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, stop: Request) -> None:
     """The rest of the epoch that the loader was set to, or its steps until someone asks to stop."""
     args, model, learner, progress = state.args, state.model, state.learner, state.progress
     model.train()
-    skipped: set[str] = set()
+    empty: set[str] = set()
+    vanished: dict[str, Vanished] = {}
     window = Window()
     rate = learner.lr
     bar = tqdm(
@@ -356,7 +359,8 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
         total=progress.steps_an_epoch,
     )
     for batch in bar:
-        skipped.update(batch.skipped)
+        empty.update(set(batch.skipped) - batch.vanished.keys())
+        vanished |= batch.vanished
         if len(batch.mask_names):
             rate = learner.set_rate(progress.step)
             scalars = train_batch(model, batch.to(model.device), learner, recipe, progress.step)
@@ -379,10 +383,13 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
             state.save_last()
     if window.count:
         window.write(board, progress.step, rate)
-    if skipped:
-        print(f"skipped {len(skipped)} empty mask(s), such as {min(skipped)}")
+    if empty:
+        print(f"skipped {len(empty)} empty mask(s), such as {min(empty)}")
+    if vanished:
+        print(f"not trained on: {told(vanished, args.image_size)}")
     if not progress.loss_count:
-        raise DataError(f"{args.data_path}: every mask of its train split is empty; correct the index")
+        what = "vanishes in the frame" if vanished else "is empty; correct the index"
+        raise DataError(f"{args.data_path}: every mask of its train split {what}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import math
 import os
 import signal
 import sys
@@ -50,7 +51,12 @@ def add_flag(group: argparse._ActionsContainer, name: str, default: bool | None,
 
 
 def check_numbers(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, positive: tuple[str, ...], not_negative: tuple[str, ...]
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    positive: tuple[str, ...],
+    not_negative: tuple[str, ...],
+    shares: tuple[str, ...] = (),
+    rates: tuple[str, ...] = (),
 ) -> None:
     """End with the parser's message where a flag has a number that makes no sense; None is one that nobody gave."""
     for least, names in ((1, positive), (0, not_negative)):
@@ -58,6 +64,13 @@ def check_numbers(
             value = getattr(args, name)
             if value is not None and value < least:
                 parser.error(f"--{name} must be at least {least}")
+    for name in shares:
+        if not 0 <= getattr(args, name) <= 1:
+            parser.error(f"--{name} must be between 0 and 1, not {getattr(args, name)}")
+    for name in rates:
+        rate = getattr(args, name)
+        if rate is not None and not 0 < rate < math.inf:
+            parser.error(f"--{name} must be above 0, not {rate}")
     if args.image_size is not None and args.image_size % 32:
         parser.error(f"--image_size must be a multiple of 32, not {args.image_size}")
 
@@ -74,8 +87,10 @@ def impossible_values(parser: argparse.ArgumentParser, values: dict[str, Any]) -
 def _possible(flag: argparse.Action, value: object) -> bool:
     if value is None:
         return flag.default is None
-    several = flag.nargs in ("+", "*")
+    several = flag.nargs in ("+", "*") or isinstance(flag.nargs, int)
     if several != isinstance(value, list) or (flag.nargs == "+" and not value):
+        return False
+    if isinstance(flag.nargs, int) and isinstance(value, list) and len(value) != flag.nargs:
         return False
     kinds: dict[object, tuple[type, ...]] = {int: (int,), float: (int, float), boolean: (bool,)}
     kind = kinds.get(flag.type, (str,))

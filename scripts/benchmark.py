@@ -3,6 +3,7 @@
     python scripts/benchmark.py encoder                 # our attention and adapters, against the plain ones
     python scripts/benchmark.py test --data_path ../data_demo       # four prompt modes against encoder passes alone
     python scripts/benchmark.py train --data_path data_demo         # one training batch, and its parts
+    python scripts/benchmark.py tuning --help           # embeddings once; what each --tune takes
     python scripts/benchmark.py data --help             # reading, the cache, an index of 20 million masks
     python scripts/benchmark.py deploy --help           # ONNX Runtime and OpenVINO against PyTorch
 
@@ -33,7 +34,7 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling.image_encoder import Attention
 
 MODEL_AREAS = ("encoder", "test", "train")  # those of this file
-OTHER_AREAS = ("data", "deploy")  # each a module benchmark_{area}.py
+OTHER_AREAS = ("data", "deploy", "tuning")  # each a module benchmark_{area}.py
 
 
 def parse_args() -> argparse.Namespace:

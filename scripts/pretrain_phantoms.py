@@ -30,7 +30,7 @@ from sam_med2d.device import amp_dtype, best_device, seed_everything
 from sam_med2d.prompts.clicks import clicks_on
 from sam_med2d.training import rounds as training_rounds
 from sam_med2d.training.rounds import Round, correction_prompts, judge, predict_start, starting_prompts, uniform_from
-from segment_anything import Sam, sam_model_registry
+from segment_anything import Prompts, Sam, sam_model_registry
 from segment_anything.checkpoint import load_checkpoint, save_weights
 
 WARM_UP = 200  # steps
@@ -97,7 +97,7 @@ def two_rounds(
         True,
     )
     first = clicks_on(masks, uniform(len(masks), 1)) if clicks and joined else None
-    prompts = correction_prompts(start, masks, clicks, uniform, first)
+    prompts = correction_prompts(start, masks, clicks, uniform, Prompts(*first) if first else None)
     correction = judge(model, "clicks", model.predict(embeddings, prompts, multimask_output=None), masks, True)
     return start, correction
 

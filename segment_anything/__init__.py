@@ -12,7 +12,22 @@ if TYPE_CHECKING:
     from .automatic_mask_generator import SamAutomaticMaskGenerator
     from .build_sam import build_sam, build_sam_vit_b, build_sam_vit_h, build_sam_vit_l, sam_model_registry
     from .errors import CheckpointError, ImageError, PromptError, UserError
-    from .modeling import ABSENT, BACKGROUND, FOREGROUND, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of
+    from .modeling import (
+        ABSENT,
+        BACKGROUND,
+        FOREGROUND,
+        MULTIPLE,
+        SINGLE,
+        Prediction,
+        Prompts,
+        Sam,
+        Seen,
+        answer,
+        best_of,
+        look,
+        low_resolution,
+        ranked,
+    )
     from .predictor import Masks, ObjectPrompt, SamPredictor
     from .predictor_sammed import SammedPredictor
 
@@ -33,12 +48,17 @@ __all__ = [
     "SamAutomaticMaskGenerator",
     "SamPredictor",
     "SammedPredictor",
+    "Seen",
     "UserError",
+    "answer",
     "best_of",
     "build_sam",
     "build_sam_vit_b",
     "build_sam_vit_h",
     "build_sam_vit_l",
+    "look",
+    "low_resolution",
+    "ranked",
     "sam_model_registry",
 ]
 
@@ -48,7 +68,7 @@ _HOMES = {  # the module of each name
     "errors": ("CheckpointError", "ImageError", "PromptError", "UserError"),
     "modeling": (
         *("ABSENT", "BACKGROUND", "FOREGROUND", "MULTIPLE", "SINGLE"),
-        *("Prediction", "Prompts", "Sam", "best_of"),
+        *("Prediction", "Prompts", "Sam", "Seen", "answer", "best_of", "look", "low_resolution", "ranked"),
     ),
     "predictor": ("Masks", "ObjectPrompt", "SamPredictor"),
     "predictor_sammed": ("SammedPredictor",),

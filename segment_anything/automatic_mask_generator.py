@@ -170,7 +170,8 @@ class SamAutomaticMaskGenerator:
         """points: (P, 2) xy in the crop. Each is an object of its own, with three guesses."""
         clicks = self.predictor.apply_coords_torch(torch.from_numpy(points)).unsqueeze(1).to(self.predictor.device)
         labels = torch.full(clicks.shape[:2], FOREGROUND, device=clicks.device)
-        low_res, iou = self.predictor.decode(Prompts(clicks, labels), multimask_output=True)
+        # the decoder's own answers: three to each of many clicks, of which few are kept
+        low_res, iou = self.predictor.decode(Prompts(clicks, labels), multimask_output=True, refine=False)
         clicked = np.repeat(points + np.array(crop[:2]), low_res.shape[1], axis=0)
         low_res, iou = low_res.flatten(0, 1).unsqueeze(1), iou.flatten()
         kept = (iou >= self.pred_iou_thresh).nonzero().squeeze(1)

@@ -9,7 +9,7 @@ from torch import nn
 
 from .checkpoint import check_is_sam, fit_weights, frame_of, open_weights
 from .frames import SAM, SAM_MED2D, SAMS_SIZE
-from .modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam
+from .modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Refinement, Sam
 from .modeling.image_encoder import EMBEDDING_CHANNELS, PATCH_SIZE
 from .sizes import SIZES
 
@@ -20,6 +20,7 @@ def build_sam(
     model_type: str = "vit_b",
     image_size: int | None = None,
     encoder_adapter: bool | None = None,
+    refine: bool | None = None,
     checkpoint: str | os.PathLike | None = None,
     frame: str | None = None,
 ) -> Sam:
@@ -27,10 +28,11 @@ def build_sam(
 
     args: a path, as callers of SAM give it, or one Namespace with `image_size`, `encoder_adapter` and
     `sam_checkpoint`, as the scripts of SAM-Med2D do.
-    checkpoint: any file that `load_checkpoint` reads. The image size, the adapters and the frame are then what the file
-    says, unless they are given.
+    checkpoint: any file that `load_checkpoint` reads. The image size, the adapters, the refinement network and the
+    frame are then what the file says, unless they are given.
     Without a file: a plain SAM of 1024 px in its own frame; or, where image_size or encoder_adapter is given, a
     SAM-Med2D, by default of 256 px with adapters.
+    refine: with a refinement network, which adds nothing until it is trained; without a file by default without.
     frame: one of segment_anything.frames.FRAMES; by default what the file says, but SAM-Med2D's for a Namespace and
     where adapters are added to weights without them.
 
@@ -44,16 +46,17 @@ def build_sam(
     if checkpoint is None:
         plain = image_size is None and encoder_adapter is None
         size, adapters = image_size or (SAMS_SIZE if plain else 256), not plain and encoder_adapter is not False
-        return _new(model_type, size, adapters, frame or (SAM if plain else SAM_MED2D)).eval()
+        return _new(model_type, size, adapters, frame or (SAM if plain else SAM_MED2D), bool(refine)).eval()
     file = open_weights(Path(checkpoint))
     found = check_is_sam(file)
     adapters = bool(found.adapters) if encoder_adapter is None else encoder_adapter
-    model = _new(model_type, image_size or found.image_size, adapters, frame or frame_of(file, adapters))
+    frame, refine = frame or frame_of(file, adapters), found.refinement if refine is None else refine
+    model = _new(model_type, image_size or found.image_size, adapters, frame, refine)
     print(fit_weights(model, file))
     return model.eval()
 
 
-def _new(model_type: str, image_size: int, adapters: bool, frame: str) -> Sam:
+def _new(model_type: str, image_size: int, adapters: bool, frame: str, refine: bool) -> Sam:
     size = SIZES[model_type]
     side = image_size // PATCH_SIZE
     model = Sam(
@@ -68,6 +71,7 @@ def _new(model_type: str, image_size: int, adapters: bool, frame: str) -> Sam:
         PromptEncoder(EMBEDDING_CHANNELS, (side, side), (image_size, image_size)),
         MaskDecoder(transformer_dim=EMBEDDING_CHANNELS),
         frame=frame,
+        refinement=Refinement() if refine else None,
     )
     _initialise(model)
     return model

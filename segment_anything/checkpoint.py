@@ -16,6 +16,7 @@ from .errors import CheckpointError
 from .frames import described, likely_frame
 from .modeling import Sam
 from .modeling.image_encoder import PATCH_SIZE, Block
+from .modeling.lora import PART, merge_lora
 from .sizes import SIZES
 from .weight_files import WeightFile, open_weights, read_weights, save_weights
 from .weight_names import other_model
@@ -30,6 +31,7 @@ __all__ = [
     "fit_weights",
     "frame_of",
     "load_checkpoint",
+    "merged_weights",
     "open_weights",
     "read_weights",
     "save_weights",
@@ -38,6 +40,7 @@ __all__ = [
 POSITIONS = "image_encoder.pos_embed"
 BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
 ADAPTER = re.compile(BLOCK.pattern + r"Adapter\.")
+REFINEMENT = "refinement."  # an optional part of its own, beside SAM's
 # In some files, and no weights: what the model has fixed, and how many models a moving average is of.
 CONSTANTS = {"pixel_mean", "pixel_std", "n_averaged"}
 LISTED = 10  # names shown in an error message
@@ -51,12 +54,16 @@ class Architecture(NamedTuple):
     depth: int
     image_size: int  # pixels
     adapters: tuple[int, ...]  # the blocks that have one
+    refinement: bool = False
+    lora: tuple[str, ...] = ()  # the layers that have a pair
 
     def __str__(self) -> str:
         size = self.model_type or f"an unknown size ({self.channels} channels, {self.depth} blocks)"
         some = f"adapters in {len(self.adapters)} of {self.depth} blocks"
         adapters = {0: "no adapters", self.depth: "adapters"}.get(len(self.adapters), some)
-        return f"{size}, {self.image_size} px, {adapters}"
+        pairs = f", LoRA pairs in {len(self.lora)} layers" if self.lora else ""
+        refinement = ", a refinement network" * self.refinement
+        return f"{size}, {self.image_size} px, {adapters}{pairs}{refinement}"
 
 
 @dataclass
@@ -70,6 +77,7 @@ class LoadReport:
     resized: list[str] = field(default_factory=list)  # of those, the ones fitted to another image size
     new: list[str] = field(default_factory=list)  # in the model alone: as they were built
     left_out: list[str] = field(default_factory=list)  # in the file alone
+    merged: tuple[str, ...] = ()  # layers whose LoRA pair was added to their weight, as the model has no pairs
     notes: list[str] = field(default_factory=list)  # how the weights were found in the file, a line each
     frame: str = ""  # of the model, and what it is said to be; "" is not said
 
@@ -81,10 +89,11 @@ class LoadReport:
             parts = ["pos_embed"] * (POSITIONS in self.resized)
             parts += [f"rel_pos of {_count_blocks(tables)} blocks"] * bool(tables)
             lines.append(f"  resized to {self.image_size} px: {', '.join(parts)}")
+        if self.merged:
+            lines.append(f"  merged into their layers: LoRA pairs of {len(self.merged)} layers")
         if self.new:
-            lines.append(f"  newly started: adapters of {_count_blocks(self.new)} blocks (no-op)")
-        left_out = f"adapters of {_count_blocks(self.left_out)} blocks" if self.left_out else "none"
-        lines.append(f"  left out: {left_out}")
+            lines.append(f"  newly started: {_parts(self.new)} (no-op)")
+        lines.append(f"  left out: {_parts(self.left_out) or 'none'}")
         return "\n".join([*lines, *[f"  {self.frame}"] * bool(self.frame)])
 
 
@@ -97,7 +106,9 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     """Copy what a file holds into a model, at any image size of either.
 
     Weights with adapters fill a model without them (the paper's "SAM-Med2D*": they are left out), and weights
-    without adapters fill a model that has them (they stay as they were built, which adds nothing).
+    without adapters fill a model that has them (they stay as they were built, which adds nothing). The same holds for
+    the refinement network. A model takes LoRA pairs too, or starts its own; a model without any gets them merged into
+    the weights of their layers.
 
     Raises CheckpointError, with the model unchanged, if anything else differs.
     """
@@ -107,8 +118,11 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     source, target = check_is_sam(file), describe(own)
     _check_architecture(path, source, target)
 
-    left_out = [] if target.adapters else [name for name in weights if ADAPTER.match(name)]
-    new = [] if source.adapters else [name for name in own if ADAPTER.match(name)]
+    merged = source.lora if not target.lora else ()
+    if merged:
+        weights = _merged(weights, path)
+    left_out = _of_other_parts(weights, than=target)
+    new = _of_other_parts(own, than=source)
     offered = {name: tensor for name, tensor in weights.items() if name not in left_out}
     wanted = {name: tensor for name, tensor in own.items() if name not in new}
     _check_names(path, wanted, offered)
@@ -123,7 +137,7 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
         tensor.copy_(fitted.get(name, offered[name]))  # casts to the model's dtype and device
     usual = frame_of(file, bool(target.adapters))
     frame = described(model.frame) + ("" if model.frame == usual else f"; the file's own is {usual}")
-    return LoadReport(path, source, target.image_size, len(wanted), resized, new, left_out, file.notes, frame)
+    return LoadReport(path, source, target.image_size, len(wanted), resized, new, left_out, merged, file.notes, frame)
 
 
 def frame_of(file: WeightFile, adapters: bool = False) -> str:
@@ -136,6 +150,17 @@ def frame_of(file: WeightFile, adapters: bool = False) -> str:
     return file.frame or likely_frame(source.image_size, adapters or bool(source.adapters))
 
 
+def _of_other_parts(names: dict[str, Tensor], than: Architecture) -> list[str]:
+    """The names of optional parts that another architecture has not."""
+    return [
+        name
+        for name in names
+        if (ADAPTER.match(name) and not than.adapters)
+        or (name.startswith(REFINEMENT) and not than.refinement)
+        or (PART.fullmatch(name) and not than.lora)
+    ]
+
+
 def describe(weights: dict[str, Tensor]) -> Architecture:
     """Infer from names and shapes what a state dict was built as. Without an image encoder: size 0."""
     positions = weights.get(POSITIONS)
@@ -145,7 +170,21 @@ def describe(weights: dict[str, Tensor]) -> Architecture:
     depth = len(_blocks_of(weights))
     names = {(size.channels, size.depth): name for name, size in SIZES.items()}
     adapters = tuple(sorted(_blocks_of([name for name in weights if ADAPTER.match(name)])))
-    return Architecture(names.get((channels, depth)), channels, depth, image_size, adapters)
+    refinement = any(name.startswith(REFINEMENT) for name in weights)
+    pairs = _layers_with_pairs(weights)
+    return Architecture(names.get((channels, depth)), channels, depth, image_size, adapters, refinement, pairs)
+
+
+def merged_weights(file: WeightFile) -> WeightFile:
+    """The file with its LoRA pairs, if any, merged into the weights of their layers. Raises CheckpointError."""
+    return WeightFile(file.path, _merged(file.tensors, file.path), file.notes)
+
+
+def _merged(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    try:
+        return merge_lora(weights)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; get a complete file") from error
 
 
 # ---------------------------------------------------------------- another image size
@@ -244,6 +283,19 @@ def _listed(names: list[str]) -> str:
 def _blocks_of(names: list[str] | dict[str, Tensor]) -> set[int]:
     """The indexes of the encoder's blocks that the names belong to."""
     return {int(found[1]) for name in names if (found := BLOCK.match(name))}
+
+
+def _layers_with_pairs(names: list[str] | dict[str, Tensor]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(found["layer"] for name in names if (found := PART.fullmatch(name))))
+
+
+def _parts(names: list[str]) -> str:
+    """ "adapters of 12 blocks, the refinement network"."""
+    blocks = _count_blocks([name for name in names if ADAPTER.match(name)])
+    refinement = any(name.startswith(REFINEMENT) for name in names)
+    layers = len(_layers_with_pairs(names))
+    pairs = [f"LoRA pairs of {layers} layers"] * bool(layers)
+    return ", ".join([f"adapters of {blocks} blocks"] * bool(blocks) + ["the refinement network"] * refinement + pairs)
 
 
 def _count_blocks(names: list[str]) -> int:

@@ -21,7 +21,7 @@ Conventions:
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -33,26 +33,24 @@ from .errors import ImageError, PromptError
 from .frames import CONFIDENT, SAM, SAM_MED2D, mask_prompt
 from .geometry import EXACT, Stretch, back, is_paper, stretch
 from .images import to_bgr
-from .modeling import ABSENT, BACKGROUND, FOREGROUND, Prediction, Prompts, Sam
+from .modeling import (
+    ABSENT,
+    BACKGROUND,
+    FOREGROUND,
+    Prediction,
+    Prompts,
+    Sam,
+    Seen,
+    Segmenter,
+    answer,
+    look,
+    low_resolution,
+)
 from .utils.transforms import ResizeLongestSide
 
+__all__ = ["CONFIDENT", "Masks", "ObjectPrompt", "SamPredictor", "Segmenter", "StretchToSquare"]
+
 PIXELS_AT_ONCE = 2**26  # of full-size logits that are held at a time, 256 MB
-
-
-class Segmenter(Protocol):
-    """What a predictor needs of a model. `Sam` is one; other runtimes offer the same."""
-
-    @property
-    def image_size(self) -> int: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor: ...
-
-    def predict(self, embeddings: Tensor, prompts: Prompts, multimask_output: bool) -> Prediction: ...
-
-    def upscale(self, logits: Tensor) -> Tensor: ...
 
 
 class ObjectPrompt(NamedTuple):
@@ -79,9 +77,9 @@ class Masks(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """features: (1, 256, S / 16, S / 16); original_size: (height, width)."""
+    """seen: of the one image; original_size: (height, width)."""
 
-    features: Tensor
+    seen: Seen
     original_size: tuple[int, int]
 
 
@@ -188,9 +186,19 @@ class SamPredictor:
 
     def reset_image(self) -> None:
         """Forget the image."""
-        self.features: Tensor | None = None
+        self._features: Tensor | None = None
+        self.details: Tensor | None = None
         self.original_size: tuple[int, int] | None = None
         self.input_size: tuple[int, int] | None = None  # of the image in the frame
+
+    @property
+    def features(self) -> Tensor | None:
+        """(1, 256, S / 16, S / 16); who sets it alone gets answers of the decoder alone."""
+        return self._features
+
+    @features.setter
+    def features(self, value: Tensor | None) -> None:
+        self._features, self.details = value, None
 
     @property
     def is_image_set(self) -> bool:
@@ -210,8 +218,8 @@ class SamPredictor:
         picture = to_bgr(image, image_format)
         frame, content = self.framed(picture)
         with torch.no_grad():
-            features = self.model.encode(frame.to(self.device), None if content is None else content.to(self.device))
-        self.set_embedding(features, picture.shape[:2])
+            seen = look(self.model, frame.to(self.device), None if content is None else content.to(self.device))
+        self.set_embedding(seen, picture.shape[:2])
 
     def framed(self, picture: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """(H, W, 3) uint8 BGR -> (1, 3, S, S) uint8 as `Sam.encode` takes it, and its place there: (1, 4) int64 top,
@@ -241,21 +249,28 @@ class SamPredictor:
         self.input_size = shape[2], shape[3]
 
     def get_image_embedding(self) -> Tensor:
-        """(1, 256, S / 16, S / 16), for `set_embedding` of this or another predictor of the same model."""
-        return self._image().features
+        """(1, 256, S / 16, S / 16), for tools that know no more; `seen` has all that `set_embedding` can take."""
+        return self._image().seen.embeddings
 
-    def set_embedding(self, embedding: Tensor | np.ndarray, original_size: tuple[int, int]) -> None:
+    def seen(self) -> Seen:
+        """What is kept of the image, for `set_embedding` of this or another predictor of the same model."""
+        return self._image().seen
+
+    def set_embedding(self, embedding: Seen | Tensor | np.ndarray, original_size: tuple[int, int]) -> None:
         """Take an image that was encoded earlier. original_size: its (height, width).
 
-        Raises ValueError: an embedding of another shape than this model's.
+        embedding: what `seen` returned, or an embedding alone: then a refinement network has nothing to look at, and
+        answers are those of the decoder. Raises ValueError: an embedding of another shape than this model's.
         """
-        embedding = torch.as_tensor(embedding).to(self.device)
+        seen = embedding if isinstance(embedding, Seen) else Seen(torch.as_tensor(embedding))
+        embedding = seen.embeddings.to(self.device)
         side = self.model.image_size // 16
         if embedding.dim() != 4 or embedding.shape[0] != 1 or tuple(embedding.shape[2:]) != (side, side):
             raise ValueError(
                 f"embedding of shape {tuple(embedding.shape)}; one image of this model has (1, 256, {side}, {side})"
             )
-        self.features = embedding
+        self._features = embedding
+        self.details = None if seen.details is None else seen.details.to(self.device)
         height, width = original_size
         self.original_size = int(height), int(width)
         self.input_size = self.transform.size_in_frame(self.original_size)
@@ -264,7 +279,7 @@ class SamPredictor:
         """What `set_image` left. Raises RuntimeError where nothing was set."""
         if self.features is None or self.original_size is None:
             raise RuntimeError("no image yet: call set_image first")
-        return _Encoded(self.features, self.original_size)
+        return _Encoded(Seen(self.features, self.details), self.original_size)
 
     # ---------------------------------------------------------------- coordinates of the original -> of the frame
 
@@ -385,18 +400,23 @@ class SamPredictor:
         )
         if self.needs_prompts or any(p is not None for p in prompts):
             _check_shapes(prompts, self.model.image_size // 4)
-        low_res, iou = self.decode(prompts, multimask_output)
-        logits = self.upscale(low_res)
-        return logits if return_logits else logits > self.mask_threshold, iou, low_res
+        found, iou = self.decode(prompts, multimask_output)
+        logits = self.upscale(found)
+        masks = logits if return_logits else logits > self.mask_threshold
+        return masks, iou, low_resolution(found, self.model.image_size)
 
-    def decode(self, prompts: Prompts, multimask_output: bool) -> Prediction:
-        """Prompts in the S x S frame, masks as probabilities -> logits (N, K, S/4, S/4), iou (N, K)."""
+    def decode(self, prompts: Prompts, multimask_output: bool, *, refine: bool = True) -> Prediction:
+        """Prompts in the S x S frame, masks as its mask prompts -> iou (N, K) and logits (N, K, S/4, S/4), or of S
+        where the model has a refinement network.
+
+        refine: False leaves the logits to the decoder.
+        """
         rows = next((len(p) for p in prompts if p is not None), 1)
-        features = self._image().features.expand(rows, -1, -1, -1)
-        return self.model.predict(features, prompts.to(self.device), multimask_output)
+        one = self._image().seen if refine else self._image().seen._replace(details=None)
+        return answer(self.model, one.for_each(rows), prompts.to(self.device), multimask_output)
 
     def upscale(self, low_res: Tensor) -> Tensor:
-        """(N, K, S/4, S/4) -> (N, K, H, W) float32, linear: first to the frame, then to the image."""
+        """(N, K, S/4, S/4), or of S -> (N, K, H, W) float32, linear: first to the frame, then to the image."""
         return self.transform.back(self.model.upscale(low_res), self._image().original_size)
 
     def _probabilities(self, mask_input: Tensor) -> Tensor:
@@ -576,7 +596,7 @@ def _alike(objects: Sequence[ObjectPrompt], needs_prompts: bool = True) -> Itera
 
 def _check_shapes(prompts: Prompts, side: int) -> None:
     """Raise PromptError where rows do not fit each other or the model. side: S / 4."""
-    points, labels, boxes, masks = prompts
+    points, labels, boxes, masks = prompts[:4]
     given = [p for p in prompts if p is not None]
     if not given:
         raise PromptError("nothing to predict: give points, boxes or a mask")

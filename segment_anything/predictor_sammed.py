@@ -56,8 +56,8 @@ class SammedPredictor(SamPredictor):
         """Any prompt is answered."""
         return prompt
 
-    def decode(self, prompts: Prompts, multimask_output: bool) -> Prediction:
-        prediction = super().decode(prompts, multimask_output)
+    def decode(self, prompts: Prompts, multimask_output: bool, *, refine: bool = True) -> Prediction:
+        prediction = super().decode(prompts, multimask_output, refine=refine)
         return best_of(prediction) if multimask_output else prediction
 
     def _probabilities(self, mask_input: Tensor) -> Tensor:

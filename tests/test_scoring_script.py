@@ -493,6 +493,61 @@ def test_empty_masks_are_skipped_and_counted(score, tmp_path: Path, work: Path, 
     assert "empty" in fails(lambda: score("--data_path", folder))
 
 
+@pytest.fixture
+def vanishing(tmp_path: Path) -> Path:
+    """Images of 50 x 40 and of 90 x 70 pixels; in the second an object of one pixel between those that are shown."""
+    folder = make_data(tmp_path / "data", ("test",), images=2)
+    mask = np.zeros((90, 70), np.uint8)
+    mask[3, 11] = 255
+    write(folder / "masks/1_1.png", mask)
+    return folder
+
+
+def test_an_object_that_vanishes_is_no_empty_mask(score, vanishing: Path, work: Path, capsys) -> None:
+    write(vanishing / "masks/0_0.png", np.zeros((50, 40), np.uint8))
+    rows = score("--data_path", vanishing)
+    gone = [row for row in rows if row.status == "vanished"]
+    assert {row.mask for row in gone} == {"masks/1_1.png"} and len(gone) == len(DEFAULT)
+    assert all((row.true_area, row.image_area, row.dice, row.predicted_area) == (1, 6300, None, None) for row in gone)
+    assert {row.mask for row in rows if row.status == "empty truth"} == {"masks/0_0.png"}
+    said = capsys.readouterr().out
+    assert "3 objects in 2 images" in said and "1 empty mask(s) skipped, such as masks/0_0.png\n" in said
+    assert (
+        f"1 object(s) vanish in the frame of {SIZE} pixels, such as masks/1_1.png of 1 pixel(s); --image_size 96 would "
+        "show all of them; in no mean, unless --vanished zero counts them as 0\n" in said
+    )
+    results = json.loads((work / "sammed/results.json").read_text())
+    assert (results["objects"], results["unscored"], results["vanished"]) == (3, 2, 1)
+    shown = score("--data_path", vanishing, "--image_size", 96, "--sam_checkpoint", larger(work))
+    assert {row.status for row in shown if row.mask == "masks/1_1.png"} == {"ok"}
+
+
+def larger(work: Path) -> Path:
+    """A mini model of 96 pixels."""
+    torch.manual_seed(0)
+    path = work / "mini96.safetensors"
+    save_weights(sam_model_registry["mini"](image_size=96).state_dict(), path)
+    return path
+
+
+def test_what_vanishes_may_count_as_not_found(score, vanishing: Path, work: Path, capsys) -> None:
+    left_out = score("--data_path", vanishing)
+    rows = score("--data_path", vanishing, "--vanished", "zero", "--report", True)
+    gone = [row for row in rows if row.status == "vanished"]
+    assert len(gone) == len(DEFAULT)
+    for row in gone:
+        assert (row.dice, row.iou, row.nsd, row.predicted_area) == (0, 0, 0, 0)
+        assert row.predicted_iou is None and row.noc80 is None
+        assert row.hd95 == pytest.approx((90**2 + 70**2) ** 0.5)
+    assert [row for row in rows if row not in gone] == [row for row in left_out if row.status == "ok"]
+    assert "they count as 0" in capsys.readouterr().out
+    results = json.loads((work / "sammed/results.json").read_text())
+    assert (results["objects"], results["unscored"], results["vanished"]) == (5, 0, 1)
+    found = [row.dice for row in rows if row.mode == "bbox"]
+    assert results["dice"]["bbox"] == pytest.approx(sum(found) / 5) and len(found) == 5
+    assert "vanish in the frame" in (work / "sammed/report.html").read_text(encoding="utf-8")
+
+
 def test_flags_reach_the_model(score) -> None:
     """Each of them changes what comes out, and a repeated run does not."""
     first = score()

@@ -1,7 +1,7 @@
 """An image with its objects, and many of them as one batch with a row an object."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sam_med2d.data.geometry import Content
+from sam_med2d.data.vanishing import Vanished
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Sample:
     original_size: tuple[int, int]
     original_masks: Tensor | None  # (n, H, W) bool
     skipped: list[str]
+    vanished: dict[str, Vanished] = field(default_factory=dict)  # those of `skipped` that are not empty
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Batch:
     original_sizes: list[tuple[int, int]]  # B (height, width)
     original_masks: list[Tensor] | None  # B of (n_i, H, W) bool at the original size, for scoring; None in training
     skipped: list[str]  # mask paths left out because they are empty, or emptied by resizing
+    vanished: dict[str, Vanished] = field(default_factory=dict)  # the latter: they have an object
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """Copy to a device what the model uses; original_masks stay on the CPU, where they are scored."""
@@ -71,6 +74,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         original_sizes=[sample.original_size for sample in samples],
         original_masks=originals if len(originals) == len(samples) else None,
         skipped=[name for sample in samples for name in sample.skipped],
+        vanished={name: one for sample in samples for name, one in sample.vanished.items()},
     )
 
 

@@ -35,6 +35,7 @@ from sam_med2d.data.geometry import fit, pad, shrink
 from sam_med2d.data.index import Index, read_index
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.data.samplers import BalancedSampler, EpochSampler, balance_of, stream_of
+from sam_med2d.data.vanishing import vanished_among
 from sam_med2d.errors import DataError
 from sam_med2d.stopping import leave_signals_to_the_parent
 from segment_anything.frames import SAM_MED2D
@@ -100,6 +101,8 @@ class TrainingDataset(Dataset):
         )
         present = _present(masks)
         skipped = [name for name, here in zip(names, present) if not here]
+        path = self.index.path
+        vanished = vanished_among({name: read_mask(path(name), original_size, path(image_name)) for name in skipped})
         if self.augmentation is not None and present.any():
             # Before the padding, so that `content` still frames the picture.
             image, masks = self._augment(image, masks, generator)
@@ -116,6 +119,7 @@ class TrainingDataset(Dataset):
             original_size=original_size,
             original_masks=None,
             skipped=skipped,
+            vanished=vanished,
         )
 
     def _augment(
@@ -168,6 +172,7 @@ def scoring_sample(index: Index, number: int, image_size: int, frame: str = SAM_
     image, masks, content = fit(original, originals, image_size, frame)
     present = _present(masks).tolist()
     kept = [mask for mask, here in zip(originals, present) if here]
+    skipped = {name: mask for name, mask, here in zip(names, originals, present) if not here}
     return Sample(
         image=image_tensor(image),
         content=content,
@@ -176,7 +181,8 @@ def scoring_sample(index: Index, number: int, image_size: int, frame: str = SAM_
         mask_names=[name for name, here in zip(names, present) if here],
         original_size=original.shape[:2],
         original_masks=torch.from_numpy(np.stack(kept) if kept else np.zeros((0, *original.shape[:2]), bool)),
-        skipped=[name for name, here in zip(names, present) if not here],
+        skipped=[*skipped],
+        vanished=vanished_among(skipped),
     )
 
 

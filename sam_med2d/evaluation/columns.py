@@ -57,6 +57,10 @@ TABLE = (
             ),  # number of failures, as a share
         )
     ),
+    Metric("dice_auc", "Dice AUC", 1, 3, True, TABLES),  # over the first five clicks, at most 4
+    Metric("nsd_auc", "NSD AUC", 1, 3, True, TABLES),
+    Metric("worse1", "worse by 0.01 %", 100, 1, False, TABLES),  # share of clicks that lowered Dice by more
+    Metric("worse5", "worse by 0.05 %", 100, 1, False, TABLES),
 )
 
 METRICS = {metric.column: metric for metric in TABLE}

@@ -5,7 +5,7 @@ import pandas as pd
 
 from sam_med2d.evaluation.columns import NOC_LEVELS
 from sam_med2d.evaluation.estimates import scored
-from sam_med2d.prompts.modes import known_mode
+from sam_med2d.prompts.modes import BEST, SWAPPED, known_mode
 
 CALIBRATION_BINS = 10
 
@@ -57,14 +57,21 @@ def click_curves(overall: pd.DataFrame) -> pd.DataFrame:
     """Dice against the number of clicks, from summarise(rows).
 
     -> series, clicks, mean, low, high, n: "iterative clicks" (1pt 3pts ...), "clicks at once" (5shot), "box, then
-    clicks" (bbox counting as no click).
+    clicks" (bbox counting as no click), "iterative scribbles"; and of each, where modes such as 3pts@best are there,
+    "..., the best of the answers".
     """
-    series = {"click": "iterative clicks", "at_once": "clicks at once", "box": "box, then clicks"}
+    series = {
+        "click": "iterative clicks",
+        "at_once": "clicks at once",
+        "box": "box, then clicks",
+        "stroke": "iterative scribbles",
+    }
     found = []
     for row in overall[overall["metric"] == "dice"].itertuples():
         mode = known_mode(row.mode)
-        if mode.start in series and not mode.jitter:
-            found.append((series[mode.start], mode.clicks, row.mean, row.low, row.high, row.n))
+        if mode.start in series and not (mode.jitter or mode.drawn or mode.strokes or mode.scored == SWAPPED):
+            name = series[mode.start] + ", the best of the answers" * (mode.scored == BEST)
+            found.append((name, mode.clicks, row.mean, row.low, row.high, row.n))
     curves = pd.DataFrame(found, columns=["series", "clicks", "mean", "low", "high", "n"])
     if not (curves["clicks"][curves["series"] == "box, then clicks"] > 0).any():
         curves = curves[curves["series"] != "box, then clicks"]  # a box alone is no curve
@@ -79,7 +86,7 @@ def jitter_curve(overall: pd.DataFrame) -> pd.DataFrame:
     found = []
     for row in overall[overall["metric"] == "dice"].itertuples():
         mode = known_mode(row.mode)
-        if mode.start == "box" and not mode.clicks:
+        if mode.start == "box" and not (mode.clicks or mode.drawn or mode.scored):
             found.append((mode.jitter, row.mean, row.low, row.high, row.n))
     curve = pd.DataFrame(found, columns=["jitter", "mean", "low", "high", "n"])
     return curve.sort_values("jitter", ignore_index=True) if (curve["jitter"] > 0).any() else curve[:0]
@@ -91,7 +98,7 @@ def reached_curves(rows: pd.DataFrame) -> pd.DataFrame:
     -> mode, level (80, 85, 90), clicks, share; empty without such a mode.
     """
     rows = scored(rows)
-    modes = [mode for mode in map(known_mode, rows["mode"].unique()) if mode.start == "click"]
+    modes = [m for m in map(known_mode, rows["mode"].unique()) if m.start == "click" and not m.scored]
     found = []
     if modes:
         mode = max(modes, key=lambda mode: mode.clicks)

@@ -9,10 +9,11 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import scipy.sparse
+from scipy.integrate import trapezoid
 
 from sam_med2d.evaluation.columns import MAIN_METRICS, NOC_LEVELS
-from sam_med2d.evaluation.rows import SCORED
-from sam_med2d.prompts.modes import known_mode
+from sam_med2d.evaluation.rows import measured
+from sam_med2d.prompts.modes import Mode, known_mode
 from sam_med2d.seeds import seed_of
 
 UNKNOWN = "(not known)"
@@ -25,38 +26,77 @@ RESAMPLES = 2000
 
 WEIGHTS_AT_ONCE = 2**18  # of a bootstrap: 2 MB, so that they stay in the cache
 
+AUC_CLICKS = 5  # of the area under the curve
+
 SIZE_EDGES = (0.1, 0.3, 1, 3, 10, 30)  # % of the image's area; a bin includes its lower edge
 
 
 def scored(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that carry metrics, with columns `cluster`, `size`, `nof80` ... added (NaN but for modes of clicks).
 
+    Where a run has every step of a sequence of clicks or strokes (1..5pts), the last ones carry `interaction` too.
     An object that never reached a Dice is a failure: 1 in nof80 ..., and its noc80 ... become the cap, that is the
     clicks of the mode. Names that are not known become UNKNOWN. Rows that were prepared already come back as they are.
     """
     if "cluster" in rows:
         return rows
-    rows = rows[rows["status"] == SCORED].copy()
+    rows = rows[measured(rows)].copy()
     case = rows["case"].astype(str)
     named = "case|" + rows["dataset"].astype(str) + "|" + case
     rows["cluster"] = named.where(case != "", "image|" + rows["image"].astype(str)).astype("category")
     rows["size"] = size_bins(rows["true_area"], rows["image_area"])
-    iterative = np.array([known_mode(mode).start == "click" for mode in rows["mode"].cat.categories])[
-        rows["mode"].cat.codes
-    ]
+    modes = [*map(known_mode, rows["mode"].cat.categories)]
+    iterative = np.array([mode.start == "click" and not mode.scored for mode in modes])[rows["mode"].cat.codes]
     for level in NOC_LEVELS:
         reached = rows[f"noc{level}"].notna()
         applies = iterative | rows["mode"].isin(rows.loc[reached, "mode"].unique())
         rows[f"nof{level}"] = (~reached).astype(float).where(applies)
         rows[f"noc{level}"] = rows[f"noc{level}"].where(reached, rows["clicks"]).where(applies)
+    for name, values in interaction(rows).items():
+        rows[name] = values
     for name in ("dataset", "modality", "class"):
         rows[name] = rows[name].astype(str).replace("", UNKNOWN).astype("category")
     return rows
 
 
+def interaction(rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """How each object fared click by click, in modes of which the run has every earlier step; NaN elsewhere.
+
+    dice_auc, nsd_auc: the area under the curve over clicks 1 to AUC_CLICKS by trapezoids, in the mode of the last of
+    these (CVPR 2025 challenge of interactive 3D segmentation); worse1, worse5: of the clicks from the second on, and
+    from the first on after a box, the share that lowered Dice by more than 0.01 and 0.05.
+    """
+    found = {name: np.full(len(rows), np.nan) for name in ("dice_auc", "nsd_auc", "worse1", "worse5")}
+    sequences: dict[str, dict[int, Mode]] = {}
+    for mode in map(known_mode, rows["mode"].cat.categories):
+        if mode.start in ("click", "stroke", "box") and not mode.scored:
+            sequences.setdefault(mode.sequence, {})[mode.clicks] = mode
+            if mode.start == "box" and not mode.clicks:  # corrections by strokes follow the same box
+                sequences.setdefault(f"{mode.sequence}+scribbles", {})[0] = mode
+    place = pd.Series(np.arange(len(rows)), [rows[name].astype(str) for name in ("mode", "image", "mask")])
+    for steps in sequences.values():
+        first = min(steps)
+        here = [steps[k] for k in range(first, max(steps) + 1) if k in steps]
+        if first > 1 or len(here) < 2 or len(here) <= max(steps) - first:
+            continue
+        own = place[here[0].name]
+        at = np.stack([place[mode.name].reindex(own.index).to_numpy() for mode in here], axis=1)
+        at = at[~np.isnan(at).any(axis=1)].astype(int)
+        dice, nsd = (rows[name].to_numpy(float)[at] for name in ("dice", "nsd"))
+        for k in range(1, len(here)):
+            steps_down = dice[:, :k] - dice[:, 1 : k + 1]
+            for name, by in (("worse1", 0.01), ("worse5", 0.05)):
+                found[name][at[:, k]] = (steps_down > by).mean(axis=1)
+        if AUC_CLICKS in steps:
+            last = AUC_CLICKS - first
+            for name, values in (("dice_auc", dice), ("nsd_auc", nsd)):
+                found[name][at[:, last]] = trapezoid(values[:, 1 - first : last + 1], axis=1)
+    return found
+
+
 def unscored(rows: pd.DataFrame) -> pd.DataFrame:
     """-> columns image, mask, status, modes (how many): one row an object and reason, sorted by mask."""
-    rows = rows[rows["status"] != SCORED]
+    rows = rows[~measured(rows)]
     counted = rows.groupby(["image", "mask", "status"], observed=True, sort=False).size().rename("modes").reset_index()
     return counted.sort_values(["mask", "status"], key=lambda names: names.astype(str)).reset_index(drop=True)
 

@@ -3,7 +3,7 @@
 Scores are taken at the original resolution. Every draw depends on the seed, the mode and the mask's file name alone.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +14,13 @@ from sam_med2d.data.batch import Batch
 from sam_med2d.data.geometry import by_centres, restore
 from sam_med2d.device import amp_dtype
 from sam_med2d.evaluation.metrics import METRICS
-from sam_med2d.prompts.annotators import Annotator, SimulatedAnnotator
+from sam_med2d.prompts.annotators import Annotator, SimulatedAnnotator, with_drawings
 from sam_med2d.prompts.clicks import clicks_in, clicks_of, join_clicks
-from sam_med2d.prompts.modes import Mode
-from segment_anything import Prediction, Prompts, Sam, best_of
-from segment_anything.frames import known_mask_prompt, mask_prompt
+from sam_med2d.prompts.modes import BEST, SWAPPED, Mode
+from sam_med2d.prompts.strokes import Drawing
+from segment_anything import Prediction, Prompts, Sam, Seen, best_of, look, low_resolution
+from segment_anything import answer as answer_of
+from segment_anything.frames import mask_prompt
 from segment_anything.geometry import EXACT
 from segment_anything.predictor import frame_of
 
@@ -26,10 +28,17 @@ PIXELS_AT_ONCE = 2**24  # of masks worked on together, 256 objects at 256 px (ab
 
 
 class Step(NamedTuple):
-    """The chosen output after some prompts: logits (N, 1, S/4, S/4), iou (N, 1)."""
+    """The chosen output after some prompts: logits (N, 1, S/4, S/4), or S where they are refined; iou (N, 1).
+
+    given: how many clicks or strokes there were; drawings: of each object, what was drawn.
+    guesses: all K outputs' logits, where they are asked for.
+    """
 
     prediction: Prediction
     prompts: Prompts
+    given: int = 0
+    drawings: tuple[tuple[Drawing, ...], ...] = ()
+    guesses: Tensor | None = None
 
 
 class Scored(NamedTuple):
@@ -38,6 +47,7 @@ class Scored(NamedTuple):
     masks, truth: (n, H, W) bool at the original size; prompts: the rows of these objects, in the S x S frame;
     values: n numbers for each of METRICS; predicted_iou: n.
     dice_by_click: (n, clicks) Dice after each click of an iterative sequence, None in other modes.
+    drawings: of each object, what was drawn.
     """
 
     mode: Mode
@@ -49,6 +59,7 @@ class Scored(NamedTuple):
     values: dict[str, list[float]]
     predicted_iou: list[float]
     dice_by_click: np.ndarray | None
+    drawings: tuple[tuple[Drawing, ...], ...] = ()
 
 
 @torch.inference_mode()
@@ -77,11 +88,11 @@ def evaluate(
         scored: list[Scored] = []
         for images, rows in _groups(batch, device):
             with torch.autocast(device.type, amp_dtype(device), enabled=use_amp):
-                embeddings = model.encode(here.images[images], here.content[images])
+                seen = look(model, here.images[images], here.content[images])
                 parts = [
                     answer(
                         model,
-                        embeddings[here.image_index[part] - images.start],
+                        seen.rows(here.image_index[part] - images.start),
                         here.masks[part],
                         batch.mask_names[part],
                         modes,
@@ -123,20 +134,26 @@ def _joined(chunks: tuple[Step, ...]) -> Step:
         return None if values[0] is None else torch.cat([value for value in values if value is not None])
 
     logits, iou = (torch.cat(parts) for parts in zip(*(chunk.prediction for chunk in chunks)))
-    return Step(Prediction(logits, iou), Prompts(*map(join, zip(*(chunk.prompts for chunk in chunks)))))
+    return Step(
+        Prediction(logits, iou),
+        Prompts(*map(join, zip(*(chunk.prompts for chunk in chunks)))),
+        chunks[0].given,
+        tuple(drawing for chunk in chunks for drawing in chunk.drawings),
+        join(tuple(chunk.guesses for chunk in chunks)),
+    )
 
 
 def answer(
     model: Sam,
-    embeddings: Tensor,
+    seen: Seen,
     masks: Tensor,
     names: list[str],
     modes: list[Mode],
     annotator: Annotator,
     multimask: bool,
 ) -> dict[str, list[Step]]:
-    """All sequences of `modes` for N objects. embeddings: (N, C, h, w); masks: (N, 1, S, S) bool, what prompts come
-    from.
+    """All sequences of `modes` for N objects. seen: of each object's picture; masks: (N, 1, S, S) bool, what prompts
+    come from.
 
     -> {sequence: its steps}, where the last one is of the mode with the most clicks.
     """
@@ -144,19 +161,50 @@ def answer(
     for mode in modes:
         if mode.clicks >= longest.get(mode.sequence, mode).clicks:
             longest[mode.sequence] = mode
-    steps = {}
+    steps: dict[str, list[Step]] = {}
     for sequence, mode in longest.items():
-        prompts = annotator.start(mode, masks, names)
-        if prompts.masks is not None:
-            prompts = prompts._replace(masks=known_mask_prompt(frame_of(model), prompts.masks))
-        steps[sequence] = [Step(best_of(model.predict(embeddings, prompts, multimask)), prompts)]
-        while clicks_of(prompts) < mode.clicks:
-            last = steps[sequence][-1].prediction.logits
-            more = annotator.correct(mode, clicks_of(prompts), masks, model.upscale(last) > 0, names)
-            points, labels = join_clicks(clicks_in(prompts), more)
-            prompts = Prompts(points, labels, prompts.boxes, mask_prompt(frame_of(model), last))
-            steps[sequence].append(Step(best_of(model.predict(embeddings, prompts, multimask)), prompts))
+        wanted = {mode.clicks for mode in modes if mode.sequence == sequence and mode.scored == BEST}
+        step = start(mode, masks, names, annotator)
+        steps[sequence] = [answered(model, seen, step, multimask, step.given in wanted)]
+        while step.given < mode.clicks:
+            step = follow(model, mode, steps[sequence][-1], masks, names, annotator)
+            steps[sequence].append(answered(model, seen, step, multimask, step.given in wanted))
     return steps
+
+
+UNANSWERED = Prediction(torch.empty(0), torch.empty(0))
+
+
+def start(mode: Mode, masks: Tensor, names: list[str], annotator: Annotator) -> Step:
+    """What a sequence starts from, without an answer yet."""
+    if mode.start not in ("stroke", "lasso"):
+        prompts = annotator.start(mode, masks, names)
+        return Step(UNANSWERED, prompts, clicks_of(prompts))
+    drawings = annotator.draw(mode, 0, masks, torch.zeros_like(masks), names)
+    prompts = with_drawings(Prompts(), drawings, masks.shape[-1], masks.device)
+    return Step(UNANSWERED, prompts, mode.start == "stroke", tuple((drawing,) for drawing in drawings))
+
+
+def follow(model: Sam, mode: Mode, last: Step, masks: Tensor, names: list[str], annotator: Annotator) -> Step:
+    """One more click or stroke on what is wrong with the last answer, which is fed back."""
+    logits = last.prediction.logits
+    predicted = model.upscale(logits) > 0
+    prompts = last.prompts._replace(masks=mask_prompt(frame_of(model), low_resolution(logits, model.image_size)))
+    if mode.by_strokes:
+        more = annotator.draw(mode, last.given, masks, predicted, names)
+        drawings = tuple((*earlier, drawing) for earlier, drawing in zip(last.drawings or [()] * len(more), more))
+        prompts = with_drawings(prompts, more, masks.shape[-1], masks.device)
+        return Step(UNANSWERED, prompts, last.given + 1, drawings)
+    points, labels = join_clicks(clicks_in(prompts), annotator.correct(mode, last.given, masks, predicted, names))
+    return Step(UNANSWERED, prompts._replace(points=points, labels=labels), last.given + 1)
+
+
+def answered(model: Sam, seen: Seen, step: Step, multimask: bool, all_guesses: bool) -> Step:
+    """With the chosen answer, and all of them where they are asked for."""
+    if not all_guesses:
+        return step._replace(prediction=answer_of(model, seen, step.prompts, multimask, best=True))
+    every = answer_of(model, seen, step.prompts, multimask)
+    return step._replace(prediction=best_of(every), guesses=every.logits)
 
 
 def score(
@@ -173,19 +221,25 @@ def score(
         raise ValueError("a batch of training has no masks at the original size to score against")
     rows = slice(int(own[0]) - first, int(own[-1]) + 1 - first)
     names, truth = batch.mask_names[rows.start + first : rows.stop + first], batch.original_masks[image]
-    content, (height, width) = batch.content[image].tolist(), truth.shape[-2:]
-    dice_by_click: dict[str, list[Tensor]] = {}
+    content, size = batch.content[image].tolist(), truth.shape[-2:]
     scored = {}
     for sequence, answers in steps.items():
         here = [mode for mode in modes if mode.sequence == sequence]
+        by_click: list[Tensor] = []
         for step in answers:
-            asked = [mode for mode in here if mode.clicks == clicks_of(step.prompts)]
+            asked = [mode for mode in here if mode.clicks == step.given]
             if not asked and here[0].start != "click":
                 continue
-            masks = full_size(model, step.prediction.logits[rows], content, (height, width), paper)
-            values = {name: metric(masks, truth, from_logits=False) for name, metric in METRICS.items()}
-            dice_by_click.setdefault(sequence, []).append(values["dice"])
+            chosen = full_size(model, step.prediction.logits[rows], content, size, paper)
+            by_click.append(METRICS["dice"](chosen, truth, from_logits=False))
             for mode in asked:
+                masks, iou = chosen, step.prediction.iou[rows].squeeze(1).float().tolist()
+                if mode.scored == BEST and step.guesses is not None:
+                    masks = best_guess(model, step.guesses[rows], truth, content, paper)
+                elif mode.scored == SWAPPED:
+                    masks = chosen.roll(-1, 0)
+                values = {name: metric(masks, truth, from_logits=False) for name, metric in METRICS.items()}
+                clicked = mode.start == "click" and not mode.scored
                 scored[mode] = Scored(
                     mode,
                     image,
@@ -194,17 +248,25 @@ def score(
                     truth,
                     Prompts(*(None if p is None else p[rows].cpu() for p in step.prompts)),
                     {name: value.tolist() for name, value in values.items()},
-                    step.prediction.iou[rows].squeeze(1).float().tolist(),
-                    torch.stack(dice_by_click[sequence], dim=1).numpy() if mode.start == "click" else None,
+                    iou,
+                    torch.stack(by_click, dim=1).numpy() if clicked else None,
+                    step.drawings[rows],
                 )
     return [scored[mode] for mode in modes]
 
 
-def full_size(model: Sam, logits: Tensor, content: list[int], size: tuple[int, int], paper: bool = False) -> Tensor:
+def best_guess(model: Sam, guesses: Tensor, truth: Tensor, content: list[int], paper: bool) -> Tensor:
+    """Of each object's K answers, (n, K, h, w) logits, the one with the highest Dice. truth: (n, H, W) -> the same."""
+    each = [full_size(model, guesses[:, k : k + 1], content, truth.shape[-2:], paper) for k in range(guesses.shape[1])]
+    dice = torch.stack([METRICS["dice"](masks, truth, from_logits=False) for masks in each])
+    return torch.stack(each)[dice.argmax(dim=0), torch.arange(len(truth))]
+
+
+def full_size(model: Sam, logits: Tensor, content: list[int], size: Sequence[int], paper: bool = False) -> Tensor:
     """Masks of one image's objects: logits (n, 1, S/4, S/4) -> (n, H, W) bool on the CPU."""
     return torch.cat(
         [
-            (restore(model.upscale(logits[chunk]), content, size, paper) > 0).squeeze(1).cpu()
+            (restore(model.upscale(logits[chunk]), content, (size[0], size[1]), paper) > 0).squeeze(1).cpu()
             for chunk in _chunks(slice(0, len(logits)), max(size[0] * size[1], model.image_size**2))
         ]
     )

@@ -21,6 +21,7 @@ from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.drawing import tile
 from sam_med2d.evaluation.estimates import scored as scored_rows
 from sam_med2d.evaluation.evaluate import Scored
+from sam_med2d.evaluation.rows import SCORED
 from sam_med2d.json_files import parse_json
 from sam_med2d.prompts.modes import Mode
 from segment_anything import Prompts
@@ -135,7 +136,7 @@ def choose_gallery(rows: pd.DataFrame, modes: Sequence[str], classes_at_most: in
     in one class and mode, fewer where there are fewer objects. Depends on the rows alone, not on their order.
     """
     rows = scored_rows(rows)
-    rows = rows[rows["mode"].isin(modes)]
+    rows = rows[rows["mode"].isin(modes) & rows["status"].eq(SCORED)]  # of others there is no answer to show
     counts = rows.drop_duplicates("mask")["class"].astype(str).value_counts().rename_axis("class").reset_index()
     classes = sorted(counts.sort_values(["count", "class"], ascending=[False, True])["class"][:classes_at_most])
     choices = []
@@ -158,5 +159,5 @@ def choose_gallery(rows: pd.DataFrame, modes: Sequence[str], classes_at_most: in
 
 def shown_in_gallery(modes: list[Mode]) -> list[Mode]:
     """The first mode, and of those of iterative clicks the one with the most."""
-    clicked = [mode for mode in modes if mode.start == "click"]
+    clicked = [mode for mode in modes if mode.start == "click" and not mode.scored]
     return list(dict.fromkeys([modes[0], max(clicked, key=lambda mode: mode.clicks, default=modes[0])]))

@@ -48,6 +48,12 @@ def iou(predicted: Tensor, truth: Tensor, *, from_logits: bool) -> Tensor:
     return _ratio(overlap, predicted_area + true_area - overlap)
 
 
+def metrics_of_nothing() -> dict[str, float]:
+    """Of each metric its value for an object for which nothing was predicted."""
+    nothing, something = torch.zeros(1, 1, dtype=torch.bool), torch.ones(1, 1, dtype=torch.bool)
+    return {name: float(function(nothing, something, from_logits=False)) for name, function in METRICS.items()}
+
+
 def _areas(predicted: Tensor, truth: Tensor, from_logits: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels of the overlap, of the prediction and of the truth."""
     predicted, truth = binarise(predicted, from_logits=from_logits), truth.bool()

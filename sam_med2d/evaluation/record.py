@@ -1,6 +1,7 @@
 """One process's share of a test run, written image by image: rows, prompts and predictions."""
 
 import argparse
+import math
 import os
 import time
 from collections import Counter, deque
@@ -17,16 +18,19 @@ from sam_med2d.data.datasets import TestingDataset
 from sam_med2d.data.description import Describer
 from sam_med2d.data.geometry import by_centres
 from sam_med2d.data.index import Index
+from sam_med2d.data.vanishing import Vanished
+from sam_med2d.evaluation import metrics, surface
 from sam_med2d.evaluation.columns import CLICKS, METRICS, SURFACES, computed_from
 from sam_med2d.evaluation.evaluate import Scored
 from sam_med2d.evaluation.gallery import Predictions, shown_in_gallery, tiles_of
+from sam_med2d.evaluation.left_out import ZERO
 from sam_med2d.evaluation.parts import Part
-from sam_med2d.evaluation.rows import SCORED, Row
+from sam_med2d.evaluation.rows import ALONE, EMPTY, SCORED, VANISHED, Row
 from sam_med2d.evaluation.surface import surface_metrics
 from sam_med2d.image_files import write_png
 from sam_med2d.outputs import distinct, place, png_name
 from sam_med2d.prompts.files import record_prompts
-from sam_med2d.prompts.modes import Mode
+from sam_med2d.prompts.modes import SWAPPED, Mode
 
 WAITING = 8  # images a worker, whose surface metrics are being computed while the model goes on
 
@@ -61,13 +65,20 @@ def record(
             skipped = [mask for mask in masks if mask in batch.skipped]
             by_mode = [rows_of(one, name, described, strategy, d) for one, d in zip(scored, distances)]
             rows = [row for rows_of_object in zip(*by_mode) for row in rows_of_object]
-            rows += [unscored_row(name, mask, described, mode) for mask in skipped for mode in args.modes]
+            size = batch.original_sizes[image]
+            for mask in skipped:
+                found = what_is_known(batch.vanished.get(mask), size, args)
+                rows += [
+                    {"image": name, "mask": mask, **described[mask], **mode_columns(mode, ""), **found}
+                    for mode in args.modes
+                ]
             prompts: dict = {key_of(mask): {} for mask in skipped}
             for one in scored:
-                record_prompts(prompts, one.mode, [*map(key_of, one.names)], one.prompts)
+                record_prompts(prompts, one.mode, [*map(key_of, one.names)], one.prompts, one.drawings)
                 if kept and one.mode in shown:
                     kept.add(one, batch.content[image].tolist())
-            part.add(number, rows, prompts)
+            frames = [batch.vanished[mask].shown_from for mask in skipped if mask in batch.vanished]
+            part.add(number, rows, prompts, max(frames, default=0))
             if args.save_pred:
                 paused = time.monotonic()
                 for one in scored:
@@ -124,6 +135,9 @@ def with_distances(
 def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str, distances: Distances) -> list[Row]:
     """The rows of one image's objects in one mode. strategy: of iterative clicks."""
     mode = scored.mode
+    if mode.scored == SWAPPED and len(scored.names) == 1:
+        mask = scored.names[0]
+        return [{"image": image, "mask": mask, **described[mask], **mode_columns(mode, ""), "status": ALONE}]
     areas = zip(scored.truth.sum(dim=(1, 2)).tolist(), scored.masks.sum(dim=(1, 2)).tolist())
     return [
         {
@@ -144,13 +158,23 @@ def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str
     ]
 
 
-def unscored_row(image: str, mask: str, described: dict[str, Row], mode: Mode) -> Row:
-    """Of a mask that is empty, or emptied by resizing it to the frame: it has no prompts, so nothing to score."""
-    return {"image": image, "mask": mask, **described[mask], **mode_columns(mode, ""), "status": "empty truth"}
+def what_is_known(vanished: Vanished | None, size: tuple[int, int], args: argparse.Namespace) -> Row:
+    """The columns of an object for which no model was asked, as there was nothing to make prompts from.
+
+    vanished: None for a mask that is empty; size: of the picture, (height, width). An object that vanished in the frame
+    is one that was not found where args.vanished says so.
+    """
+    if vanished is None:
+        return {"status": EMPTY}
+    row: Row = {"true_area": vanished.area, "image_area": math.prod(size), "status": VANISHED}
+    if args.vanished != ZERO:
+        return row
+    asked = [name for name in computed_from(SURFACES) if name in args.metrics]
+    return row | {"predicted_area": 0, **metrics.metrics_of_nothing(), **surface.metrics_of_nothing(*size, asked)}
 
 
 def mode_columns(mode: Mode, strategy: str) -> Row:
-    corrected = mode.start == "click" or (mode.start == "box" and mode.clicks)
+    corrected = mode.start == "click" or (mode.start == "box" and mode.clicks and not mode.strokes)
     return {
         "mode": mode.name,
         "strategy": strategy if corrected else None,

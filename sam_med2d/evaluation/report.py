@@ -27,6 +27,7 @@ from sam_med2d.evaluation.figures import figures
 from sam_med2d.evaluation.gallery import RANKS, GalleryItem
 from sam_med2d.evaluation.grids import Grid, grid_of
 from sam_med2d.evaluation.results import Results
+from sam_med2d.evaluation.rows import VANISHED
 from sam_med2d.evaluation.summary import all_tables
 from segment_anything.files import replacing
 
@@ -89,6 +90,8 @@ def facts(rows: pd.DataFrame, objects: pd.DataFrame, results: Results) -> list[t
     ]
     if len(unscored(rows)):
         found.append(("not scored", f"{unscored(rows)['mask'].nunique():,}"))
+    if gone := rows["mask"][rows["status"] == VANISHED].nunique():
+        found.append(("vanish in the frame", f"{gone:,}"))
     told = (("model type", results.model_type), ("image size", results.image_size))
     return found + [(name, str(value)) for name, value in told if value is not None]
 

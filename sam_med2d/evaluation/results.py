@@ -34,6 +34,7 @@ class Results:
     objects: int | None = None
     images: int | None = None
     unscored: int | None = None  # objects
+    vanished: int | None = None  # objects of which the frame shows nothing, scored or not
     images_per_second: float | None = None
     seed: int | None = None
     model_type: str | None = None
@@ -96,7 +97,7 @@ class Results:
         return cls(means=means, provenance=rest, tables=tables, **known)
 
 
-FACTS = ("objects", "images", "unscored", "images_per_second", "seed", "model_type", "processes")
+FACTS = ("objects", "images", "unscored", "vanished", "images_per_second", "seed", "model_type", "processes")
 
 
 def _renamed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

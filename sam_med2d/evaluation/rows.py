@@ -39,7 +39,11 @@ COLUMNS = {
 
 Row = dict[str, object]  # a value for each of COLUMNS, None where empty
 
-SCORED = "ok"  # the status of rows that carry metrics; any other says why there are none
+SCORED = "ok"  # the status of rows that a model answered for; any other says why it was not asked
+
+ALONE = "no other object"  # of its picture, whose prompts could be swapped with its own
+
+EMPTY, VANISHED = "empty truth", "vanished"  # a mask without an object; an object of which the frame shows nothing
 
 ROWS_AT_ONCE = 10_000  # of a Parquet row group
 
@@ -103,6 +107,11 @@ def read_rows(path: str | Path) -> pd.DataFrame:
     if spoiled.any():
         raise DataError(f"{path}: line {_line(spoiled)} has status {SCORED} but no Dice or area; run test.py again")
     return rows
+
+
+def measured(rows: pd.DataFrame) -> pd.Series:
+    """Whether a row carries metrics, bool: of objects that were scored, and of those that vanished and count as 0."""
+    return rows["status"].eq(SCORED) | (rows["status"].eq(VANISHED) & rows["dice"].notna())
 
 
 def _line(spoiled: pd.Series) -> int:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.results import Results, read_results
-from sam_med2d.evaluation.rows import SCORED, read_rows
+from sam_med2d.evaluation.rows import measured, read_rows
 from sam_med2d.json_files import LARGE, read_json
 
 
@@ -101,7 +101,7 @@ def other_data(runs: Sequence[Run], modes: list[str]) -> list[str]:
         if both.empty:
             raise UsageError(f"{first.name} and {run.name} have no object in common; score them on the same data")
         one, other = mine.loc[both], theirs.loc[both]
-        changed = ((one != other) & (one.notna() | other.notna())).any(axis=1)
+        changed = ((one != other) & one.notna() & other.notna()).any(axis=1)  # of an empty mask there is no area
         if changed.any():
             raise UsageError(
                 f"{first.name} and {run.name} were scored on other masks: {both[changed.to_numpy()][0]} has another "
@@ -113,10 +113,7 @@ def other_data(runs: Sequence[Run], modes: list[str]) -> list[str]:
                 f"{first.name} has {only[0]} object(s) that {run.name} lacks, {run.name} {only[1]} that {first.name} "
                 f"lacks ({len(both)} in common)"
             )
-        scored = [
-            set(frame["mask"][(frame["status"] == SCORED) & frame["mode"].isin(modes)])
-            for frame in (first.rows, run.rows)
-        ]
+        scored = [set(frame["mask"][measured(frame) & frame["mode"].isin(modes)]) for frame in (first.rows, run.rows)]
         one_only = (scored[0] ^ scored[1]) & set(both)
         if one_only:
             differences.append(

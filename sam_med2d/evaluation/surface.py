@@ -72,6 +72,12 @@ def surface_metrics(
     return {name: METRICS[name](surfaces) for name in names}
 
 
+def metrics_of_nothing(height: int, width: int, names: Iterable[str] = tuple(METRICS)) -> dict[str, float]:
+    """Metrics of an object in a picture of this size for which nothing was predicted, by name."""
+    surfaces = Surfaces(None, None, False, math.hypot(height, width), 0.0)
+    return {name: METRICS[name](surfaces) for name in names}
+
+
 def surface_distances(predicted: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each pixel of one outline the distance to the nearest of the other: from the prediction, from the truth.
 

@@ -100,6 +100,7 @@ def load_for_export(args: argparse.Namespace) -> Sam:
             raise UsageError(
                 "--data_path: there is no data_demo in this folder; name a folder of images to compare the export on"
             )
+    args.refine = False  # the two graphs are of the encoder and the decoder
     model = load_model(args).eval().requires_grad_(False)
     if args.gelu_approximate:
         approximate_gelu(model)

@@ -39,8 +39,7 @@ def encoder_inputs(model: Sam, session: Session, image: np.ndarray) -> dict[str,
     if len(session.inputs["input_image"]) == 3:
         return {"input_image": image.astype(np.float32)}
     frame, content = SamPredictor(model).framed(image)
-    frame = frame if model.image_format == "BGR" else frame.flip(1)
-    return {"input_image": model.preprocess(frame.to(model.device), content).cpu().numpy()}
+    return {"input_image": model.prepared(frame.to(model.device), content).cpu().numpy()}
 
 
 def prompts_of(kind: str, objects: int, image_size: int, seed: int = 0) -> Prompts:

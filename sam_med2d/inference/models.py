@@ -48,6 +48,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         group, "--encoder_adapter", None, "False on a file with adapters leaves them out; default: what the file has"
     )
     add_frame_flag(group)
+    add_flag(group, "--refine", None, "False leaves the refinement network of a file out; default: what the file has")
     group.add_argument("--device", help="default: cuda, mps or cpu, the best there is")
 
 
@@ -122,6 +123,7 @@ def load_model(args: argparse.Namespace) -> Sam:
         image_size=args.image_size,
         encoder_adapter=args.encoder_adapter,
         frame=args.frame,
+        refine=args.refine,
         device=args.device,
     )
 
@@ -155,6 +157,7 @@ class Plan(NamedTuple):
     encoder_adapter: bool
     frame: str
     differences: list[str]
+    refine: bool = False
 
     def warn(self) -> None:
         for difference in self.differences:
@@ -163,7 +166,10 @@ class Plan(NamedTuple):
     def build(self, say: Callable[[object], None] = print) -> Sam:
         """The model with the weights of the file, on the CPU; says how they fit. Raises CheckpointError."""
         model = sam_model_registry[self.model_type](
-            image_size=self.image_size, encoder_adapter=self.encoder_adapter, frame=self.frame
+            image_size=self.image_size,
+            encoder_adapter=self.encoder_adapter,
+            refine=self.refine,
+            frame=self.frame,
         )
         say(fit_weights(model, self.file))
         return model
@@ -176,16 +182,17 @@ def plan_model(
     image_size: int | None = None,
     encoder_adapter: bool | None = None,
     frame: str | None = None,
+    refine: bool | None = None,
     usual_size: Callable[[Architecture], int] = lambda found: found.image_size,
-    may_add_adapters: bool = False,
+    may_add_parts: bool = False,
     training: bool = False,
 ) -> Plan:
     """Read a weight file and settle what becomes of it; what is not given is as the file says.
 
     checkpoint: a path, or SMALL for the weights that come with this package.
-    usual_size: the image size where none is given. may_add_adapters: encoder_adapter=True on a file without adapters
-    is no difference, since new ones are to be trained. training: weights that name no frame, as SAM's own, are trained
-    in SAM-Med2D's, which is the paper's recipe, unless frame says otherwise; either is no difference.
+    usual_size: the image size where none is given. may_add_parts: adapters or a refinement network that the file has
+    not are no difference, since new ones are to be trained. training: weights that name no frame, as SAM's own, are
+    trained in SAM-Med2D's, which is the paper's recipe, unless frame says otherwise; either is no difference.
     Raises CheckpointError, UsageError.
     """
     file = open_weights(weights_file(checkpoint))
@@ -205,16 +212,21 @@ def plan_model(
             f"--image_size {size}, but {file.path} was trained at {found.image_size} px; without the flag "
             "the file's is taken"
         )
-    if adapters and not has_adapters and not may_add_adapters:
+    refined = found.refinement if refine is None else refine
+    if adapters and not has_adapters and not may_add_parts:
         differences.append(f"--encoder_adapter True, but {file.path} has no adapters; new ones add nothing")
     if has_adapters and not adapters:
         differences.append(f"--encoder_adapter False, but {file.path} has adapters, which are left out")
+    if refined and not found.refinement and not may_add_parts:
+        differences.append(f"--refine True, but {file.path} has no refinement network; a new one adds nothing")
+    if found.refinement and not refined:
+        differences.append(f"--refine False, but {file.path} has a refinement network, which is left out")
     usual = frame_of(file, adapters)
     if training and file.frame is None:
         usual = frame or SAM_MED2D
     if frame and frame != usual:
         differences.append(f"--frame {frame}, but {file.path} was trained in the frame {usual}")
-    return Plan(file, model_type, size, adapters, frame or usual, differences)
+    return Plan(file, model_type, size, adapters, frame or usual, differences, refined)
 
 
 def open_model(
@@ -224,6 +236,7 @@ def open_model(
     image_size: int | None = None,
     encoder_adapter: bool | None = None,
     frame: str | None = None,
+    refine: bool | None = None,
     device: str | None = None,
 ) -> Sam:
     """The model of a weight file, on its device; what is not given is as the file says.
@@ -232,7 +245,12 @@ def open_model(
     """
     on = best_device(device)
     plan = plan_model(
-        checkpoint, model_type=model_type, image_size=image_size, encoder_adapter=encoder_adapter, frame=frame
+        checkpoint,
+        model_type=model_type,
+        image_size=image_size,
+        encoder_adapter=encoder_adapter,
+        frame=frame,
+        refine=refine,
     )
     plan.warn()
     return plan.build().to(on)

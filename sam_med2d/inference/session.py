@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sam_med2d.coco import Annotations
 from sam_med2d.data.reading import read_image
@@ -25,7 +24,7 @@ from sam_med2d.image_files import write_png
 from sam_med2d.outputs import below
 from sam_med2d.packages import missing_package
 from sam_med2d.volumes.dicom_bytes import is_dicom
-from segment_anything import SamPredictor
+from segment_anything import SamPredictor, Seen
 from segment_anything.files import replacing
 from segment_anything.images import ImageError, to_bgr
 from segment_anything.predictor import Segmenter
@@ -109,7 +108,7 @@ class AnnotationSession:
     current: int = 0
     model: str = ""
     actions: list[Action] = field(default_factory=list)
-    embeddings: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    embeddings: dict[tuple[str, int], Seen] = field(default_factory=dict)
     saved_in: object | None = None  # a TemporaryDirectory that lives as long as the session
 
     def __post_init__(self) -> None:
@@ -203,7 +202,7 @@ class AnnotationSession:
                 predictor.set_image(scan.picture(self.slice), "BGR")
             except ImageError as error:
                 raise DataError(f"{scan.name}, slice {self.slice}: {error}") from error
-            self.embeddings[key] = predictor.get_image_embedding()
+            self.embeddings[key] = predictor.seen()
         return predictor
 
     def _predict(

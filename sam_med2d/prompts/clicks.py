@@ -8,13 +8,15 @@ No function here draws random numbers: callers hand in `uniform`, numbers in [0,
 draw can come from one generator on the device (training) or depend on the object's name alone (testing).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from sam_med2d.regions import innermost_pixel
+from sam_med2d.regions import depth_of, innermost_pixel
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
 
 Clicks = tuple[Tensor, Tensor]  # points (N, P, 2), labels (N, P)
@@ -49,6 +51,21 @@ def jitter_boxes(boxes: Tensor, uniform: Tensor, image_size: int, jitter: int) -
     A side never passes the middle of its box, so that at least a pixel is left. uniform: (N, 4).
     """
     moved = boxes + (uniform * (2 * jitter + 1)).floor() - jitter
+    middle = ((boxes[:, :2] + boxes[:, 2:]) / 2).floor()
+    first = torch.minimum(moved[:, :2], middle).clamp(min=0)
+    end = torch.maximum(moved[:, 2:], middle + 1).clamp(max=image_size)
+    return torch.cat([first, end], dim=1)
+
+
+def draw_boxes(boxes: Tensor, uniform: Tensor, image_size: int) -> Tensor:
+    """Boxes as people draw them: each side moved by a normal deviate of 10 % of the box's side, by at most 20 pixels
+    (SAM paper, appendix A, "Training algorithm"), to whole pixels within the frame.
+
+    A side never passes the middle of its box. uniform: (N, 4).
+    """
+    size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    normal = torch.special.ndtri(uniform.double().clamp(1e-6, 1 - 1e-6)).to(boxes)
+    moved = (boxes + (0.1 * size * normal).clamp(-20, 20)).round()
     middle = ((boxes[:, :2] + boxes[:, 2:]) / 2).floor()
     first = torch.minimum(moved[:, :2], middle).clamp(min=0)
     end = torch.maximum(moved[:, 2:], middle + 1).clamp(max=image_size)
@@ -102,26 +119,53 @@ def central_clicks(masks: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
     farthest from its edge, the picture's border being an edge; the first in reading order where several are alike.
     predicted: (N, 1, S, S) bool -> points (N, 1, 2), labels (N, 1) int64, ABSENT where nothing is wrong.
     """
-    clicks = [
-        _central_click(mask, guess) for mask, guess in zip(masks[:, 0].cpu().numpy(), predicted[:, 0].cpu().numpy())
-    ]
-    points, labels = zip(*clicks)
+    return _click_each(masks, predicted, lambda _, region: innermost_pixel(region))
+
+
+def human_clicks(masks: Tensor, predicted: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """One click an object near the middle of its largest error, not on it: any pixel of the region's inner half, by its
+    distance from the edge, is as likely.
+
+    Real clicks lie beside the middle, and score lower than those that are on it (Antonov et al. 2024, arXiv
+    2410.11722); that it is the inner half is this project's choice. Shapes as of `central_clicks`; uniform: (N, 1).
+    """
+
+    def chosen(row: int, region: np.ndarray) -> tuple[int, int]:
+        depth = depth_of(region)
+        inner = np.flatnonzero(depth >= depth.max() / 2)
+        y, x = np.unravel_index(inner[int(uniform[row, 0] * len(inner))], region.shape)
+        return int(x), int(y)
+
+    return _click_each(masks, predicted, chosen)
+
+
+def _click_each(
+    masks: Tensor, predicted: Tensor, choose: Callable[[int, np.ndarray], tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """choose: of a row and its largest error, (S, S) bool, the pixel (x, y) that is clicked."""
+    points, labels = [], []
+    for row, (mask, guess) in enumerate(zip(masks[:, 0].cpu().numpy(), predicted[:, 0].cpu().numpy())):
+        region, label = largest_error(mask, guess)
+        points.append((0, 0) if label == ABSENT else choose(row, region))
+        labels.append(label)
     return (
         torch.tensor(points, dtype=torch.float32, device=masks.device)[:, None],
         torch.tensor(labels, device=masks.device)[:, None],
     )
 
 
-def _central_click(mask: np.ndarray, predicted: np.ndarray) -> tuple[tuple[int, int], int]:
-    best, label, size = None, ABSENT, 0
+def largest_error(mask: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, int]:
+    """The 8-connected region with the most wrong pixels, (S, S) bool, and the label that corrects it.
+
+    Missed ones first, and the first in reading order, where several are alike. Nothing wrong: no pixel, ABSENT.
+    """
+    best, label, size = np.zeros_like(mask), ABSENT, 0
     for error, kind in ((mask & ~predicted, FOREGROUND), (predicted & ~mask, BACKGROUND)):
         regions, count = ndimage.label(error, np.ones((3, 3)))  # in reading order, which OpenCV's are not
         areas = np.bincount(regions.ravel())[1:]
         if count and areas.max() > size:
-            best, label, size = regions == 1 + areas.argmax(), kind, areas.max()
-    if best is None:
-        return (0, 0), ABSENT
-    return innermost_pixel(best), label
+            best, label, size = regions == 1 + areas.argmax(), kind, int(areas.max())
+    return best, label
 
 
 def one_shot_clicks(masks: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

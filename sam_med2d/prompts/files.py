@@ -5,15 +5,19 @@
                      "others": {"5shot": {...}, "bbox": {...}, "bbox_jitter5": {...}}}, ...}
 
 An object's own three keys are what the original writes and reads: the exact box, and the clicks of one sequence in the
-S x S frame. `others` holds those of further sequences (`Mode.sequence`): clicks placed at once, jittered boxes,
-corrections that follow a box. The mask prompt is made from the truth and is not written. `"protocol": "exact"` beside
+S x S frame. `others` holds those of further sequences (`Mode.sequence`): clicks placed at once, jittered and drawn
+boxes, corrections that follow a box, strokes and lassos:
+
+    "others": {"scribbles": {"scribbles": [{"lines": [[[x, y], ...], ...], "label": 1, "width": 3}, ...]},
+               "lasso": {"lasso": [[x, y], ...]}}
+ The mask prompt is made from the truth and is not written. `"protocol": "exact"` beside
 `image_size` says how the run brought masks back from the frame (files without it: as in the paper); prompts are in the
 frame either way, so that both kinds of run read both.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import numpy as np
@@ -24,6 +28,7 @@ from sam_med2d.errors import DataError
 from sam_med2d.json_files import LARGE, read_json
 from sam_med2d.prompts.clicks import clicks_of, mask_prompts
 from sam_med2d.prompts.modes import Mode
+from sam_med2d.prompts.strokes import Drawing, Stroke
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
 from segment_anything.frames import SAM_MED2D
 
@@ -32,10 +37,17 @@ ObjectPrompts = dict[str, Any]  # boxes, point_coords, point_labels: lists; othe
 SETTINGS = ("image_size", "click_strategy", "protocol", "frame")  # beside the objects; files of the original have none
 
 
-def record_prompts(into: dict[str, ObjectPrompts], mode: Mode, names: list[str], prompts: Prompts) -> None:
+def record_prompts(
+    into: dict[str, ObjectPrompts],
+    mode: Mode,
+    names: list[str],
+    prompts: Prompts,
+    drawings: Sequence[Sequence[Drawing]] = (),
+) -> None:
     """Add the prompts of some objects in one mode to what a prompts file will hold.
 
-    names: the keys of the objects in the file, one for each row of `prompts`.
+    names: the keys of the objects in the file, one for each row of `prompts`. drawings: of each object all that was
+    drawn, in modes of strokes or lassos.
     """
     for i, name in enumerate(names):
         entry = into.setdefault(name, {})
@@ -44,12 +56,24 @@ def record_prompts(into: dict[str, ObjectPrompts], mode: Mode, names: list[str],
             if mode.sequence == "bbox":
                 entry["boxes"] = box
             entry = entry.setdefault("others", {}).setdefault(mode.sequence, {})
+        if mode.start == "lasso":
+            entry["lasso"] = next(one.lasso.tolist() for one in drawings[i] if one.lasso is not None)
+            continue
         if box is not None:
             entry["boxes"] = box
+        if mode.by_strokes:  # the clicks along them are made from them again
+            strokes = [_written(one.stroke) for one in drawings[i] if one.stroke is not None]
+            if len(strokes) > len(entry.get("scribbles", ())):
+                entry["scribbles"] = strokes
+            continue
         if prompts.points is None or prompts.labels is None:
             continue
         if clicks_of(prompts) > len(entry.get("point_labels", ())):  # of one sequence the longest part says all
             entry |= {"point_coords": prompts.points[i].tolist(), "point_labels": prompts.labels[i].tolist()}
+
+
+def _written(stroke: Stroke) -> dict[str, object]:
+    return {"lines": [line.tolist() for line in stroke.lines], "label": stroke.label, "width": stroke.width}
 
 
 def write_prompts(file: TextIO, settings: dict[str, object], objects: Iterator[tuple[str, ObjectPrompts]]) -> None:
@@ -98,7 +122,12 @@ class FrozenPrompts:
                 for mode in modes:
                     if mode.start == "box":
                         self._box(name, mode)
-                    self._clicks(name, mode, mode.clicks)
+                    if mode.start == "lasso":
+                        self._lasso(name, mode)
+                    elif mode.by_strokes:
+                        self._strokes(name, mode, mode.clicks)
+                    else:
+                        self._clicks(name, mode, mode.clicks)
 
     def start(self, mode: Mode, masks: Tensor, names: list[str]) -> Prompts:
         if mode.start == "mask":
@@ -113,6 +142,38 @@ class FrozenPrompts:
         self, mode: Mode, number: int, masks: Tensor, predicted: Tensor, names: list[str]
     ) -> tuple[Tensor, Tensor]:
         return self._points(mode, slice(number, number + 1), masks, names)
+
+    def draw(self, mode: Mode, number: int, masks: Tensor, predicted: Tensor, names: list[str]) -> list[Drawing]:
+        if mode.start == "lasso":
+            return [Drawing(lasso=self._lasso(name, mode)) for name in names]
+        return [Drawing(self._strokes(name, mode, number + 1)[number]) for name in names]
+
+    def _lasso(self, name: str, mode: Mode) -> np.ndarray:
+        outline = self._coordinates(name, self._other(name, mode).get("lasso"), 2, 3, "corner of a lasso", all_of=True)
+        return outline.astype(np.float32)
+
+    def _strokes(self, name: str, mode: Mode, count: int) -> list[Stroke]:
+        """The first `count` strokes of the mode's sequence."""
+        given = self._other(name, mode).get("scribbles", [])
+        if not isinstance(given, list) or len(given) < count:
+            has = len(given) if isinstance(given, list) else 0
+            raise DataError(
+                f"{self.path}: {name} has {has} of the {count} scribble(s) that this mode needs; "
+                "make the file anew with this mode"
+            )
+        return [self._stroke(name, one) for one in given[:count]]
+
+    def _stroke(self, name: str, given: object) -> Stroke:
+        parts = given if isinstance(given, dict) else {}
+        lines, label, width = parts.get("lines"), parts.get("label"), parts.get("width", 1)
+        if label not in (FOREGROUND, BACKGROUND, ABSENT) or not isinstance(lines, list):
+            raise DataError(f"{self.path}: {name} has a scribble without lines or with a label other than 1, 0 and -1")
+        if not isinstance(width, int) or not 1 <= width <= self.image_size:
+            raise DataError(
+                f"{self.path}: {name} has a scribble of width {width!r}; it is a number of pixels from 1 on"
+            )
+        read = [self._coordinates(name, line, 2, 1, "place of a scribble", all_of=True) for line in lines]
+        return Stroke(tuple(line.astype(np.float32) for line in read), label, width)
 
     def _points(self, mode: Mode, which: slice, masks: Tensor, names: list[str]) -> tuple[Tensor, Tensor]:
         points, labels = zip(*(self._clicks(name, mode, which.stop) for name in names))
@@ -129,7 +190,7 @@ class FrozenPrompts:
 
     def _box(self, name: str, mode: Mode) -> np.ndarray:
         """Of a mode that starts with a box."""
-        entry = self._other(name, mode) if mode.jitter else self._object(name)
+        entry = self._other(name, mode) if mode.jitter or mode.drawn or mode.by_strokes else self._object(name)
         box = self._coordinates(name, entry.get("boxes"), 4, 1, "box")[0]
         if box[0] >= box[2] or box[1] >= box[3]:
             raise DataError(
@@ -154,8 +215,10 @@ class FrozenPrompts:
         entry = others.get(mode.sequence, {}) if isinstance(others, dict) else {}
         return entry if isinstance(entry, dict) else {}
 
-    def _coordinates(self, name: str, values: object, width: int, count: int, what: str) -> np.ndarray:
-        rows = self._numbers(name, values, width, count, what)
+    def _coordinates(
+        self, name: str, values: object, width: int, count: int, what: str, all_of: bool = False
+    ) -> np.ndarray:
+        rows = self._numbers(name, values, width, count, what, all_of)
         if not ((rows >= 0) & (rows <= self.image_size)).all():  # not a number fails this as well
             raise DataError(
                 f"{self.path}: {name} has a {what} outside the frame of {self.image_size} x {self.image_size} "
@@ -163,8 +226,13 @@ class FrozenPrompts:
             )
         return rows
 
-    def _numbers(self, name: str, values: object, width: int, count: int, what: str) -> np.ndarray:
-        """The first `count` rows of `width` numbers, whatever nesting they were written with."""
+    def _numbers(
+        self, name: str, values: object, width: int, count: int, what: str, all_of: bool = False
+    ) -> np.ndarray:
+        """The first `count` rows of `width` numbers, whatever nesting they were written with.
+
+        all_of: all rows, of which there are at least so many.
+        """
         if not count:
             return np.zeros((0, width))
         try:
@@ -176,4 +244,4 @@ class FrozenPrompts:
                 f"{self.path}: {name} has {len(rows)} of the {count} {what}(s) that this mode needs; "
                 "make the file anew with this mode"
             )
-        return rows[:count]
+        return rows if all_of else rows[:count]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sam_med2d.device import amp_dtype
+from sam_med2d.training.groups import parameter_groups
 from segment_anything import Sam
 
 
@@ -50,13 +51,15 @@ class Learner:
         lr: float,
         adapter_lr: float | None = None,
         adapter_norm_lr: float | None = None,
+        refine_lr: float | None = None,
+        layer_decay: float = 1.0,
         schedule: Schedule = Schedule(),  # noqa: B008 (a NamedTuple cannot change)
         use_amp: bool = False,
         clip_norm: float | None = None,
     ) -> None:
         """Parameters that require a gradient are trained.
 
-        adapter_lr: of the adapters; None: lr. adapter_norm_lr: of their last LayerNorm; None: adapter_lr.
+        adapter_lr, adapter_norm_lr, refine_lr, layer_decay: see `groups.parameter_groups`.
         use_amp: bfloat16, or float16 with a gradient scaler where the device has no bfloat16.
         clip_norm: the largest norm that the gradient of a step may have; None: any.
         """
@@ -65,7 +68,7 @@ class Learner:
         self.schedule = schedule
         self.use_amp = use_amp
         self.clip_norm = clip_norm
-        groups = _groups(model, lr, adapter_lr or lr, adapter_norm_lr or adapter_lr or lr)
+        groups = parameter_groups(model, lr, adapter_lr, adapter_norm_lr, refine_lr, layer_decay)
         self.optimizer = torch.optim.Adam(groups, lr=lr, fused=self.device.type in ("cpu", "cuda"))
         half_floats = use_amp and amp_dtype(self.device) == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half_floats)
@@ -104,21 +107,3 @@ class Learner:
             group["lr_scale"] = scale
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-
-
-def _groups(model: Sam, lr: float, adapter_lr: float, adapter_norm_lr: float) -> list[dict[str, Any]]:
-    """Parameter groups; "lr_scale" is a group's share of the learning rate."""
-    adapters = model.image_encoder.adapters()
-    rates = (
-        ([p for adapter in adapters for p in adapter.norm.parameters()], adapter_norm_lr),
-        ([p for adapter in adapters for p in adapter.parameters()], adapter_lr),
-        ([*model.parameters()], lr),
-    )
-    groups: list[dict[str, Any]] = []
-    taken: set[int] = set()
-    for parameters, rate in rates:
-        own = [p for p in parameters if p.requires_grad and id(p) not in taken]
-        taken.update(map(id, own))
-        if own:
-            groups.append({"params": own, "lr_scale": rate / lr})
-    return groups

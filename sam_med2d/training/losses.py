@@ -5,13 +5,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam_med2d.evaluation.metrics import iou
-from segment_anything import Prediction
+from segment_anything import ABSENT, MULTIPLE, Prediction, Prompts
+from segment_anything.modeling.refinement import gaussians
 
 WEIGHTS = {"focal": 20.0, "dice": 1.0, "iou": 1.0}  # SAM paper, appendix A, "Losses"; SAM-Med2D paper, 3.3
 
 # Of the three guesses the best one learns from an object, and the others a little: a guess that is never the
 # best would otherwise never learn (relaxed winner-takes-all, Rupprecht et al. 2017, eq. 11).
 SHARE_OF_OTHERS = 0.1
+
+RANK_TEMPERATURE = 0.1  # of IoU
+
+
+# Around a click a pixel of the refined logits counts more: there a person looks whether it was heard.
+NEAR_CLICKS, NEAR_SIGMA = 4.0, 6.0  # how much more at the click itself, and the pixels that it reaches
 
 
 def focal(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
@@ -30,16 +37,40 @@ def dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
     return 1 - (2 * overlap + smooth) / (size + smooth)
 
 
+def refinement_loss(logits: Tensor, masks: Tensor, prompts: Prompts) -> Tensor:
+    """Cross-entropy, weighted around clicks, plus Dice of the refined logits, a scalar.
+
+    logits: (N, 1, S, S); masks: (N, 1, S, S) bool.
+    """
+    logits, target = logits.float(), masks.float()
+    weight = torch.ones_like(target)
+    if prompts.points is not None and prompts.labels is not None:
+        near = gaussians(prompts.points, prompts.labels != ABSENT, NEAR_SIGMA, masks.shape[-1], 1)
+        weight = weight + NEAR_CLICKS * near[:, None]
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (weight * cross_entropy).mean() + dice(logits, target).mean()
+
+
 def iou_error(predicted_iou: Tensor, logits: Tensor, target: Tensor) -> Tensor:
     """Squared error of the predicted IoU. predicted_iou: (N, K); logits, target: (N, K, H, W) -> (N, K)."""
     return (predicted_iou.float() - iou(logits.detach(), target, from_logits=True)) ** 2
 
 
-def objective(prediction: Prediction, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+def ranking(predicted_iou: Tensor, true_iou: Tensor) -> Tensor:
+    """Cross-entropy between which guess is predicted to be the best and which is: (N, K) both -> (N,).
+
+    Both as softmax at RANK_TEMPERATURE (ListNet's loss, Cao et al. 2007): guesses that are nearly alike need no order.
+    """
+    wanted = (true_iou / RANK_TEMPERATURE).softmax(dim=1)
+    return -(wanted * (predicted_iou.float() / RANK_TEMPERATURE).log_softmax(dim=1)).sum(dim=1)
+
+
+def objective(prediction: Prediction, logits: Tensor, masks: Tensor, rank_weight: float = 0.0) -> dict[str, Tensor]:
     """What training lowers, averaged over objects.
 
     prediction: all four outputs of N objects; logits: (N, 4, S, S), the same enlarged to the masks' size;
-    masks: (N, 1, S, S) bool. -> scalars: "loss" and its unweighted terms "focal", "dice", "iou".
+    masks: (N, 1, S, S) bool. -> scalars: "loss" and its unweighted terms "focal", "dice", "iou"; with a rank_weight
+    above 0 also "rank", the `ranking` of the guesses.
 
     Output 0 learns from every object; of outputs 1..3 the best one, see SHARE_OF_OTHERS. Every predicted IoU
     learns, since it is what chooses between them.
@@ -55,7 +86,12 @@ def objective(prediction: Prediction, logits: Tensor, masks: Tensor) -> dict[str
         "iou": iou_error(prediction.iou, logits, target).mean(),
     }
     focal_part, dice_part, iou_part = (WEIGHTS[name] * term for name, term in terms.items())
-    return {"loss": focal_part + dice_part + iou_part, **terms}
+    loss = focal_part + dice_part + iou_part
+    if rank_weight:
+        true_iou = iou(logits.detach(), target, from_logits=True)
+        terms["rank"] = ranking(prediction.iou[:, MULTIPLE], true_iou[:, MULTIPLE]).mean()
+        loss = loss + rank_weight * terms["rank"]
+    return {"loss": loss, **terms}
 
 
 def output_shares(cost: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from sam_med2d.data.batch import Batch
 from sam_med2d.data.datasets import TestingDataset, test_loader
 from sam_med2d.data.geometry import by_centres
 from sam_med2d.data.index import Index
+from sam_med2d.data.vanishing import Vanished, told
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.evaluate import Means, evaluate
 from sam_med2d.evaluation.gallery import tiles_of
@@ -83,7 +84,8 @@ class Window:
 
 def validate(model: Sam, loader, args: argparse.Namespace, board: SummaryWriter, step: int) -> dict[str, float]:
     """-> mean Dice of each prompt mode on the val split."""
-    means, skipped = Means(), []
+    means, empty = Means(), 0
+    vanished: dict[str, Vanished] = {}
     batches = tqdm(loader, desc="validation", unit="batch", leave=False, dynamic_ncols=True)
     for batch, scored in evaluate(
         model,
@@ -96,16 +98,18 @@ def validate(model: Sam, loader, args: argparse.Namespace, board: SummaryWriter,
     ):
         for one in scored:
             means.add(one)
-        skipped += batch.skipped
+        empty += len(batch.skipped) - len(batch.vanished)
+        vanished |= batch.vanished
     if not means.objects:
-        raise DataError(f"{args.data_path}: every mask of its val split is empty; correct or remove that index")
+        what = f"vanishes: {told(vanished, args.image_size)}" if vanished else "is empty; correct or remove that index"
+        raise DataError(f"{args.data_path}: every mask of its val split {what}")
     for metric in args.metrics:
         for mode, value in means.of(metric).items():
             board.add_scalar(f"val_{metric}/{mode}", value, step)
     said = "  ".join(f"{mode} {value:.4f}" for mode, value in means.of("dice").items())
-    print(
-        f"validation Dice of {means.objects} objects: {said}" + (f"  ({len(skipped)} empty skipped)" if skipped else "")
-    )
+    print(f"validation Dice of {means.objects} objects: {said}" + (f"  ({empty} empty skipped)" if empty else ""))
+    if vanished:
+        print(f"not validated on: {told(vanished, args.image_size)}")
     return means.of("dice")
 
 

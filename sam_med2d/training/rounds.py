@@ -8,16 +8,19 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sam_med2d.data.batch import Batch
 from sam_med2d.evaluation.metrics import dice
+from sam_med2d.prompts.annotators import with_drawings
 from sam_med2d.prompts.clicks import Clicks, boxes_of, clicks_in, clicks_on, corrective_clicks, join_clicks, shift_boxes
+from sam_med2d.prompts.strokes import Drawing, corrective_scribble, lasso
 from sam_med2d.seeds import seed_of
 from sam_med2d.training.learner import Learner
-from sam_med2d.training.losses import objective
-from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of
+from sam_med2d.training.losses import objective, refinement_loss
+from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of, look, low_resolution, ranked
 from segment_anything.frames import SAM_MED2D, mask_prompt
 
 
@@ -28,6 +31,9 @@ class Recipe(NamedTuple):
     keep_clicks: a correction's clicks join those before them (as in test.py) instead of replacing them (the paper);
     box_shift: by how many pixels of the frame a starting box may be moved; multimask: corrections follow the best of
     outputs 1 to 3, else output 0; seed: of every draw, together with the number of the batch in the run.
+    scribble_share: of the starts from clicks, and of the corrections, that are strokes instead, one an object;
+    lasso_share: of the starts from boxes that are lassos instead. rank_weight: of the loss by which the guesses are
+    ranked.
     """
 
     corrections: int = 8
@@ -36,6 +42,9 @@ class Recipe(NamedTuple):
     box_shift: int = 5
     multimask: bool = True
     seed: int = 0
+    scribble_share: float = 0.0
+    lasso_share: float = 0.0
+    rank_weight: float = 0.0
 
 
 class Round(NamedTuple):
@@ -53,7 +62,7 @@ class Round(NamedTuple):
 
 
 class StartingPrompts(NamedTuple):
-    """Half of the objects start from a box, the others from one foreground click."""
+    """Half of the objects start from a box, or a lasso, the others from one foreground click, or a stroke."""
 
     box_rows: Tensor
     boxes: Prompts
@@ -63,11 +72,26 @@ class StartingPrompts(NamedTuple):
     def clicks_of_all(self) -> Clicks:
         """Of every object, in order: absent ones where it started from a box."""
         rows, device = len(self.box_rows) + len(self.click_rows), self.click_rows.device
-        points, labels = torch.zeros(rows, 1, 2, device=device), torch.full((rows, 1), ABSENT, device=device)
         own = clicks_in(self.clicks)
+        many = 1 if own is None else own[1].shape[1]
+        points, labels = torch.zeros(rows, many, 2, device=device), torch.full((rows, many), ABSENT, device=device)
         if own is not None:
             points[self.click_rows], labels[self.click_rows] = own
         return points, labels
+
+    def of_all(self) -> Prompts:
+        """Of every object, in order: a box without any area, and a mask of zeros, where it started from a click."""
+        points, labels = self.clicks_of_all()
+
+        def of_all(own: Tensor | None, rows: Tensor) -> Tensor | None:
+            if own is None:
+                return None
+            values = own.new_zeros(len(points), *own.shape[1:])
+            values[rows] = own
+            return values
+
+        boxes, masks = (of_all(own, self.box_rows) for own in (self.boxes.boxes, self.boxes.masks))
+        return Prompts(points, labels, boxes, masks, of_all(self.clicks.strokes, self.click_rows))
 
 
 Uniform = Callable[[int, int], Tensor]  # (rows, columns) -> numbers in [0, 1) on the device
@@ -91,6 +115,32 @@ def starting_prompts(masks: Tensor, uniform: Uniform, odd_from_box: bool, box_sh
     return StartingPrompts(box_rows, Prompts(boxes=boxes), click_rows, Prompts(points=points, labels=labels))
 
 
+def drawn_start(start: StartingPrompts, masks: Tensor, recipe: Recipe, step: int) -> StartingPrompts:
+    """With strokes in place of clicks, and lassos in place of boxes, as often as the recipe has them."""
+    coin = random.Random(seed_of(recipe.seed, "drawings", step))
+    strokes, lassos = coin.random() < recipe.scribble_share, coin.random() < recipe.lasso_share
+    if strokes and len(start.click_rows):
+        own = masks[start.click_rows]
+        drawings = strokes_on(own, torch.zeros_like(own), seed_of(recipe.seed, "strokes", step, 0))
+        start = start._replace(clicks=with_drawings(Prompts(), drawings, masks.shape[-1], masks.device))
+    if lassos and len(start.box_rows):
+        drawings = [
+            Drawing(lasso=lasso(mask, np.random.default_rng(seed_of(recipe.seed, "lassos", step, row))))
+            for row, mask in enumerate(masks[start.box_rows, 0].cpu().numpy())
+        ]
+        start = start._replace(boxes=with_drawings(Prompts(), drawings, masks.shape[-1], masks.device))
+    return start
+
+
+def strokes_on(masks: Tensor, predicted: Tensor, seed: int) -> list[Drawing]:
+    """One stroke an object through its largest error. masks, predicted: (N, 1, S, S) bool."""
+    pairs = zip(masks[:, 0].cpu().numpy(), predicted[:, 0].cpu().numpy())
+    return [
+        Drawing(corrective_scribble(mask, guess, np.random.default_rng(seed_of(seed, row))))
+        for row, (mask, guess) in enumerate(pairs)
+    ]
+
+
 def predict_start(model: Sam, embeddings: Tensor, start: StartingPrompts) -> Prediction:
     """All four outputs of every object. embeddings: (N, C, h, w)."""
     rows = torch.cat([start.box_rows, start.click_rows])
@@ -108,29 +158,59 @@ def correction_prompts(
     masks: Tensor,
     clicks: int,
     uniform: Uniform,
-    earlier: Clicks | None = None,
+    earlier: Prompts | None = None,
+    strokes_seed: int = -1,
     frame: str = SAM_MED2D,
 ) -> Prompts:
     """The last mask as the frame has it, with `clicks` clicks on what is wrong with it (0: the mask alone).
 
-    earlier: clicks that are kept before them; frame: of the model, one of segment_anything.frames.FRAMES.
+    earlier: prompts whose clicks and strokes are kept before them. strokes_seed: from 0 on, one stroke an object in
+    place of the clicks, drawn from this seed. frame: of the model, one of segment_anything.frames.FRAMES.
     """
     mask_input = mask_prompt(frame, last.chosen.logits)
     if not clicks:
         return Prompts(masks=mask_input)
-    points, labels = join_clicks(earlier, corrective_clicks(masks, last.masks, uniform(masks.shape[0], clicks)))
-    return Prompts(points=points, labels=labels, masks=mask_input)
+    kept = Prompts(masks=mask_input)
+    if earlier is not None:
+        kept = kept._replace(points=earlier.points, labels=earlier.labels, strokes=earlier.strokes)
+    if strokes_seed >= 0:
+        return with_drawings(kept, strokes_on(masks, last.masks, strokes_seed), masks.shape[-1], masks.device)
+    points, labels = join_clicks(clicks_in(kept), corrective_clicks(masks, last.masks, uniform(masks.shape[0], clicks)))
+    return kept._replace(points=points, labels=labels)
 
 
-def judge(model: Sam, kind: str, prediction: Prediction, masks: Tensor, multimask: bool) -> Round:
-    """Score a prediction (all four outputs) and choose the output that the next round corrects."""
+def judge(
+    model: Sam,
+    kind: str,
+    prediction: Prediction,
+    masks: Tensor,
+    multimask: bool,
+    details: Tensor | None = None,
+    prompts: Prompts | None = None,
+    rank_weight: float = 0.0,
+) -> Round:
+    """Score a prediction (all four outputs) and choose the output that the next round corrects.
+
+    details, prompts: of all objects, for a model with a refinement network. It learns to refine that output, and its
+    answer goes on. The decoder's answer is given to it without a gradient, which would pull every guess towards the
+    truth of an object that was meant otherwise, until the guesses are one.
+    """
     logits = model.upscale(prediction.logits)
-    losses = objective(prediction, logits, masks)
+    losses = objective(prediction, logits, masks, rank_weight)
+    outputs = MULTIPLE if multimask else SINGLE
     with torch.no_grad():
-        outputs = MULTIPLE if multimask else SINGLE
-        low_resolution = Prediction(prediction.logits[:, outputs], prediction.iou[:, outputs])
-        best = best_of(Prediction(logits[:, outputs], low_resolution.iou)).logits > 0
-        return Round(kind, losses, best_of(low_resolution), best, dice(best, masks, from_logits=False).squeeze(1))
+        guesses = Prediction(prediction.logits[:, outputs], prediction.iou[:, outputs])
+        if details is None or prompts is None:
+            best = best_of(Prediction(logits[:, outputs], guesses.iou)).logits > 0
+            return Round(kind, losses, best_of(guesses), best, dice(best, masks, from_logits=False).squeeze(1))
+        chosen = best_of(ranked(guesses, prompts))
+    refined = model.refined(details, chosen, prompts).logits
+    losses["refined"] = refinement_loss(refined, masks, prompts)
+    losses["loss"] = losses["loss"] + losses["refined"]
+    with torch.no_grad():
+        best = refined > 0
+        chosen = Prediction(low_resolution(refined, model.image_size), chosen.iou)
+        return Round(kind, losses, chosen, best, dice(best, masks, from_logits=False).squeeze(1))
 
 
 def plan_of_corrections(rounds: int, click_counts: Sequence[int], draw: random.Random) -> Iterator[int]:
@@ -158,10 +238,12 @@ def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step
     masks = batch.masks
 
     with learner.autocast():
-        embeddings = model.encode(batch.images, batch.content)
+        seen = look(model, batch.images, batch.content).rows(batch.image_index)
         start = starting_prompts(masks, uniform, odd_from_box=draw.random() < 0.5, box_shift=recipe.box_shift)
-        prediction = predict_start(model, embeddings[batch.image_index], start)
-        last = judge(model, "start", prediction, masks, recipe.multimask)
+        start = drawn_start(start, masks, recipe, step)
+        prediction = predict_start(model, seen.embeddings, start)
+        asked = start.of_all()
+        last = judge(model, "start", prediction, masks, recipe.multimask, seen.details, asked, recipe.rank_weight)
     learner.step(last.losses["loss"])
     rounds = [detached(last)]
     dice = {
@@ -170,15 +252,21 @@ def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step
         if len(rows)
     }
 
-    embeddings = embeddings.detach()[batch.image_index]
-    earlier = start.clicks_of_all() if recipe.keep_clicks else None
-    for clicks in plan_of_corrections(recipe.corrections, recipe.click_counts, draw):
+    embeddings = seen.embeddings.detach()
+    earlier = start.of_all() if recipe.keep_clicks else None
+    coin = random.Random(seed_of(recipe.seed, "stroke or clicks", step))
+    for number, clicks in enumerate(plan_of_corrections(recipe.corrections, recipe.click_counts, draw), start=1):
+        strokes = coin.random() < recipe.scribble_share
         with learner.autocast():
-            prompts = correction_prompts(last, masks, clicks, uniform, earlier, model.frame)
+            seed = seed_of(recipe.seed, "strokes", step, number) if strokes else -1
+            prompts = correction_prompts(last, masks, clicks, uniform, earlier, seed, model.frame)
             if clicks and recipe.keep_clicks:
-                earlier = clicks_in(prompts)
+                earlier = prompts
             prediction = model.predict(embeddings, prompts, multimask_output=None)
-            last = judge(model, "clicks" if clicks else "mask", prediction, masks, recipe.multimask)
+            details = model.details(batch.images, batch.content)
+            own = None if details is None else details[batch.image_index]
+            kind = "clicks" if clicks else "mask"
+            last = judge(model, kind, prediction, masks, recipe.multimask, own, prompts, recipe.rank_weight)
         learner.step(last.losses["loss"])
         rounds.append(detached(last))
 

@@ -18,7 +18,9 @@ from torch import Tensor
 from sam_med2d.cli import impossible_values
 from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.outputs import run_folder
+from sam_med2d.training.embeddings import AGAIN
 from sam_med2d.training.learner import Learner
+from sam_med2d.training.start import tuned_without_the_flag
 from segment_anything import Sam
 from segment_anything.checkpoint import WeightFile, fit_weights
 from segment_anything.frames import SAM_MED2D
@@ -29,6 +31,13 @@ MUST_AGREE = (
     "image_size",
     "encoder_adapter",
     "frame",
+    "tune",
+    "tune_blocks",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+    "embeddings",
+    "refine",
     "seed",
     "batch_size",
     "mask_num",
@@ -39,6 +48,9 @@ MUST_AGREE = (
     "keep_clicks",
     "box_shift",
     "multimask",
+    "scribble_share",
+    "lasso_share",
+    "rank_weight",
 )
 OF_THE_PLACE = ("resume", "overwrite", "work_dir", "run_name", "device")  # flags that say where and on what a run runs
 NOT_FLAGS = ("modes",)  # what parse_args makes of flags
@@ -135,6 +147,8 @@ class SavedRun:
                 "--sam_checkpoint"
             )
         self.flags: dict[str, Any] = self.content["flags"]
+        self.flags.setdefault("tune", tuned_without_the_flag(self.flags["encoder_adapter"]))
+        self.flags.setdefault("embeddings", AGAIN)
 
     def flags_to_go_on_with(self, parser: argparse.ArgumentParser) -> dict[str, Any]:
         """The flags that the run was started with, but for those that say where and on what it runs.

@@ -15,12 +15,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from torch import Tensor
 
 from sam_med2d.regions import innermost_pixel
 from sam_med2d.volumes.intensity import Intensity, to_8_bits
 from sam_med2d.volumes.scans import upright
-from segment_anything import ObjectPrompt, SamPredictor
+from segment_anything import ObjectPrompt, SamPredictor, Seen
 
 IOU_SHARE = 0.8
 FAINT = 3  # of 255: a contrast that says nothing
@@ -83,7 +82,7 @@ class Slices:
         self.intensity = intensity
         whole = intensity.by_volume or intensity.window is not None
         self._range = intensity.range_of(array) if whole else None
-        self._kept: OrderedDict[int, Tensor] = OrderedDict()
+        self._kept: OrderedDict[int, Seen] = OrderedDict()
 
     def __len__(self) -> int:
         return self.array.shape[self.axis]
@@ -121,9 +120,10 @@ class Slices:
             self.predictor.set_embedding(self._kept[number], self.size)
             return
         self.predictor.set_image(self.image(number))
-        embedding = self.predictor.get_image_embedding()
-        self._kept[number] = embedding
-        while len(self._kept) > 1 and len(self._kept) * embedding.numel() * embedding.element_size() > KEPT_BYTES:
+        seen = self.predictor.seen()
+        self._kept[number] = seen
+        size = sum(part.numel() * part.element_size() for part in seen if part is not None)
+        while len(self._kept) > 1 and len(self._kept) * size > KEPT_BYTES:
             self._kept.popitem(last=False)
 
     def assemble(self, slices: dict[int, Slice]) -> np.ndarray:

@@ -1,7 +1,8 @@
 from .image_encoder import Adapter, ImageEncoder, ImageEncoderViT
 from .mask_decoder import MULTIPLE, SINGLE, MaskDecoder
 from .prompt_encoder import ABSENT, BACKGROUND, FOREGROUND, PositionEmbeddingRandom, PromptEncoder
-from .sam import Prediction, Prompts, Sam, best_of
+from .refinement import Refinement
+from .sam import Prediction, Prompts, Sam, Seen, Segmenter, answer, best_of, look, low_resolution, ranked
 from .transformer import TwoWayAttentionBlock, TwoWayTransformer
 
 __all__ = [
@@ -18,8 +19,15 @@ __all__ = [
     "Prediction",
     "PromptEncoder",
     "Prompts",
+    "Refinement",
     "Sam",
+    "Seen",
+    "Segmenter",
     "TwoWayAttentionBlock",
     "TwoWayTransformer",
+    "answer",
     "best_of",
+    "look",
+    "low_resolution",
+    "ranked",
 ]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .common import LayerNorm2d, MLPBlock
+from .lora import product_of
 
 PATCH_SIZE = 16
 EMBEDDING_CHANNELS = 256
@@ -96,7 +97,7 @@ class Attention(nn.Module):
         side_h, side_w = (self.window, self.window) if self.window else (height, width)
         # queries of padded tokens are never used: a map smaller than one window needs only its own
         query_h, query_w = min(side_h, height), min(side_w, width)
-        qkv = F.linear(x, self.qkv.weight)  # without its bias, which padded tokens have too
+        qkv = product_of(self.qkv, x)  # without its bias, which padded tokens have too
         qkv = F.pad(qkv, (0, 0, 0, -width % side_w, 0, -height % side_h)) + self.qkv.bias.to(qkv.dtype)
         windows = qkv.unflatten(1, (-1, side_h)).unflatten(3, (-1, side_w))  # B, nH, sh, nW, sw, 3C
         n_h, n_w = windows.shape[1], windows.shape[3]

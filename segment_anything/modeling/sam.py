@@ -1,8 +1,10 @@
-"""Sam: the encoder and decoder side together, and the two functions that everything else calls:
-`Sam.predict` (embeddings + prompts -> prediction) and `best_of` (best of K)."""
+"""Sam: the encoder and decoder side together, and the functions that everything else calls:
+`Sam.predict` (embeddings + prompts -> prediction), `best_of` (best of K), and `look` and `answer`, which are `encode`
+and `predict` with whatever optional parts a model has.
+"""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 from ..frames import SAM, SAM_MED2D, check_frame, mask_prompt
 from .image_encoder import ImageEncoder
 from .mask_decoder import MaskDecoder
-from .prompt_encoder import PromptEncoder
+from .prompt_encoder import BACKGROUND, FOREGROUND, PromptEncoder
+from .refinement import Refinement, marks_of
+from .tuning import choose_trained
 
 # The published SAM-Med2D weights saw BGR images normalised with these RGB figures in this order.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -24,12 +28,14 @@ class Prompts(NamedTuple):
     points: (N, P, 2) and labels: (N, P), 1 foreground, 0 background, -1 absent
     boxes: (N, 4) x0 y0 x1 y1
     masks: (N, 1, S/4, S/4), what `mask_prompt` of the model makes of logits
+    strokes: (N, 2, S, S) bool, pixels drawn on the object and on the background, for the refinement network alone
     """
 
     points: Tensor | None = None
     labels: Tensor | None = None
     boxes: Tensor | None = None
     masks: Tensor | None = None
+    strokes: Tensor | None = None
 
     def rows(self, index: Tensor) -> "Prompts":
         """The prompts of some objects. index: (M,) int64 or (N,) bool."""
@@ -40,10 +46,66 @@ class Prompts(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """logits: (N, K, S/4, S/4); iou: (N, K), the IoU that the model expects of each."""
+    """logits: (N, K, S/4, S/4), or (N, K, S, S) where they are refined; iou: (N, K), the IoU that the model expects of
+    each."""
 
     logits: Tensor
     iou: Tensor
+
+
+def low_resolution(logits: Tensor, image_size: int) -> Tensor:
+    """Logits that can be fed back: (N, K, S, S), or S/4 as they are -> (N, K, S/4, S/4), means of 4 x 4 pixels."""
+    return F.avg_pool2d(logits, 4) if logits.shape[-1] == image_size else logits
+
+
+class Segmenter(Protocol):
+    """What predictors and evaluations need of a model. `Sam` is one; other runtimes offer the same."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor: ...
+
+    def predict(self, embeddings: Tensor, prompts: Prompts, multimask_output: bool) -> Prediction: ...
+
+    def upscale(self, logits: Tensor) -> Tensor: ...
+
+
+class Refiner(Segmenter, Protocol):
+    """A model with a refinement network: its attribute `refinement` is not None."""
+
+    refinement: object
+
+    def details(self, images: Tensor, content: Tensor | None = None) -> Tensor | None: ...
+
+    def refined(self, details: Tensor, prediction: Prediction, prompts: Prompts) -> Prediction: ...
+
+
+def refiner_of(model: Segmenter) -> Refiner | None:
+    """The model itself, where it has a refinement network."""
+    return cast(Refiner, model) if getattr(model, "refinement", None) is not None else None
+
+
+class Seen(NamedTuple):
+    """What the model keeps of pictures, or of the picture of each object.
+
+    embeddings: (B, 256, S/16, S/16); details: (B, C, S/2, S/2), None for a model without a refinement network.
+    """
+
+    embeddings: Tensor
+    details: Tensor | None = None
+
+    def rows(self, index: Tensor) -> "Seen":
+        """index: (M,) int64 or (B,) bool, such as the picture of each object."""
+        return Seen(self.embeddings[index], None if self.details is None else self.details[index])
+
+    def for_each(self, rows: int) -> "Seen":
+        """One picture's, for so many objects of it."""
+        embeddings = self.embeddings.expand(rows, -1, -1, -1)
+        return Seen(embeddings, None if self.details is None else self.details.expand(rows, -1, -1, -1))
 
 
 def best_of(prediction: Prediction) -> Prediction:
@@ -51,6 +113,51 @@ def best_of(prediction: Prediction) -> Prediction:
     logits, iou = prediction
     best = iou.argmax(dim=1, keepdim=True)  # gathered: tracing would fix the number of rows of an arange
     return Prediction(logits.gather(1, best[..., None, None].expand(-1, -1, *logits.shape[2:])), iou.gather(1, best))
+
+
+def agreement(logits: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+    """How far answers say of clicked pixels what the clicks say: the mean probability of that, 1 without clicks.
+
+    logits: (N, K, h, w); points: (N, P, 2) in a frame of S = 4 h; labels: (N, P) -> (N, K).
+    """
+    height, width = logits.shape[-2:]
+    x, y = (points.float() / 4).floor().long().unbind(-1)
+    place = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)  # N, P
+    at = logits.float().flatten(2).gather(2, place[:, None].expand(-1, logits.shape[1], -1)).sigmoid()
+    foreground, background = ((labels == kind).float()[:, None] for kind in (FOREGROUND, BACKGROUND))
+    agreed = (at * foreground + (1 - at) * background).sum(dim=2)
+    clicks = (foreground + background).sum(dim=2)
+    return torch.where(clicks > 0, agreed / clicks.clamp(min=1), 1.0)
+
+
+def ranked(prediction: Prediction, prompts: Prompts) -> Prediction:
+    """With the predicted IoU of each output lowered by what the clicks deny, so that another one is chosen.
+
+    prediction: of logits (N, K, S/4, S/4).
+    """
+    if prompts.points is None or prompts.labels is None:
+        return prediction
+    agreed = agreement(prediction.logits, prompts.points, prompts.labels)
+    return Prediction(prediction.logits, prediction.iou * agreed)
+
+
+def look(model: Segmenter, images: Tensor, content: Tensor | None = None) -> Seen:
+    """images as in `Sam.preprocess` -> all that `answer` needs of them."""
+    refiner = refiner_of(model)
+    return Seen(model.encode(images, content), refiner.details(images, content) if refiner else None)
+
+
+def answer(model: Segmenter, seen: Seen, prompts: Prompts, multimask_output: bool, *, best: bool = False) -> Prediction:
+    """`predict`; ranked and refined where the model has a refinement network and `seen` what it needs.
+
+    seen: of the picture of each object. best: only the output with the highest predicted IoU.
+    """
+    prediction = model.predict(seen.embeddings, prompts, multimask_output)
+    refiner = refiner_of(model)
+    if seen.details is None or refiner is None:
+        return best_of(prediction) if best else prediction
+    prediction = ranked(prediction, prompts)
+    return refiner.refined(seen.details, best_of(prediction) if best else prediction, prompts)
 
 
 def normalised(images: Tensor, content: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:
@@ -80,6 +187,7 @@ class Sam(nn.Module):
         pixel_mean: Sequence[float] = PIXEL_MEAN,
         pixel_std: Sequence[float] = PIXEL_STD,
         frame: str | None = None,
+        refinement: Refinement | None = None,
     ) -> None:
         """pixel_mean, pixel_std: of the channels in the order of the frame, of values 0..255.
 
@@ -91,6 +199,9 @@ class Sam(nn.Module):
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        # what encodes in place of the encoder: something that remembers embeddings, which no longer change
+        self.remembered: Callable[[Tensor, Tensor | None], Tensor] | None = None
+        self.refinement = refinement
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
 
@@ -123,8 +234,13 @@ class Sam(nn.Module):
     def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor:
         """images: (B, 3, S, S), 0..255, BGR in every frame; content as in `preprocess` -> embeddings
         (B, 256, S / 16, S / 16)."""
-        ordered = images if self.image_format == "BGR" else images.flip(1)
-        return self.image_encoder(self.preprocess(ordered, content))
+        if self.remembered is not None:
+            return self.remembered(images, content)
+        return self.image_encoder(self.prepared(images, content))
+
+    def prepared(self, images: Tensor, content: Tensor | None = None) -> Tensor:
+        """images as in `encode` -> what the encoder reads: `preprocess`, after their colours are put in its order."""
+        return self.preprocess(images if self.image_format == "BGR" else images.flip(1), content)
 
     def mask_prompt(self, logits: Tensor) -> Tensor:
         """The logits of an earlier prediction -> float32, what goes into `Prompts.masks`: in SAM's frame the logits
@@ -156,6 +272,23 @@ class Sam(nn.Module):
         inside = self.upscale(masks)[..., : input_size[0], : input_size[1]]
         return F.interpolate(inside, tuple(original_size), mode="bilinear", align_corners=False)
 
+    def details(self, images: Tensor, content: Tensor | None = None) -> Tensor | None:
+        """images as in `encode` -> what the refinement network keeps of them, (B, C, S/2, S/2), if there is one."""
+        return None if self.refinement is None else self.refinement.look(self.prepared(images, content))
+
+    def refined(self, details: Tensor, prediction: Prediction, prompts: Prompts) -> Prediction:
+        """Logits (N, K, S/4, S/4) -> (N, K, S, S), by the refinement network, output by output.
+
+        details: of the picture of each object.
+        """
+        assert self.refinement is not None, "asked of a model that has the part"
+        points, labels, boxes, earlier, strokes = prompts
+        if earlier is not None and self.frame == SAM:
+            earlier = earlier.sigmoid()
+        marks = marks_of(self.image_size, len(details), details.device, points, labels, boxes, strokes)
+        outputs = [self.refinement(details, logits, earlier, marks) for logits in prediction.logits.split(1, dim=1)]
+        return Prediction(torch.cat(outputs, dim=1), prediction.iou)
+
     def predict(self, embeddings: Tensor, prompts: Prompts, multimask_output: bool | None) -> Prediction:
         """embeddings: (N, 256, h, w), one for each object: `encode(images)[image_index]`; or one for all.
 
@@ -178,21 +311,15 @@ class Sam(nn.Module):
         )
 
     def upscale(self, logits: Tensor) -> Tensor:
-        """logits: (N, K, S/4, S/4) -> float32 (N, K, S, S), bilinear."""
+        """logits: (N, K, S/4, S/4) -> float32 (N, K, S, S), bilinear; refined ones are of that size."""
         size = (self.image_size, self.image_size)
         return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
-    def train_for(self, encoder: str = "adapters") -> list[nn.Parameter]:
-        """Decide, for the whole project, what is trained; returns those parameters.
+    def train_for(self, tune: str = "adapters", last_blocks: int | None = None) -> list[nn.Parameter]:
+        """Decide, for the whole project, what is trained; returns those parameters. See `tuning.choose_trained`.
 
-        encoder: "adapters" (SAM-Med2D; with an encoder that has none this is the paper's FT-SAM: only the decoder
-        side learns) or "all" (pretraining). The prompt encoder and the mask decoder always learn.
+        tune: a row of the table `tuning.TUNE`: "adapters" (SAM-Med2D; with an encoder that has none only the decoder
+        side learns), "decoder" (the paper's FT-SAM), "lora" or "all". Prompt encoder, mask decoder and refinement
+        network always learn.
         """
-        if encoder not in ("adapters", "all"):
-            raise ValueError(f"encoder must be 'adapters' or 'all', not {encoder!r}")
-        self.requires_grad_(True)
-        if encoder == "adapters":
-            self.image_encoder.requires_grad_(False)
-            for adapter in self.image_encoder.adapters():
-                adapter.requires_grad_(True)
-        return [p for p in self.parameters() if p.requires_grad]
+        return choose_trained(self, tune, last_blocks)

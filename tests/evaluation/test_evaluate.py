@@ -18,6 +18,7 @@ from sam_med2d.data.geometry import fit, restore, to_original_frame
 from sam_med2d.errors import DataError
 from sam_med2d.evaluation import evaluate as evaluation
 from sam_med2d.evaluation.evaluate import Means, evaluate
+from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.prompts.annotators import SimulatedAnnotator
 from sam_med2d.prompts.clicks import boxes_of, clicks_of, pick_pixels
 from sam_med2d.prompts.files import FrozenPrompts, record_prompts, write_prompts
@@ -519,6 +520,53 @@ def test_the_mask_prompt_is_the_truth_at_a_quarter():
     assert torch.equal(asked[0].masks, expected) and asked[0].points is None and asked[0].boxes is None
 
 
+def test_the_best_of_the_answers_is_the_truths_choice(model):
+    """Not the one with the highest predicted IoU; and what goes on is the chosen one."""
+    batches = [collate(samples())]
+    rows = run(model, batches, ["1pt", "2pts", "1pt@best", "2pts@best"])
+    single = [run(model_of_output(model, k), batches, ["1pt"]) for k in range(3)]
+    names = {mask for mask, _ in rows}
+    for mask in names:
+        assert rows[mask, "1pt@best"].dice == max(one[mask, "1pt"].dice for one in single)
+        assert rows[mask, "2pts@best"].dice >= rows[mask, "2pts"].dice
+        assert rows[mask, "1pt@best"].predicted_iou == rows[mask, "1pt"].predicted_iou
+    assert any(rows[mask, "1pt@best"].dice > rows[mask, "1pt"].dice for mask in names)
+    plain = run(model, batches, ["1pt", "2pts"])
+    assert all(rows[key] == value for key, value in plain.items())
+
+
+def model_of_output(model, k: int):
+    """The model with one of its three guesses alone."""
+
+    class Only:
+        image_size, device, upscale, encode, eval = (
+            model.image_size,
+            model.device,
+            staticmethod(model.upscale),
+            staticmethod(model.encode),
+            staticmethod(lambda: None),
+        )
+
+        def predict(self, embeddings, prompts, multimask_output):
+            logits, iou = model.predict(embeddings, prompts, True)
+            return Prediction(logits[:, k : k + 1], iou[:, k : k + 1])
+
+    return Only()
+
+
+def test_swapped_prompts_are_those_of_the_next_object_of_the_picture():
+    images = samples()
+    scored = scored_by(Truthful(), [collate(images)], ["bbox", "bbox@swapped"])
+    for image, (plain, swapped) in zip(images, zip(scored[::2], scored[1::2])):
+        count = len(image.mask_names)
+        for row in range(count):
+            answered, truth = plain.masks[(row + 1) % count], image.original_masks[row]
+            assert torch.equal(swapped.masks[row], answered)
+            expected = METRICS["dice"](answered[None], truth[None], from_logits=False).item()
+            assert swapped.values["dice"][row] == pytest.approx(expected)
+        assert swapped.dice_by_click is None
+
+
 def test_dice_after_each_click_is_that_of_the_shorter_modes():
     """Also of numbers of clicks that no mode asks for."""
     batches = [collate(samples())]
@@ -597,7 +645,7 @@ def freeze(path, scored: list[evaluation.Scored], key_of=os.path.basename) -> Fr
     """Through a file, as test.py does."""
     held = {}
     for one in scored:
-        record_prompts(held, one.mode, [*map(key_of, one.names)], one.prompts)
+        record_prompts(held, one.mode, [*map(key_of, one.names)], one.prompts, one.drawings)
     with open(path, "w") as file:
         write_prompts(file, {"image_size": SIDE}, iter(held.items()))
     return FrozenPrompts(path, SIDE)
@@ -629,6 +677,42 @@ def test_recorded_prompts_repeat_every_row(model, tmp_path, monkeypatch, kind, c
     assert run(model, batches, order, seed=99) != rows
     for mode in order:
         assert run(model, batches, [mode], frozen=frozen).items() <= rows.items()
+
+
+DRAWN = ["scribble", "3scribbles", "bbox_drawn+2scribbles", "bbox+scribble", "bbox_drawn", "bbox_drawn+1pt", "lasso"]
+
+
+def test_what_was_drawn_is_recorded_too(tmp_path):
+    batches = [collate(samples())]
+    first = scored_by(Sketcher(), batches, DRAWN)
+    frozen = freeze(tmp_path / "prompts.json", first)
+    frozen.check(batches[0].mask_names, [parse_mode(mode) for mode in DRAWN])
+    rows = results_of(first)
+    assert run(Sketcher(), batches, DRAWN, frozen=frozen, seed=99) == rows
+    assert run(Sketcher(), batches, DRAWN, seed=99) != rows
+    for mode in DRAWN:
+        assert run(Sketcher(), batches, [mode], frozen=frozen).items() <= rows.items()
+
+
+@pytest.mark.parametrize(
+    "others, mode, message",
+    [
+        ({}, "scribble", "0 of the 1 scribble(s)"),
+        ({"scribbles": {"scribbles": [{"lines": [[[1, 2]]], "label": 1}]}}, "2scribbles", "1 of the 2 scribble(s)"),
+        ({"scribbles": {"scribbles": [{"label": 1}]}}, "scribble", "a scribble without lines"),
+        ({"scribbles": {"scribbles": [{"lines": [[[1, 2]]], "label": 7}]}}, "scribble", "a label other than"),
+        ({"scribbles": {"scribbles": [{"lines": [[[1, 99]]], "label": 1}]}}, "scribble", "outside the frame"),
+        ({"scribbles": {"scribbles": [{"lines": [[[1, 2]]], "label": 1, "width": 0}]}}, "scribble", "of width 0"),
+        ({"lasso": {"lasso": [[1, 2], [3, 4]]}}, "lasso", "2 of the 3 corner of a lasso(s)"),
+        ({"lasso": {"lasso": [[1, 2], [3, 4], [5, 99]]}}, "lasso", "outside the frame"),
+        ({"bbox_drawn": {}}, "bbox_drawn", "0 of the 1 box"),
+    ],
+)
+def test_a_drawing_that_is_unusable_is_named(tmp_path, others, mode, message):
+    frozen = write(tmp_path / "frozen.json", {"a.png": {"boxes": [[1, 2, 3, 4]], "others": others}})
+    with pytest.raises(DataError, match=r"frozen\.json: a\.png") as caught:
+        frozen.check(["a.png"], [parse_mode(mode)])
+    assert message in str(caught.value)
 
 
 def test_a_recorded_file_has_the_originals_shape(tmp_path):

@@ -431,6 +431,25 @@ def test_number_of_clicks_counts_the_cap_where_a_dice_was_never_reached() -> Non
     assert reached[reached["level"] == 85]["share"].tolist() == [0, 0.25, 0.25, 0.5, 0.5]
 
 
+def test_what_clicks_do_is_counted_where_every_step_is_there() -> None:
+    by_mode = {"1pt": [0.5, 0.8], "2pts": [0.9, 0.795], "3pts": [0.88, 0.7], "4pts": [0.9, 0.9], "5pts": [0.9, 1.0]}
+    parts = [
+        few({"A/1": dice}, mode=mode, clicks=float(k), box=0.0).assign(mask=["a", "b"], nsd=[d / 2 for d in dice])
+        for k, (mode, dice) in enumerate(by_mode.items(), start=1)
+    ]
+    noc = all_tables(_tidy(pd.concat(parts, ignore_index=True)))["noc"]
+    found = {(row.mode, row.metric): row.mean for row in noc.itertuples()}
+    assert found["3pts", "worse1"] == (1 / 2 + 1 / 2) / 2 and found["3pts", "worse5"] == (0 + 1 / 2) / 2
+    assert found["5pts", "worse1"] == (1 / 4 + 1 / 4) / 2
+    area = ((0.5 + 0.9) / 2 + 0.9 + 0.88 + 0.9, (0.8 + 1.0) / 2 + 0.795 + 0.7 + 0.9)
+    assert found["5pts", "dice_auc"] == pytest.approx(np.mean(area))
+    assert found["5pts", "nsd_auc"] == pytest.approx(np.mean(area) / 2)
+    assert ("4pts", "dice_auc") not in found and ("1pt", "worse1") not in found
+
+    gaps = all_tables(_tidy(pd.concat([parts[0], *parts[2:]], ignore_index=True)))["noc"]
+    assert not {"worse1", "dice_auc"} & {*gaps["metric"]}
+
+
 def test_failures_are_printed_in_per_cent() -> None:
     rows = few({"A/1": [0.9, 0.7], "A/2": [0.86, 0.5]}, mode="5pts", clicks=5.0, box=0.0)
     rows["noc80"] = [1, 2, 3, np.nan]

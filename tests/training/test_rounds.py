@@ -4,20 +4,24 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sam_med2d.evaluation.metrics import dice
 from sam_med2d.prompts.clicks import boxes_of
+from sam_med2d.training.losses import objective, ranking
 from sam_med2d.training.rounds import (
+    Recipe,
     Round,
     correction_prompts,
+    drawn_start,
     judge,
     plan_of_corrections,
     predict_start,
     starting_prompts,
     uniform_from,
 )
-from segment_anything import Prediction, sam_model_registry
+from segment_anything import Prediction, Prompts, sam_model_registry
 from tests.segment_anything.test_model import randomise
 
 SIDE = 64
@@ -190,3 +194,68 @@ def test_rounds_follow_one_another_on_a_model(model):
         last = judge(model, "mask", model.predict(embeddings, prompts, None), masks, True)
         weight = model.prompt_encoder.mask_downscaling[0].weight
         assert torch.autograd.grad(last.losses["loss"], weight)[0].abs().sum() > 0
+
+
+# ---------------------------------------------------------------- a refinement network
+
+
+def test_a_refinement_network_learns_and_its_answer_goes_on() -> None:
+    torch.manual_seed(0)
+    model = sam_model_registry["vit_t"](image_size=SIDE, encoder_adapter=False, refine=True)
+    masks, details = objects(2), model.details(torch.randint(0, 256, (2, 3, SIDE, SIDE)))
+    prediction = Prediction(torch.randn(2, 4, SIDE // 4, SIDE // 4, requires_grad=True), torch.rand(2, 4))
+    points, labels = torch.tensor([[[5.0, 5.0]], [[40.0, 9.0]]]), torch.tensor([[1], [0]])
+    plain = judge(model, "clicks", prediction, masks, multimask=True)
+    refined = judge(model, "clicks", prediction, masks, True, details, Prompts(points, labels))
+    assert "refined" not in plain.losses
+    torch.testing.assert_close(refined.losses["loss"], plain.losses["loss"] + refined.losses["refined"])
+    assert refined.masks[0, 0, 5, 5] and not refined.masks[1, 0, 9, 40]  # as the clicks say
+    assert refined.chosen.logits.shape == (2, 1, SIDE // 4, SIDE // 4)
+
+    refined.losses["refined"].backward()
+    assert prediction.logits.grad is None  # the decoder learns by its own loss
+    assert model.refinement.write.weight.grad.abs().sum() > 0
+
+
+# ---------------------------------------------------------------- strokes and lassos
+
+
+def test_strokes_and_lassos_take_the_place_of_clicks_and_boxes() -> None:
+    masks = objects(4)
+    start = starting_prompts(masks, uniform_from(generator()), True)
+    assert drawn_start(start, masks, Recipe(), step=0) is start
+    drawn = drawn_start(start, masks, Recipe(scribble_share=1.0, lasso_share=1.0), step=0)
+    assert drawn.clicks.points.shape == (2, 5, 2) and (drawn.clicks.labels == 1).all()
+    assert (drawn.clicks.strokes[:, 0] & masks[start.click_rows, 0]).flatten(1).any(dim=1).all()
+    x, y = drawn.clicks.points.long().unbind(-1)
+    assert masks[start.click_rows][torch.arange(2)[:, None], 0, y, x].all()
+    tight = boxes_of(masks[start.box_rows])
+    assert (drawn.boxes.boxes[:, :2] <= tight[:, :2]).all() and (drawn.boxes.boxes[:, 2:] >= tight[:, 2:]).all()
+
+    everyone = drawn.of_all()
+    assert everyone.points.shape == (4, 5, 2) and (everyone.labels[start.box_rows] == -1).all()
+    assert not everyone.masks[start.click_rows].any() and everyone.masks[start.box_rows].amax(dim=(1, 2, 3)).eq(1).all()
+    assert not everyone.strokes[start.box_rows].any() and everyone.strokes.shape == (4, 2, SIDE, SIDE)
+
+
+def test_a_stroke_corrects_what_is_wrong_and_is_kept() -> None:
+    masks = objects(2)
+    last = round_of(torch.zeros(2, 1, SIDE // 4, SIDE // 4), torch.zeros_like(masks))
+    first = correction_prompts(last, masks, 3, uniform_from(generator()), strokes_seed=5)
+    assert first.points.shape == (2, 5, 2) and first.strokes[:, 0].flatten(1).any(dim=1).all()
+    again = correction_prompts(last, masks, 3, uniform_from(generator()), first)
+    assert again.points.shape == (2, 8, 2) and torch.equal(again.strokes, first.strokes)
+    assert torch.equal(again.points[:, :5], first.points) and again.masks.eq(0.5).all()
+
+
+def test_guesses_are_ranked_by_what_they_are_worth() -> None:
+    true = torch.tensor([[0.9, 0.2, 0.5]])
+    right, wrong = ranking(torch.tensor([[0.8, 0.1, 0.4]]), true), ranking(torch.tensor([[0.1, 0.8, 0.4]]), true)
+    assert right < 0.2 < wrong
+    shares = (true[0] / 0.1).softmax(0)
+    assert ranking(true, true).item() == pytest.approx(-(shares * shares.log()).sum().item())
+    prediction = Prediction(torch.randn(2, 4, 16, 16, generator=generator()), torch.rand(2, 4, generator=generator()))
+    logits, masks = F.interpolate(prediction.logits, scale_factor=4), objects(2)
+    plain, with_rank = objective(prediction, logits, masks), objective(prediction, logits, masks, rank_weight=0.5)
+    assert "rank" not in plain
+    torch.testing.assert_close(with_rank["loss"], plain["loss"] + 0.5 * with_rank["rank"])

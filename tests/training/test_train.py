@@ -19,6 +19,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import test as scoring
 import train
 from sam_med2d import drawing
 from sam_med2d.data.batch import Batch
@@ -569,6 +570,21 @@ def test_empty_masks_are_skipped_and_counted(tmp_path: Path, work: Path, capsys)
     assert progress["step"] == 6 and math.isfinite(progress["best"]) and progress["best"] > 0
 
 
+def test_what_vanishes_is_named_with_the_size_that_would_show_it(tmp_path: Path, work: Path, capsys) -> None:
+    folder = make_data(tmp_path / "data", ("train", "val"), images=2)
+    mask = np.zeros((90, 70), np.uint8)
+    mask[3, 11] = 255
+    write(folder / "masks/1_0.png", mask)
+    fit(folder, work, "--epochs", 1, "--mask_num", 8, "--prompt_modes", "bbox")
+    said = capsys.readouterr().out
+    for what in ("trained", "validated"):
+        assert (
+            f"not {what} on: 1 object(s) vanish in the frame of {SIZE} pixels, such as masks/1_0.png of 1 pixel(s); "
+            "--image_size 96 would show all of them\n" in said
+        )
+    assert "empty" not in said
+
+
 def test_nothing_but_empty_masks_is_an_error(tmp_path: Path, work: Path) -> None:
     folder = make_data(tmp_path / "data", images=2)
     for path in (folder / "masks").iterdir():
@@ -886,3 +902,32 @@ def test_an_epoch_outlives_a_broken_validation_image(data: Path, tmp_path: Path,
     assert step and saved(work)["progress"]["epoch"] == 0
     fit(folder, work, "--epochs", 1, "--resume")
     assert saved(work)["progress"] | {"epoch": 1, "step": step} == saved(work)["progress"]
+
+
+def test_a_refinement_network_is_trained_kept_and_used(tmp_path: Path, work: Path, capsys) -> None:
+    validated = make_data(tmp_path / "data", ("train", "val", "test"), images=3)
+    flags = ("--epochs", 1, "--refine", "--refine_lr", 1e-2)
+    fit(validated, work, *flags)
+    assert "refinement network " in capsys.readouterr().out
+    for name in ("last.pth", "best.pth"):
+        content = saved(work, name)
+        assert content["flags"]["refine"] is True
+        assert content["model"]["refinement.write.weight"].abs().sum() > 0
+    assert "loss/refined" in board_of(work).Tags()["scalars"]
+
+    fit(validated, work, "--epochs", 2, "--resume")  # a flag of the run, and its optimizer's groups
+    assert saved(work)["progress"]["epoch"] == 2
+
+    best, told = str(work / "models" / RUN / "best.pth"), {}
+    for said in ([], ["--refine", "False"]):
+        scoring.main(
+            [
+                *("--sam_checkpoint", best, "--data_path", str(validated), "--work_dir", str(work / "tests")),
+                *("--run_name", f"run{len(said)}", "--num_workers", "0", "--device", "cpu", "--report", "False", *said),
+            ]
+        )
+        told[len(said)] = (capsys.readouterr(), (work / "tests" / f"run{len(said)}" / "rows.csv").read_bytes())
+    assert "left out: none" in told[0][0].out
+    assert "has a refinement network, which is left out" in told[2][0].err
+    assert "left out: the refinement network" in told[2][0].out
+    assert told[0][1] != told[2][1]

@@ -1,0 +1,193 @@
+"""The refinement network: its maps, that a new one adds nothing, what is ranked, and weights with and without it."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segment_anything import Prediction, Prompts, Sam, SamPredictor, Seen, answer, best_of, look, low_resolution, ranked
+from segment_anything.build_sam import build_sam
+from segment_anything.checkpoint import load_checkpoint, save_weights
+from segment_anything.modeling.refinement import CLICK_SIGMA, SURE, box_maps, gaussians, marks_of
+from segment_anything.sizes import SIZES, Size
+
+SIDE = 64
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "tiny", Size(channels=32, depth=1, heads=2, global_blocks=(0,)))
+        yield
+
+
+def build(refine: bool, seed: int = 0) -> Sam:
+    torch.manual_seed(seed)
+    return build_sam(model_type="tiny", image_size=SIDE, encoder_adapter=False, refine=refine)
+
+
+def trained(model: Sam) -> Sam:
+    """As if it had learned: its last layer is no longer zero."""
+    assert model.refinement is not None
+    torch.nn.init.normal_(model.refinement.write.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def pictures(count: int = 1) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+
+
+# ---------------------------------------------------------------- maps
+
+
+def test_clicks_are_gaussians_of_the_frame() -> None:
+    points = torch.tensor([[[10.0, 20.0], [40.0, 30.0], [5.0, 5.0]]])
+    wanted = torch.tensor([[True, True, False]])
+    whole = gaussians(points, wanted, CLICK_SIGMA, SIDE, 1)
+    assert whole.shape == (1, SIDE, SIDE)
+    assert whole[0, 20, 10] == 1 and whole[0, 30, 40] == 1
+    assert whole[0, 20, 13].item() == pytest.approx(math.exp(-0.5))
+    assert whole[0, 5, 5] < 1e-6  # the one that does not count
+    half = gaussians(points, wanted, CLICK_SIGMA, SIDE, 2)  # of cell 5 the middle lies at pixel 10.5
+    assert half[0, 10, 5].item() == pytest.approx(math.exp(-2 * 0.5**2 / (2 * CLICK_SIGMA**2)))
+
+
+def test_no_clicks_are_zeros() -> None:
+    assert not gaussians(torch.zeros(2, 0, 2), torch.zeros(2, 0, dtype=torch.bool), 3.0, SIDE, 2).any()
+
+
+def test_a_box_covers_its_cells() -> None:
+    boxes = box_maps(torch.tensor([[2.0, 4.0, 7.0, 6.0], [0.0, 0.0, 0.0, 0.0]]), SIDE, 2)
+    assert boxes[0, 2, 1:4].tolist() == [1, 1, 0.5]
+    assert boxes[0].sum() == 2.5 and not boxes[1].any()
+
+
+def test_marks_say_who_is_sure() -> None:
+    strokes = torch.zeros(1, 2, SIDE, SIDE, dtype=torch.bool)
+    strokes[0, 1, 50, 10:20] = True
+    points, labels = torch.tensor([[[10.0, 20.0], [30.0, 40.0], [0.0, 0.0]]]), torch.tensor([[1, 0, -1]])
+    marks = marks_of(SIDE, 1, CPU, points, labels, None, strokes)
+    assert marks.sure[0, 0].nonzero().tolist() == [[20, 10]]
+    assert marks.sure[0, 1].nonzero().tolist() == [[40, 30], *([50, x] for x in range(10, 20))]
+    assert marks.maps[0, 1, 25, 5:10].eq(1).all()  # drawn on the background, at half the size
+    assert marks.maps[0, 4].eq(0).all()  # no box
+
+
+# ---------------------------------------------------------------- what is answered
+
+
+def test_a_new_one_adds_nothing() -> None:
+    model = build(refine=True)
+    plain = build(refine=False, seed=5)
+    plain.load_state_dict({n: t for n, t in model.state_dict().items() if not n.startswith("refinement.")})
+    prompts = Prompts(torch.tensor([[[20.0, 20.0]]]), torch.tensor([[-1]]), torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
+    with torch.no_grad():
+        with_it = answer(model, look(model, pictures()), prompts, True)
+        without = answer(plain, look(plain, pictures()), prompts, True)
+    assert with_it.logits.shape == (1, 3, SIDE, SIDE)
+    torch.testing.assert_close(with_it.logits, plain.upscale(without.logits))
+    torch.testing.assert_close(with_it.iou, without.iou)
+
+
+def test_without_details_the_decoder_answers() -> None:
+    model = trained(build(refine=True))
+    prompts = Prompts(boxes=torch.tensor([[8.0, 8.0, 40.0, 40.0]]))
+    with torch.no_grad():
+        seen = look(model, pictures())
+        alone = answer(model, Seen(seen.embeddings), prompts, True, best=True)
+        expected = best_of(model.predict(seen.embeddings, prompts, True))
+    torch.testing.assert_close(alone, expected)
+
+
+def test_a_clicked_pixel_is_what_the_click_says() -> None:
+    model = trained(build(refine=True))
+    points = torch.tensor([[[20.0, 20.0], [50.0, 9.0], [20.0, 60.0]]])
+    for labels in ([[1, 0, 1]], [[0, 1, 0]]):
+        prompts = Prompts(points, torch.tensor(labels))
+        with torch.no_grad():
+            logits = answer(model, look(model, pictures()), prompts, True).logits
+        for (x, y), label in zip(points[0].int().tolist(), labels[0]):
+            assert ((logits[0, :, y, x] >= SURE) if label else (logits[0, :, y, x] <= -SURE)).all()
+
+
+def test_objects_do_not_see_one_another() -> None:
+    model = trained(build(refine=True))
+    prompts = Prompts(torch.tensor([[[20.0, 20.0]], [[50.0, 9.0]]]), torch.tensor([[1], [0]]))
+    with torch.no_grad():
+        seen = look(model, pictures(2))
+        both = answer(model, seen, prompts, True, best=True)
+        for row in range(2):
+            index = torch.tensor([row])
+            alone = answer(model, seen.rows(index), prompts.rows(index), True, best=True)
+            torch.testing.assert_close(both.logits[index], alone.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_an_answer_that_denies_clicks_is_not_chosen() -> None:
+    logits = torch.full((1, 2, 16, 16), -4.0)
+    logits[0, 1, 4:8, 4:8] = 4.0
+    prediction = Prediction(logits, torch.tensor([[0.9, 0.7]]))
+    sigmoid = 1 / (1 + math.exp(-4))
+    found = ranked(prediction, Prompts(torch.tensor([[[18.0, 18.0], [60.0, 60.0]]]), torch.tensor([[1, 0]])))
+    expected = [0.9 * (1 - sigmoid + sigmoid) / 2, 0.7 * sigmoid]
+    assert found.iou[0].tolist() == pytest.approx(expected)
+    assert best_of(found).iou.item() == pytest.approx(expected[1])
+    absent = Prompts(torch.zeros(1, 1, 2), torch.full((1, 1), -1))
+    torch.testing.assert_close(ranked(prediction, absent).iou, prediction.iou)
+    assert ranked(prediction, Prompts(boxes=torch.zeros(1, 4))) is prediction
+
+
+def test_what_is_fed_back_are_means() -> None:
+    whole = torch.arange(SIDE * SIDE, dtype=torch.float32).reshape(1, 1, SIDE, SIDE)
+    small = low_resolution(whole, SIDE)
+    assert small.shape == (1, 1, 16, 16) and small[0, 0, 0, 0] == whole[0, 0, :4, :4].mean()
+    assert low_resolution(small, SIDE) is small
+
+
+def test_the_predictor_refines_and_feeds_back() -> None:
+    model = trained(build(refine=True))
+    image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    predictor = SamPredictor(model)
+    predictor.set_image(image)
+    logits, iou, low_res = predictor.predict([[30, 20]], [1], return_logits=True)
+    assert logits.shape == (3, 48, 80) and low_res.shape == (3, 16, 16)
+    assert (logits[:, 20, 30] > 0).all()
+    again = predictor.predict([[30, 20], [60, 40]], [1, 0], mask_input=low_res[iou.argmax()]).masks
+    other = SamPredictor(model)
+    other.set_embedding(predictor.seen(), image.shape[:2])  # what a cache of slices does
+    np.testing.assert_array_equal(
+        other.predict([[30, 20], [60, 40]], [1, 0], mask_input=low_res[iou.argmax()]).masks, again
+    )
+    other.set_embedding(predictor.get_image_embedding(), image.shape[:2])  # what other tools do
+    with torch.no_grad():
+        frame = torch.from_numpy(predictor.apply_coords(np.array([[[30, 20]]])))
+        raw = model.predict(predictor.get_image_embedding(), Prompts(frame, torch.tensor([[1]])), True)
+    np.testing.assert_allclose(other.predict([[30, 20]], [1]).low_res, raw.logits[0].numpy(), atol=1e-5)
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_weights_with_it_fill_a_model_without_and_the_other_way_round(tmp_path: Path) -> None:
+    full, plain = trained(build(refine=True)), build(refine=False, seed=7)
+    save_weights(full.state_dict(), tmp_path / "full.safetensors")
+    report = load_checkpoint(plain, tmp_path / "full.safetensors")
+    assert str(report).splitlines()[0].endswith("64 px, no adapters, a refinement network)")
+    assert "left out: the refinement network" in str(report)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(tensor, full.state_dict()[name])
+
+    save_weights(plain.state_dict(), tmp_path / "plain.safetensors")
+    other = build(refine=True, seed=9)
+    before = {name: tensor.clone() for name, tensor in other.refinement.state_dict().items()}
+    report = load_checkpoint(other, tmp_path / "plain.safetensors")
+    assert "newly started: the refinement network (no-op)" in str(report) and "left out: none" in str(report)
+    for name, tensor in other.refinement.state_dict().items():
+        torch.testing.assert_close(tensor, before[name])
+
+    again = build(refine=True, seed=11)
+    assert load_checkpoint(again, tmp_path / "full.safetensors").new == []
+    torch.testing.assert_close(again.state_dict(), full.state_dict())
