@@ -188,7 +188,8 @@ class DecoderGraph(nn.Module):
 
     K is 4, SAM's single mask first; with `single_mask` 1, the best of the other three by predicted IoU, as the eager
     model is used. Where objects have points but no box, the eager model appends one absent point. So does the graph,
-    unless the last point of all objects is absent already: clients of SAM send it, clients of SAM-Med2D do not.
+    unless the last point of all objects is absent already: clients of SAM send it, clients of SAM-Med2D do not. Behind
+    the corners of a box, where clients send it too, it is dropped.
 
     stability_score: in place of the predicted IoU. extra_metrics: five outputs, see `output_names`.
     longest_side: for clients that scaled the longest side to S and padded at the right and the bottom.
@@ -243,7 +244,7 @@ class DecoderGraph(nn.Module):
         if self.logits_in:
             mask_input = mask_prompt(self.frame, mask_input)
         dense = torch.where(
-            for_each(rows, has_mask_input).reshape(-1, 1, 1, 1) > 0,
+            for_each(rows, has_mask_input).reshape(-1, 1, 1, 1) > 0.5,
             for_each(rows, self.prompt_encoder.mask_downscaling(mask_input)),
             self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1),
         )
@@ -264,7 +265,10 @@ class DecoderGraph(nn.Module):
         boxes = (labels >= TOP_LEFT).sum()
         last = torch.cat([labels.new_full((rows, 1), ABSENT), labels], dim=1)[:, -1]
         wanted = ((boxes == 0) & ((last != ABSENT).sum() > 0)).reshape(1)  # whether an absent point is appended
-        kept = torch.cat([torch.ones(points, dtype=torch.bool), wanted]).nonzero().reshape(-1)
+        padded = (boxes > 0) & ((last != ABSENT).sum() == 0)  # behind a box clients append it too; the model has none
+        number = torch.arange(points + 1)
+        kept = ((number < points - 1) | ((number == points - 1) & ~padded) | ((number == points) & wanted)).nonzero()
+        kept = kept.reshape(-1)
         coordinates = torch.cat([coordinates, coordinates.new_zeros(rows, 1, 2)], dim=1).index_select(1, kept)
         labels = torch.cat([labels, labels.new_full((rows, 1), ABSENT)], dim=1).index_select(1, kept)
         return self.prompt_encoder._embed_points(coordinates, labels)

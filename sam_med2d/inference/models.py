@@ -31,7 +31,8 @@ WITH, WITHOUT = "with adapters", "without adapters"
 Layer = TypeVar("Layer", bound=torch.nn.Module)
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(parser: argparse.ArgumentParser, frame_flag: str = "--frame") -> None:
+    """frame_flag: what the flag for the frame of the weights is called; its value is args.model_frame."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--sam_checkpoint",
@@ -47,14 +48,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(
         group, "--encoder_adapter", None, "False on a file with adapters leaves them out; default: what the file has"
     )
-    add_frame_flag(group)
+    add_frame_flag(group, frame_flag, "model_frame")
     add_flag(group, "--refine", None, "False leaves the refinement network of a file out; default: what the file has")
     group.add_argument("--device", help="default: cuda, mps or cpu, the best there is")
 
 
-def add_frame_flag(group: argparse._ActionsContainer) -> None:
+def add_frame_flag(group: argparse._ActionsContainer, name: str = "--frame", dest: str = "frame") -> None:
     group.add_argument(
-        "--frame",
+        name,
+        dest=dest,
         choices=FRAMES,
         help=f"How pictures reach the model: {SAM} is RGB, longest side, padded, bilinear; {SAM_MED2D} is BGR, "
         "stretched, nearest neighbour. Default: what the weights were trained in.",
@@ -122,7 +124,7 @@ def load_model(args: argparse.Namespace) -> Sam:
         model_type=args.model_type,
         image_size=args.image_size,
         encoder_adapter=args.encoder_adapter,
-        frame=args.frame,
+        frame=args.model_frame,
         refine=args.refine,
         device=args.device,
     )
