@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py encoder                 # our attention and adapters, against the plain ones
     python scripts/benchmark.py test --data_path ../data_demo       # four prompt modes against encoder passes alone
+    python scripts/benchmark.py click                   # a further click, with and without the refinement network
     python scripts/benchmark.py train --data_path data_demo         # one training batch, and its parts
     python scripts/benchmark.py tuning --help           # embeddings once; what each --tune takes
     python scripts/benchmark.py data --help             # reading, the cache, an index of 20 million masks
@@ -30,10 +31,10 @@ from sam_med2d.evaluation.evaluate import evaluate
 from sam_med2d.prompts.modes import DEFAULT_MODES, parse_mode
 from sam_med2d.training.learner import Learner
 from sam_med2d.training.rounds import Recipe, train_batch
-from segment_anything import sam_model_registry
+from segment_anything import Prompts, answer, look, sam_model_registry
 from segment_anything.modeling.image_encoder import Attention
 
-MODEL_AREAS = ("encoder", "test", "train")  # those of this file
+MODEL_AREAS = ("encoder", "test", "click", "train")  # those of this file
 OTHER_AREAS = ("data", "deploy", "tuning")  # each a module benchmark_{area}.py
 
 
@@ -124,6 +125,31 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     )
 
 
+@torch.inference_mode()
+def click(args: argparse.Namespace, device: torch.device) -> None:
+    """A fifth click on a picture that is encoded: the best of three answers, at the full size of the frame."""
+    size = args.image_size
+    model = sam_model_registry[args.model_type](image_size=size, refine=True).to(device).eval()
+    seen = look(model, torch.randint(0, 256, (1, 3, size, size), device=device))
+    draw = torch.Generator().manual_seed(0)
+    points, labels = torch.rand(1, 5, 2, generator=draw) * size, torch.tensor([[1, 0, 1, 1, 0]])
+    prompts = Prompts(points, labels, masks=torch.rand(1, 1, size // 4, size // 4, generator=draw)).to(device)
+
+    def asked(with_parts: bool, best: bool) -> Callable[[], object]:
+        own = seen if with_parts else seen._replace(details=None)
+        return lambda: model.upscale(answer(model, own, prompts, True, best=best).logits)
+
+    compare(
+        {
+            "the decoder alone": asked(False, True),
+            "with the refinement network": asked(True, True),
+            "all three answers refined": asked(True, False),
+        },
+        args.rounds,
+        device,
+    )
+
+
 def train_step(args: argparse.Namespace, device: torch.device) -> None:
     recipe = Recipe()
     dataset = TrainingDataset(args.data_path, args.image_size, "train")
@@ -158,7 +184,7 @@ def main() -> None:
         f"{args.area}: {args.model_type}, {args.image_size} px, batch {args.batch_size}, {device}, "
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, median of {args.rounds}"
     )
-    {"encoder": encoder, "test": test, "train": train_step}[args.area](args, device)
+    {"encoder": encoder, "test": test, "click": click, "train": train_step}[args.area](args, device)
 
 
 if __name__ == "__main__":

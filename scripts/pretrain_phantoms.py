@@ -23,9 +23,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from phantoms import phantom
-
 from sam_med2d.cli import add_flag
+from sam_med2d.data.phantoms import phantom
 from sam_med2d.device import amp_dtype, best_device, seed_everything
 from sam_med2d.prompts.clicks import clicks_on
 from sam_med2d.training import rounds as training_rounds

@@ -2,10 +2,11 @@
 
     python scripts/score_unseen.py --data ../shared/data pretrain_model/vit_t_phantoms.safetensors other.safetensors
 
-For each set and file, four figures: the exact box and five clicks (one on the object, then four times one on a wrong
-pixel, kept, with the last mask), each with the whole picture in the frame and with a crop in the frame whose sides are
-1.5 times the object's box. Dice is measured at the picture's own size, the mean over objects. Clicks depend on --seed
-and the object alone, so every file is asked the same first question. One JSON line a file and set.
+For each set and file the exact box, one click and five clicks (one on the object, then four times one on a wrong pixel,
+kept, with the last mask), each with the whole picture in the frame (zoom never) and as the predictor looks at small
+objects (zoom auto): Dice at the picture's own size, the mean over objects, and how many pictures and crops were
+encoded for one. Clicks depend on --seed and the object alone, so every file is asked the same first question. One JSON
+line a file and set.
 
 The sets: `sam_med2d/data_demo` (30 masks, of both index files), `scans/` (each axial slice in which the tumour has
 --least pixels; a slice is scaled from its minimum and maximum), `nuclei/` (each nucleus).
@@ -25,13 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.evaluation.metrics import dice
 from sam_med2d.inference.models import open_model
-from sam_med2d.prompts.clicks import Clicks, boxes_of, clicks_on, corrective_clicks, join_clicks
+from sam_med2d.prompts.clicks import boxes_of
 from sam_med2d.seeds import seed_of
-from segment_anything import Prompts, Sam, best_of
+from segment_anything import Sam, SamPredictor
 from segment_anything.images import to_8_bits
-
-CROP = 1.5  # times the box
-AT_ONCE = 32  # objects that go through the decoder together
 
 
 def organs(data: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -69,77 +67,57 @@ def nuclei(data: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         yield f"nucleus {i}", picture, label == i
 
 
-def crop_around(mask: np.ndarray, factor: float) -> tuple[slice, slice]:
-    """Rows and columns of the crop, its sides `factor` times those of the mask's box, within the picture."""
-    sides = []
-    for axis, length in enumerate(mask.shape):
-        occupied = np.flatnonzero(mask.any(axis=1 - axis))
-        first, end = occupied[0], occupied[-1] + 1
-        margin = (factor - 1) / 2 * (end - first)
-        sides.append(slice(max(0, int(np.floor(first - margin))), min(length, int(np.ceil(end + margin)))))
-    return tuple(sides)
+class Counted:
+    """A model that counts how often it encodes."""
+
+    def __init__(self, model: Sam) -> None:
+        self.model, self.encoded = model, 0
+
+    def __getattr__(self, name: str):
+        return getattr(self.model, name)
+
+    def encode(self, images: torch.Tensor, content: torch.Tensor | None = None) -> torch.Tensor:
+        self.encoded += len(images)
+        return self.model.encode(images, content)
 
 
-@torch.inference_mode()
-def answers(
-    model: Sam,
-    frames: torch.Tensor,
-    which: torch.Tensor,
-    masks: torch.Tensor,
-    names: list[str],
-    seed: int,
-) -> dict[str, torch.Tensor]:
-    """frames: (B, 3, S, S) uint8; which: (N,) the frame of each object; masks: (N, 1, S, S) bool -> logits (N, 1, S/4,
-    S/4).
-    """
-    embeddings = torch.cat([model.encode(part) for part in frames.split(AT_ONCE)])[which]
-    generators = [np.random.default_rng(seed_of(seed, name)) for name in names]
-    uniform = lambda: torch.tensor([[g.random()] for g in generators], dtype=torch.float32)
-    found = {"box": best_of(model.predict(embeddings, Prompts(boxes=boxes_of(masks)), True)).logits}
-    clicks: Clicks = clicks_on(masks, uniform())
-    last = best_of(model.predict(embeddings, Prompts(*clicks), True)).logits
-    found["1 click"] = last
-    for _ in range(4):
-        clicks = join_clicks(clicks, corrective_clicks(masks, model.upscale(last) > 0, uniform()))
-        last = best_of(model.predict(embeddings, Prompts(*clicks, masks=last.sigmoid()), True)).logits
-    found["5 clicks"] = last
+def clicks_after(predictor: SamPredictor, mask: np.ndarray, count: int, name: str, seed: int) -> dict[int, np.ndarray]:
+    """The answers (H, W) bool after the first and the last of `count` clicks that are kept."""
+    draw = np.random.default_rng(seed_of(seed, name))
+    points, labels, answer, low_res, found = [], [], np.zeros_like(mask), None, {}
+    for number in range(1, count + 1):
+        wrong = np.argwhere(answer != mask)
+        if len(wrong):
+            y, x = wrong[int(draw.random() * len(wrong))]
+            points.append((x, y))
+            labels.append(int(mask[y, x]))
+        masks, iou, logits = predictor.predict(points, labels, mask_input=low_res)
+        answer, low_res = masks[iou.argmax()], logits[iou.argmax()]
+        if number in (1, count):
+            found[number] = answer
     return found
 
 
 def score(
-    model: Sam, objects: list[tuple[str, np.ndarray, np.ndarray]], cropped: bool, seed: int
+    model: Sam, objects: list[tuple[str, np.ndarray, np.ndarray]], zoom: str, seed: int
 ) -> dict[str, list[float]]:
-    """Dice of each object, by kind of prompt."""
-    size, values = model.image_size, {}
-    for start in range(0, len(objects), AT_ONCE):
-        some = objects[start : start + AT_ONCE]
-        frames, which, masks, places, known = [], [], [], [], {}
-        for _, picture, mask in some:
-            rows, columns = crop_around(mask, CROP) if cropped else (slice(None), slice(None))
-            key = None if cropped else picture.tobytes()
-            if cropped or key not in known:
-                known[key] = len(frames)
-                frames.append(cv2.resize(picture[rows, columns], (size, size), interpolation=cv2.INTER_NEAREST))
-            which.append(known[key])
-            frame = cv2.resize(mask[rows, columns].astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)
-            masks.append(frame.astype(bool))
-            places.append((rows, columns))
-        found = answers(
-            model,
-            torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2),
-            torch.tensor(which),
-            torch.from_numpy(np.stack(masks))[:, None],
-            [name for name, _, _ in some],
-            seed,
-        )
-        for kind, logits in found.items():
-            large = model.upscale(logits)[:, 0].numpy()
-            for (_, _, mask), (rows, columns), answer in zip(some, places, large):
-                whole = np.zeros(mask.shape, bool)
-                height, width = mask[rows, columns].shape
-                whole[rows, columns] = cv2.resize(answer, (width, height), interpolation=cv2.INTER_LINEAR) > 0
-                value = dice(torch.from_numpy(whole), torch.from_numpy(mask), from_logits=False)
-                values.setdefault(kind, []).append(value.item())
+    """Dice of each object, by kind of prompt, and how often the model encoded for each kind."""
+    counted, values, shown = Counted(model), {}, None
+    predictor = SamPredictor(counted, zoom=zoom)
+    for name, picture, mask in objects:
+        if shown is not picture:
+            predictor.set_image(picture, "BGR", encode=False)
+            shown = picture
+        before = counted.encoded
+        masks, iou, _ = predictor.predict(box=boxes_of(torch.from_numpy(mask)[None, None])[0].numpy())
+        answers = {"box": masks[iou.argmax()]}
+        values.setdefault("encoded for a box", []).append(counted.encoded - before)
+        before = counted.encoded
+        after = clicks_after(predictor, mask, 5, name, seed)
+        values.setdefault("encoded for 5 clicks", []).append(counted.encoded - before)
+        for kind, answer in (answers | {"1 click": after[1], "5 clicks": after[5]}).items():
+            value = dice(torch.from_numpy(answer), torch.from_numpy(mask), from_logits=False)
+            values.setdefault(kind, []).append(value.item())
     return values
 
 
@@ -148,6 +126,7 @@ def main() -> None:
     parser.add_argument("weights", nargs="+", help="weight files")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--least", type=int, default=20, help="pixels of a tumour in a slice")
+    parser.add_argument("--zoom", nargs="+", default=["never", "auto"], help="of the predictor; default: never auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON lines")
     args = parser.parse_args()
@@ -162,9 +141,9 @@ def main() -> None:
         model = open_model(path, device="cpu").eval()
         for name, objects in sets.items():
             line = {"weights": Path(path).name, "set": name, "objects": len(objects)}
-            for cropped in (False, True):
-                for kind, values in score(model, objects, cropped, args.seed).items():
-                    line[f"{kind}, {'crop' if cropped else 'whole'}"] = round(float(np.mean(values)), 4)
+            for zoom in args.zoom:
+                for kind, values in score(model, objects, zoom, args.seed).items():
+                    line[f"{kind}, zoom {zoom}"] = round(float(np.mean(values)), 4)
             lines.append(json.dumps(line))
             print(lines[-1], flush=True)
     if args.output:

@@ -29,8 +29,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from phantoms import depth, draw_once, filled, noise_blob, smooth_field, star
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from sam_med2d.data.phantoms import depth, draw_once, filled, noise_blob, smooth_field, star
 
 CANVASES = (160, 192, 256)  # pixels; what is cropped from must have more detail than the frame
 SHARES = {"scene": 0.45, "phantom": 0.2, "picture": 0.35}

@@ -22,6 +22,7 @@ from torch import Tensor
 from .images import to_bgr
 from .modeling import FOREGROUND, Prompts
 from .predictor import SamPredictor, Segmenter
+from .zoom import NEVER
 
 PIXELS_AT_ONCE = 2**24  # of full-size logits that are held at a time, 64 MB; a mask at least
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
@@ -95,7 +96,7 @@ class SamAutomaticMaskGenerator:
             )
         if points_per_batch < 1 or crop_n_layers < 0 or min_mask_region_area < 0:
             raise ValueError("points_per_batch must be at least 1, crop_n_layers and min_mask_region_area at least 0")
-        self.predictor = SamPredictor(model)
+        self.predictor = SamPredictor(model, zoom=NEVER)
         self.point_grids = point_grids
         self.points_per_batch = points_per_batch
         self.pred_iou_thresh = pred_iou_thresh

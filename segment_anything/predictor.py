@@ -14,6 +14,10 @@ Conventions:
   - What the model says of a pixel of the frame comes back to the pixel that it saw there (`geometry.py`).
     `SamPredictor(model, protocol="paper")` maps masks, clicks and boxes as the original does, which lies (s - 1) / 2
     pixels aside, s being the image's side over S; `SammedPredictor` always does.
+  - An object that is small in the picture is looked at closer: a crop around it is encoded in the frame, and what the
+    model says of it put back (`zoom.py`, `closer.py`). `crops` says what was looked at; `zoom="never"` looks at whole
+    pictures alone. Crops are kept, so that a further click costs no encoding. `low_res` is of the whole picture all the
+    same; handed back to the predictor that answered it, it stands for what was seen in the crop.
   - `mask_input` is what an earlier `predict` returned as `low_res`: logits. Their sigmoid, which SAM-Med2D's weights
     were trained on, is taken inside. (`SammedPredictor` takes probabilities too, as its callers hand them in.)
   - A point or a side of a box that lies less than a pixel outside the image, as detectors hand them in, is taken to the
@@ -29,6 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .closer import Closer
+from .drawings import clicks_of_scribbles, region_of_lasso
 from .errors import ImageError, PromptError
 from .frames import CONFIDENT, SAM, SAM_MED2D, mask_prompt
 from .geometry import EXACT, Stretch, back, is_paper, stretch
@@ -47,6 +53,7 @@ from .modeling import (
     low_resolution,
 )
 from .utils.transforms import ResizeLongestSide
+from .zoom import AUTO, NEVER, Crop, Zoom
 
 __all__ = ["CONFIDENT", "Masks", "ObjectPrompt", "SamPredictor", "Segmenter", "StretchToSquare"]
 
@@ -164,13 +171,20 @@ class SamPredictor:
     mask_threshold = 0.0  # of the logits
     needs_prompts = True  # False: no prompt at all is answered as well, as the model answers it
 
-    def __init__(self, model: Segmenter, protocol: str = EXACT) -> None:
+    def __init__(self, model: Segmenter, protocol: str = EXACT, zoom: Zoom | str | float | None = None) -> None:
         """protocol: "exact", or "paper", which maps masks, clicks and boxes as the original does, bit for bit.
+        zoom: whether objects are looked at closer: "auto" those that are small in the picture, "always", "never", or a
+            number: always, in crops whose sides are so many times those of the object's box. None: "auto", but "never"
+            in SAM's frame, where answers are those of SAM's own predictor.
 
-        Raises ValueError: it is neither.
+        Raises ValueError: one of them is none of these.
         """
         self.model = model
+        self.protocol = protocol
         self.transform: Transform = transform_of(model, protocol)
+        if zoom is None:
+            zoom = NEVER if frame_of(model) == SAM else AUTO
+        self.closer = Closer(self, Zoom.of(zoom))
         self.reset_image()
 
     @property
@@ -182,6 +196,15 @@ class SamPredictor:
         """(S, S): the frame that the model sees."""
         return self.model.image_size, self.model.image_size
 
+    @property
+    def zoom(self) -> Zoom:
+        """When objects are looked at closer; may be set between predictions, to whatever `__init__` takes."""
+        return self.closer.zoom
+
+    @zoom.setter
+    def zoom(self, value: Zoom | str | float) -> None:
+        self.closer.zoom = Zoom.of(value)
+
     # ---------------------------------------------------------------- the image
 
     def reset_image(self) -> None:
@@ -190,6 +213,9 @@ class SamPredictor:
         self.details: Tensor | None = None
         self.original_size: tuple[int, int] | None = None
         self.input_size: tuple[int, int] | None = None  # of the image in the frame
+        self.picture: np.ndarray | None = None
+        self.crops: list[Crop] = []
+        self.closer.forget()
 
     @property
     def features(self) -> Tensor | None:
@@ -202,24 +228,32 @@ class SamPredictor:
 
     @property
     def is_image_set(self) -> bool:
-        return self.features is not None
+        return self.original_size is not None
 
     @is_image_set.setter
     def is_image_set(self, value: bool) -> None:
         if not value:
-            self.features = None
+            self.reset_image()
 
-    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+    def set_image(self, image: np.ndarray, image_format: str = "RGB", encode: bool = True) -> None:
         """Encode an image: (H, W), or (H, W, C) with 1, 3 or 4 channels, of which the fourth (alpha) is dropped.
 
         image_format: "RGB" or "BGR", the order of the channels. Anything but uint8 is scaled from its own minimum and
-        maximum to 0..255, as the training data are. Raises ImageError.
+        maximum to 0..255, as the training data are. encode: False encodes the whole image when it is first needed,
+        which is never where all objects are looked at closer. Raises ImageError.
         """
         picture = to_bgr(image, image_format)
+        self.reset_image()
+        self.picture, self.original_size = picture, picture.shape[:2]
+        self.input_size = self.transform.size_in_frame(self.original_size)
+        if encode:
+            self._image()
+
+    def encode(self, picture: np.ndarray) -> Seen:
+        """What is kept of a picture (H, W, 3) uint8 BGR that is brought into the frame."""
         frame, content = self.framed(picture)
         with torch.no_grad():
-            seen = look(self.model, frame.to(self.device), None if content is None else content.to(self.device))
-        self.set_embedding(seen, picture.shape[:2])
+            return look(self.model, frame.to(self.device), None if content is None else content.to(self.device))
 
     def framed(self, picture: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """(H, W, 3) uint8 BGR -> (1, 3, S, S) uint8 as `Sam.encode` takes it, and its place there: (1, 4) int64 top,
@@ -256,11 +290,14 @@ class SamPredictor:
         """What is kept of the image, for `set_embedding` of this or another predictor of the same model."""
         return self._image().seen
 
-    def set_embedding(self, embedding: Seen | Tensor | np.ndarray, original_size: tuple[int, int]) -> None:
+    def set_embedding(
+        self, embedding: Seen | Tensor | np.ndarray, original_size: tuple[int, int], picture: np.ndarray | None = None
+    ) -> None:
         """Take an image that was encoded earlier. original_size: its (height, width).
 
         embedding: what `seen` returned, or an embedding alone: then a refinement network has nothing to look at, and
-        answers are those of the decoder. Raises ValueError: an embedding of another shape than this model's.
+        answers are those of the decoder. picture: (H, W, 3) uint8 BGR, without which nothing can be looked at closer.
+        Raises ValueError: an embedding of another shape than this model's.
         """
         seen = embedding if isinstance(embedding, Seen) else Seen(torch.as_tensor(embedding))
         embedding = seen.embeddings.to(self.device)
@@ -269,17 +306,26 @@ class SamPredictor:
             raise ValueError(
                 f"embedding of shape {tuple(embedding.shape)}; one image of this model has (1, 256, {side}, {side})"
             )
-        self._features = embedding
+        self.reset_image()
+        self.features, self.picture = embedding, picture
         self.details = None if seen.details is None else seen.details.to(self.device)
         height, width = original_size
         self.original_size = int(height), int(width)
         self.input_size = self.transform.size_in_frame(self.original_size)
 
     def _image(self) -> "_Encoded":
-        """What `set_image` left. Raises RuntimeError where nothing was set."""
-        if self.features is None or self.original_size is None:
+        """What `set_image` left, encoded now where it was not yet. Raises RuntimeError where nothing was set."""
+        if self.features is None and self.picture is not None:
+            self.features, self.details = self.encode(self.picture)
+        if self.features is None:
             raise RuntimeError("no image yet: call set_image first")
-        return _Encoded(Seen(self.features, self.details), self.original_size)
+        return _Encoded(Seen(self.features, self.details), self._size())
+
+    def _size(self) -> tuple[int, int]:
+        """(height, width) of the image. Raises RuntimeError where nothing was set."""
+        if self.original_size is None:
+            raise RuntimeError("no image yet: call set_image first")
+        return self.original_size
 
     # ---------------------------------------------------------------- coordinates of the original -> of the frame
 
@@ -311,7 +357,7 @@ class SamPredictor:
     def _sizes(self, original_size: tuple[int, int] | None, new_size: tuple[int, int] | None) -> tuple[int, int]:
         if new_size is not None and tuple(new_size) != self.new_size:
             raise ValueError(f"new_size {tuple(new_size)}: this model's frame is {self.new_size}")
-        return original_size or self._image().original_size
+        return original_size or self._size()
 
     # ---------------------------------------------------------------- prompts -> masks
 
@@ -323,6 +369,9 @@ class SamPredictor:
         mask_input: np.ndarray | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        scribbles: Sequence | np.ndarray | None = None,
+        scribble_labels: Sequence[int] | None = None,
+        lasso: Sequence | np.ndarray | None = None,
     ) -> Masks:
         """One object, as in SAM, or many at once.
 
@@ -331,6 +380,11 @@ class SamPredictor:
         box: (4,) or (1, 4); for many objects (N, 4)
         mask_input: (S/4, S/4) or (1, S/4, S/4) logits; for many objects (N, 1, S/4, S/4)
         multimask_output: three guesses, of which the best has the highest iou, or one mask
+        scribbles: strokes on one object, polylines (n, 2), each with its scribble_labels (1 on the object, as all are
+            without labels, 0 on the background); or a mask (H, W), above 0 on the object, below 0 on the background.
+            They are heard as five clicks along each, after point_coords.
+        lasso: a rough outline of one object, (n, 2): heard as the box around it and, where there is no mask_input, as a
+            mask of what it encloses
 
         -> masks (K, H, W), iou (K,), low_res (K, S/4, S/4); for many objects each with N before it.
         Objects do not see each other: many at once give what each gives alone. Where a list may hold one object or
@@ -338,6 +392,10 @@ class SamPredictor:
 
         Raises PromptError, and RuntimeError where no image is set.
         """
+        if scribbles is not None or lasso is not None:
+            point_coords, point_labels, box, mask_input = self._with_drawings(
+                (point_coords, point_labels, box, mask_input), scribbles, scribble_labels, lasso
+            )
         if not self.needs_prompts and point_coords is None and box is None and mask_input is None:
             objects, many = [ObjectPrompt()], False
         else:
@@ -345,15 +403,50 @@ class SamPredictor:
         found = self.predict_objects(objects, multimask_output, return_logits)
         return found if many else Masks(*(part[0] for part in found))
 
+    def _with_drawings(self, prompts, scribbles, scribble_labels, lasso) -> tuple:
+        """The first four arguments of `predict` for one object, with what was drawn. Raises PromptError."""
+        point_coords, point_labels, box, mask_input = prompts
+        size = self._size()
+        if _depth(point_coords) == 3 or (box is not None and _depth(box) == 2 and len(box) > 1):
+            raise PromptError("scribbles and a lasso are of one object: ask for each object by itself")
+        if scribbles is not None:
+            points, labels = clicks_of_scribbles(scribbles, scribble_labels, size)
+            if point_coords is not None and point_labels is not None:
+                points = np.concatenate([_floats(point_coords, "point_coords", (None, 2)), points])
+                labels = np.concatenate([_labels(point_labels), labels])
+            point_coords, point_labels = points, labels
+        if lasso is not None:
+            if box is not None:
+                raise PromptError("a lasso is heard as the box around it: give one of box and lasso")
+            region = region_of_lasso(lasso, size)
+            y, x = np.nonzero(region)
+            box = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+            mask_input = self.logits_of(region) if mask_input is None else mask_input
+        return point_coords, point_labels, box, mask_input
+
     def predict_objects(
         self, objects: Sequence[ObjectPrompt], multimask_output: bool = True, return_logits: bool = False
     ) -> Masks:
-        """N objects, each with prompts of its own kind and number. Raises PromptError, RuntimeError."""
-        height, width = self._image().original_size
+        """N objects, each with prompts of its own kind and number. Raises PromptError, RuntimeError.
+
+        `crops` then has of each object what was looked at.
+        """
+        size = self._size()
         objects = [
             self._checked(prompt, "" if len(objects) == 1 else f"object {number}: ")
             for number, prompt in enumerate(objects)
         ]
+        if self.closer.zoom.is_on and self.picture is not None:
+            found, self.crops = self.closer.predict(objects, multimask_output, return_logits)
+            return found
+        self.crops = [Crop.whole(size)] * len(objects)
+        return self.predict_whole(objects, multimask_output, return_logits)
+
+    def predict_whole(
+        self, objects: Sequence[ObjectPrompt], multimask_output: bool = True, return_logits: bool = False
+    ) -> Masks:
+        """As `predict_objects`, with the whole picture in the frame and prompts that were checked."""
+        height, width = self._size()
         outputs = 3 if multimask_output else 1
         step = max(1, PIXELS_AT_ONCE // (outputs * max(height * width, self.model.image_size**2)))
         parts: list[Masks] = []
@@ -417,38 +510,50 @@ class SamPredictor:
 
     def upscale(self, low_res: Tensor) -> Tensor:
         """(N, K, S/4, S/4), or of S -> (N, K, H, W) float32, linear: first to the frame, then to the image."""
-        return self.transform.back(self.model.upscale(low_res), self._image().original_size)
+        return self.transform.back(self.model.upscale(low_res), self._size())
 
     def _probabilities(self, mask_input: Tensor) -> Tensor:
         """What the caller hands in -> what the model reads."""
-        if mask_input.numel() and mask_input.min() >= 0 and mask_input.max() <= 1:
+        if mask_input.numel() and _are_shares(mask_input):
             raise PromptError(
                 "mask_input holds values of 0 to 1 only; give the logits that predict returned as low_res, or "
                 "logits_of(mask) for a mask of your own"
             )
         return mask_prompt(frame_of(self.model), mask_input)
 
+    def can_read(self, mask_input: np.ndarray) -> bool:
+        """Whether a `mask_input` (S/4, S/4) will not be refused."""
+        return mask_input.shape == (self.model.image_size // 4,) * 2 and not _are_shares(mask_input)
+
     def logits_of(self, mask: np.ndarray) -> np.ndarray:
         """A mask of the image (H, W), from anywhere, -> `mask_input` (S/4, S/4) for it."""
         mask = np.asarray(mask)
-        size = self._image().original_size
+        size = self._size()
         if mask.shape != size:
             raise PromptError(f"mask of shape {mask.shape}; the image has {size}")
+        return CONFIDENT * (2 * self.shrunk(mask.astype(bool).astype(np.float32)) - 1)
+
+    def shrunk(self, values: np.ndarray) -> np.ndarray:
+        """Numbers for each pixel of the image, (H, W) float32 -> for each of the masks in the frame, (S/4, S/4)."""
         side = self.model.image_size // 4
-        mask = mask.astype(bool).astype(np.float32)
         if isinstance(self.transform, ResizeLongestSide):
-            inside = cv2.resize(mask, self.transform.size_in_frame(size)[::-1], interpolation=cv2.INTER_AREA)
+            inside = cv2.resize(values, self.transform.size_in_frame(values.shape)[::-1], interpolation=cv2.INTER_AREA)
             seen = np.zeros(self.new_size, np.float32)
             seen[: inside.shape[0], : inside.shape[1]] = inside
         else:
-            seen = mask if self.transform.paper else self.transform.apply_image(mask)
-        share = cv2.resize(seen, (side, side), interpolation=cv2.INTER_AREA)
-        return CONFIDENT * (2 * share - 1)
+            seen = values if self.transform.paper else self.transform.apply_image(values)
+        return cv2.resize(seen, (side, side), interpolation=cv2.INTER_AREA)
+
+    def of_crop(self, seen: Seen, crop: Crop) -> "SamPredictor":
+        """A predictor whose picture is a crop of this one's, of which this was seen."""
+        inside = _InsideCrop(self.model, self.protocol, NEVER)
+        inside.set_embedding(seen, crop.size)
+        return inside
 
     def _checked(self, prompt: ObjectPrompt, name: str) -> ObjectPrompt:
         """The prompt, with what lies less than a pixel outside the image at its edge. Raises PromptError where it lies
         further outside, or a box has no area."""
-        height, width = self._image().original_size
+        height, width = self._size()
         prompt = _to_the_edge(prompt, width, height)
         where = f"the image of {width} x {height} pixels"
         if prompt.points is not None and prompt.labels is not None:
@@ -482,6 +587,13 @@ class SamPredictor:
             None if masks is None else masks[:, None],
         )
         return Prompts(*(None if part is None else torch.from_numpy(part).to(self.device) for part in ready))
+
+
+class _InsideCrop(SamPredictor):
+    """What it is handed are logits, cut out of others: they may all lie between 0 and 1."""
+
+    def _probabilities(self, mask_input: Tensor) -> Tensor:
+        return mask_prompt(frame_of(self.model), mask_input)
 
 
 # ---------------------------------------------------------------- what people hand in
@@ -573,6 +685,11 @@ def _labels(values: object) -> np.ndarray:
     if not np.isin(labels, (FOREGROUND, BACKGROUND, ABSENT)).all():
         raise PromptError("point_labels must be 1 (foreground), 0 (background) or -1 (absent)")
     return labels.astype(np.int64)
+
+
+def _are_shares(mask: Tensor | np.ndarray) -> bool:
+    """Whether all values lie between 0 and 1, as no logits of a mask do."""
+    return bool(mask.min() >= 0 and mask.max() <= 1)
 
 
 def _numbers(values: np.ndarray) -> str:

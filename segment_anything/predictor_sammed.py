@@ -8,7 +8,8 @@ New code is better served by `SamPredictor`. What differs here, so that existing
   - Masks are float32, 0 and 1, as callers compute with them.
   - `set_image` hands the channels on as they come ("BGR" turns them round). Published weights want what cv2.imread
     returns, although the original calls it RGB.
-  - Masks, clicks and boxes are mapped as the original does it (`protocol="paper"` of `SamPredictor`).
+  - Masks, clicks and boxes are mapped as the original does it (`protocol="paper"` of `SamPredictor`), and the whole
+    picture is looked at, whatever the object (`zoom="never"`).
 """
 
 import numpy as np
@@ -19,23 +20,24 @@ from .frames import SAM_MED2D
 from .geometry import PAPER
 from .modeling import Prediction, Prompts, best_of
 from .predictor import ObjectPrompt, SamPredictor, Segmenter, StretchToSquare, frame_of
+from .zoom import NEVER
 
 
 class SammedPredictor(SamPredictor):
     needs_prompts = False
 
     def __init__(self, model: Segmenter) -> None:
-        super().__init__(model, PAPER)
+        super().__init__(model, PAPER, NEVER)
         self.transform = StretchToSquare(model.image_size, PAPER)  # whatever the frame of the weights
 
     @property
     def devices(self) -> torch.device:
         return self.device
 
-    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+    def set_image(self, image: np.ndarray, image_format: str = "RGB", encode: bool = True) -> None:
         """image: (H, W, 3), and what else `SamPredictor.set_image` takes. "RGB": reaches the model as it is."""
         turned = {"RGB": "BGR", "BGR": "RGB"} if frame_of(self.model) == SAM_MED2D else {}  # SAM's turns them itself
-        super().set_image(image, turned.get(image_format, image_format))
+        super().set_image(image, turned.get(image_format, image_format), encode)
 
     def predict_torch(
         self,

@@ -42,11 +42,13 @@ Verify = Callable[[Iterable[Named]], None]
 @dataclass
 class WeightFile:
     """What a weight file holds. tensors: {SAM's name: tensor on the CPU}; notes: how they were found, a line each;
-    frame: of segment_anything.frames.FRAMES, None where the file does not tell."""
+    flags: those of the run of train.py that made it, empty where it is of none; frame: of
+    segment_anything.frames.FRAMES, None where the file does not tell."""
 
     path: Path
     tensors: dict[str, Tensor]
     notes: list[str] = field(default_factory=list)
+    flags: dict[str, object] = field(default_factory=dict)
     frame: str | None = None
 
 
@@ -62,7 +64,9 @@ def open_weights(path: str | Path) -> WeightFile:
     tensors, notes = find_weights(content, path)
     named = [(name, tensor.detach()) for name, tensor in tensors.items()]
     _check_tensors(path, named, verify)
-    return WeightFile(path, dict(named), notes, _frame_in(path, kind, content))
+    flags = content.get("flags") if isinstance(content, dict) else None
+    frame = _frame_in(path, kind, content)
+    return WeightFile(path, dict(named), notes, flags if isinstance(flags, dict) else {}, frame)
 
 
 def _frame_in(path: Path, kind: Kind, content: object) -> str | None:

@@ -12,7 +12,8 @@ Inputs and outputs, for any number of objects and points (sam_med2d/export/graph
     low_res_masks
 
 Coordinates are in the S x S frame; mask_input holds probabilities (logits with --mask-input-logits); masks and
-low_res_masks are logits.
+low_res_masks are logits. Of a model with a refinement network a third file, `*.refinement.onnx`, is written beside; it
+reads the encoder's image, low_res_masks and the same prompts, and gives refined_masks at the frame's full size.
 """
 
 import argparse
@@ -21,13 +22,14 @@ import copy
 import numpy as np
 
 from sam_med2d.cli import ending_in_one_line
-from sam_med2d.export.command import add_export_flags, load_for_export, write
-from sam_med2d.export.graphs import DecoderGraph
-from sam_med2d.export.onnx_files import trace_decoder
+from sam_med2d.export.command import add_export_flags, load_for_export, write, write_refinement
+from sam_med2d.export.graphs import DecoderGraph, RefinementGraph
+from sam_med2d.export.onnx_files import trace_decoder, trace_refinement
 from sam_med2d.export.parity import PROMPT_KINDS, decoder_differences, given, prompts_of
-from sam_med2d.inference.backends import LOGITS, PROBABILITIES, RuntimeDecoder, Session, decoder_inputs
+from sam_med2d.inference.backends import LOGITS, PROBABILITIES, REFINED, RuntimeDecoder, Session, decoder_inputs
 from segment_anything import Sam, SamPredictor
 from segment_anything.geometry import PAPER
+from segment_anything.zoom import NEVER
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         return max(value for by_output in found.values() for value in by_output.values())
 
     def feeds(session: Session, images: list[np.ndarray]) -> list[dict[str, np.ndarray]]:
-        predictor, made = SamPredictor(model), []
+        predictor, made = SamPredictor(model, zoom=NEVER), []
         for number, image in enumerate(images):
             predictor.set_image(image, "BGR")
             made += [
@@ -118,7 +120,10 @@ def run(args: argparse.Namespace) -> None:
         single_mask=args.return_single_mask,
         mask_input=LOGITS if graph.logits_in else PROBABILITIES,
         protocol=args.protocol,
+        **({REFINED: True} if model.refinement is not None else {}),
     )
+    if model.refinement is not None:
+        write_refinement(args, model, trace_refinement(RefinementGraph(model), args.opset, args.exporter))
 
 
 if __name__ == "__main__":

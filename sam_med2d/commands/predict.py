@@ -18,6 +18,8 @@ A prompts file is JSON or CSV; of an object it may hold a box, clicks (label 1 o
     a.png,liver,30,40,120,150,,,,                    an object; labels are 1 where empty
     a.png,spleen,,,,,80,90,1,
 
+Objects that are small in the picture are looked at closer, in a crop that fills the frame; --zoom never does not.
+
 Left in --output: masks/ (0/255, at the image's size), overlays/, annotations.json (COCO) and objects.csv (predicted
 IoU, area). The images are only read.
 """
@@ -40,20 +42,22 @@ from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.drawing import overlay
 from sam_med2d.errors import DataError
 from sam_med2d.image_files import ENDINGS, check_output, find_images, write_png
-from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
+from sam_med2d.inference.models import add_backend_flags, add_model_flags, add_zoom_flag, load_segmenter
 from sam_med2d.inference.prompt_tables import Wanted, prompt_of, wanted_by_file
 from sam_med2d.outputs import cell, check_no_input, distinct, place, without_endings
 from sam_med2d.ownership import check_writable
 from segment_anything import BACKGROUND, FOREGROUND, PromptError, SamPredictor
 from segment_anything.files import replacing
+from segment_anything.zoom import Crop
 
 
 class Predicted(NamedTuple):
-    """mask: (H, W) bool; iou: the model's own estimate."""
+    """mask: (H, W) bool; iou: the model's own estimate; closer: whether a crop was looked at."""
 
     name: str
     mask: np.ndarray
     iou: float
+    closer: bool = False
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -77,6 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_model_flags(parser)
     add_backend_flags(parser)
     group = parser.add_argument_group("answers")
+    add_zoom_flag(group)
     add_flag(group, "--multimask", True, "the best of outputs 1 to 3; False: output 0")
     add_flag(group, "--save_overlays", True, "pictures with the masks and prompts drawn in")
     args = parser.parse_args(argv)
@@ -105,14 +110,15 @@ def run(args: argparse.Namespace) -> None:
     if len(wanted) < len(images):
         print(f"{len(images) - len(wanted)} of {len(images)} images have no prompts in {args.prompts} and are left out")
     check_places(args, folder, wanted, masks)
-    predictor = SamPredictor(load_segmenter(args))
-    annotations, rows = Annotations(), []
+    predictor = SamPredictor(load_segmenter(args), zoom=args.zoom)
+    annotations, rows, closer = Annotations(), [], 0
     mask_files, overlays = places_of(wanted)
     try:
         for name, objects in tqdm(wanted.items(), unit="image", dynamic_ncols=True):
             image = read_image(str(folder / name))
             predicted = predict(predictor, image, name, objects, args.multimask, masks)
             number = annotations.add_image(name, image.shape[:2])
+            closer += sum(one.closer for one in predicted)
             for i, one in enumerate(predicted):
                 file = mask_files[name, i]
                 write_png(place(args.output, f"masks/{file}"), one.mask)
@@ -129,6 +135,7 @@ def run(args: argparse.Namespace) -> None:
     print(
         f"{len(rows)} objects in {len(wanted)} images"
         + (f", {empty} of them empty" if empty else "")
+        + (f", {closer} looked at closer (--zoom {args.zoom})" if closer else "")
         + f": {args.output}"
     )
 
@@ -167,7 +174,7 @@ def predict(
     predictor: SamPredictor, image: np.ndarray, name: str, objects: Sequence[Wanted], multimask: bool, masks: Path
 ) -> list[Predicted]:
     """image: BGR; masks: the folder that mask files are relative to. Raises DataError."""
-    predictor.set_image(image, "BGR")
+    predictor.set_image(image, "BGR", encode=False)
     prompts = [
         one.prompt
         if one.mask is None
@@ -179,7 +186,11 @@ def predict(
     except PromptError as error:
         raise DataError(f"{name}: {error}") from error
     best = found.iou.argmax(axis=1)
-    return [Predicted(one.name, found.masks[i, best[i]], float(found.iou[i, best[i]])) for i, one in enumerate(objects)]
+    closer = [crop != Crop.whole(image.shape[:2]) for crop in predictor.crops]
+    return [
+        Predicted(one.name, found.masks[i, best[i]], float(found.iou[i, best[i]]), closer[i])
+        for i, one in enumerate(objects)
+    ]
 
 
 def file_names(image: str, names: Sequence[str]) -> list[str]:

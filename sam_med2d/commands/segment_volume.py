@@ -37,7 +37,7 @@ from sam_med2d import drawing
 from sam_med2d.cli import add_flag, ending_in_one_line
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import check_output, write_png
-from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
+from sam_med2d.inference.models import add_backend_flags, add_model_flags, add_zoom_flag, load_segmenter
 from sam_med2d.outputs import check_no_input
 from sam_med2d.ownership import check_writable
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
@@ -159,6 +159,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "difference there; a large negative number ignores it; default: %(default)s",
     )
     add_flag(group, "--fuse", False, "look again along the other two axes, and take the mean of the three")
+    add_zoom_flag(group)
     add_model_flags(parser, frame_flag="--model_frame")  # --frame is of DICOM files
     add_backend_flags(parser)
     args = parser.parse_args(argv)
@@ -212,7 +213,7 @@ def run(args: argparse.Namespace) -> None:
         tuple(args.carry), args.margin, args.least_iou, args.least_area, args.shrink, args.grow, args.least_contrast
     )
     intensity = Intensity(parse_window(args.window) if args.window else None, args.scale == "volume")
-    predictor = SamPredictor(load_segmenter(args))
+    predictor = SamPredictor(load_segmenter(args), zoom=args.zoom)
     along = {axis: Slices(predictor, array, 2 - AXES.index(axis), intensity) for axis in AXES}
 
     results = []

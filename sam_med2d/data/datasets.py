@@ -19,7 +19,7 @@ Conventions, here and wherever a Batch is used:
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import cv2
@@ -33,7 +33,9 @@ from sam_med2d.data.batch import Sample, collate, image_tensor
 from sam_med2d.data.cache import PackedCache, open_cache
 from sam_med2d.data.geometry import fit, pad, shrink
 from sam_med2d.data.index import Index, read_index
+from sam_med2d.data.phantoms import PHANTOMS
 from sam_med2d.data.reading import read_image, read_mask
+from sam_med2d.data.replay import Replay
 from sam_med2d.data.samplers import BalancedSampler, EpochSampler, balance_of, stream_of
 from sam_med2d.data.vanishing import vanished_among
 from sam_med2d.errors import DataError
@@ -42,6 +44,9 @@ from segment_anything.frames import SAM_MED2D
 
 if TYPE_CHECKING:  # it takes a second to import, and only augmented training needs it
     from albumentations import Compose
+
+# (image (h, w, 3) uint8, masks (n, h, w) bool, generator of all draws) -> the same two, varied
+OwnAugmentation = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 class TrainingDataset(Dataset):
@@ -61,10 +66,15 @@ class TrainingDataset(Dataset):
         seed: int = 0,
         cache: str | os.PathLike | None = None,
         balance: str | None = None,
+        replay: Sequence[str | os.PathLike] = (),
+        replay_share: float = 0.2,
+        own_augmentation: OwnAugmentation | None = None,
         frame: str = SAM_MED2D,
     ) -> None:
-        """frame: of the model, one of segment_anything.frames.FRAMES.
-        cache: folder of packed caches (see cache.py). balance: "dataset" or "class", or None (see samplers.py).
+        """cache: folder of packed caches (see cache.py). balance: "dataset" or "class", or None (see samplers.py).
+        replay: folders of other data, or "phantoms"; of them come replay_share pictures for each one of data_path.
+        own_augmentation: what varies an image last, see OwnAugmentation; it goes to the workers.
+        frame: of the model, one of segment_anything.frames.FRAMES.
 
         Raises DataError as read_index and balance_of do.
         """
@@ -73,12 +83,34 @@ class TrainingDataset(Dataset):
         self.mask_num = mask_num
         self.seed = seed
         self.augmentation: Compose | None = build_augmentation() if augment else None
-        self.frame = frame
+        self.own_augmentation, self.frame = own_augmentation, frame
         self.cache = open_cache(cache, self.index, image_size, frame) if cache else None
         self.balance = balance_of(self.index, os.path.abspath(data_path), balance) if balance else None
+        others = [
+            None
+            if source == PHANTOMS
+            else TrainingDataset(
+                source,
+                image_size,
+                "train",
+                mask_num,
+                augment,
+                seed,
+                cache,
+                own_augmentation=own_augmentation,
+                frame=frame,
+            )
+            for source in replay
+        ]
+        self.replay = Replay(others, replay_share, len(self.index)) if others else None
 
     def __len__(self) -> int:
-        return len(self.index)
+        """Images that an epoch shows: those of the index, numbered first, and those of other kinds."""
+        return len(self.index) + self.replayed
+
+    @property
+    def replayed(self) -> int:
+        return self.replay.count if self.replay else 0
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Empty masks among those drawn are skipped, so a sample may have fewer rows than mask_num, or none.
@@ -87,6 +119,12 @@ class TrainingDataset(Dataset):
         """
         epoch, index = key
         generator = stream_of(self.seed, epoch, index)
+        if self.replay and index >= len(self.index):
+            return self.replay.sample(generator, self.image_size, self.mask_num)
+        return self.drawn(index, generator)
+
+    def drawn(self, index: int, generator: np.random.Generator) -> Sample:
+        """An image of the index with masks, and changes to them, that the generator draws. Raises DataError."""
         image_name, mask_names = self.index[index]
         shares = self.balance.mask_shares(index) if self.balance else None
         if shares is None:
@@ -103,7 +141,7 @@ class TrainingDataset(Dataset):
         skipped = [name for name, here in zip(names, present) if not here]
         path = self.index.path
         vanished = vanished_among({name: read_mask(path(name), original_size, path(image_name)) for name in skipped})
-        if self.augmentation is not None and present.any():
+        if (self.augmentation is not None or self.own_augmentation is not None) and present.any():
             # Before the padding, so that `content` still frames the picture.
             image, masks = self._augment(image, masks, generator)
             # A small object can be moved out of the picture. Its file is sound, so this is no entry of `skipped`.
@@ -125,13 +163,15 @@ class TrainingDataset(Dataset):
     def _augment(
         self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        if self.augmentation is None:
-            return image, masks
-        # Not set_random_seed: it gives every transform the same stream, so that all those of one probability
-        # happen together or not at all.
-        self.augmentation.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        changed = self.augmentation(image=image, masks=masks.view(np.uint8))
-        return changed["image"], changed["masks"].astype(bool)
+        if self.augmentation is not None:
+            # Not set_random_seed: it gives every transform the same stream, so that all those of one probability
+            # happen together or not at all.
+            self.augmentation.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+            changed = self.augmentation(image=image, masks=masks.view(np.uint8))
+            image, masks = changed["image"], changed["masks"].astype(bool)
+        if self.own_augmentation is not None:
+            image, masks = self.own_augmentation(image, masks, generator)
+        return image, masks
 
 
 class TestingDataset(Dataset):
@@ -245,9 +285,9 @@ def _stamp(path: str) -> int:
 def train_loader(dataset: TrainingDataset, batch_size: int, num_workers: int, seed: int) -> TorchDataLoader:
     """Batches in shuffled order. Call `loader.batch_sampler.set_epoch(epoch, start_batch)` before each epoch."""
     sampler = (
-        BalancedSampler(dataset.balance.groups, len(dataset), batch_size, seed)
+        BalancedSampler(dataset.balance.groups, len(dataset.index), batch_size, seed, replayed=dataset.replayed)
         if dataset.balance
-        else EpochSampler(len(dataset), batch_size, seed)
+        else EpochSampler(len(dataset.index), batch_size, seed, replayed=dataset.replayed)
     )
     return TorchDataLoader(dataset, batch_sampler=sampler, **_loader_options(num_workers))
 

@@ -12,6 +12,7 @@ from sam_med2d.errors import DataError
 
 KINDS = ("dataset", "class")
 
+REPLAY = 2**32 - 1  # of the stream that strews; no image has this number
 NAMED_AFTER = " and does not go on from its image's by a class"
 
 
@@ -78,8 +79,10 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     batch may be smaller.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int = 0, start_batch: int = 0) -> None:
+    def __init__(self, length: int, batch_size: int, seed: int = 0, start_batch: int = 0, replayed: int = 0) -> None:
+        """replayed: images of other kinds, numbered from `length` on, strewn among those of each epoch."""
         self.length = length
+        self.replayed = replayed
         self.batch_size = batch_size
         self.seed = seed
         self.set_epoch(0, start_batch)
@@ -91,12 +94,16 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __len__(self) -> int:
         """Batches left in this epoch."""
-        return max(0, -(-self.length // self.batch_size) - self.start_batch)
+        return max(0, -(-(self.length + self.replayed) // self.batch_size) - self.start_batch)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        order = self._order(epoch).tolist()
-        for start in range(self.start_batch * self.batch_size, self.length, self.batch_size):
+        order = self._order(epoch)
+        if self.replayed:
+            others = np.arange(self.length, self.length + self.replayed)
+            order = stream_of(self.seed, epoch, REPLAY).permutation(np.concatenate([order, others]))
+        order = order.tolist()
+        for start in range(self.start_batch * self.batch_size, len(order), self.batch_size):
             yield [(epoch, index) for index in order[start : start + self.batch_size]]
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -111,10 +118,16 @@ class BalancedSampler(EpochSampler):
     """
 
     def __init__(
-        self, groups: Sequence[np.ndarray], length: int, batch_size: int, seed: int = 0, start_batch: int = 0
+        self,
+        groups: Sequence[np.ndarray],
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        start_batch: int = 0,
+        replayed: int = 0,
     ) -> None:
         """groups: image numbers of each group; an image may be in several."""
-        super().__init__(length, batch_size, seed, start_batch)
+        super().__init__(length, batch_size, seed, start_batch, replayed)
         self.groups = groups
 
     def _order(self, epoch: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from sam_med2d.data.reading import read_image
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.export.graphs import approximate_gelu
 from sam_med2d.export.onnx_files import DEFAULT_OPSET, EXPORTERS, HALF, TRACE, describe, halve, placed, save
-from sam_med2d.export.parity import PARITY, agreement, dice_table
+from sam_med2d.export.parity import PARITY, agreement, dice_table, refinement_difference
 from sam_med2d.export.quantize import quantize
 from sam_med2d.image_files import find_images
 from sam_med2d.inference.backends import OnnxRuntimeSession, Session
@@ -100,7 +100,6 @@ def load_for_export(args: argparse.Namespace) -> Sam:
             raise UsageError(
                 "--data_path: there is no data_demo in this folder; name a folder of images to compare the export on"
             )
-    args.refine = False  # the two graphs are of the encoder and the decoder
     model = load_model(args).eval().requires_grad_(False)
     if args.gelu_approximate:
         approximate_gelu(model)
@@ -163,6 +162,26 @@ def write(
     print(f"{args.output}: {args.precision}, {_megabytes(args.output)}, largest difference {largest:.1e}")
     if args.quantize or args.quantize_out:
         _write_int8(args, model, proto, feeds, served, images, facts)
+
+
+def write_refinement(args: argparse.Namespace, model: Sam, proto: onnx.ModelProto) -> Path:
+    """Write the refinement network beside the decoder, after its comparison. Raises UsageError where it is not equal.
+
+    -> its path: `x.refinement.onnx` beside `x.onnx` or `x.decoder.onnx`.
+    """
+    path = args.output.with_name(f"{args.output.stem.removesuffix('.decoder')}.refinement.onnx")
+    images = images_of(args.data_path, "test", COMPARED)
+    with placed(path) as temporary:
+        describe(proto, image_size=model.image_size, source=Path(weights_file(args.sam_checkpoint)).name)
+        save(proto, temporary)
+        largest = refinement_difference(model, OnnxRuntimeSession(temporary), images)
+        if not largest <= PARITY:
+            raise UsageError(
+                f"{path}: not written, because it differs from the eager model by {largest:.1e}; "
+                f"float32 may differ by {PARITY:.0e}"
+            )
+    print(f"{path}: float32, {_megabytes(path)}, largest difference {largest:.1e}")
+    return path
 
 
 def _write_int8(

@@ -18,7 +18,8 @@ from segment_anything.automatic_mask_generator import stability_score
 from segment_anything.frames import SAM, mask_prompt
 from segment_anything.modeling.image_encoder import Adapter, Attention, Block, ImageEncoder
 from segment_anything.modeling.image_encoder import _relative_table as relative_table
-from segment_anything.modeling.prompt_encoder import TOP_LEFT
+from segment_anything.modeling.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
+from segment_anything.modeling.refinement import marks_of
 
 STABILITY_OFFSET = 1.0  # in logits; SAM's
 
@@ -283,6 +284,51 @@ class DecoderGraph(nn.Module):
         if self.back is not None:
             return self.back(masks, height, width)
         return F.interpolate(masks, size=(length(height), length(width)), mode="bilinear", align_corners=False)
+
+
+class RefinementGraph(nn.Module):
+    """The refinement network, for one answer of each of N objects.
+
+    input_image     (N or 1, 3, S, S) as the encoder reads it: normalised, BGR
+    low_res_masks   (N, 1, S/4, S/4), the decoder's logits
+    point_coords, point_labels, mask_input, has_mask_input: as the decoder reads them; mask_input holds probabilities
+    strokes         (N or 1, 2, S, S) float, 1 where a person drew on the object, and on the background
+    -> refined_masks (N, 1, S, S), logits
+
+    The picture is looked at in every answer: that costs less than to hand over what was seen of it.
+    """
+
+    def __init__(self, model: Sam) -> None:
+        super().__init__()
+        assert model.refinement is not None, "asked of a model that has the part"
+        self.refinement, self.image_size = model.refinement, model.image_size
+
+    def forward(
+        self,
+        input_image: Tensor,
+        low_res_masks: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+        strokes: Tensor,
+    ) -> Tensor:
+        rows = low_res_masks.shape[0]
+        corners = [
+            (point_coords * (point_labels == corner)[..., None]).sum(dim=1) for corner in (TOP_LEFT, BOTTOM_RIGHT)
+        ]
+        marks = marks_of(
+            self.image_size,
+            rows,
+            low_res_masks.device,
+            point_coords,
+            point_labels,
+            torch.cat(corners, dim=1),  # of an object without a box an area of nothing, which is no mark
+            for_each(rows, strokes) > 0.5,
+        )
+        earlier = for_each(rows, mask_input * (has_mask_input.reshape(-1, 1, 1, 1) > 0))
+        details = for_each(rows, self.refinement.look(input_image))
+        return self.refinement(details, low_res_masks, earlier, marks)
 
 
 def for_each(rows: int, values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sam_med2d.errors import UsageError
-from sam_med2d.export.graphs import DecoderGraph, EncoderGraph
+from sam_med2d.export.graphs import DecoderGraph, EncoderGraph, RefinementGraph
 from sam_med2d.packages import missing_package
 
 TRACE, DYNAMO = "trace", "dynamo"
@@ -82,6 +82,31 @@ def trace_decoder(graph: DecoderGraph, opset: int | None = None, exporter: str =
         "masks": {0: "objects", 2: "height", 3: "width"},
     } | {name: {0: "objects"} for name in graph.output_names if name != "masks"}
     return _to_onnx(graph, inputs, graph.output_names, axes, opset, exporter)
+
+
+def trace_refinement(graph: RefinementGraph, opset: int | None = None, exporter: str = TRACE) -> onnx.ModelProto:
+    """As `trace_encoder`."""
+    size = graph.image_size
+    inputs = {
+        "input_image": torch.randn(2, 3, size, size),
+        "low_res_masks": torch.randn(5, 1, size // 4, size // 4),
+        "point_coords": torch.rand(5, 3, 2) * size,
+        "point_labels": torch.ones(5, 3),
+        "mask_input": torch.rand(4, 1, size // 4, size // 4),
+        "has_mask_input": torch.ones(4),
+        "strokes": torch.zeros(3, 2, size, size),
+    }
+    axes = {
+        "input_image": {0: "images"},
+        "low_res_masks": {0: "objects"},
+        "point_coords": {0: "objects", 1: "points"},
+        "point_labels": {0: "objects", 1: "points"},
+        "mask_input": {0: "masks_given"},
+        "has_mask_input": {0: "masks_given"},
+        "strokes": {0: "drawings"},
+        "refined_masks": {0: "objects"},
+    }
+    return _to_onnx(graph, inputs, ["refined_masks"], axes, opset, exporter)
 
 
 def _to_onnx(

@@ -10,12 +10,13 @@ from sam_med2d.data.datasets import TestingDataset, test_loader
 from sam_med2d.evaluation.evaluate import evaluate
 from sam_med2d.evaluation.metrics import dice
 from sam_med2d.export.graphs import DecoderGraph, stability_of
-from sam_med2d.inference.backends import Session, decoder_inputs, logits_of
+from sam_med2d.inference.backends import RuntimeRefinement, Session, decoder_inputs, logits_of
 from sam_med2d.prompts.modes import parse_mode
 from segment_anything import FOREGROUND, Prediction, Prompts, Sam, SamPredictor, best_of
 from segment_anything.frames import SAM
 from segment_anything.geometry import EXACT, back
 from segment_anything.predictor import frame_of
+from segment_anything.zoom import NEVER
 
 TABLE_MODES = ("bbox", "1pt", "3pts")
 
@@ -26,7 +27,7 @@ PROMPT_KINDS = ("box", "point", "points", "box + point", "mask", "box + mask", "
 
 def encoder_difference(model: Sam, session: Session, images: list[np.ndarray]) -> float:
     """The largest difference of any embedding. images: (H, W, 3) BGR, of any sizes."""
-    predictor, largest = SamPredictor(model), 0.0
+    predictor, largest = SamPredictor(model, zoom=NEVER), 0.0
     for image in images:
         predictor.set_image(image, "BGR")
         found = session(encoder_inputs(model, session, image))["image_embeddings"]
@@ -38,7 +39,7 @@ def encoder_inputs(model: Sam, session: Session, image: np.ndarray) -> dict[str,
     """A BGR image -> what the encoder's graph reads."""
     if len(session.inputs["input_image"]) == 3:
         return {"input_image": image.astype(np.float32)}
-    frame, content = SamPredictor(model).framed(image)
+    frame, content = SamPredictor(model, zoom=NEVER).framed(image)
     return {"input_image": model.prepared(frame.to(model.device), content).cpu().numpy()}
 
 
@@ -66,7 +67,7 @@ def decoder_differences(
 
     Of one set of random prompts for each image, kind and number of objects; masks are compared at the image's size.
     """
-    predictor = SamPredictor(model)
+    predictor = SamPredictor(model, zoom=NEVER)
     differences: dict[str, dict[str, float]] = {kind: {} for kind in PROMPT_KINDS}
     for number, image in enumerate(images):
         predictor.set_image(image, "BGR")
@@ -82,6 +83,34 @@ def decoder_differences(
                     difference = float(np.abs(found[name] - value.cpu().numpy()).max())
                     differences[kind][name] = max(differences[kind].get(name, 0.0), difference)
     return differences
+
+
+@torch.inference_mode()
+def refinement_difference(
+    model: Sam, session: Session, images: list[np.ndarray], objects: tuple[int, ...] = (1, 4)
+) -> float:
+    """The largest difference of any refined logit, for random answers, prompts of every kind and strokes."""
+    runtime, predictor, largest = RuntimeRefinement(session), SamPredictor(model), 0.0
+    side = model.image_size
+    for number, image in enumerate(images):
+        frame = torch.from_numpy(predictor.transform.apply_image(image).transpose(2, 0, 1)[None].copy())
+        details, ready = model.details(frame.to(model.device)), model.preprocess(frame.to(model.device)).cpu()
+        assert details is not None, "asked of a model that has the part"
+        for kind in PROMPT_KINDS:
+            for rows in objects:
+                prompts, draw = prompts_of(kind, rows, side, number), torch.Generator().manual_seed(rows)
+                if number % 2:
+                    prompts = prompts._replace(strokes=torch.rand(rows, 2, side, side, generator=draw) > 0.99)
+                logits = torch.randn(rows, 2, side // 4, side // 4, generator=draw)
+                answer = Prediction(logits, torch.zeros(rows, 2))
+                expected = model.refined(
+                    details.expand(rows, -1, -1, -1),
+                    Prediction(*(part.to(model.device) for part in answer)),
+                    prompts.to(model.device),
+                ).logits
+                found = runtime.refined(ready.expand(rows, -1, -1, -1), answer, prompts).logits
+                largest = max(largest, float((found - expected.cpu()).abs().max()))
+    return largest
 
 
 def given(graph: DecoderGraph, prompts: Prompts) -> Prompts:
@@ -116,7 +145,7 @@ def agreement(model: Sam, other: Sam, images: list[np.ndarray], protocol: str = 
     for number, image in enumerate(images):
         found, predictors = [], []
         for one in (model, other):
-            predictors.append(SamPredictor(one, protocol))
+            predictors.append(SamPredictor(one, protocol, NEVER))
             predictors[-1].set_image(image, "BGR")
             found.append(predictors[-1].decode(prompts_of("box", 8, model.image_size, number), True))
         if found[0].iou.shape != found[1].iou.shape:

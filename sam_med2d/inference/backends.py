@@ -8,6 +8,7 @@ examples/SAM-Med2D-onnxruntime/main.py.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -28,6 +29,10 @@ if TYPE_CHECKING:  # an extra
 BACKENDS = ("onnxruntime", "openvino")
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # as OpenVINO calls them
 PROBABILITIES, LOGITS = "probabilities", "logits"  # what a decoder's mask_input holds, as its facts say
+REFINED = "refinement"  # the fact of a decoder's file that its model has a refinement network
+REFINEMENT_INPUTS = {
+    *("input_image", "low_res_masks", "point_coords", "point_labels", "mask_input", "has_mask_input", "strokes"),
+}
 DECODER_INPUTS = {"image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size"}
 
 Shape = tuple[int | None, ...]  # None: any
@@ -87,18 +92,21 @@ class OpenVinoSession:
         self.facts = _facts_of(model)
         compiled = _opened(self.path, lambda: core.compile_model(model, "CPU", settings))
         self.inputs: dict[str, Shape] = {
-            one.get_any_name(): tuple(
-                None if side.is_dynamic else side.get_length() for side in one.get_partial_shape()
-            )
+            _own_name(one): tuple(None if side.is_dynamic else side.get_length() for side in one.get_partial_shape())
             for one in compiled.inputs
         }
-        self._outputs = [one.get_any_name() for one in compiled.outputs]
+        self._outputs = [_own_name(one) for one in compiled.outputs]
         self._request = compiled.create_infer_request()
 
     def __call__(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         # copies, because the request's own arrays are written over by its next inference
         results = self._request.infer(feeds)
         return {name: np.array(results[i]) for i, name in enumerate(self._outputs)}
+
+
+def _own_name(end: "openvino.ConstOutput") -> str:
+    """The name that the export gave to an input or output; a cast behind it that does nothing leaves its own too."""
+    return min(end.get_names(), key=lambda name: ("/" in name, name))
 
 
 def _facts_of(model: "openvino.Model") -> dict[str, str]:
@@ -137,10 +145,14 @@ class RuntimeEncoder:
         self.frame = session.facts.get("frame", SAM_MED2D)  # older files tell nothing else
         self.pixel_mean, self.pixel_std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
 
+    def ready(self, images: Tensor, content: Tensor | None = None) -> Tensor:
+        """As `Sam.prepared`."""
+        ordered = images.flip(1) if self.frame == SAM else images
+        return normalised(ordered, content, self.pixel_mean, self.pixel_std)
+
     def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor:
         """images: (B, 3, S, S) uint8, BGR; content as in `Sam.preprocess` -> (B, 256, S / 16, S / 16)."""
-        ordered = images.flip(1) if self.frame == SAM else images
-        ready = normalised(ordered, content, self.pixel_mean, self.pixel_std).numpy()
+        ready = self.ready(images, content).numpy()
         steps = [ready[i : i + self.batch] for i in range(0, len(ready), self.batch)] if self.batch else [ready]
         return torch.from_numpy(
             np.concatenate([self.session({"input_image": step})["image_embeddings"] for step in steps])
@@ -214,12 +226,48 @@ def decoder_inputs(embeddings: Tensor, prompts: Prompts, size: tuple[int, int]) 
     }
 
 
+class RuntimeRefinement:
+    """The refinement network, as `Sam.refined`; what it keeps of a picture is the picture, normalised."""
+
+    def __init__(self, session: Session) -> None:
+        """Raises UsageError: another file."""
+        if set(session.inputs) != REFINEMENT_INPUTS:
+            raise UsageError(
+                f"{session.path}: has not the inputs of a refinement network; export-decoder writes one beside "
+                "the decoder of a model that has it"
+            )
+        self.session = session
+        self.image_size = fixed(session.inputs["strokes"][-1], session.path)
+
+    def refined(self, details: Tensor, prediction: Prediction, prompts: Prompts) -> Prediction:
+        """details: (N, 3, S, S), each object's picture; logits (N, K, S/4, S/4) -> (N, K, S, S)."""
+        one = details[:1] if details.stride(0) == 0 else details  # one picture for all
+        given = decoder_inputs(prediction.logits, prompts, (1, 1))
+        side = self.image_size
+        strokes = torch.zeros(1, 2, side, side) if prompts.strokes is None else prompts.strokes.float()
+        mask = np.zeros((1, 1, side // 4, side // 4), np.float32)
+        feeds = {
+            "input_image": one.contiguous().numpy(),
+            "point_coords": given["point_coords"],
+            "point_labels": given["point_labels"],
+            "mask_input": mask if prompts.masks is None else prompts.masks.float().numpy(),
+            "has_mask_input": np.full(1 if prompts.masks is None else len(prompts.masks), prompts.masks is not None),
+            "strokes": strokes.numpy(),
+        }
+        feeds["has_mask_input"] = feeds["has_mask_input"].astype(np.float32)
+        outputs = [
+            self.session({**feeds, "low_res_masks": logits.float().contiguous().numpy()})["refined_masks"]
+            for logits in prediction.logits.split(1, dim=1)
+        ]
+        return Prediction(torch.from_numpy(np.concatenate(outputs, axis=1)), prediction.iou)
+
+
 class RuntimeSam:
-    """The interface of `Sam` over two exported files, on the CPU."""
+    """The interface of `Sam` over exported files, on the CPU."""
 
     device = torch.device("cpu")
 
-    def __init__(self, encoder: Session, decoder: Session) -> None:
+    def __init__(self, encoder: Session, decoder: Session, refinement: Session | None = None) -> None:
         """Raises UsageError: files that are not what they should be, or that do not fit each other."""
         self._encoder, self._decoder = RuntimeEncoder(encoder), RuntimeDecoder(decoder)
         self.encode, self.predict = self._encoder.encode, self._decoder.predict
@@ -229,6 +277,34 @@ class RuntimeSam:
                 f"{decoder.path}: is for {self._decoder.image_size} px, but {encoder.path} for {self.image_size}; "
                 "export both with one --image_size"
             )
+
+        has = decoder.facts.get(REFINED) == "True"
+        self.refinement = None if refinement is None else RuntimeRefinement(refinement)
+        if self.refinement is None and has:
+            print(
+                f"warning: {decoder.path} is of a model with a refinement network, which is left out; name its file "
+                "with --refinement_model",
+                file=sys.stderr,
+            )
+        if self.refinement is not None and not has:
+            raise UsageError(
+                f"{decoder.path}: is of a model without a refinement network, so {self.refinement.session.path} is of "
+                "another one; export both from one checkpoint"
+            )
+        if self.refinement is not None and self.refinement.image_size != self.image_size:
+            raise UsageError(
+                f"{self.refinement.session.path}: is for {self.refinement.image_size} px, but {encoder.path} for "
+                f"{self.image_size}; export all with one --image_size"
+            )
+
+    def details(self, images: Tensor, content: Tensor | None = None) -> Tensor:
+        """What the refinement network reads of pictures, as `Sam.details`: (B, 3, S, S)."""
+        return self._encoder.ready(images, content)
+
+    def refined(self, details: Tensor, prediction: Prediction, prompts: Prompts) -> Prediction:
+        """As `Sam.refined`."""
+        assert self.refinement is not None, "asked of a model that has the part"
+        return self.refinement.refined(details, prediction, prompts)
 
     upscale = Sam.upscale  # it needs no more than image_size
 
@@ -249,9 +325,20 @@ def open_session(backend: str, path: str | Path, threads: int | None = None, pre
 
 
 def open_runtime(
-    backend: str, encoder: str | Path, decoder: str | Path, *, threads: int | None = None, precision: str = "float32"
+    backend: str,
+    encoder: str | Path,
+    decoder: str | Path,
+    refinement: str | Path | None = None,
+    *,
+    threads: int | None = None,
+    precision: str = "float32",
 ) -> RuntimeSam:
-    """backend: one of BACKENDS; precision: of the encoder's computation, the decoder's is always float32. Raises
-    UsageError.
+    """backend: one of BACKENDS; precision: of the encoder's computation, that of the others is always float32.
+
+    Raises UsageError.
     """
-    return RuntimeSam(open_session(backend, encoder, threads, precision), open_session(backend, decoder, threads))
+    return RuntimeSam(
+        open_session(backend, encoder, threads, precision),
+        open_session(backend, decoder, threads),
+        open_session(backend, refinement, threads) if refinement else None,
+    )

@@ -20,8 +20,10 @@ from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.inference.backends import BACKENDS, PRECISIONS, open_runtime
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import Architecture, WeightFile, check_is_sam, fit_weights, frame_of, open_weights
+from segment_anything.errors import UserError
 from segment_anything.frames import FRAMES, SAM, SAM_MED2D
 from segment_anything.predictor import Segmenter
+from segment_anything.zoom import AUTO, Zoom
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam-med2d_b.pth"
 SMALL = "small"  # says as a checkpoint: the weights of this package
@@ -77,12 +79,36 @@ def add_backend_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--encoder_model", metavar="FILE.onnx", help="what sam-med2d export-encoder wrote")
     group.add_argument("--decoder_model", metavar="FILE.onnx", help="what sam-med2d export-decoder wrote")
     group.add_argument(
+        "--refinement_model", metavar="FILE.onnx", help="what it wrote beside, of a model with a refinement network"
+    )
+    group.add_argument(
         "--precision",
         choices=[*PRECISIONS],
         default="float32",
         help="in which --backend openvino computes the encoder; default: %(default)s",
     )
     add_threads_flag(group)
+
+
+def add_zoom_flag(group: argparse._ActionsContainer, default: str = AUTO) -> None:
+    group.add_argument(
+        "--zoom",
+        type=zoom_of,
+        default=default,
+        metavar="WHEN",
+        help="look closer at objects, in a crop that fills the frame: auto (those that are small in the picture), "
+        "always, never, or a number: always, the sides of the crop as a multiple of the object's box; "
+        "default: %(default)s",
+    )
+
+
+def zoom_of(text: str) -> str:
+    """An argparse type: what somebody says of zooming, as it is. Raises ArgumentTypeError: nothing that zooms."""
+    try:
+        Zoom.of(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def add_threads_flag(group: argparse._ActionsContainer, default: int | None = None) -> None:
@@ -93,8 +119,11 @@ def add_threads_flag(group: argparse._ActionsContainer, default: int | None = No
 def check_backend(args: argparse.Namespace) -> None:
     """Raises UsageError where the flags of `add_backend_flags` contradict each other."""
     exported = [args.encoder_model, args.decoder_model]
-    if args.backend == PYTORCH and any(exported):
-        raise UsageError("--encoder_model and --decoder_model are exported files: say with which --backend they run")
+    if args.backend == PYTORCH and any((*exported, args.refinement_model)):
+        raise UsageError(
+            "--encoder_model, --decoder_model and --refinement_model are exported files: say with which --backend they "
+            "run"
+        )
     if args.backend != PYTORCH and not all(exported):
         raise UsageError(
             f"--backend {args.backend} needs --encoder_model and --decoder_model, the two files of an export"
@@ -110,7 +139,12 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
     check_backend(args)
     if args.backend != PYTORCH:
         return open_runtime(
-            args.backend, args.encoder_model, args.decoder_model, threads=args.threads, precision=args.precision
+            args.backend,
+            args.encoder_model,
+            args.decoder_model,
+            args.refinement_model,
+            threads=args.threads,
+            precision=args.precision,
         )
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -28,6 +28,7 @@ from segment_anything import SamPredictor, Seen
 from segment_anything.files import replacing
 from segment_anything.images import ImageError, to_bgr
 from segment_anything.predictor import Segmenter
+from segment_anything.zoom import AUTO, Crop, Zoom
 
 if TYPE_CHECKING:  # it is optional
     import SimpleITK
@@ -95,6 +96,7 @@ class Action:
     mask: np.ndarray  # (H, W) bool
     iou: float  # predicted
     low_res: np.ndarray  # (S/4, S/4) logits, fed back with the next click
+    closer: bool = False  # whether it was looked at in a crop
 
 
 @dataclass
@@ -109,6 +111,9 @@ class AnnotationSession:
     model: str = ""
     actions: list[Action] = field(default_factory=list)
     embeddings: dict[tuple[str, int], Seen] = field(default_factory=dict)
+    zoom: Zoom | str | float = AUTO  # of the predictor: whether small objects are looked at closer
+    predictors: dict[str, SamPredictor] = field(default_factory=dict)  # of each model, and
+    placed: dict[str, int] = field(default_factory=dict)  # the slice that it holds
     saved_in: object | None = None  # a TemporaryDirectory that lives as long as the session
 
     def __post_init__(self) -> None:
@@ -125,6 +130,7 @@ class AnnotationSession:
             raise DataError(f"{scan.name}: {error}") from error
         self.scan, self.slice = scan, len(scan.slices) // 2
         self.objects, self.current, self.actions, self.embeddings = ["object 1"], 0, [], {}
+        self.placed = {}
 
     def add_object(self, name: str = "") -> None:
         """Raises DataError where there are too many."""
@@ -192,17 +198,24 @@ class AnnotationSession:
         self.objects, self.current, self.actions = ["object 1"], 0, []
 
     def predictor(self) -> SamPredictor:
-        """Of the slice that is shown, which is encoded where it was not yet. Raises DataError."""
+        """Of the slice that is shown, which is encoded where it was not yet. One a model: it knows the crops that it
+        looked at, and the masks that it answered. Raises DataError."""
         scan = self._opened()
-        predictor, key = SamPredictor(self.models[self.model]), (self.model, self.slice)
-        if key in self.embeddings:
-            predictor.set_embedding(self.embeddings[key], self.size())
-        else:
-            try:
+        if self.model not in self.predictors:
+            self.predictors[self.model] = SamPredictor(self.models[self.model])
+        predictor, key = self.predictors[self.model], (self.model, self.slice)
+        predictor.zoom = self.zoom
+        if self.placed.get(self.model) == self.slice:  # with the crops of it that were looked at
+            return predictor
+        try:
+            if key in self.embeddings:
+                predictor.set_embedding(self.embeddings[key], self.size(), scan.picture(self.slice))
+            else:
                 predictor.set_image(scan.picture(self.slice), "BGR")
-            except ImageError as error:
-                raise DataError(f"{scan.name}, slice {self.slice}: {error}") from error
-            self.embeddings[key] = predictor.seen()
+        except ImageError as error:
+            raise DataError(f"{scan.name}, slice {self.slice}: {error}") from error
+        self.embeddings[key] = predictor.seen()
+        self.placed[self.model] = self.slice
         return predictor
 
     def _predict(
@@ -212,10 +225,12 @@ class AnnotationSession:
         box: tuple[float, ...] | None,
         low_res: np.ndarray | None,
     ) -> Action:
+        predictor = self.predictor()
         with torch.inference_mode():
-            masks, iou, logits = self.predictor().predict(points or None, labels or None, box, low_res)
-        best = int(iou.argmax())
-        action = Action(self.current, self.slice, points, labels, box, masks[best], float(iou[best]), logits[best])
+            masks, iou, logits = predictor.predict(points or None, labels or None, box, low_res)
+        best, closer = int(iou.argmax()), predictor.crops != [Crop.whole(self.size())]
+        given = points, labels, box
+        action = Action(self.current, self.slice, *given, masks[best], float(iou[best]), logits[best], closer)
         self.actions.append(action)
         return action
 

@@ -20,6 +20,7 @@ from sam_med2d.regions import innermost_pixel
 from sam_med2d.volumes.intensity import Intensity, to_8_bits
 from sam_med2d.volumes.scans import upright
 from segment_anything import ObjectPrompt, SamPredictor, Seen
+from segment_anything.images import to_bgr
 
 IOU_SHARE = 0.8
 FAINT = 3  # of 255: a contrast that says nothing
@@ -83,6 +84,8 @@ class Slices:
         whole = intensity.by_volume or intensity.window is not None
         self._range = intensity.range_of(array) if whole else None
         self._kept: OrderedDict[int, Seen] = OrderedDict()
+        self._picture: np.ndarray | None = None  # what the predictor holds, unless another axis has given it its own
+        self._shown = -1
 
     def __len__(self) -> int:
         return self.array.shape[self.axis]
@@ -106,6 +109,7 @@ class Slices:
         """
         self._show(number)
         found = self.predictor.predict_objects([prompt], return_logits=True)
+        self._keep(number)
         scores = found.iou[0]
         if like is not None:
             scores = scores.clip(0) * overlap(found.masks[0] > 0, like)
@@ -115,11 +119,20 @@ class Slices:
 
     def _show(self, number: int) -> None:
         """Give slice `number` to the predictor."""
+        if self._picture is not None and self.predictor.picture is self._picture and number == self._shown:
+            return
+        picture = to_bgr(self.image(number))
         if number in self._kept:
             self._kept.move_to_end(number)
-            self.predictor.set_embedding(self._kept[number], self.size)
+            self.predictor.set_embedding(self._kept[number], self.size, picture)
+        else:
+            self.predictor.set_image(picture, "BGR", encode=False)
+        self._picture, self._shown = self.predictor.picture, number
+
+    def _keep(self, number: int) -> None:
+        """What was seen of the whole slice, where it was looked at."""
+        if self.predictor.features is None or number in self._kept:
             return
-        self.predictor.set_image(self.image(number))
         seen = self.predictor.seen()
         self._kept[number] = seen
         size = sum(part.numel() * part.element_size() for part in seen if part is not None)

@@ -120,6 +120,21 @@ def test_clicks_of_a_folder_by_flags(run, model) -> None:
         assert (written(out / "masks" / f"{name}_object_000.png") == mask).mean() > 0.999
 
 
+def test_zoom_is_the_predictors(run, images, model, capsys) -> None:
+    """And the command says how many objects were looked at closer."""
+    for zoom in ("1.5", "never"):
+        out = run("--box", *BOX, "--zoom", zoom, source=images / "a.png")
+        predictor = SamPredictor(model, zoom=zoom)
+        predictor.set_image(picture(0), "BGR")
+        masks, iou, _ = predictor.predict(box=BOX)
+        assert (written(out / "masks/a_object_000.png") == masks[iou.argmax()]).all()
+        closer = predictor.crops[0].size != (60, 80)
+        assert ("1 looked at closer (--zoom 1.5)" in capsys.readouterr().out) == closer
+    with pytest.raises(SystemExit):
+        run("--box", *BOX, "--zoom", "2x")
+    assert "zoom must be auto, always, never, or a number of at least 1" in capsys.readouterr().err
+
+
 def test_names_that_differ_in_their_ending_alone(run, images) -> None:
     (images / "a.bmp").write_bytes(cv2.imencode(".bmp", picture(5))[1].tobytes())
     out = run("--point", 40, 30)

@@ -10,12 +10,12 @@ for module in ("onnx", "onnxruntime"):
     pytest.importorskip(module, reason=f'{module} is not installed: pip install -e ".[deploy]"')
 
 from sam_med2d.errors import UsageError
-from sam_med2d.export.graphs import DecoderGraph, EncoderGraph
-from sam_med2d.export.onnx_files import save, trace_decoder, trace_encoder
+from sam_med2d.export.graphs import DecoderGraph, EncoderGraph, RefinementGraph
+from sam_med2d.export.onnx_files import describe, save, trace_decoder, trace_encoder, trace_refinement
 from sam_med2d.export.parity import PROMPT_KINDS, prompts_of
-from sam_med2d.inference.backends import BACKENDS, open_runtime, open_session
+from sam_med2d.inference.backends import BACKENDS, REFINED, open_runtime, open_session
 from segment_anything import Sam, SamPredictor, best_of
-from segment_anything.modeling import ImageEncoder, MaskDecoder, PromptEncoder
+from segment_anything.modeling import ImageEncoder, MaskDecoder, PromptEncoder, Refinement
 from tests.segment_anything.test_model import assert_near, randomise
 
 
@@ -156,3 +156,61 @@ def test_files_that_do_not_fit_end_in_a_message(files, backend, tmp_path):
 def test_onnxruntime_has_no_other_precision(files):
     with pytest.raises(UsageError, match="openvino"):
         open_session("onnxruntime", files / "encoder.onnx", precision="bfloat16")
+
+
+# ---------------------------------------------------------------- a refinement network
+
+
+@pytest.fixture(scope="module")
+def refining() -> Sam:
+    base = small()
+    return randomise(
+        Sam(base.image_encoder, base.prompt_encoder, base.mask_decoder, Refinement(channels=(8, 8, 8)))
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def three(refining, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("three")
+    save(trace_encoder(EncoderGraph(refining), 17), folder / "encoder.onnx")
+    decoder = trace_decoder(DecoderGraph(refining), 17)
+    describe(decoder, **{REFINED: True})
+    save(decoder, folder / "decoder.onnx")
+    save(trace_refinement(RefinementGraph(refining), 17), folder / "refinement.onnx")
+    return folder
+
+
+def test_a_refinement_network_answers_as_in_the_model(refining, three, backend):
+    files = (three / f"{name}.onnx" for name in ("encoder", "decoder", "refinement"))
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    predictors = [SamPredictor(model) for model in (refining, open_runtime(backend, *files, threads=1))]
+    for predictor in predictors:
+        predictor.set_image(image)
+    first = [predictor.predict([[30, 20], [60, 50]], [1, 0], return_logits=True) for predictor in predictors]
+    assert_near(*(torch.from_numpy(found.masks) for found in first))
+    assert (first[1].masks[:, 20, 30] > 0).all() and (first[1].masks[:, 50, 60] < 0).all()
+    low_res = first[0].low_res[0]
+    again = [
+        predictor.predict(
+            [[[30, 20]], [[60, 50]]],
+            [[1], [0]],
+            [[5, 5, 40, 40], [30, 30, 80, 60]],
+            mask_input=np.stack([low_res, low_res])[:, None],
+            return_logits=True,
+        )
+        for predictor in predictors
+    ]
+    assert_near(*(torch.from_numpy(found.masks) for found in again))
+    plain = SamPredictor(open_runtime(backend, three / "encoder.onnx", three / "decoder.onnx", threads=1))
+    plain.set_image(image)
+    assert np.abs(plain.predict([[30, 20]], [1], return_logits=True).masks - first[0].masks).max() > 0.01
+
+
+def test_files_of_which_only_some_have_the_part(files, three, capsys):
+    with pytest.raises(UsageError, match="is of a model without a refinement network"):
+        open_runtime("onnxruntime", files / "encoder.onnx", files / "decoder.onnx", three / "refinement.onnx")
+    open_runtime("onnxruntime", three / "encoder.onnx", three / "decoder.onnx")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "which is left out; name its file with --refinement_model" in said
+    with pytest.raises(UsageError, match="has not the inputs of a refinement network"):
+        open_runtime("onnxruntime", three / "encoder.onnx", three / "decoder.onnx", three / "decoder.onnx")

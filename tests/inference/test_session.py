@@ -75,9 +75,28 @@ def test_an_image_is_encoded_once(model, monkeypatch):
     encode = model.encode
     monkeypatch.setattr(model, "encode", lambda *a: calls.append(1) or encode(*a))
     session = opened(model)
+    session.zoom = "never"
     for x in (100, 105, 110):
         session.click(x, 60, True)
     assert len(calls) == 1
+    assert not session.last(0).closer
+
+
+def test_a_crop_is_encoded_once(model, monkeypatch):
+    """Also where another object was looked at between; a slice that is shown again is encoded no second time."""
+    calls = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda *a: calls.append(1) or encode(*a))
+    session = opened(model)
+    first = session.draw_box(100, 50, 130, 70)
+    count = len(calls)
+    session.draw_box(20, 20, 50, 60)
+    between = len(calls)
+    assert first.closer and between > count >= 2  # the slice and crops of it
+    again = session.draw_box(100, 50, 130, 70)
+    assert len(calls) == between and (again.mask == first.mask).all()
+    session.zoom = "never"
+    assert not session.draw_box(100, 50, 130, 70).closer and len(calls) == between
 
 
 def test_adapters_can_be_left_out():

@@ -94,8 +94,8 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
     return 2 * (one & other).sum() / (one.sum() + other.sum())
 
 
-def slices_of(volume: np.ndarray, axis: int, model=None) -> Slices:
-    return Slices(SamPredictor(model or Bright()), volume, axis, Intensity(window=(0, 200)))
+def slices_of(volume: np.ndarray, axis: int, model=None, zoom="auto") -> Slices:
+    return Slices(SamPredictor(model or Bright(), zoom=zoom), volume, axis, Intensity(window=(0, 200)))
 
 
 # ---------------------------------------------------------------- propagation
@@ -155,10 +155,20 @@ def test_an_object_does_not_jump_to_what_it_lies_in(scene) -> None:
 
 def test_every_slice_is_encoded_once(scene) -> None:
     model = Bright()
-    sliced = slices_of(scene[0], 0, model)
+    sliced = slices_of(scene[0], 0, model, zoom="never")
     for box in ([5, 3, 32, 30], [30, 24, 54, 44]):
         propagate(sliced, {20: ObjectPrompt(box=np.array(box, np.float32))}, Rule(least_area=3, shrink=0.1))
     assert model.encoded <= SIZE[0] and len(model.asked) > 30
+
+
+def test_a_small_object_is_followed_in_crops(scene) -> None:
+    box = {18: ObjectPrompt(box=np.array([5, 3, 32, 30], np.float32))}
+    rule = Rule(least_area=3, shrink=0.1)
+    found = {}
+    for zoom in ("never", "2"):
+        sliced = slices_of(scene[0], 0, zoom=zoom)
+        found[zoom] = dice(sliced.assemble(propagate(sliced, box, rule).slices) > 0.5, scene[1])
+    assert found["2"] >= found["never"] > 0.9
 
 
 def test_embeddings_kept_are_bounded(scene, monkeypatch) -> None:

@@ -1,8 +1,9 @@
 """Tests of the phantom generator."""
 
 import numpy as np
-import phantoms
 import pytest
+
+from sam_med2d.data import phantoms
 
 
 def test_same_seed_same_phantoms():

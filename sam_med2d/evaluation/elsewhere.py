@@ -1,0 +1,93 @@
+"""How a model does on pictures of other kinds than those it was trained on, now and before it was fine-tuned.
+
+A model that is fine-tuned on one kind of picture can lose the others without any sign in its own test set. What is
+asked here is small and always the same, so that two runs can be compared: drawn phantoms, or the test split of other
+data.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from sam_med2d.data.batch import Sample, image_tensor
+from sam_med2d.data.datasets import TestingDataset, test_loader
+from sam_med2d.data.phantoms import PHANTOMS, phantom
+from sam_med2d.data.samplers import stream_of
+from sam_med2d.evaluation.evaluate import evaluate
+from sam_med2d.prompts.modes import parse_mode
+from segment_anything import Sam
+from segment_anything.frames import SAM_MED2D
+
+SCENES, OBJECTS = 16, 3  # phantoms, and objects of each
+HELD_OUT = 10**6  # the seed of phantoms that neither pretraining nor replay draws
+
+MODES = [parse_mode(mode) for mode in ("bbox", "5pts")]  # always the same, so that runs can be compared
+
+
+class PhantomScenes(Dataset):
+    """Drawn pictures as items of a test set, the same for everybody. Item i is a function of i and the size alone."""
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return SCENES
+
+    def __getitem__(self, number: int) -> Sample:
+        size = self.image_size
+        image, masks = phantom(stream_of(HELD_OUT, number), size, OBJECTS)
+        return Sample(
+            image=image_tensor(image),
+            content=(0, 0, size, size),
+            masks=torch.from_numpy(masks)[:, None],
+            image_name=f"{PHANTOMS}/{number}",
+            mask_names=[f"{PHANTOMS}/{number}_{i}" for i in range(OBJECTS)],
+            original_size=(size, size),
+            original_masks=torch.from_numpy(masks),
+            skipped=[],
+        )
+
+
+def sets_of(sources: Sequence[str], image_size: int, frame: str = SAM_MED2D) -> dict[str, Dataset]:
+    """By the name that the table shows. sources: folders of data with a test split, or "phantoms".
+
+    Raises DataError where a folder has no index.
+    """
+    return {
+        source: PhantomScenes(image_size) if source == PHANTOMS else TestingDataset(source, image_size, frame=frame)
+        for source in sources
+    }
+
+
+def dice_elsewhere(model: Sam, sets: dict[str, Dataset], device: torch.device) -> dict[tuple[str, str], list[float]]:
+    """{(data, mode): Dice of each object}, the modes being MODES."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for name, dataset in sets.items():
+        loader = test_loader(dataset, batch_size=1, num_workers=0)
+        for _, scored in evaluate(
+            model, tqdm(loader, desc=name, unit="image", leave=False, dynamic_ncols=True), MODES, device=device
+        ):
+            for one in scored:
+                found.setdefault((name, one.mode.name), []).extend(one.values["dice"])
+    return found
+
+
+def elsewhere_table(
+    now: dict[tuple[str, str], list[float]], before: dict[tuple[str, str], list[float]] | None
+) -> pd.DataFrame:
+    """A row for each data and mode: objects, and mean Dice now, before fine-tuning, and the change, where that is
+    known.
+    """
+    rows = []
+    for key, values in now.items():
+        mean = float(np.mean(values))
+        row = {"data": key[0], "mode": key[1], "objects": len(values), "Dice": mean}
+        if before is not None:
+            started = float(np.mean(before[key]))
+            row |= {"before": started, "change": mean - started}
+        rows.append(row)
+    return pd.DataFrame(rows)
