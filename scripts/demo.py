@@ -44,7 +44,10 @@ TRAINING = (
     "--batch_size 2 --mask_num 4 --lr 3e-4 --adapter_lr 1e-3 --adapter_norm_lr 2e-2 --lr_scheduler cosine --warmup 10 "
     "--iter_point 1 --keep_clicks --box_shift 4"
 )
-REFINED = "--encoder_adapter True --refine True --refine_lr 2e-3 --iter_point 2 --point_list 1 2 4 8"
+REFINED = (
+    "--encoder_adapter True --refine True --refine_lr 2e-3 --iter_point 2 --point_list 1 2 4 8 --scribble_share 0.2 "
+    "--lasso_share 0.1 --rank_weight 0.2"
+)
 SHARE_OF_EPOCHS = 0.85  # of the refined one, whose batches are longer
 LABEL_WIDTH = 110  # pixels
 
