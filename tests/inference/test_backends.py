@@ -167,7 +167,7 @@ def test_onnxruntime_has_no_other_precision(files):
 def refining() -> Sam:
     base = small()
     return randomise(
-        Sam(base.image_encoder, base.prompt_encoder, base.mask_decoder, Refinement(channels=(8, 8, 8)))
+        Sam(base.image_encoder, base.prompt_encoder, base.mask_decoder, refinement=Refinement(channels=(8, 8, 8)))
     ).eval()
 
 
