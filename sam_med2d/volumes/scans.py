@@ -10,9 +10,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from sam_med2d.errors import DataError, OutputError
+from sam_med2d.limits import MOST_VOXELS, check_voxels
 from sam_med2d.volumes.dicom import ORIENTATION_KEY, read_series, unreadable
 from sam_med2d.volumes.dicom_bytes import is_dicom
-from sam_med2d.volumes.limits import MOST_VOXELS, check_voxels
 from sam_med2d.volumes.nifti import frame_of, is_nifti, read_nifti, write_nifti
 from sam_med2d.volumes.text_headers import check_text_header
 
@@ -60,9 +60,9 @@ def read_scan(
     a file, above which it is refused undecoded. What a file contradicts itself in, `notes_of` the volume says.
     """
     if not isinstance(file, str):
-        return read_series(file)
+        return read_series(file, most_voxels)
     if is_dicom(file):
-        return read_series([file])
+        return read_series([file], most_voxels)
     with _reading(file):
         image = _read(file, frame, straighten=straighten, most_voxels=most_voxels)
         if image.GetNumberOfComponentsPerPixel() > 1:
