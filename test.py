@@ -8,12 +8,14 @@
     torchrun --nproc_per_node 2 test.py ...                     # the images shared out, the same rows
 
 Prompt modes: sam_med2d/prompts/modes.py. What every number means: docs/evaluation.md.
-Leaves in {work_dir}/{run_name}: report.html, rows.csv (an object and mode a line), results.json (tables and what made
-them), prompts.json (for --prompt_path) and, with --save_pred, masks/{mode}/ at the original size and overlays/{mode}/.
+Leaves in {work_dir}/{run_name}: report.html, rows.csv (an object and mode a line), cases.csv (a case and class a line,
+where cases are known), results.json (tables and what made them), prompts.json (for --prompt_path) and, with
+--save_pred, masks/{mode}/ at the original size and overlays/{mode}/.
 """
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,18 +33,22 @@ from sam_med2d.data.phantoms import PHANTOMS
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.distributed import Processes, join_processes
 from sam_med2d.errors import DataError
+from sam_med2d.evaluation.cases import FILE as CASES_FILE
+from sam_med2d.evaluation.cases import read_cases, write_cases
 from sam_med2d.evaluation.columns import MAIN_METRICS
 from sam_med2d.evaluation.elsewhere import dice_elsewhere, elsewhere_table, sets_of
 from sam_med2d.evaluation.evaluate import evaluate
 from sam_med2d.evaluation.gallery import GalleryItem, choose_gallery, draw, shown_in_gallery
-from sam_med2d.evaluation.grids import format_table, to_records
+from sam_med2d.evaluation.grids import to_records
 from sam_med2d.evaluation.left_out import LEAVE_OUT, ZERO, LeftOut
 from sam_med2d.evaluation.parts import merged
+from sam_med2d.evaluation.printed import FORMATS, NAMES, check_tables, check_tolerance, coarse_warning, shown
 from sam_med2d.evaluation.record import record
 from sam_med2d.evaluation.report import write_report
 from sam_med2d.evaluation.results import Results, write_results
 from sam_med2d.evaluation.rows import read_rows, write_rows
 from sam_med2d.evaluation.summary import all_tables
+from sam_med2d.evaluation.surface import Tolerance
 from sam_med2d.inference.models import DEFAULT_CHECKPOINT, SMALL, Plan, plan_model
 from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import owned
@@ -90,6 +96,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--metadata",
         help="Table with case, modality, class and more of each mask. Default: metadata.csv of the data, where "
              "there is one.")
+    group.add_argument("--case", metavar="REGEX",
+        help="Regular expression for the path of an image in the index without its ending, whose first group is the "
+             "case, as in '.*/(.+)_\\d+'. Intervals take a case for one witness. Default: what metadata.csv or names "
+             "tell.")
     group.add_argument("--class_names",
         help="File with the names of SA-Med2D-20M's class numbers. Default: SAMed2D_v1_class_mapping_id.json of the "
              "data, where there is one.")
@@ -136,12 +146,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="How masks and prompts come back from the frame: exact, to the pixels that it shows, or as in the "
              "paper, which moves them to the lower right where images are larger than the frame; for comparisons "
              "with published numbers. Default: %(default)s.")
-    group.add_argument("--nsd_tolerance", type=float, default=2.0, metavar="PIXELS",
-        help="Distance in pixels within which normalised surface Dice counts a boundary as met. Default: "
-             "%(default)s.")
+    group.add_argument("--nsd_tolerance", default="2", metavar="DISTANCE",
+        help="Distance within which normalised surface Dice counts a boundary as met: in pixels, such as 2, in "
+             "millimetres where metadata.csv tells the spacing, such as 1.5mm, or in %% of the picture's diagonal, "
+             "such as 0.5%%. Default: %(default)s.")
     group.add_argument("--vanished", choices=[LEAVE_OUT, ZERO], default=LEAVE_OUT,
         help="What becomes of objects too small for the frame, of which it shows no pixel: they are in no mean, or "
              "count as not found, with a Dice of 0. Either way they are counted. Default: %(default)s.")
+    group.add_argument("--tables", nargs="+", choices=NAMES, metavar="TABLE",
+        help=f"Tables to print, of {', '.join(NAMES)}; case has a mean over whole cases. Default: overall, noc, "
+             "and class and case where they are known, or dataset where there are several; results.json has all.")
+    group.add_argument("--format", choices=FORMATS, default="text",
+        help="How tables are printed. Default: %(default)s.")
     group.add_argument("--also", nargs="*", metavar="DATA",
         help="Ask the model on pictures of other kinds too, beside the weights that its training started from, and say "
              "what was lost: folders of other data with a test split, or phantoms, which are drawn; none asks nothing. "
@@ -152,8 +168,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.modes = modes_asked_for(args)
     except ValueError as error:
         parser.error(str(error))
-    if not args.nsd_tolerance >= 0:
-        parser.error("--nsd_tolerance must be at least 0")
+    try:
+        args.nsd_tolerance = Tolerance.of(args.nsd_tolerance).plain()
+    except ValueError as error:
+        parser.error(f"--nsd_tolerance {error}")
     check_numbers(parser, args, positive=("batch_size", "image_size"), not_negative=("seed", "num_workers"))
     return args
 
@@ -217,8 +235,10 @@ def run(args: argparse.Namespace, processes: Processes, folder: Path) -> None:
     dataset = TestingDataset(args.data_path, args.image_size, "test")
     annotator = annotator_of(args.seed, args.click_strategy, args.prompt_path, args.image_size)
     annotator.check([mask for _, masks in dataset.index for mask in masks], args.modes)
-    describer = Describer(args.data_path, args.metadata, args.class_names)
+    describer = Describer(args.data_path, args.metadata, args.class_names, args.case)
     describer.check(dataset.index)
+    check_tables(args.tables or (), describer, dataset.index)
+    check_tolerance(Tolerance.of(args.nsd_tolerance), describer, dataset.index)
     check_no_input(outputs_of(args, folder), inputs_of(args, dataset.index))
     also = other_sets(args, plan)
     model = plan.build(say).to(device)
@@ -268,7 +288,7 @@ def what_was_lost(
 
 
 def outputs_of(args: argparse.Namespace, folder: Path) -> list[Path]:
-    names = ("rows.csv", "rows.parquet", "prompts.json", "results.json", "report.html")
+    names = ("rows.csv", "rows.parquet", CASES_FILE, "prompts.json", "results.json", "report.html")
     return [folder / name for name in (*names, *(("masks", "overlays") if args.save_pred else ()))]
 
 
@@ -307,12 +327,12 @@ def summarise(
 
     speed: images a second; lost: of `what_was_lost`.
     """
-    shown_from = merge(args, folder, processes, strategy)
+    shown_from, coarse = merge(args, folder, processes, strategy)
     rows = read_rows(folder)
     left_out = LeftOut(rows, shown_from, args.image_size)
     if not left_out.scored:
         raise DataError(f"{args.data_path}: {left_out.nothing_scored()}")
-    tables = all_tables(rows, seed=args.seed)
+    tables = all_tables(rows, cases=read_cases(folder), seed=args.seed)
     if lost is not None:
         tables["elsewhere"] = lost
     results = Results(
@@ -330,9 +350,9 @@ def summarise(
         tables={name: to_records(table) for name, table in tables.items()},
     )
     write_results(folder, results)
-    for name in ("overall", "noc", "dataset", "elsewhere"):
-        if name in tables and len(tables[name]):
-            print(f"\n{format_table(tables[name])}")
+    print(*(f"\n{table}" for table in shown(tables, args.tables, args.format)), sep="\n")
+    if coarse:
+        print(f"warning: {coarse}", file=sys.stderr)
     print(f"\n{left_out.scored} objects in {len(index)} images, {speed:.1f} images/s")
     print(*(f"{line}\n" for line in left_out.lines(args.vanished)), sep="", end="")
     if args.report:
@@ -342,12 +362,12 @@ def summarise(
     print(f"rows, prompts, results{' and report' * args.report}: {folder}")
 
 
-def merge(args: argparse.Namespace, folder: Path, processes: int, strategy: str) -> int:
-    """Write rows and prompts of all processes in the order of the index.
+def merge(args: argparse.Namespace, folder: Path, processes: int, strategy: str) -> tuple[int, str]:
+    """Write rows, cases and prompts of all processes in the order of the index.
 
-    -> the side of the frame that would show all objects that vanished; 0: none did.
+    -> the side of the frame that would show all objects that vanished, 0 if none did; what to warn of.
     """
-    write_rows(folder / f"rows.{args.rows_format}", (row for _, rows, *_ in merged(folder, processes) for row in rows))
+    write_rows(folder / f"rows.{args.rows_format}", (row for one in merged(folder, processes) for row in one.rows))
     other = "csv" if args.rows_format == "parquet" else "parquet"
     (folder / f"rows.{other}").unlink(missing_ok=True)  # of an earlier run
     with replacing(folder / "prompts.json") as path, open(path, "w", encoding="utf-8") as file:
@@ -359,9 +379,12 @@ def merge(args: argparse.Namespace, folder: Path, processes: int, strategy: str)
                 # a file that does not say is of the paper's, as all were once
                 **({} if is_paper(args.protocol) else {"protocol": args.protocol}),
             },
-            (item for _, _, prompts, _ in merged(folder, processes) for item in prompts.items()),
+            (item for one in merged(folder, processes) for item in one.prompts.items()),
         )
-    return max((shown_from for *_, shown_from in merged(folder, processes)), default=0)
+    write_cases(folder / CASES_FILE, (pool for one in merged(folder, processes) for pool in one.pools))
+    frames, coarseness = zip(*((one.shown_from, one.coarseness) for one in merged(folder, processes)))
+    nsd = "nsd" in args.metrics
+    return max(frames), coarse_warning(Tolerance.of(args.nsd_tolerance), coarseness) if nsd else ""
 
 
 def mean_by_mode(overall: pd.DataFrame, metric: str) -> dict[str, float]:

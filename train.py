@@ -14,10 +14,10 @@ image, step), so a resumed run needs no random state: it draws what the uninterr
 import argparse
 import math
 import os
+import shlex
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
@@ -33,9 +33,11 @@ from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import check_writable, owned
 from sam_med2d.prompts.modes import DEFAULT_MODES, mode_name, parse_modes
 from sam_med2d.stopping import Request, Stopped, at_a_good_moment, raising_stopped
+from sam_med2d.training.boards import Boards, Waits, boards_of
 from sam_med2d.training.embeddings import AGAIN, remember_embeddings
 from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.monitor import PANEL_IMAGES, Window, check_finite, draw_panels, validate, validation_loader
+from sam_med2d.training.own_parts import MetricNames, OwnAugmentation, load_loss, load_metrics
 from sam_med2d.training.rounds import Recipe, train_batch
 from sam_med2d.training.start import DEFAULT_CHECKPOINT, build_model, check_tuning, settle_model
 from sam_med2d.training.state import Progress, RunState, SavedRun, models_folder, room_for_checkpoints
@@ -68,6 +70,9 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--log_every", type=int, default=10, metavar="STEPS",
         help="Write scalars for TensorBoard after so many batches. Default: %(default)s.")
 
+    group.add_argument("--wandb", nargs="?", const="sam-med2d", metavar="PROJECT",
+        help="Tell Weights & Biases too what TensorBoard is told, in this project; WANDB_MODE=offline keeps it here.")
+
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", default="data_demo",
         help="Folder of the data, with image2label_train.json and, for validation, image2label_val.json. Default: "
@@ -82,6 +87,9 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         help="Number of processes that read data ahead of the model. Default: %(default)s.")
     add_flag(group, "--augment", False,
         "Vary the training images: flips, small rotations and scalings, contrast, noise.")
+    group.add_argument("--augment_with", metavar="MODULE:FUNCTION",
+        help="Vary the training images by a function of your own, after --augment if that is on; docs/training.md has "
+             "an example.")
     group.add_argument("--balance", choices=BALANCE_KINDS,
         help="Give each data set, or each class, the same share of every epoch, whatever its size.")
     group.add_argument("--replay", nargs="*", default=[], metavar="DATA",
@@ -146,6 +154,9 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--epochs", type=int, default=15,
         help="Number of passes over the training images. Default: %(default)s.")
     group.add_argument("--lr", type=float, default=1e-4, help="Learning rate of Adam. Default: %(default)s.")
+    group.add_argument("--loss", metavar="MODULE:FUNCTION",
+        help="Lower a loss of your own in place of 20 x focal + Dice + the error of the predicted IoU; "
+             "docs/training.md has an example.")
     group.add_argument("--adapter_lr", type=float,
         help="Learning rate of adapters and LoRA pairs, which learn once a batch while the decoder learns in every "
              "round. Default: --lr.")
@@ -192,8 +203,8 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
         "Let corrections follow the best of outputs 1 to 3; False: output 0. All four are trained either way.")
 
     group = parser.add_argument_group("validation, where image2label_val.json or label2image_val.json exists")
-    group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=[*METRICS],
-        help="Metrics of the validation that TensorBoard shows. Default: iou dice.")
+    group.add_argument("--metrics", nargs="+", default=["iou", "dice"], choices=MetricNames(METRICS),
+        help="Metrics of the validation that TensorBoard shows; your own ones as MODULE:FUNCTION. Default: iou dice.")
     group.add_argument("--validate_every", type=int, default=1, metavar="EPOCHS",
         help="Validate, and draw pictures, after so many epochs and after the last. Default: %(default)s.")
     group.add_argument("--prompt_modes", nargs="+", type=mode_name, default=[*DEFAULT_MODES],
@@ -225,6 +236,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("each of --point_list must be at least 1")
     args.replay = [] if args.replay == ["none"] else args.replay
     check_tuning(parser, args)
+    if args.loss and args.rank_weight:
+        parser.error("--rank_weight is a term of the loss that --loss replaces: leave one of the two out")
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -238,6 +251,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         scribble_share=args.scribble_share,
         lasso_share=args.lasso_share,
         rank_weight=args.rank_weight,
+        loss=load_loss(args.loss) if args.loss else None,
     )
 
 
@@ -280,6 +294,8 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     seed_everything(args.seed)
 
     # everything that can be known to be wrong is found before any training
+    recipe = recipe_of(args)
+    load_metrics(args.metrics)
     plan = None if saved else settle_model(args)
     dataset = TrainingDataset(
         args.data_path,
@@ -292,6 +308,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
         args.balance,
         args.replay,
         args.replay_share,
+        OwnAugmentation(args.augment_with) if args.augment_with else None,
     )
     loader = train_loader(dataset, args.batch_size, args.num_workers, args.seed)
     validation = validation_loader(args)
@@ -314,14 +331,14 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
     if not saved:
         state.start()
     with (
-        SummaryWriter(str(logs), purge_step=progress.step + 1 if saved else None) as board,
+        boards_of(args, logs, state, resumed=bool(saved)) as board,
         at_a_good_moment() as stop,
     ):
         del saved
         for epoch in range(progress.epoch, args.epochs):
             start = progress.step - epoch * progress.steps_an_epoch
             loader.batch_sampler.set_epoch(epoch, start)
-            train_epoch(state, loader, recipe_of(args), board, stop)
+            train_epoch(state, loader, recipe, board, stop)
             if stop:
                 state.save_last()
                 stop.stop(kept(state))
@@ -337,6 +354,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
                     error.saved = kept(state)
                 raise
             progress.end_epoch(measured)
+            board.end_epoch(progress.epoch, progress.step)
             state.save()
             if stop and progress.epoch < args.epochs:
                 stop.stop(kept(state))
@@ -346,13 +364,16 @@ def run(args: argparse.Namespace, saved: SavedRun | None) -> None:
         print(
             f"best {progress.best_name} {progress.best:.4f} in epoch {progress.best_epoch}: {state.folder / 'best.pth'}"
         )
+        words = ["--sam_checkpoint", state.folder / "best.pth", "--data_path", args.data_path]
+        words += ["--work_dir", args.work_dir, "--run_name", args.run_name]
+        print(f"score it on the test split: python test.py {shlex.join(map(str, words))}")
 
 
 def kept(state: RunState) -> str:
     return f"step {state.progress.step} is in {state.folder / 'last.pth'}; go on with --resume"
 
 
-def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, stop: Request) -> None:
+def train_epoch(state: RunState, loader, recipe: Recipe, board: Boards, stop: Request) -> None:
     """The rest of the epoch that the loader was set to, or its steps until someone asks to stop."""
     args, model, learner, progress = state.args, state.model, state.learner, state.progress
     model.train()
@@ -360,8 +381,9 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
     vanished: dict[str, Vanished] = {}
     window = Window()
     rate = learner.lr
+    waits = Waits(loader)
     bar = tqdm(
-        loader,
+        waits,
         desc=f"epoch {progress.epoch + 1}/{args.epochs}",
         unit="batch",
         dynamic_ncols=True,
@@ -393,6 +415,8 @@ def train_epoch(state: RunState, loader, recipe: Recipe, board: SummaryWriter, s
             state.save_last()
     if window.count:
         window.write(board, progress.step, rate)
+    for name, value in waits.scalars(model.device).items():
+        board.add_scalar(name, value, progress.step)
     if empty:
         print(f"skipped {len(empty)} empty mask(s), such as {min(empty)}")
     if vanished:

@@ -16,6 +16,7 @@ EXTRAS = {
     "onnxscript": "deploy",
     "openvino": "deploy",
     "gradio": "app",
+    "wandb": "track",
 }
 
 

@@ -1,14 +1,19 @@
 """The paper's first table in small, on the MNI152 slices of data_demo/; minutes on two CPU cores.
 
     python scripts/demo.py
+    python scripts/demo.py --all
 
 "SAM" is the small model pretrained on phantoms, as it is; "FT-SAM" fine-tunes its decoder side; "SAM-Med2D" adds
-adapters to the encoder. Each step is a command of train.py or test.py, printed as a user would type it.
-Leaves in workdir/demo: report.md with the table, compare_{mode}.png, and the runs with their checkpoints, TensorBoard
-logs, overlays and report.html.
+adapters to the encoder; "refined" adds the refinement network too, and more clicks in training. With --all two rows
+more: "LoRA" trains pairs beside the encoder's attention, which merge into SAM's own weights, and "all" trains
+everything; and a table of what each training took. Each step is a command of train.py or test.py, printed as a user
+would type it.
+Leaves in workdir/demo: report.md with the table, compare_{mode}.png, clicks.png with Dice over clicks, and the runs
+with their checkpoints, TensorBoard logs, overlays and report.html.
 """
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -21,15 +26,29 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sam_med2d.evaluation.curves import click_curves
+from sam_med2d.evaluation.estimates import summarise
+from sam_med2d.evaluation.rows import read_rows
 from sam_med2d.image_files import write_png
+from segment_anything.weight_files import read_checkpoint
 
 WEIGHTS = "small"
-MODES = ("bbox", "1pt", "3pts", "5pts")
+MODES = ("bbox", "1pt", "3pts", "5pts")  # of the pictures
+SCORED = ("bbox", "1..10pts", "scribble")
+TABLE = (*MODES, "10pts", "scribble")
 FRAME = "--image_size 192"  # the weights are of 128; what is trained says of itself that it is of 192
 TRAINING = (
     "--batch_size 2 --mask_num 4 --lr 3e-4 --adapter_lr 1e-3 --adapter_norm_lr 2e-2 --lr_scheduler cosine --warmup 10 "
     "--iter_point 1 --keep_clicks --box_shift 4"
 )
+REFINED = (
+    "--encoder_adapter True --refine True --refine_lr 2e-3 --iter_point 2 --point_list 1 2 4 8 --scribble_share 0.2 "
+    "--lasso_share 0.1 --rank_weight 0.2"
+)
+SHARE_OF_EPOCHS = 0.85  # of the refined one, whose batches are longer
 LABEL_WIDTH = 110  # pixels
 
 
@@ -37,22 +56,28 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", default="workdir/demo")
     parser.add_argument("--epochs", type=int, default=38)
+    parser.add_argument("--all", action="store_true", help="also LoRA pairs, and training everything")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     started = time.monotonic()
+    fewer = max(1, int(args.epochs * SHARE_OF_EPOCHS))
     runs = {
         "SAM": (f"--sam_checkpoint {WEIGHTS} {FRAME}", None),
         "FT-SAM": ("--encoder_adapter False", "ft-sam"),
         "SAM-Med2D": ("--encoder_adapter True --replay phantoms", "sam-med2d"),
+        "refined": (f"{REFINED} --epochs {fewer} --validate_every {fewer}", "refined"),
     }
+    if args.all:
+        runs["LoRA"] = ("--tune lora", "lora")
+        runs["all"] = ("--tune all --layer_decay 0.8", "all")
     # validated once, so that best.pth is the last epoch: the rate ends at zero, and few slices would choose by chance
     epochs = f"--epochs {args.epochs} --validate_every {args.epochs}"
     train_side_by_side(
         {
-            trained: f"train.py --num_workers 0 {FRAME} {flags} --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} "
+            trained: f"train.py --num_workers 0 {FRAME} --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} {flags} "
             f"--overwrite --work_dir {args.work_dir} --run_name {trained}"
             for flags, trained in runs.values()
             if trained
@@ -62,14 +87,21 @@ def main() -> None:
     for flags, trained in runs.values():
         if trained:
             flags = f"--sam_checkpoint {args.work_dir}/models/{trained}/best.pth"
-        run(f"test.py --num_workers 0 {flags} --work_dir {args.work_dir} --run_name {trained or 'sam'} --save_pred")
+        run(
+            f"test.py --num_workers 0 {flags} --work_dir {args.work_dir} --run_name {trained or 'sam'} --save_pred "
+            f"--prompt_modes {' '.join(SCORED)}"
+        )
     folders = {name: ROOT / args.work_dir / (trained or "sam") for name, (_, trained) in runs.items()}
     table = run(
         f"scripts/compare_runs.py {' '.join(str(Path(args.work_dir) / folder.name) for folder in folders.values())} "
-        f"--names {' '.join(folders)} --differences False",
+        f"--names {' '.join(folders)} --modes {' '.join(TABLE)} --differences False",
         read=True,
     )
     pictures = [compare(folders, mode, ROOT / args.work_dir / f"compare_{mode}.png") for mode in MODES]
+    pictures.append(draw_clicks(folders, ROOT / args.work_dir / "clicks.png"))
+    if args.all:
+        trained = {name: run_name for name, (_, run_name) in runs.items() if run_name}
+        table = f"{table}\n{table_of_trainings(trained, ROOT / args.work_dir)}"
     minutes = (time.monotonic() - started) / 60
     report = ROOT / args.work_dir / "report.md"
     report.write_text(
@@ -114,6 +146,19 @@ def train_side_by_side(commands: dict[str, str], folder: Path) -> None:
         raise SystemExit(f"error: training {' and '.join(failed)} failed; its output is above or in {folder}/*.log")
 
 
+def table_of_trainings(runs: dict[str, str], folder: Path) -> str:
+    """What each training took, from its checkpoint and its log.jsonl. runs: {title: name of the run}."""
+    lines = ["| training | parameters trained | minutes | memory, GB |", "|---|---:|---:|---:|"]
+    for title, name in runs.items():
+        trained = read_checkpoint(folder / "models" / name / "last.pth")["optimizer"]["state"]
+        count = sum(moments["exp_avg"].numel() for moments in trained.values())
+        epochs = [json.loads(line) for line in (folder / "logs" / name / "log.jsonl").read_text().splitlines()]
+        minutes = sum(epoch["epoch/seconds"] for epoch in epochs) / 60
+        memory = max(epoch["epoch/memory_gb"] for epoch in epochs)
+        lines.append(f"| {title} | {count / 1e6:.2f} M | {minutes:.1f} | {memory:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
 def run(command: str, read: bool = False) -> str | None:
     """read: -> what it printed, in place of showing it."""
     print(f"\n$ python {command}", flush=True)
@@ -125,6 +170,21 @@ def run(command: str, read: bool = False) -> str | None:
         stdout=subprocess.PIPE if read else None,
     )
     return done.stdout
+
+
+def draw_clicks(folders: dict[str, Path], output: Path) -> Path:
+    """Mean Dice over the number of clicks, a line a run."""
+    axes = Figure(figsize=(6, 3.6), layout="constrained").add_subplot()
+    for marker, (name, folder) in zip("osD^v", folders.items()):
+        curve = click_curves(summarise(read_rows(folder), metrics=["dice"], resamples=1))
+        curve = curve[curve["series"] == "iterative clicks"]
+        axes.plot(curve["clicks"], 100 * curve["mean"], marker=marker, markersize=4, label=name)
+    axes.set(xlabel="clicks", ylabel="Dice, %", ylim=(40, 100))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    axes.figure.savefig(output, dpi=110)
+    return output
 
 
 def compare(folders: dict[str, Path], mode: str, output: Path) -> Path:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from .closer import Closer
+from .drawings import clicks_of_scribbles, region_of_lasso
 from .errors import PromptError
 from .geometry import EXACT, Stretch, back, is_paper, stretch
 from .images import to_bgr
@@ -288,6 +289,9 @@ class SamPredictor:
         mask_input: np.ndarray | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        scribbles: Sequence | np.ndarray | None = None,
+        scribble_labels: Sequence[int] | None = None,
+        lasso: Sequence | np.ndarray | None = None,
     ) -> Masks:
         """One object, as in SAM, or many at once.
 
@@ -296,6 +300,11 @@ class SamPredictor:
         box: (4,) or (1, 4); for many objects (N, 4)
         mask_input: (S/4, S/4) or (1, S/4, S/4) logits; for many objects (N, 1, S/4, S/4)
         multimask_output: three guesses, of which the best has the highest iou, or one mask
+        scribbles: strokes on one object, polylines (n, 2), each with its scribble_labels (1 on the object, as all are
+            without labels, 0 on the background); or a mask (H, W), above 0 on the object, below 0 on the background.
+            They are heard as five clicks along each, after point_coords.
+        lasso: a rough outline of one object, (n, 2): heard as the box around it and, where there is no mask_input, as a
+            mask of what it encloses
 
         -> masks (K, H, W), iou (K,), low_res (K, S/4, S/4); for many objects each with N before it.
         Objects do not see each other: many at once give what each gives alone. Where a list may hold one object or
@@ -303,9 +312,34 @@ class SamPredictor:
 
         Raises PromptError, and RuntimeError where no image is set.
         """
+        if scribbles is not None or lasso is not None:
+            point_coords, point_labels, box, mask_input = self._with_drawings(
+                (point_coords, point_labels, box, mask_input), scribbles, scribble_labels, lasso
+            )
         objects, many = _objects_of(point_coords, point_labels, box, mask_input)
         found = self.predict_objects(objects, multimask_output, return_logits)
         return found if many else Masks(*(part[0] for part in found))
+
+    def _with_drawings(self, prompts, scribbles, scribble_labels, lasso) -> tuple:
+        """The first four arguments of `predict` for one object, with what was drawn. Raises PromptError."""
+        point_coords, point_labels, box, mask_input = prompts
+        size = self._size()
+        if _depth(point_coords) == 3 or (box is not None and _depth(box) == 2 and len(box) > 1):
+            raise PromptError("scribbles and a lasso are of one object: ask for each object by itself")
+        if scribbles is not None:
+            points, labels = clicks_of_scribbles(scribbles, scribble_labels, size)
+            if point_coords is not None and point_labels is not None:
+                points = np.concatenate([_floats(point_coords, "point_coords", (None, 2)), points])
+                labels = np.concatenate([_labels(point_labels), labels])
+            point_coords, point_labels = points, labels
+        if lasso is not None:
+            if box is not None:
+                raise PromptError("a lasso is heard as the box around it: give one of box and lasso")
+            region = region_of_lasso(lasso, size)
+            y, x = np.nonzero(region)
+            box = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+            mask_input = self.logits_of(region) if mask_input is None else mask_input
+        return point_coords, point_labels, box, mask_input
 
     def predict_objects(
         self, objects: Sequence[ObjectPrompt], multimask_output: bool = True, return_logits: bool = False

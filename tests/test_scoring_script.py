@@ -16,13 +16,14 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import pandas
 import pyarrow.parquet
 import pytest
 import torch
 
 import sam_med2d
 import test as scoring
-from sam_med2d.evaluation.parts import Part, merged
+from sam_med2d.evaluation.parts import Measured, Part, merged
 from sam_med2d.evaluation.rows import COLUMNS, write_rows
 from sam_med2d.evaluation.surface import surface_metrics
 from sam_med2d.prompts.files import write_prompts
@@ -460,13 +461,13 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
                 "dice": number / images,
                 "status": "ok",
             }
-            parts[number % 2].add(number, [row] * 4, {f"{number}_0.png": {"boxes": [[1, 2, 3, 4]]}})
+            parts[number % 2].add(Measured(number, [row] * 4, {f"{number}_0.png": {"boxes": [[1, 2, 3, 4]]}}))
         for part in parts:
             part.close()
-        write_rows(tmp_path / "rows.csv", (row for _, rows, _ in merged(tmp_path, 2) for row in rows))
+        write_rows(tmp_path / "rows.csv", (row for one in merged(tmp_path, 2) for row in one.rows))
         with open(tmp_path / "prompts.json", "w") as file:
             write_prompts(
-                file, {"image_size": 64}, (item for _, _, prompts in merged(tmp_path, 2) for item in prompts.items())
+                file, {"image_size": 64}, (item for one in merged(tmp_path, 2) for item in one.prompts.items())
             )
         return tracemalloc.get_traced_memory()[1], tracemalloc.stop()
 
@@ -546,6 +547,96 @@ def test_what_vanishes_may_count_as_not_found(score, vanishing: Path, work: Path
     found = [row.dice for row in rows if row.mode == "bbox"]
     assert results["dice"]["bbox"] == pytest.approx(sum(found) / 5) and len(found) == 5
     assert "vanish in the frame" in (work / "sammed/report.html").read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------- cases, tables, tolerances
+
+
+@pytest.fixture
+def described(data: Path, tmp_path: Path) -> Path:
+    """The data with a table: two cases of three slices, of pixels of 0.5 x 2 mm, and two classes."""
+    folder = Path(shutil.copytree(data, tmp_path / "described"))
+    lines = ["mask,image,dataset,modality,case,axis,slice,class,instance,spacing"]
+    for mask, image in json.loads((folder / "label2image_test.json").read_text()).items():
+        number, k = (int(part) for part in Path(mask).stem.split("_"))
+        lines.append(f"{mask},{image},A,ct,case{number % 2},z,{number},{'organ' if k < 2 else 'other'},{k},0.5x2")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_cases_are_those_of_the_saved_masks(score, described: Path, work: Path, capsys) -> None:
+    """Of each case and class: the masks of its slices joined, as numbers of pixels; classes and cases are printed."""
+    rows = score("--data_path", described, "--save_pred", "--prompt_modes", "bbox", "3pts")
+    said = capsys.readouterr().out
+    cases = pandas.read_csv(work / "sammed/cases.csv")
+    assert [*zip(cases["class"], cases["case"], cases["mode"])] == [
+        (name, case, mode)
+        for case, name in (("case0", "organ"), ("case1", "organ"), ("case1", "other"))
+        for mode in ("bbox", "3pts")
+    ]
+    for one in cases.itertuples():
+        mine = [row for row in rows if (row.case, row.mode) == (one.case, one.mode) and vars(row)["class"] == one[3]]
+        overlap = true = predicted = 0
+        for image in {row.image for row in mine}:
+            here = [row.mask for row in mine if row.image == image]
+            truth = np.any([cv2.imread(str(described / name), 0) > 0 for name in here], axis=0)
+            found = [cv2.imread(str(work / f"sammed/masks/{one.mode}" / Path(name).name), 0) > 0 for name in here]
+            found = np.any(found, axis=0)
+            overlap, true, predicted = overlap + (found & truth).sum(), true + truth.sum(), predicted + found.sum()
+        assert (one.true_volume, one.predicted_volume, one.objects) == (true, predicted, len(mine))
+        assert one.dice == pytest.approx(2 * overlap / (true + predicted))
+        assert one.volume_error == pytest.approx(abs(predicted - true) / true) and one.hd95_mm > one.hd95 / 2
+    tables = json.loads((work / "sammed/results.json").read_text())["tables"]
+    organ = [row for row in tables["case"] if (row["class"], row["mode"], row["metric"]) == ("organ", "bbox", "dice")]
+    own = cases[(cases["class"] == "organ") & (cases["mode"] == "bbox")]["dice"]
+    assert organ[0]["mean"] == pytest.approx(own.mean()) and organ[0]["clusters"] == 2
+    assert "Dice % by class" in said and "Dice % by dataset" not in said and "HD95 mm" in said
+    assert "† from fewer than 10 clusters" in said
+
+
+def test_tables_as_asked_for(score, described: Path, capsys) -> None:
+    score("--data_path", described, "--tables", "class", "case", "--format", "latex", "--prompt_modes", "bbox")
+    said = capsys.readouterr().out
+    assert said.count(r"\begin{tabular}") == 2 and r"Dice \% by class" in said and "volume error" in said
+    assert "overall" not in said and r"\textdagger{}" in said
+    with pytest.raises(SystemExit):
+        score("--data_path", described, "--tables", "patients")
+
+
+def test_a_table_of_what_nobody_knows_is_refused_before_the_model_runs(score, data: Path) -> None:
+    said = fails(lambda: score("--data_path", data, "--tables", "case"))
+    assert said.startswith("error: --tables case: the case of no mask is known; metadata.csv") and "--case" in said
+
+
+def test_an_expression_tells_the_cases(score, data: Path, capsys) -> None:
+    rows = score("--data_path", data, "--case", r"images/(\d)", "--prompt_modes", "bbox", "--tables", "overall", "case")
+    assert {row.case for row in rows} == set("012345")
+    assert "† from fewer than 10 clusters" in capsys.readouterr().out
+    said = fails(lambda: score("--data_path", data, "--case", "(x.*)"))
+    assert "--case (x.*): does not fit images/0 (the whole path" in said
+    hint = re.search(r"'(.*)' does", said)[1]
+    assert re.fullmatch(hint, "images/0")[1] == "0"
+    assert "needs a group" in fails(lambda: score("--case", "images/.*"))
+    assert "not a regular expression" in fails(lambda: score("--case", "("))
+
+
+def test_tolerances_of_three_kinds(score, described: Path, capsys) -> None:
+    """Pixels of 0.5 x 2 mm: 4 mm are two pixels of the wider side, and more of the other."""
+    nsd = {}
+    for tolerance in ("2", "2px", "4mm", "3%"):
+        rows = score("--data_path", described, "--prompt_modes", "bbox", "--nsd_tolerance", tolerance)
+        nsd[tolerance] = [row.nsd for row in rows]
+    assert nsd["2"] == nsd["2px"] != nsd["4mm"] and all(one <= other for one, other in zip(nsd["2"], nsd["4mm"]))
+    assert "warning" not in capsys.readouterr().err
+    score("--data_path", described, "--prompt_modes", "bbox", "--nsd_tolerance", "1.2")
+    said = capsys.readouterr().err
+    assert "warning: --nsd_tolerance 1.2 px is less than a pixel of the model's frame in 2 of 6 image(s)" in said
+    assert "1.2 times the tolerance" in said  # 90 / 64 pixels
+
+
+def test_millimetres_need_a_spacing(score, data: Path) -> None:
+    said = fails(lambda: score("--data_path", data, "--nsd_tolerance", "1mm"))
+    assert said.startswith("error: --nsd_tolerance 1 mm: the spacing of masks/0_0.png is not known")
 
 
 def test_flags_reach_the_model(score) -> None:

@@ -2,6 +2,7 @@
 
     sam-med2d compare-runs workdir/sam workdir/ft-sam workdir/sam-med2d --names SAM FT-SAM SAM-Med2D
     sam-med2d compare-runs workdir/sam workdir/sam-med2d --by dataset --modes bbox 1pt --format latex
+    sam-med2d compare-runs workdir/sam workdir/sam-med2d --tables class case --format latex > tables.tex
     sam-med2d compare-runs workdir/a workdir/b --metric hd95 --reference workdir/b --format csv > table.csv
 
 In a clone, `python scripts/compare_runs.py ...` is the same.
@@ -19,8 +20,10 @@ import sys
 import pandas as pd
 
 from sam_med2d.cli import add_flag, ending_in_one_line
-from sam_med2d.errors import UsageError
-from sam_med2d.evaluation.columns import METRICS
+from sam_med2d.errors import DataError, UsageError
+from sam_med2d.evaluation.cases import FILE as CASES_FILE
+from sam_med2d.evaluation.cases import read_cases
+from sam_med2d.evaluation.columns import CASES, METRICS, computed_from
 from sam_med2d.evaluation.comparison import (
     Estimation,
     common_objects,
@@ -42,6 +45,8 @@ from sam_med2d.evaluation.runs import (
     shared_modes,
 )
 
+BY = (*GROUPS, "case")  # what a table may have a row of
+
 MUST_AGREE = "pass --allow_differences to compare them all the same"
 
 
@@ -54,7 +59,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--names", nargs="+", help="one for each run; default: the names of the folders")
     parser.add_argument("--metric", default="dice", choices=[*METRICS])
     parser.add_argument("--modes", nargs="+", help="default: all that the runs share")
-    parser.add_argument("--by", choices=[*GROUPS], help="a row a group, in place of a row a model")
+    parser.add_argument("--by", choices=BY, help="a row a group, in place of a row a model; as --tables of one")
+    parser.add_argument(
+        "--tables",
+        nargs="+",
+        choices=["overall", *BY],
+        metavar="TABLE",
+        help=f"one after the other: overall, with a row a model, or a row a group, of {', '.join(BY)}; case pools the "
+        "slices of a case, class by class; default: overall",
+    )
     parser.add_argument("--format", default="markdown", choices=["markdown", "latex", "csv", "text"])
     add_flag(parser, "--differences", True, "False prints the means alone")
     add_flag(
@@ -67,6 +80,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("name two or more runs")
     if args.names and len(args.names) != len(args.runs):
         parser.error(f"--names gives {len(args.names)} names for {len(args.runs)} runs")
+    if args.tables and args.by:
+        parser.error("--by asks for one of the --tables: give one of the two")
+    args.tables = args.tables or [args.by or "overall"]
+    if args.format == "csv" and len(args.tables) > 1:
+        parser.error("--format csv holds one table: name one in --tables")
+    if args.metric in computed_from(CASES) and set(args.tables) != {"case"}:
+        parser.error(f"--metric {args.metric} is of whole cases: ask for --tables case")
     if args.resamples < 1:
         parser.error("--resamples must be at least 1")
     return args
@@ -83,41 +103,60 @@ def compare(args: argparse.Namespace) -> str:
     reference = find_run(runs, args.reference)
     modes = shared_modes(runs, args.modes)
     check_fairness(runs, modes, args)
+    return "\n\n".join(table_of(name, runs, reference, modes, args) for name in args.tables)
 
+
+def table_of(name: str, runs: list[Run], reference: Run, modes: list[str], args: argparse.Namespace) -> str:
+    """name: overall, or one of BY -> what is printed. Raises DataError, UsageError."""
+    by = {"overall": None, "case": "class"}.get(name, name)
+    if name == "case":
+        runs = [with_cases(run) for run in runs]
+        reference = next(run for run in runs if run.name == reference.name)
     values, without = common_objects(runs, reference, modes, args.metric)
     for mode, n in without.items():
         warn(f"{mode}: {n} object(s) left out, for which not every run has a {METRICS[args.metric].name}")
-    how = Estimation(args.metric, args.by, args.resamples, args.seed)
+    how = Estimation(args.metric, by, args.resamples, args.seed)
     means = pd.concat([mean_table(values, run.name, how) for run in runs], ignore_index=True)
     others = [run for run in runs if run is not reference]
     paired = pd.concat([difference_table(values, run.name, reference.name, how) for run in others], ignore_index=True)
     if args.format == "csv":
-        return numbers_as_csv(means, paired, runs, args)
+        return numbers_as_csv(means, paired, runs, by, args.differences)
     grids = [
-        means_by_group(means, runs, modes, args.metric, args.by)
-        if args.by
-        else means_by_model(means, runs, modes, args.metric)
+        means_by_group(means, runs, modes, args.metric, by) if by else means_by_model(means, runs, modes, args.metric)
     ]
     if args.differences:
-        grids.append(differences_grid(paired, reference.name, args.metric, args.by))
+        grids.append(differences_grid(paired, reference.name, args.metric, by))
     objects, clusters = values["mask"].nunique(), values["cluster"].nunique()
     if clusters == 1:
         warn("everything is of one case: there is nothing to resample, so no intervals and no tests")
+    what = "cases, class by class (their slices pooled)" if name == "case" else "objects"
+    each = "case by case" if name == "case" else "object by object"
     notes = (
-        f"{METRICS[args.metric].title}, means over {objects} objects, with 95 % bootstrap intervals that resample "
+        f"{METRICS[args.metric].title}, means over {objects} {what}, with 95 % bootstrap intervals that resample "
         f"cases, or images where no case is known ({clusters} in all).",
-        f"Differences to {reference.name}, object by object; p: Wilcoxon signed-rank test on cluster means, not "
-        "corrected for the number of comparisons.",
+        f"Differences to {reference.name}, {each}; p: Wilcoxon signed-rank test on cluster means, not corrected "
+        "for the number of comparisons.",
     )
     comment = "% " if args.format == "latex" else ""
     return "\n\n".join(f"{comment}{note}\n\n{render(grid, args.format)}" for grid, note in zip(grids, notes))
+
+
+def with_cases(run: Run) -> Run:
+    """With a row a case and class. Raises DataError: test.py left no such rows."""
+    cases = read_cases(run.folder)
+    if cases is None:
+        raise DataError(
+            f"{run.folder}: holds no {CASES_FILE}, as its cases are not known or it is of an earlier version; run "
+            "test.py again, with --case where neither metadata.csv nor file names tell the cases"
+        )
+    return run._replace(rows=cases)
 
 
 def check_fairness(runs: list[Run], modes: list[str], args: argparse.Namespace) -> None:
     """Raises UsageError where runs were not asked the same questions, unless that is allowed; warns of what remains."""
     if not args.modes and (left_out := modes_left_out(runs, modes)):
         warn(f"left out, since not every run has them: {', '.join(left_out)}")
-    differences = [*other_data(runs, modes), *other_questions(runs, args.metric)]
+    differences = [*other_data(runs, modes), *other_questions(runs, args.metric, modes)]
     if differences and not args.allow_differences:
         raise UsageError(f"these runs cannot be compared fairly: {'; '.join(differences)}; {MUST_AGREE}")
     for difference in differences:
@@ -128,18 +167,20 @@ def check_fairness(runs: list[Run], modes: list[str], args: argparse.Namespace) 
             "prompts were drawn in frames of different sizes, so clicks are not the same pixels: "
             + ", ".join(f"{name} {size}" for name, size in sizes.items())
         )
-    if len({run.results.device for run in runs}) > 1 and not args.by:
+    if len({run.results.device for run in runs}) > 1 and "overall" in args.tables:
         warn(
             "speeds were measured on different devices: "
             + ", ".join(f"{run.name} {run.results.device}" for run in runs)
         )
 
 
-def numbers_as_csv(means: pd.DataFrame, paired: pd.DataFrame, runs: list[Run], args: argparse.Namespace) -> str:
+def numbers_as_csv(
+    means: pd.DataFrame, paired: pd.DataFrame, runs: list[Run], by: str | None, differences: bool
+) -> str:
     """Everything, unrounded, one line a group, mode and model."""
-    keys = [*([args.by] if args.by else []), "mode", "model"]
+    keys = [*([by] if by else []), "mode", "model"]
     table = means
-    if args.differences:
+    if differences:
         table = means.merge(paired.drop(columns=["metric", "objects", "n", "clusters"]), on=keys, how="left")
     speeds = {run.name: run.results.images_per_second for run in runs}
     table = table.assign(images_per_second=table["model"].map(speeds))

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from sam_med2d.data.names import case_pattern
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import is_hidden
 
@@ -109,12 +110,7 @@ def groups_of(names: list[str], expression: str | None, what: str = "--case") ->
                 "picture is a case"
             )
         return {name: name for name in names}
-    try:
-        compiled = re.compile(expression)
-    except re.error as error:
-        raise UsageError(f"{what} {expression}: not a regular expression ({error})") from error
-    if not compiled.groups:
-        raise UsageError(f"{what} {expression}: needs a group in parentheses, which is the case")
+    compiled = case_pattern(expression, what)
     groups = {}
     for name in names:
         match = compiled.fullmatch(name)

@@ -19,7 +19,7 @@ Conventions, here and wherever a Batch is used:
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import cv2
@@ -44,6 +44,9 @@ from sam_med2d.stopping import leave_signals_to_the_parent
 if TYPE_CHECKING:  # it takes a second to import, and only augmented training needs it
     from albumentations import Compose
 
+# (image (h, w, 3) uint8, masks (n, h, w) bool, generator of all draws) -> the same two, varied
+OwnAugmentation = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
 
 class TrainingDataset(Dataset):
     """Images with `mask_num` of their masks, drawn with replacement. Items are keyed by (epoch, index).
@@ -64,9 +67,11 @@ class TrainingDataset(Dataset):
         balance: str | None = None,
         replay: Sequence[str | os.PathLike] = (),
         replay_share: float = 0.2,
+        own_augmentation: OwnAugmentation | None = None,
     ) -> None:
         """cache: folder of packed caches (see cache.py). balance: "dataset" or "class", or None (see samplers.py).
         replay: folders of other data, or "phantoms"; of them come replay_share pictures for each one of data_path.
+        own_augmentation: what varies an image last, see OwnAugmentation; it goes to the workers.
 
         Raises DataError as read_index and balance_of do.
         """
@@ -75,10 +80,15 @@ class TrainingDataset(Dataset):
         self.mask_num = mask_num
         self.seed = seed
         self.augmentation: Compose | None = build_augmentation() if augment else None
+        self.own_augmentation = own_augmentation
         self.cache = open_cache(cache, self.index, image_size) if cache else None
         self.balance = balance_of(self.index, os.path.abspath(data_path), balance) if balance else None
         others = [
-            None if source == PHANTOMS else TrainingDataset(source, image_size, "train", mask_num, augment, seed, cache)
+            None
+            if source == PHANTOMS
+            else TrainingDataset(
+                source, image_size, "train", mask_num, augment, seed, cache, own_augmentation=own_augmentation
+            )
             for source in replay
         ]
         self.replay = Replay(others, replay_share, len(self.index)) if others else None
@@ -118,7 +128,7 @@ class TrainingDataset(Dataset):
         skipped = [name for name, here in zip(names, present) if not here]
         path = self.index.path
         vanished = vanished_among({name: read_mask(path(name), original_size, path(image_name)) for name in skipped})
-        if self.augmentation is not None and present.any():
+        if (self.augmentation is not None or self.own_augmentation is not None) and present.any():
             # Before the padding, so that `content` still frames the picture.
             image, masks = self._augment(image, masks, generator)
             # A small object can be moved out of the picture. Its file is sound, so this is no entry of `skipped`.
@@ -140,13 +150,15 @@ class TrainingDataset(Dataset):
     def _augment(
         self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        if self.augmentation is None:
-            return image, masks
-        # Not set_random_seed: it gives every transform the same stream, so that all those of one probability
-        # happen together or not at all.
-        self.augmentation.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        changed = self.augmentation(image=image, masks=masks.view(np.uint8))
-        return changed["image"], changed["masks"].astype(bool)
+        if self.augmentation is not None:
+            # Not set_random_seed: it gives every transform the same stream, so that all those of one probability
+            # happen together or not at all.
+            self.augmentation.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+            changed = self.augmentation(image=image, masks=masks.view(np.uint8))
+            image, masks = changed["image"], changed["masks"].astype(bool)
+        if self.own_augmentation is not None:
+            image, masks = self.own_augmentation(image, masks, generator)
+        return image, masks
 
 
 class TestingDataset(Dataset):

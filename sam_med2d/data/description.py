@@ -15,7 +15,9 @@ One rule, wherever a mask is described (rows of test.py, the report, --balance o
 4. else it is not known.
 """
 
+import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,8 +28,8 @@ import pyarrow.compute as pc
 
 from sam_med2d.data.index import Index
 from sam_med2d.data.metadata import METADATA, Metadata, read_metadata
-from sam_med2d.data.names import CLASS_NAMES, NAME_PATTERN, parse_name, read_class_names
-from sam_med2d.errors import DataError
+from sam_med2d.data.names import CLASS_NAMES, NAME_PATTERN, case_hint, case_pattern, parse_name, read_class_names
+from sam_med2d.errors import DataError, UsageError
 
 FIELDS = ("dataset", "modality", "class", "case", "axis", "slice")
 
@@ -42,10 +44,13 @@ class Describer:
         folder: str | os.PathLike,
         metadata: str | os.PathLike | None = None,
         class_names: str | os.PathLike | None = None,
+        case: str | None = None,
     ) -> None:
         """metadata, class_names: files; by default those of their usual names in the data folder, if there.
 
-        Raises DataError: a file that cannot be read or is none of its kind.
+        case: a regular expression that tells the case, whatever the table or file names say: its first group in the
+            path of an image as the index has it, without its ending.
+        Raises DataError: a file that cannot be read or is none of its kind; UsageError: no such expression.
         """
 
         def usual(given: str | os.PathLike | None, name: str) -> str | os.PathLike | None:
@@ -53,6 +58,7 @@ class Describer:
             return given or (path if os.path.exists(path) else None)
 
         self.folder = os.fspath(folder)
+        self._case = case_pattern(case) if case is not None else None
         table, self.class_file = usual(metadata, METADATA), usual(class_names, CLASS_NAMES)
         self.metadata: Metadata | None = read_metadata(table) if table else None
         self._columns = {field: self.metadata.column(field) for field in FIELDS} if self.metadata else {}
@@ -81,7 +87,43 @@ class Describer:
                 found["class"] = self._class_name(name.dataset, name.class_id, mask)
             else:
                 found["class"] = class_beyond(image, mask)
+        if self._case:
+            found["case"] = self._case_of(image)
         return found
+
+    def spacing(self, mask: str) -> tuple[float, float] | None:
+        """Millimetres from row to row and from column to column of a mask's picture; None where they are not known.
+
+        Raises DataError: metadata.csv has no row for the mask, or something else there.
+        """
+        if not self.metadata:
+            return None
+        text = self.metadata.column("spacing")[int(self.metadata.rows([mask])[0])].as_py()
+        if not text:
+            return None
+        match = re.fullmatch(r"([0-9.e+-]+)x([0-9.e+-]+)", text)
+        try:
+            row, column = map(float, match.groups() if match else ())
+            if not (0 < row < math.inf and 0 < column < math.inf):
+                raise ValueError(text)
+        except ValueError as error:
+            raise DataError(
+                f"{self.metadata.source}: the spacing of {mask} is {text!r}; it must be millimetres such as "
+                "0.7x0.7, from row to row and from column to column"
+            ) from error
+        return row, column
+
+    def _case_of(self, image: str) -> str:
+        """By the expression. Raises UsageError where it does not fit."""
+        assert self._case is not None
+        name = os.path.splitext(image)[0]
+        match = self._case.fullmatch(name)
+        if not match or not match[1]:
+            raise UsageError(
+                f"--case {self._case.pattern}: does not fit {name} (the whole path of an image in the index, without "
+                f"its ending); {case_hint(name)!r} does"
+            )
+        return match[1]
 
     def labels(self, index: Index, kind: str) -> tuple[list[str], np.ndarray]:
         """Every mask of an index by one of KINDS: as `describe` says it, at once for millions of masks.
@@ -101,6 +143,9 @@ class Describer:
     def check(self, index: Index) -> None:
         """Raises DataError where a table lacks a mask of the index or its class: before a run, not in its middle."""
         self.labels(index, "class")
+        if self._case:
+            for image, _ in index:
+                self._case_of(image)
 
     def _parts(self, images: pa.BinaryArray, masks: pa.BinaryArray, kind: str) -> list[pa.StringArray]:
         """What decides the label of each mask, as columns of text in which "" stands for what is not known.
@@ -120,7 +165,10 @@ class Describer:
 
         if kind != "class":
             fields = ("dataset", "case") if kind == "case" else (kind,)
-            return [_first_of(told(field), partial(from_name.part, field)) for field in fields]
+            parts = [_first_of(told(field), partial(from_name.part, field)) for field in fields]
+            if kind == "case" and self._case:
+                parts[-1] = pa.array([self._case_of(_decoded(image)) for image in images], pa.string())
+            return parts
         known = told("class")
         empty = pc.equal(known, "")
         if not pc.any(empty).as_py():

@@ -8,7 +8,7 @@ import os
 import re
 from typing import NamedTuple
 
-from sam_med2d.errors import DataError
+from sam_med2d.errors import DataError, UsageError
 from sam_med2d.json_files import read_json
 
 CLASS_NAMES = "SAMed2D_v1_class_mapping_id.json"
@@ -56,6 +56,23 @@ def parse_name(path: str | os.PathLike) -> Name | None:
         number("class_id"),
         number("instance"),
     )
+
+
+def case_pattern(expression: str, what: str = "--case") -> re.Pattern[str]:
+    """What tells the case of a picture by its name: the first group. Raises UsageError: it cannot."""
+    try:
+        compiled = re.compile(expression)
+    except re.error as error:
+        raise UsageError(f"{what} {expression}: not a regular expression ({error})") from error
+    if not compiled.groups:
+        raise UsageError(f"{what} {expression}: needs a group in parentheses, which is the case")
+    return compiled
+
+
+def case_hint(name: str) -> str:
+    """An expression that fits this name, a path without its ending: what stands before its last number is the case."""
+    numbered = r"(?:.*/)?([^/]+?)[-_. ]+[A-Za-z]?\d+"
+    return numbered if re.fullmatch(numbered, name) else r"(?:.*/)?([^/]+)"
 
 
 def read_class_names(path: str | os.PathLike) -> dict[str, dict[str, int]]:

@@ -17,11 +17,13 @@ CLICKS = "clicks"  # the number of clicks until Dice first reached `level`, empt
 
 TABLES = "tables"  # no column of the rows: made from others when the rows are read (estimates.py)
 
+CASES = "cases"  # no column of the rows: of all slices of a case together (cases.py)
+
 NOC_LEVELS = (80, 85, 90)  # of Dice, in per cent
 
 
 class Metric(NamedTuple):
-    """A value * scale is printed with so many digits. source: one of the four above; level: of Dice, for clicks."""
+    """A value * scale is printed with so many digits. source: one of the five above; level: of Dice, for clicks."""
 
     column: str
     title: str
@@ -57,6 +59,8 @@ TABLE = (
             ),  # number of failures, as a share
         )
     ),
+    Metric("hd95_mm", "HD95 mm", 1, 2, False, CASES),
+    Metric("volume_error", "volume error %", 100, 1, False, CASES),  # |P - T| / T
     Metric("dice_auc", "Dice AUC", 1, 3, True, TABLES),  # over the first five clicks, at most 4
     Metric("nsd_auc", "NSD AUC", 1, 3, True, TABLES),
     Metric("worse1", "worse by 0.01 %", 100, 1, False, TABLES),  # share of clicks that lowered Dice by more

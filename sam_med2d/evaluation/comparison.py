@@ -110,8 +110,8 @@ def means_by_model(means: pd.DataFrame, runs: Sequence[Run], modes: list[str], m
         mine = means[means["model"] == run.name].set_index("mode")
         row = [Cell(run.name)]
         for mode in shown:
-            mean, low, high = mine.loc[mode, ["mean", "low", "high"]]
-            row.append(number(METRICS[metric], mean, low, high, best=run.name in best[mode]))
+            mean, low, high, clusters = mine.loc[mode, ["mean", "low", "high", "clusters"]]
+            row.append(number(METRICS[metric], mean, low, high, best=run.name in best[mode], clusters=clusters))
         if any(speeds.values()):
             speed = speeds[run.name]
             row.append(Cell("–" if speed is None else f"{speed:.1f}"))
@@ -120,16 +120,22 @@ def means_by_model(means: pd.DataFrame, runs: Sequence[Run], modes: list[str], m
 
 
 def means_by_group(means: pd.DataFrame, runs: Sequence[Run], modes: list[str], metric: str, by: str) -> Grid:
-    """Groups x modes and models, means alone, as intervals of so many columns fit no page (the CSV has them)."""
+    """As printed: groups x modes and models, each mean with its interval."""
     shown = [mode for mode in modes if (means["mode"] == mode).any()]
     body = []
     for group in means[by].drop_duplicates():
         here = means[means[by] == group]
         row = [Cell(str(group)), count(here["objects"].max())]
         for mode in shown:
-            mean_of = here[here["mode"] == mode].set_index("model")["mean"]
-            best = best_of(here[here["mode"] == mode], metric)
-            row += [number(METRICS[metric], mean_of.get(run.name, np.nan), best=run.name in best) for run in runs]
+            of_mode = here[here["mode"] == mode]
+            found, best = {one.model: one for one in of_mode.itertuples()}, best_of(of_mode, metric)
+            for run in runs:
+                one = found.get(run.name)
+                row.append(
+                    number(METRICS[metric], one.mean, one.low, one.high, best=run.name in best, clusters=one.clusters)
+                    if one
+                    else Cell("–")
+                )
         body.append(row)
     return Grid(
         [f"{METRICS[metric].title} by {by}", "objects", *[run.name for _ in shown for run in runs]],
@@ -155,7 +161,14 @@ def differences_grid(paired: pd.DataFrame, reference: str, metric: str, by: str 
         body.append(
             [
                 *(Cell(str(name)) for name in (*group, row.mode, row.model)),
-                number(METRICS[metric], row.difference, row.difference_low, row.difference_high, sign="+"),
+                number(
+                    METRICS[metric],
+                    row.difference,
+                    row.difference_low,
+                    row.difference_high,
+                    sign="+",
+                    clusters=row.clusters,
+                ),
                 Cell("–" if np.isnan(row.p) else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"),
                 count(row.n),
                 count(row.clusters),

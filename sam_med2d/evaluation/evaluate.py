@@ -277,8 +277,12 @@ class Means:
         self._values: dict[tuple[str, str], list[float]] = {}
 
     def add(self, scored: Scored) -> None:
-        for metric, values in scored.values.items():
-            self._values.setdefault((metric, scored.mode.name), []).extend(values)
+        self.add_values(scored.mode.name, scored.values)
+
+    def add_values(self, mode: str, metrics: dict[str, list[float]]) -> None:
+        """metrics: of each the values of some objects."""
+        for metric, values in metrics.items():
+            self._values.setdefault((metric, mode), []).extend(values)
 
     @property
     def objects(self) -> int:

@@ -11,7 +11,17 @@ import pandas as pd
 
 from sam_med2d.evaluation.columns import METRICS, Metric
 
+FEW = 10  # clusters: percentile intervals of fewer are too narrow
+
+MARK = "†"
+
+MARKED = (
+    f"{MARK} from fewer than {FEW} clusters (cases, or images where no case is known): the interval is too narrow to "
+    "be relied on"
+)
+
 LATEX = {
+    MARK: r"\textdagger{}",
     "\\": r"\textbackslash{}",
     "–": "--",
     "~": r"\textasciitilde{}",
@@ -51,10 +61,16 @@ def number(
     sign: str = "",
     best: bool = False,
     n: int | None = None,
+    clusters: int | None = None,
 ) -> Cell:
-    """A mean with its interval, in brackets with one digit less; n where it is not of all objects."""
+    """A mean with its interval, in brackets with one digit less; n where it is not of all objects.
+
+    clusters: that the interval was taken from; MARK tells where they are few.
+    """
     short = metric._replace(digits=max(1, metric.digits - 1))
     detail = "" if np.isnan(low) else f"[{short.text(low, sign)}, {short.text(high, sign)}]"
+    if detail and clusters is not None and clusters < FEW:
+        detail += MARK
     if n is not None:
         detail = f"{detail} n {n}".strip()
     return Cell(metric.text(mean, sign), detail, None if np.isnan(mean) else float(mean), best)
@@ -87,7 +103,7 @@ def grid_of(table: pd.DataFrame, metric: str = "dice", medians: bool = False) ->
             cells = [Cell("–")] * (1 + both)
             if one:
                 missing = one.n if one.n < one.objects else None
-                mean = number(METRICS[one.metric], one.mean, one.low, one.high, n=missing)
+                mean = number(METRICS[one.metric], one.mean, one.low, one.high, n=missing, clusters=one.clusters)
                 median = number(METRICS[one.metric], one.median)
                 cells = [mean, median] if both else [median if medians else mean]
             row += cells
@@ -101,6 +117,25 @@ def grid_of(table: pd.DataFrame, metric: str = "dice", medians: bool = False) ->
     ]
     corner = by if by == "mode" else f"{METRICS[metric].title}{', median,' if medians else ''} by {by}"
     return Grid([corner, "objects", *printed], body)
+
+
+CASE_METRIC = "volume_error"  # that tables of cases alone have
+
+
+def grid_of_cases(table: pd.DataFrame) -> Grid:
+    """The table `case` as it is printed: rows classes and modes, columns metrics."""
+    shown = table[table.groupby("metric")["n"].transform("max") > 0]  # no millimetres without a spacing
+    metrics = [*dict.fromkeys(shown["metric"])]
+    body = []
+    for (name, mode), part in shown.groupby(["class", "mode"], sort=False, observed=True):
+        found = {row.metric: row for row in part.itertuples()}
+        cells = [
+            number(METRICS[one.metric], one.mean, one.low, one.high, clusters=one.clusters)
+            for one in map(found.get, metrics)
+            if one is not None
+        ]
+        body.append([Cell(str(name), value=str(name)), Cell(str(mode)), count(int(part["objects"].max())), *cells])
+    return Grid(["class", "mode", "cases", *(METRICS[metric].title for metric in metrics)], body, names=2)
 
 
 def _plain_grid(table: pd.DataFrame) -> Grid:
@@ -128,7 +163,8 @@ def format_table(table: pd.DataFrame, format: str = "text", metric: str = "dice"
         return buffer.getvalue().rstrip("\n")
     if format == "json":
         return json.dumps(to_records(table), indent=1, ensure_ascii=False)
-    return render(grid_of(table, metric), format)
+    of_cases = "metric" in table and CASE_METRIC in set(table["metric"])
+    return render(grid_of_cases(table) if of_cases else grid_of(table, metric), format)
 
 
 def to_records(table: pd.DataFrame) -> list[dict]:
@@ -147,8 +183,12 @@ def to_records(table: pd.DataFrame) -> list[dict]:
 
 
 def render(grid: Grid, format: str = "text") -> str:
-    """format: "text", "markdown" or "latex"."""
-    return {"text": _text, "markdown": _markdown, "latex": _latex}[format](grid)
+    """format: "text", "markdown" or "latex". Below a table with intervals from few clusters stands what MARK means."""
+    table = {"text": _text, "markdown": _markdown, "latex": _latex}[format](grid)
+    if not any(MARK in cell.detail for row in grid.body for cell in row):
+        return table
+    note = f"{{\\footnotesize {_in_latex(MARKED)}}}" if format == "latex" else MARKED
+    return f"{table}\n{note}" if format == "text" else f"{table}\n\n{note}"
 
 
 def _flat_header(grid: Grid) -> list[str]:
@@ -185,9 +225,12 @@ def _markdown(grid: Grid) -> str:
     return "\n".join([header, rule, *body])
 
 
+def _in_latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in " ".join(text.split()))
+
+
 def _latex(grid: Grid) -> str:
-    def escaped(text: str) -> str:
-        return "".join(LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    escaped = _in_latex
 
     def cell(one: Cell) -> str:
         text = rf"\textbf{{{escaped(one.text)}}}" if one.best else escaped(one.text)

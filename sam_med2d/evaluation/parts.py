@@ -6,11 +6,25 @@ with the test set, and rows do not depend on who made them.
 
 import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from sam_med2d.evaluation.rows import Row
 from sam_med2d.json_files import LARGE, parse_json
+
+
+class Measured(NamedTuple):
+    """Of one image. number: its place in the index; pools: of cases.py; shown_from: the side of the frame that would
+    show all objects that vanished, 0 if none did; coarseness: of the frame, in pixels of the picture, over the
+    tolerance of NSD."""
+
+    number: int
+    rows: list[Row]
+    prompts: dict
+    pools: Sequence[dict] = ()
+    shown_from: int = 0
+    coarseness: float = 0.0
 
 
 class Part:
@@ -19,10 +33,9 @@ class Part:
     def __init__(self, folder: Path, rank: int) -> None:
         self._file = part_file(folder, rank).open("w", encoding="utf-8")
 
-    def add(self, number: int, rows: list[Row], prompts: dict, shown_from: int = 0) -> None:
-        """number: of the image in the index; ascending. shown_from: the side of the frame that would show all objects
-        that vanished; 0: none did."""
-        self._file.write(json.dumps([number, rows, prompts, shown_from]) + "\n")
+    def add(self, measured: "Measured") -> None:
+        """Images in the order of their numbers."""
+        self._file.write(json.dumps(measured) + "\n")
 
     def close(self) -> None:
         self._file.close()
@@ -32,13 +45,12 @@ def part_file(folder: Path, rank: int) -> Path:
     return folder / f"part_{rank}.jsonl"
 
 
-def merged(folder: Path, processes: int) -> Iterator[tuple[int, list[Row], dict, int]]:
-    """The images of all parts in the order of the index, as `Part.add` got them. Needs memory for one image a part."""
+def merged(folder: Path, processes: int) -> Iterator[Measured]:
+    """The images of all parts in the order of the index. Needs memory for one image a part."""
 
-    def lines(rank: int) -> Iterator[tuple[int, list[Row], dict, int]]:
+    def lines(rank: int) -> Iterator[Measured]:
         with open(part_file(folder, rank), encoding="utf-8") as file:
             for line in file:
-                number, rows, prompts, shown_from = parse_json(line, LARGE)
-                yield number, rows, prompts, shown_from
+                yield Measured(*parse_json(line, LARGE))
 
-    return heapq.merge(*(lines(rank) for rank in range(processes)), key=lambda image: image[0])
+    return heapq.merge(*(lines(rank) for rank in range(processes)), key=lambda image: image.number)

@@ -4,9 +4,8 @@ import argparse
 import math
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,22 +18,20 @@ from sam_med2d.data.description import Describer
 from sam_med2d.data.index import Index
 from sam_med2d.data.vanishing import Vanished
 from sam_med2d.evaluation import metrics, surface
+from sam_med2d.evaluation.beside import Beside, with_surfaces
+from sam_med2d.evaluation.cases import KEYS, Pool
 from sam_med2d.evaluation.columns import CLICKS, METRICS, SURFACES, computed_from
 from sam_med2d.evaluation.evaluate import Scored
 from sam_med2d.evaluation.gallery import Predictions, shown_in_gallery, tiles_of
 from sam_med2d.evaluation.left_out import ZERO
-from sam_med2d.evaluation.parts import Part
+from sam_med2d.evaluation.parts import Measured, Part
 from sam_med2d.evaluation.rows import ALONE, EMPTY, SCORED, VANISHED, Row
-from sam_med2d.evaluation.surface import surface_metrics
+from sam_med2d.evaluation.surface import Spacing, Tolerance
 from sam_med2d.image_files import write_png
 from sam_med2d.outputs import distinct, place, png_name
 from sam_med2d.prompts.files import record_prompts
 from sam_med2d.prompts.modes import SWAPPED, Mode
 from segment_anything.geometry import is_paper
-
-WAITING = 8  # images a worker, whose surface metrics are being computed while the model goes on
-
-Distances = list[dict[str, float]]  # of each object its surface metrics, by name
 
 
 def record(
@@ -57,13 +54,19 @@ def record(
     paper = is_paper(args.protocol)
     kept = Predictions(folder, rank, paper) if args.report else None
     shown = shown_in_gallery(args.modes)
+    asked, tolerance = (
+        [name for name in computed_from(SURFACES) if name in args.metrics],
+        Tolerance.of(args.nsd_tolerance),
+    )
+    measured_beside = with_surfaces(scores, describer, asked, tolerance, max(1, args.num_workers))
     started, drawing_time = time.monotonic(), 0.0
     with tqdm(total=len(own), unit="image", dynamic_ncols=True, disable=rank > 0) as bar:
-        for number, (batch, image, scored, distances) in zip(own, with_distances(scores, args)):
+        for number, (batch, image, scored, measured) in zip(own, measured_beside):
             name, masks = dataset.index[number]
             described = {mask: describer.describe(name, mask) for mask in masks}
             skipped = [mask for mask in masks if mask in batch.skipped]
-            by_mode = [rows_of(one, name, described, strategy, d) for one, d in zip(scored, distances)]
+            by_mode = [rows_of(one, name, described, strategy, b) for one, b in zip(scored, measured)]
+            pools = [pool for b in measured for pool in b.pools]
             rows = [row for rows_of_object in zip(*by_mode) for row in rows_of_object]
             size = batch.original_sizes[image]
             for mask in skipped:
@@ -72,13 +75,15 @@ def record(
                     {"image": name, "mask": mask, **described[mask], **mode_columns(mode, ""), **found}
                     for mode in args.modes
                 ]
+            pools += unfound(rows) if args.vanished == ZERO else []
             prompts: dict = {key_of(mask): {} for mask in skipped}
             for one in scored:
                 record_prompts(prompts, one.mode, [*map(key_of, one.names)], one.prompts, one.drawings)
                 if kept and one.mode in shown:
                     kept.add(one, batch.content[image].tolist())
             frames = [batch.vanished[mask].shown_from for mask in skipped if mask in batch.vanished]
-            part.add(number, rows, prompts, max(frames, default=0))
+            coarseness = coarseness_of(size, batch.content[image].tolist(), tolerance, describer.spacing(masks[0]))
+            part.add(Measured(number, rows, prompts, pools, max(frames, default=0), coarseness))
             if args.save_pred:
                 paused = time.monotonic()
                 for one in scored:
@@ -91,6 +96,21 @@ def record(
     return time.monotonic() - started - drawing_time
 
 
+def unfound(rows: list[Row]) -> list[Pool]:
+    """What objects that vanished, and count as not found, add to their cases: their volume, but no outline."""
+    gone = [row for row in rows if row["status"] == VANISHED and row["case"]]
+    return [{**{key: row[key] for key in KEYS}, "true_volume": row["true_area"], "objects": 0} for row in gone]
+
+
+def coarseness_of(size: tuple[int, int], content: list[int], tolerance: Tolerance, spacing: Spacing | None) -> float:
+    """How many tolerances of NSD a pixel of the frame is wide; 0 where the tolerance is 0, as then nothing is meant.
+
+    size: of the picture, (height, width); content: top, left, height, width of it in the frame.
+    """
+    within = tolerance.pixels(*size, spacing)
+    return max(size[0] / content[2], size[1] / content[3]) / within if within else 0.0
+
+
 def clicks_until(dice_by_click: list[float]) -> Row:
     """Metrics of clicks: after how many clicks Dice first reached the level of each, None where it never did."""
     return {
@@ -99,40 +119,7 @@ def clicks_until(dice_by_click: list[float]) -> Row:
     }
 
 
-def with_distances(
-    scores: Iterable[tuple[Batch, list[Scored]]], args: argparse.Namespace
-) -> Iterator[tuple[Batch, int, list[Scored], list[Distances]]]:
-    """Image by image, in order: its batch and place there, its scores mode by mode, and their surface metrics.
-
-    These are computed by threads while the model goes on; only so many images wait for theirs.
-    """
-    asked = [name for name in computed_from(SURFACES) if name in args.metrics]
-
-    def distances(scored: Scored) -> Distances:
-        if not asked:
-            return [{} for _ in scored.names]
-        pairs = zip(scored.masks.numpy(), scored.truth.numpy())
-        return [surface_metrics(predicted, truth, args.nsd_tolerance, asked) for predicted, truth in pairs]
-
-    def finished(
-        batch: Batch, image: int, scored: list[Scored], futures: list[Future[Distances]]
-    ) -> tuple[Batch, int, list[Scored], list[Distances]]:
-        return batch, image, scored, [future.result() for future in futures]
-
-    threads = max(1, args.num_workers)
-    waiting: deque[tuple[Batch, int, list[Scored], list[Future[Distances]]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for batch, scored in scores:
-            for image in range(len(batch.images)):
-                here = [one for one in scored if one.image == image]
-                waiting.append((batch, image, here, [pool.submit(distances, one) for one in here]))
-            while len(waiting) > WAITING * threads:
-                yield finished(*waiting.popleft())
-        while waiting:
-            yield finished(*waiting.popleft())
-
-
-def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str, distances: Distances) -> list[Row]:
+def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str, beside: Beside) -> list[Row]:
     """The rows of one image's objects in one mode. strategy: of iterative clicks."""
     mode = scored.mode
     if mode.scored == SWAPPED and len(scored.names) == 1:
@@ -149,7 +136,7 @@ def rows_of(scored: Scored, image: str, described: dict[str, Row], strategy: str
             "image_area": scored.truth[0].numel(),
             "predicted_area": predicted_area,
             **{name: values[i] for name, values in scored.values.items()},
-            **distances[i],
+            **beside.distances[i],
             "predicted_iou": scored.predicted_iou[i],
             **({} if scored.dice_by_click is None else clicks_until(scored.dice_by_click[i].tolist())),
             "status": SCORED,

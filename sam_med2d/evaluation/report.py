@@ -25,7 +25,7 @@ from sam_med2d.evaluation.columns import MAIN_METRICS, METRICS
 from sam_med2d.evaluation.estimates import GROUPS, WEIGHTED, scored, unscored
 from sam_med2d.evaluation.figures import figures
 from sam_med2d.evaluation.gallery import RANKS, GalleryItem
-from sam_med2d.evaluation.grids import Grid, grid_of
+from sam_med2d.evaluation.grids import MARK, Grid, grid_of, grid_of_cases
 from sam_med2d.evaluation.results import Results
 from sam_med2d.evaluation.rows import VANISHED
 from sam_med2d.evaluation.summary import all_tables
@@ -59,6 +59,7 @@ def write_report(
         .render(
             title=str(results.flags.get("run_name") or Path(folder).resolve().name),
             facts=facts(rows, objects, results),
+            mark=MARK,
             script=script,
             script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
             clusters=objects["cluster"].nunique(),
@@ -66,6 +67,7 @@ def write_report(
             elsewhere=grid_of(made["elsewhere"]) if "elsewhere" in made else None,
             noc=grid_of(made["noc"]) if len(made["noc"]) else None,
             calibration=grid_of(made["calibration"]) if len(made["calibration"]) else None,
+            cases=grid_of_cases(made["case"]) if "case" in made else None,
             totals=TOTALS,
             breakdowns=[breakdown(made[by], by) for by in GROUPS if by in made],
             figures=figures(made),

@@ -64,8 +64,8 @@ class Results:
         return self.flags.get("protocol", PAPER)
 
     @property
-    def nsd_tolerance(self) -> float | None:
-        """Of the normalised surface Dice, in pixels."""
+    def nsd_tolerance(self) -> float | str | None:
+        """Of the normalised surface Dice: a number of pixels, or text with a unit."""
         return self.flags.get("nsd_tolerance")
 
     def facts(self) -> dict[str, Any]:

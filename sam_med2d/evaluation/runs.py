@@ -1,6 +1,6 @@
 """Finished runs of test.py, and whether they can be compared: the same objects, the same data, the same prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.results import Results, read_results
 from sam_med2d.evaluation.rows import measured, read_rows
 from sam_med2d.json_files import LARGE, read_json
+from sam_med2d.prompts.modes import Mode, known_mode
 
 
 class Run(NamedTuple):
@@ -123,8 +124,12 @@ def other_data(runs: Sequence[Run], modes: list[str]) -> list[str]:
     return differences
 
 
-def other_questions(runs: Sequence[Run], metric: str) -> list[str]:
-    """One line for each way in which runs differ in how models were asked or scored, as far as they say."""
+def other_questions(runs: Sequence[Run], metric: str, modes: Sequence[str]) -> list[str]:
+    """One line for each way in which runs differ in how models were asked or scored, as far as they say.
+
+    What none of `modes`, those that are compared, made use of may differ: a seed where nothing was drawn, a choice of
+    clicks where there were none.
+    """
     first = runs[0]
     silent = [run.name for run in runs if not run.told]
     differences = (
@@ -133,9 +138,11 @@ def other_questions(runs: Sequence[Run], metric: str) -> list[str]:
     told = [run for run in runs if run.told]
     fields: dict[str, Callable[[Results], object]] = {
         "index of the data": lambda results: results.data_hash,
-        "seed": lambda results: results.seed,
         "--protocol": lambda results: results.protocol,
     }
+    compared = [known_mode(mode) for mode in modes]
+    if any(mode.clicks or mode.jitter or not mode.start for mode in compared):
+        fields["seed"] = lambda results: results.seed
     if metric == "nsd":
         fields["--nsd_tolerance"] = lambda results: results.nsd_tolerance
     for what, field in fields.items():
@@ -145,20 +152,24 @@ def other_questions(runs: Sequence[Run], metric: str) -> list[str]:
             differences.append(
                 f"not the same {what} ({', '.join(f'{name} {str(value)[:12]}' for name, value in found.items())})"
             )
-    strategies = {run.name: "/".join(sorted(name for name in run.rows["strategy"].unique() if name)) for run in runs}
+    used = {run.name: run.rows["strategy"][run.rows["mode"].isin(modes)] for run in runs}
+    strategies = {name: "/".join(sorted(filter(None, values.unique()))) for name, values in used.items()}
     if len(set(strategies.values())) > 1:
         told_of = ", ".join(f"{name} {value or 'none'}" for name, value in strategies.items())
         differences.append(f"not the same --click_strategy ({told_of})")
     for run in told[1:]:
         if told[0] is first and run.results.image_size == first.results.image_size:
-            differences += other_prompts(first, run)
+            differences += other_prompts(first, run, compared)
     return differences
 
 
-def other_prompts(first: Run, other: Run) -> list[str]:
-    """Boxes, the first click and clicks at once do not depend on the model: runs of one frame must agree on them."""
+def other_prompts(first: Run, other: Run, modes: Sequence[Mode]) -> list[str]:
+    """Boxes, the first click and clicks at once do not depend on the model: runs of one frame must agree on them.
 
-    one, two = _starts(first), _starts(other)
+    modes: those that are compared; prompts of others may differ.
+    """
+    sequences = {mode.sequence for mode in modes}
+    one, two = _starts(first, sequences), _starts(other, sequences)
     changed: dict[str, list[str]] = {}
     for name in one.keys() & two.keys():
         for what in one[name].keys() & two[name].keys():
@@ -170,20 +181,25 @@ def other_prompts(first: Run, other: Run) -> list[str]:
     ]
 
 
-def _starts(run: Run) -> dict[str, dict[str, object]]:
-    """{object: {what: coordinates}} of the prompts that do not depend on a model."""
+def _starts(run: Run, sequences: Set[str]) -> dict[str, dict[str, object]]:
+    """{object: {what: coordinates}} of the prompts of these sequences that do not depend on a model."""
     path = run.folder / "prompts.json"
     if not path.is_file():
         return {}
     objects = read_json(path, "run test.py again", most=LARGE)
     if not isinstance(objects, dict):
         raise DataError(f"{path}: is no prompts file of test.py; run test.py again")
-    found = {}
+    found: dict[str, dict[str, object]] = {}
     for name, entry in objects.items():
         if isinstance(entry, dict):
-            found[name] = {"box": entry.get("boxes"), "first click": (entry.get("point_coords") or [None])[0]}
-            for sequence, prompts in entry.get("others", {}).items():
-                found[name][f"{sequence} box"] = prompts.get("boxes")
+            here = found[name] = {}
+            if "bbox" in sequences:
+                here["box"] = entry.get("boxes")
+            if "clicks" in sequences:
+                here["first click"] = (entry.get("point_coords") or [None])[0]
+            for sequence in sequences & entry.get("others", {}).keys():
+                prompts = entry["others"][sequence]
+                here[f"{sequence} box"] = prompts.get("boxes")
                 if sequence.endswith("shot"):
-                    found[name][sequence] = prompts.get("point_coords")
+                    here[sequence] = prompts.get("point_coords")
     return found

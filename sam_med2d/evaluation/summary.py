@@ -17,17 +17,20 @@ Definitions: docs/evaluation.md.
 import pandas as pd
 
 from sam_med2d.errors import DataError
+from sam_med2d.evaluation.cases import CASE_METRICS
 from sam_med2d.evaluation.columns import MAIN_METRICS, NOC_METRICS
 from sam_med2d.evaluation.curves import calibration, calibration_bins, click_curves, jitter_curve, reached_curves
 from sam_med2d.evaluation.estimates import GROUPS, RESAMPLES, UNKNOWN, scored, summarise, unscored
 
 
-def all_tables(rows: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, pd.DataFrame]:
+def all_tables(
+    rows: pd.DataFrame, *, cases: pd.DataFrame | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, pd.DataFrame]:
     """Every table of a run by name; breakdowns by names that no row tells are left out. Raises DataError: nothing
     scored.
 
     overall, noc, dataset, modality, class, size (as of summarise); calibration, calibration_bins, dice_by_clicks,
-    reached, dice_by_jitter.
+    reached, dice_by_jitter; case, by class, where `cases` are given, of read_cases.
     """
     objects = scored(rows)
     if objects.empty:
@@ -42,6 +45,9 @@ def all_tables(rows: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = 0)
         if any(name != UNKNOWN for name in objects[by].unique()):
             totals = by != "size" and objects[by].nunique() > 1
             tables[by] = summarise(objects, by, totals=totals, resamples=resamples, seed=seed)
+    if cases is not None:
+        totals = cases["class"].nunique() > 1
+        tables["case"] = summarise(cases, "class", CASE_METRICS, totals=totals, resamples=resamples, seed=seed)
     tables |= {
         "calibration": calibration(objects),
         "calibration_bins": calibration_bins(objects),

@@ -22,9 +22,10 @@ from sam_med2d.prompts.clicks import (
 )
 from sam_med2d.prompts.files import FrozenPrompts
 from sam_med2d.prompts.modes import Mode
-from sam_med2d.prompts.strokes import Drawing, clicks_along, corrective_scribble, drawn, enclosed, lasso
+from sam_med2d.prompts.strokes import Drawing, clicks_along, corrective_scribble, drawn, lasso
 from sam_med2d.seeds import seed_of
 from segment_anything import Prompts
+from segment_anything.drawings import enclosed
 
 CLICK_STRATEGIES = ("random", "center", "human")
 
@@ -59,7 +60,7 @@ def with_drawings(prompts: Prompts, drawings: list[Drawing], side: int, device: 
     mask prompt, what it encloses.
     """
     if drawings[0].lasso is not None:
-        inside = np.stack([enclosed(one.lasso, side) for one in drawings if one.lasso is not None])
+        inside = np.stack([enclosed(one.lasso, (side, side)) for one in drawings if one.lasso is not None])
         masks = torch.from_numpy(inside)[:, None].to(device)
         return prompts._replace(boxes=boxes_of(masks), masks=mask_prompts(masks))
     strokes = [one.stroke for one in drawings if one.stroke is not None]

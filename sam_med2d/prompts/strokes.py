@@ -21,8 +21,8 @@ from scipy.sparse.csgraph import dijkstra
 from sam_med2d.prompts.clicks import largest_error
 from sam_med2d.regions import depth_of, innermost_pixel
 from segment_anything import ABSENT, FOREGROUND
+from segment_anything.drawings import CLICKS_ALONG, points_along, resampled
 
-CLICKS_ALONG = 5  # clicks by which a stroke is heard as tokens
 KINDS = ("centre", "border", "free")
 THIN = 48  # pixels: a region is thinned to about this many a side before its centre line is looked for
 WIDEST = 5  # pixels of the frame
@@ -68,12 +68,7 @@ def clicks_along(stroke: Stroke, count: int = CLICKS_ALONG) -> tuple[np.ndarray,
     """
     if stroke.label == ABSENT or not stroke.lines:
         return np.zeros((count, 2), np.float32), np.full(count, ABSENT, np.int64)
-    lines = [_resampled(line, int(np.ceil(_length(line))) + 1) for line in stroke.lines]
-    points = np.concatenate(lines)
-    along = np.cumsum(np.concatenate([np.append(0.0, np.hypot(*np.diff(line, axis=0).T)) for line in lines]))
-    places = (np.arange(count) + 0.5) / count * along[-1]
-    nearest = np.abs(along[None] - places[:, None]).argmin(axis=1)
-    return np.rint(points[nearest]).astype(np.float32), np.full(count, stroke.label, np.int64)
+    return points_along(stroke.lines, count), np.full(count, stroke.label, np.int64)
 
 
 # ---------------------------------------------------------------- the simulated annotator
@@ -115,19 +110,12 @@ def lasso(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     hull = cv2.convexHull(points)[:, 0]
     size = np.sqrt(np.prod(np.ptp(points, axis=0) + 1))
     away = size * rng.uniform(0.05, 0.15) + 1
-    outline = _resampled(np.concatenate([hull, hull[:1]]), LASSO_CORNERS + 1)[:-1]
+    outline = resampled(np.concatenate([hull, hull[:1]]), LASSO_CORNERS + 1)[:-1]
     from_middle = outline - points.mean(axis=0)
     direction = from_middle / np.maximum(np.hypot(*from_middle.T), 1e-6)[:, None]
     shake = ndimage.gaussian_filter1d(rng.normal(0, away, LASSO_CORNERS), 1.5, mode="wrap")
     reach = np.maximum(away + shake, 0)
     return np.clip(outline + direction * reach[:, None], 0, mask.shape[0] - 1).astype(np.float32)
-
-
-def enclosed(polygon: np.ndarray, side: int) -> np.ndarray:
-    """What a lasso encloses, its line included, as even-odd filling has it: (side, side) bool. polygon: (n, 2)."""
-    filled = np.zeros((side, side), np.uint8)
-    cv2.fillPoly(filled, [np.rint(polygon).astype(np.int32).reshape(-1, 1, 2)], 1)
-    return filled > 0
 
 
 # ---------------------------------------------------------------- lines
@@ -188,7 +176,7 @@ def _wobbled(line: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> n
     """With a hand's unrest, up to a third of the region's depth."""
     if len(line) < 3:
         return line
-    line = _resampled(line, max(3, min(64, len(line))))
+    line = resampled(line, max(3, min(64, len(line))))
     reach = min(2.0, depth.max() / 3)
     return line + reach * ndimage.gaussian_filter1d(rng.normal(0, 1.5, line.shape), 2, axis=0, mode="nearest")
 
@@ -213,14 +201,3 @@ def _inside(line: np.ndarray, region: np.ndarray) -> list[np.ndarray]:
     ends = np.flatnonzero(np.diff(there.astype(int), append=0) == -1) + 1
     last = np.array(region.shape[::-1]) - 1
     return [np.clip(line[start:end], 0, last).astype(np.float32) for start, end in zip(starts, ends)]
-
-
-def _length(line: np.ndarray) -> float:
-    return float(np.hypot(*np.diff(line, axis=0).T).sum())
-
-
-def _resampled(line: np.ndarray, count: int) -> np.ndarray:
-    """(n, 2) -> (count, 2), equally far from one another along the line."""
-    along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(line, axis=0).T))])
-    places = np.linspace(0, along[-1], count)
-    return np.stack([np.interp(places, along, line[:, k]) for k in range(2)], axis=1).astype(np.float32)

@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from sam_med2d import drawing
@@ -17,8 +16,10 @@ from sam_med2d.data.vanishing import Vanished, told
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.evaluate import Means, evaluate
 from sam_med2d.evaluation.gallery import tiles_of
+from sam_med2d.evaluation.sensitivity import sensitivity, values_of, with_swapped
 from sam_med2d.prompts.annotators import SimulatedAnnotator
 from sam_med2d.prompts.modes import parse_mode
+from sam_med2d.training.boards import Boards
 from segment_anything import Sam
 
 PANEL_IMAGES = 4  # images drawn for TensorBoard after each epoch
@@ -71,14 +72,14 @@ class Window:
     def images_per_second(self) -> float:
         return self.images / (time.monotonic() - self.opened)
 
-    def write(self, board: SummaryWriter, step: int, rate: float) -> None:
+    def write(self, board: Boards, step: int, rate: float) -> None:
         for name in self.sums:
             board.add_scalar(name, self.mean(name), step)
         board.add_scalar("lr", rate, step)
         board.add_scalar("images_per_second", self.images_per_second(), step)
 
 
-def validate(model: Sam, loader, args: argparse.Namespace, board: SummaryWriter, step: int) -> dict[str, float]:
+def validate(model: Sam, loader, args: argparse.Namespace, board: Boards, step: int) -> dict[str, float]:
     """-> mean Dice of each prompt mode on the val split."""
     means, empty = Means(), 0
     vanished: dict[str, Vanished] = {}
@@ -86,32 +87,33 @@ def validate(model: Sam, loader, args: argparse.Namespace, board: SummaryWriter,
     for batch, scored in evaluate(
         model,
         batches,
-        args.modes,
+        with_swapped(args.modes),
         device=model.device,
         annotator=SimulatedAnnotator(args.seed),
         multimask=args.multimask,
         use_amp=args.use_amp,
     ):
         for one in scored:
-            means.add(one)
+            means.add_values(one.mode.name, values_of(one))
         empty += len(batch.skipped) - len(batch.vanished)
         vanished |= batch.vanished
     if not means.objects:
         what = f"vanishes: {told(vanished, args.image_size)}" if vanished else "is empty; correct or remove that index"
         raise DataError(f"{args.data_path}: every mask of its val split {what}")
     for metric in args.metrics:
-        for mode, value in means.of(metric).items():
-            board.add_scalar(f"val_{metric}/{mode}", value, step)
-    said = "  ".join(f"{mode} {value:.4f}" for mode, value in means.of("dice").items())
+        for mode in args.modes:
+            board.add_scalar(f"val_{metric}/{mode.name}", means.of(metric)[mode.name], step)
+    for name, value in sensitivity(means, args.modes).items():
+        board.add_scalar(f"val_{name}", value, step)
+    of_modes = {mode.name: means.of("dice")[mode.name] for mode in args.modes}
+    said = "  ".join(f"{mode} {value:.4f}" for mode, value in of_modes.items())
     print(f"validation Dice of {means.objects} objects: {said}" + (f"  ({empty} empty skipped)" if empty else ""))
     if vanished:
         print(f"not validated on: {told(vanished, args.image_size)}")
-    return means.of("dice")
+    return of_modes
 
 
-def draw_panels(
-    model: Sam, batch: Batch, index: Index, args: argparse.Namespace, board: SummaryWriter, step: int
-) -> None:
+def draw_panels(model: Sam, batch: Batch, index: Index, args: argparse.Namespace, board: Boards, step: int) -> None:
     """Some training images with predictions, truths and prompts, from a box and after three clicks."""
     for _, scored in evaluate(
         model,

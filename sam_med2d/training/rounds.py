@@ -20,6 +20,7 @@ from sam_med2d.prompts.strokes import Drawing, corrective_scribble, lasso
 from sam_med2d.seeds import seed_of
 from sam_med2d.training.learner import Learner
 from sam_med2d.training.losses import objective, refinement_loss
+from sam_med2d.training.own_parts import Loss
 from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of, look, low_resolution, ranked
 
 
@@ -32,7 +33,7 @@ class Recipe(NamedTuple):
     outputs 1 to 3, else output 0; seed: of every draw, together with the number of the batch in the run.
     scribble_share: of the starts from clicks, and of the corrections, that are strokes instead, one an object;
     lasso_share: of the starts from boxes that are lassos instead. rank_weight: of the loss by which the guesses are
-    ranked.
+    ranked; loss: in place of `losses.objective`.
     """
 
     corrections: int = 8
@@ -44,6 +45,7 @@ class Recipe(NamedTuple):
     scribble_share: float = 0.0
     lasso_share: float = 0.0
     rank_weight: float = 0.0
+    loss: Loss | None = None
 
 
 class Round(NamedTuple):
@@ -181,6 +183,7 @@ def judge(
     details: Tensor | None = None,
     prompts: Prompts | None = None,
     rank_weight: float = 0.0,
+    loss: Loss | None = None,
 ) -> Round:
     """Score a prediction (all four outputs) and choose the output that the next round corrects.
 
@@ -189,7 +192,7 @@ def judge(
     truth of an object that was meant otherwise, until the guesses are one.
     """
     logits = model.upscale(prediction.logits)
-    losses = objective(prediction, logits, masks, rank_weight)
+    losses = loss(prediction, logits, masks) if loss else objective(prediction, logits, masks, rank_weight)
     outputs = MULTIPLE if multimask else SINGLE
     with torch.no_grad():
         guesses = Prediction(prediction.logits[:, outputs], prediction.iou[:, outputs])
@@ -236,7 +239,8 @@ def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step
         start = drawn_start(start, masks, recipe, step)
         prediction = predict_start(model, seen.embeddings, start)
         asked = start.of_all()
-        last = judge(model, "start", prediction, masks, recipe.multimask, seen.details, asked, recipe.rank_weight)
+        ways = recipe.rank_weight, recipe.loss
+        last = judge(model, "start", prediction, masks, recipe.multimask, seen.details, asked, *ways)
     learner.step(last.losses["loss"])
     rounds = [detached(last)]
     dice = {
@@ -259,7 +263,7 @@ def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step
             details = model.details(batch.images, batch.content)
             own = None if details is None else details[batch.image_index]
             kind = "clicks" if clicks else "mask"
-            last = judge(model, kind, prediction, masks, recipe.multimask, own, prompts, recipe.rank_weight)
+            last = judge(model, kind, prediction, masks, recipe.multimask, own, prompts, *ways)
         learner.step(last.losses["loss"])
         rounds.append(detached(last))
 

@@ -44,12 +44,11 @@ def check_tuning(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         if args.tune == "decoder":
             parser.error("--tune_blocks is about the encoder, of which --tune decoder trains nothing")
     frozen = args.tune == "decoder" or (args.tune == "lora" and args.lora_targets == [DECODER])
-    same = not (args.augment or args.replay)  # images in every epoch
-    if args.embeddings in PRECISIONS and not (frozen and same):
-        why = f"--{'augment' if args.augment else 'replay'} varies the images"
-        why = why if frozen else f"the encoder learns with --tune {args.tune}"
+    varying = [name for name in ("augment", "augment_with", "replay") if getattr(args, name)]  # images of every epoch
+    if args.embeddings in PRECISIONS and (varying or not frozen):
+        why = f"--{varying[0]} varies the images" if frozen else f"the encoder learns with --tune {args.tune}"
         parser.error(f"--embeddings {args.embeddings} keeps what does not change, but {why}; leave one of the two out")
-    args.embeddings = args.embeddings or ("float16" if frozen and same else AGAIN)
+    args.embeddings = args.embeddings or ("float16" if frozen and not varying else AGAIN)
     if not 0 < args.layer_decay <= 1:
         parser.error(f"--layer_decay must be above 0 and at most 1, not {args.layer_decay}")
     if args.layer_decay < 1 and args.tune != "all":

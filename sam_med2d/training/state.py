@@ -2,12 +2,14 @@
 
     last.pth    {"model", "optimizer", "scaler", "progress", "flags"}: all that --resume needs
     best.pth    {"model", "flags", "epoch", the value it was chosen by}: weights alone, for test.py and for use
+    in both     "made_by": versions, commit, command and the hash of the data's index
 
 Files hold tensors and plain values. They are replaced in one step: whoever reads one sees the old or the new one.
 """
 
 import argparse
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
@@ -16,8 +18,10 @@ from typing import Any
 from torch import Tensor
 
 from sam_med2d.cli import impossible_values
+from sam_med2d.device import best_device
 from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.outputs import run_folder
+from sam_med2d.provenance import provenance
 from sam_med2d.training.embeddings import AGAIN
 from sam_med2d.training.learner import Learner
 from sam_med2d.training.start import tuned_without_the_flag
@@ -40,6 +44,8 @@ MUST_AGREE = (
     "batch_size",
     "mask_num",
     "augment",
+    "augment_with",
+    "loss",
     "balance",
     "replay",
     "replay_share",
@@ -58,6 +64,7 @@ NOT_FLAGS = ("modes",)  # what parse_args makes of flags
 # What a last.pth holds, all of which is checked before anything is restored: a dict is the keys that have to be there,
 # EACH the values under any key, a tuple the types of a value.
 EACH = "..."
+NEW = "made_by"  # which older files have not
 WHOLE, NUMBER, TENSOR = (int,), (int, float), (Tensor,)
 PLAIN = (NoneType, bool, int, float, str, list)
 MOMENTS = {"step": TENSOR, "exp_avg": TENSOR, "exp_avg_sq": TENSOR}
@@ -76,6 +83,7 @@ STATE = {
         "best": NUMBER,
         "best_epoch": WHOLE,
     },
+    "made_by": {EACH: (*PLAIN, dict)},
     "flags": {"model_type": (str,), "image_size": WHOLE, "encoder_adapter": (bool,), EACH: PLAIN},
 }
 
@@ -162,6 +170,16 @@ class SavedRun:
         return flags
 
 
+def made_by(args: argparse.Namespace) -> dict[str, Any]:
+    """The versions, the commit, the words and the index of the data of a run, as plain values; None for unknown ones.
+
+    To be asked for at the start, when the files are those that are read.
+    """
+    found = (Path(args.data_path) / f"{kind}_train.json" for kind in ("image2label", "label2image"))
+    index = next((path for path in found if path.exists()), Path(args.data_path))
+    return {"command": [str(word) for word in sys.argv], **provenance(best_device(args.device), {"data": index})}
+
+
 def misfits(content: object, form: dict | tuple[type, ...], place: str = "it") -> Iterator[str]:
     """What a content lacks of a form as `STATE` has them, a phrase each: "progress has no 'epoch'"."""
     if isinstance(form, tuple):
@@ -173,7 +191,7 @@ def misfits(content: object, form: dict | tuple[type, ...], place: str = "it") -
         yield f"{place} is of type {type(content).__name__.lstrip('_')}, not dict"
         return
     parts = dict(enumerate(content)) if isinstance(content, list) else content
-    yield from (f"{place} has no {name!r}" for name in form if name != EACH and name not in parts)
+    yield from (f"{place} has no {name!r}" for name in form if name not in (EACH, NEW) and name not in parts)
     if form.keys() == {EACH} and not parts and place in ("model", "optimizer/param_groups"):
         yield f"{place} is empty"
     for name, part in parts.items():
@@ -202,6 +220,7 @@ class RunState:
         self.model = model
         self.learner = learner
         self.progress = progress
+        self.made_by = made_by(args)
 
     def start(self) -> None:
         """With --overwrite the weights of another run would stand there until this one is judged: they go."""
@@ -284,4 +303,4 @@ class RunState:
                 f"last checkpoint in {self.folder}; lower --lr or switch --use_amp off, and --resume"
             )
         flags = {name: value for name, value in vars(self.args).items() if name not in NOT_FLAGS}
-        save_checkpoint({"model": weights, **content, "flags": flags}, self.folder / name)
+        save_checkpoint({"model": weights, **content, "made_by": self.made_by, "flags": flags}, self.folder / name)

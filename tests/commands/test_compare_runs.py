@@ -103,8 +103,9 @@ def test_second_table_of_the_paper(runs: dict[str, Path], capsys) -> None:
     table = {row[0]: row[2:] for row in body}
     assert [*table] == ["AMOS22", "BraTS21", "KiTS23", "mean of datasets", "mask-weighted mean"]
     for dataset in ("AMOS22", "BraTS21", "KiTS23"):
-        assert table[dataset][3].strip("*") == f"{100 * mean(runs['sam'], '1pt', dataset=dataset):.2f}"
-    assert table["mask-weighted mean"][1].strip("*") == f"{100 * mean(runs['ft-sam'], 'bbox'):.2f}"
+        assert table[dataset][3].split()[0] == f"{100 * mean(runs['sam'], '1pt', dataset=dataset):.2f}"
+    assert table["mask-weighted mean"][1].split()[0] == f"{100 * mean(runs['ft-sam'], 'bbox'):.2f}"
+    assert all(re.search(r" \[[\d.]+, [\d.]+\]†?$", cell) for cell in table["mask-weighted mean"])
     assert all(cell.startswith("**") == (i % 3 == 2) for row in table.values() for i, cell in enumerate(row))
 
 
@@ -118,7 +119,7 @@ def test_equal_runs_are_all_best_and_differ_by_nothing(runs: dict[str, Path], ca
     out, _ = compared(capsys, runs["sam"], runs["sam"], "--names", "a", "b", "--modes", "bbox")
     rows = markdown_rows(out)
     assert all(row[1].startswith("**") for row in rows[1:3])
-    assert rows[-1][:4] == ["bbox", "b", "+0.00 [+0.0, +0.0]", "1.000"]
+    assert rows[-1][:4] == ["bbox", "b", "+0.00 [+0.0, +0.0]†", "1.000"]
 
 
 def test_paired_difference_interval_and_test(runs: dict[str, Path], capsys) -> None:
@@ -259,10 +260,28 @@ def test_other_prompts_are_refused(runs: dict[str, Path], capsys, sequence: str 
     entry = prompts[name]["others"][sequence] if sequence else prompts[name]
     entry[field][0][0] += 1
     path.write_text(json.dumps(prompts))
+    if sequence:  # which no mode of these runs made use of
+        compared(capsys, runs["sam"], runs["ft-sam"])
+        for run in ("sam", "ft-sam"):
+            rewrite(runs[run], lambda rows: rows.assign(mode=rows["mode"].replace("bbox", sequence)))
     assert f"got another {what} for 1 object(s), such as {name}" in refused(capsys, runs["sam"], runs["ft-sam"])
     # in frames of two sizes pixels cannot agree: that is said, and no reason to refuse
     (runs["ft-sam"] / "results.json").write_text(json.dumps(RESULTS | {"flags": {"image_size": 128}}))
     assert "frames of different sizes" in compared(capsys, runs["sam"], runs["ft-sam"])[1]
+
+
+def test_only_what_was_used_is_compared(runs: dict[str, Path], capsys) -> None:
+    """Boxes need neither a seed nor a choice of clicks."""
+    (runs["ft-sam"] / "results.json").write_text(json.dumps(RESULTS | {"seed": 9}))
+    rewrite(runs["ft-sam"], lambda rows: rows.assign(strategy=rows["strategy"].replace("random", "center")))
+    path = runs["ft-sam"] / "prompts.json"
+    prompts = json.loads(path.read_text())
+    name = max(prompts.keys() - {"image_size"})
+    prompts[name]["point_coords"][0][0] += 1
+    path.write_text(json.dumps(prompts))
+    compared(capsys, runs["sam"], runs["ft-sam"], "--modes", "bbox")
+    said = refused(capsys, runs["sam"], runs["ft-sam"], "--modes", "bbox", "1pt", "5pts")
+    assert "not the same seed" in said and "not the same --click_strategy" in said and "another first click" in said
 
 
 def test_nsd_needs_one_tolerance(runs: dict[str, Path], capsys) -> None:

@@ -10,6 +10,7 @@ import train
 from sam_med2d.commands import compare_runs
 from sam_med2d.evaluation import metrics, surface
 from sam_med2d.evaluation.columns import (
+    CASES,
     CLICKS,
     MAIN_METRICS,
     MASKS,
@@ -26,14 +27,14 @@ from sam_med2d.evaluation.rows import COLUMNS
 def test_every_metric_is_computed_where_the_table_says() -> None:
     assert tuple(metrics.METRICS) == computed_from(MASKS)
     assert tuple(surface.METRICS) == computed_from(SURFACES)
-    assert {metric.source for metric in TABLE} == {MASKS, SURFACES, CLICKS, TABLES}
-    assert {*MAIN_METRICS, *NOC_METRICS} == METRICS.keys() and len(METRICS) == len(TABLE)
+    assert {metric.source for metric in TABLE} == {MASKS, SURFACES, CLICKS, TABLES, CASES}
+    assert {*MAIN_METRICS, *NOC_METRICS, *computed_from(CASES)} == METRICS.keys() and len(METRICS) == len(TABLE)
 
 
 def test_rows_have_a_column_of_each_metric_but_those_of_tables() -> None:
     for metric in TABLE:
-        assert (metric.column in COLUMNS) == (metric.source != TABLES)
-        assert metric.source == TABLES or COLUMNS[metric.column] == metric.type
+        assert (metric.column in COLUMNS) == (metric.source not in (TABLES, CASES))
+        assert metric.source in (TABLES, CASES) or COLUMNS[metric.column] == metric.type
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,8 @@ def flags(parse: Callable[[list[str]], argparse.Namespace], *words: str) -> argp
 
 def test_flags_take_the_metrics_of_the_table(capsys) -> None:
     for name in METRICS:
-        assert flags(compare_runs.parse_args, "a", "b", "--metric", name).metric == name
+        tables = ["case" if METRICS[name].source == CASES else "overall"]
+        assert flags(compare_runs.parse_args, "a", "b", "--metric", name, "--tables", *tables).metric == name
     assert flags(scoring.parse_args).metrics == [*MAIN_METRICS]
     for name in computed_from(MASKS):
         assert flags(train.parse_args, "--metrics", name).metrics == [name]

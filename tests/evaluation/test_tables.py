@@ -453,7 +453,8 @@ def test_what_clicks_do_is_counted_where_every_step_is_there() -> None:
 def test_failures_are_printed_in_per_cent() -> None:
     rows = few({"A/1": [0.9, 0.7], "A/2": [0.86, 0.5]}, mode="5pts", clicks=5.0, box=0.0)
     rows["noc80"] = [1, 2, 3, np.nan]
-    header, line = format_table(all_tables(rows)["noc"]).splitlines()
+    header, line, few_clusters = format_table(all_tables(rows)["noc"]).splitlines()
+    assert few_clusters.startswith("† from fewer than 10 clusters")
     assert "NoF@80 %" in header and "never" not in header
     assert "2.75" in line and "25.0" in line  # 1, 2, 3 and the cap of 5; one of four never got there
 
@@ -513,15 +514,31 @@ def test_breakdowns_that_no_row_tells_are_left_out() -> None:
 def test_text_and_markdown() -> None:
     made = all_tables(few({"A/1": [0.5, 0.5], "B|2/1": [1.0]}))
     assert format_table(made["dataset"]).splitlines() == [
-        "Dice % by dataset   objects                 bbox",
-        "A                         2                50.00",
-        "B|2                       1               100.00",
-        "mean of datasets          3                75.00",
-        "mask-weighted mean        3  66.67 [50.0, 100.0]",
+        "Dice % by dataset   objects                  bbox",
+        "A                         2                 50.00",
+        "B|2                       1                100.00",
+        "mean of datasets          3                 75.00",
+        "mask-weighted mean        3  66.67 [50.0, 100.0]†",
+        "† from fewer than 10 clusters (cases, or images where no case is known): the interval is too narrow to be "
+        "relied on",
     ]
     markdown = format_table(made["dataset"], "markdown").splitlines()
     assert markdown[0] == "| Dice % by dataset | objects | bbox |" and markdown[1] == "|---|--:|--:|"
     assert markdown[3] == r"| B\|2 | 1 | 100.00 |"
+
+
+@pytest.mark.parametrize("cases", [2, 9, 10])
+def test_intervals_from_few_cases_are_marked_everywhere(cases: int) -> None:
+    made = all_tables(few({f"A/{case}": [0.5 + case / 100, 0.6] for case in range(cases)}))["overall"]
+    text, markdown, latex = (format_table(made, format) for format in ("text", "markdown", "latex"))
+    marked = cases < 10
+    assert ("]†" in text) == ("]†" in markdown) == (r"]\textdagger{}" in latex) == marked
+    said = "from fewer than 10 clusters (cases, or images where no case is known)"
+    assert (
+        (text.splitlines()[-1].startswith(f"† {said}")) == (markdown.splitlines()[-1].startswith(f"† {said}")) == marked
+    )
+    assert (latex.splitlines()[-1].startswith(rf"{{\footnotesize \textdagger{{}} {said}")) == marked
+    assert latex.count("textdagger") == (text.count("†") if marked else 0)
 
 
 def test_latex_escapes_names_and_has_one_cell_a_column() -> None:

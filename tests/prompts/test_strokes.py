@@ -15,12 +15,12 @@ from sam_med2d.prompts.strokes import (
     clicks_along,
     corrective_scribble,
     drawn,
-    enclosed,
     lasso,
     scribble,
 )
 from sam_med2d.regions import depth_of
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
+from segment_anything.drawings import enclosed
 
 SIDE = 96
 
@@ -100,7 +100,7 @@ def test_a_lasso_encloses_its_object_but_for_a_little() -> None:
     for mask in (disc(40, 50, 20), ring(), disc(5, 90, 20), thin()):
         for seed in range(5):
             outline = lasso(mask, np.random.default_rng(seed))
-            inside = enclosed(outline, SIDE)
+            inside = enclosed(outline, (SIDE, SIDE))
             assert (outline >= 0).all() and (outline <= SIDE - 1).all()
             assert (inside & mask).sum() > 0.97 * mask.sum() and inside.sum() > mask.sum()
             assert inside.sum() < 3 * (np.ptp(np.nonzero(mask)[0]) + 9) * (np.ptp(np.nonzero(mask)[1]) + 9)
