@@ -1,4 +1,4 @@
-"""Segment in the browser: `python app.py`, the same as `sam-med2d app` (sam_med2d/app/page.py)."""
+"""Segment in the browser: `python app.py`, the same as `sam-med2d app` (sam_med2d/app/start.py)."""
 
 from sam_med2d.commands import run
 

@@ -1,17 +1,21 @@
-"""How large a picture may be: asked of the header, before anything is decoded.
+"""How large a picture or a volume may be: asked of the header, before anything is decoded.
 
-A small file can claim any size: 315 kB of PNG take a minute and 2.6 GB to decode. Whoever has larger pictures, and the
-memory for them, raises the budget with the environment variable or with the flag of a command, which sets it.
+A small file can claim any size: 315 kB of PNG take a minute and 2.6 GB to decode, 2 MB of NIfTI 5 GB. Whoever has
+larger pictures, and the memory for them, raises their budget with the environment variable or with the flag of a
+command, which sets it; that of volumes is an argument of what reads them.
 """
 
+import math
 import os
+from collections.abc import Sequence
 
-from sam_med2d.errors import UsageError
+from sam_med2d.errors import DataError, UsageError
 
 MOST_PIXELS = 2**28  # 16384 x 16384; 0.8 GB as colours of 8 bits
 VARIABLE = "SAM_MED2D_MAX_PIXELS"
 BYTES_A_PIXEL = 8  # of the largest file that can hold so many pixels: four channels of 16 bits, not compressed
 BYTES_BESIDE = 2**26  # of profiles, previews and tables beside them
+MOST_VOXELS = 2**29  # of a volume: 512 x 512 x 2048
 
 
 def most_pixels() -> int:
@@ -47,3 +51,14 @@ def too_long(size: int) -> str:
         f"has {size} bytes, more than a picture of {most_pixels()} pixels can need; make it smaller, or raise "
         f"{VARIABLE} if there is memory for it"
     )
+
+
+def check_voxels(path: str, size: Sequence[int], most: int = MOST_VOXELS) -> None:
+    """size: of all axes and channels, as the header has it. Raises DataError where that is more than `most` voxels."""
+    count = math.prod(size)
+    if count > most:
+        raise DataError(
+            f"{path}: has {' x '.join(map(str, size))} voxels, {count / 1e6:.0f} million, and more than "
+            f"{most / 1e6:.0f} million are not decoded; crop it, or raise --max_voxels where there is memory for it",
+            kind="size",
+        )

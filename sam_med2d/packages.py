@@ -15,7 +15,8 @@ EXTRAS = {
     "onnxruntime": "deploy",
     "onnxscript": "deploy",
     "openvino": "deploy",
-    "gradio": "app",
+    "starlette": "app",
+    "uvicorn": "app",
     "wandb": "track",
 }
 

@@ -748,6 +748,14 @@ def test_bad_prompt_files_end_in_one_line(content: str | None, said: str, score,
     assert str(path) in message and said.rstrip("s") in message
 
 
+def test_prompts_that_windows_wrote_are_found(score, work: Path, tmp_path: Path) -> None:
+    rows = score()
+    prompts = json.loads((work / "sammed/prompts.json").read_text())
+    renamed = {f"masks\\{name}" if name.endswith(".png") else name: entry for name, entry in prompts.items()}
+    (tmp_path / "p.json").write_text(json.dumps(renamed))
+    assert score("--prompt_path", tmp_path / "p.json") == rows
+
+
 def test_a_lacking_object_is_found_before_the_model_runs(score, tmp_path: Path, work: Path, monkeypatch) -> None:
     score()
     prompts = json.loads((work / "sammed/prompts.json").read_text())

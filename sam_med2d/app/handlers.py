@@ -1,108 +1,171 @@
-"""What the controls of the page do: functions of (session, values), which know nothing of Gradio.
+"""What the page asks for, event by event: functions of (session, values), which know nothing of servers.
 
-Each changes the session or raises DataError or PromptError, of one line for the person at the page; the page then shows
-what the session holds. Controls that do what a method of AnnotationSession does call that (add_object, rename, undo,
-reset).
+    act(session, {"do": "click", "x": 80.2, "y": 90.7, "on": True})
+
+An event is what JSON can say, of anybody's making. Each is checked, and either changes the session or raises DataError
+or PromptError, of one line for the person at the page, with the session as it was.
 """
 
-import os
-import tempfile
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
 
-from sam_med2d.app.canvas import canvas_of, table_of
 from sam_med2d.errors import DataError
 from sam_med2d.inference.models import WITH, WITHOUT
 from sam_med2d.inference.session import AnnotationSession
+from segment_anything.zoom import Zoom
+
+LARGE = 2**21  # pixels of a picture, from which masks take tens of milliseconds
+FAR = 1e12  # values of a scanner beyond it are none
 
 
-class View(NamedTuple):
-    """What the page shows of a session.
+@dataclass(frozen=True)
+class Values:
+    """An event's values, each of which is checked as it is asked for. Raises DataError."""
 
-    canvas, table: HTML; choices: the objects, numbered from 1, of which `chosen` is the current one; name: of that one;
-    slices: how many there are, of which number `slice`, counted from 0, is shown.
-    """
+    given: dict[str, Any]
 
-    canvas: str
-    table: str
-    choices: list[str]
-    chosen: str
-    name: str
-    slices: int
-    slice: int
+    def number(self, name: str, low: float, high: float, kind: str = "number") -> float:
+        value = self.given.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+            return float(value)  # NaN is not between them, and whole numbers of any length compare
+        raise self._wrong(name, f"a {kind} from {low:g} to {high:g}")
+
+    def whole(self, name: str, low: int, high: int) -> int:
+        value = self.number(name, low, high, "whole number")
+        if value != int(value):
+            raise self._wrong(name, f"a whole number from {low} to {high}")
+        return int(value)
+
+    def truth(self, name: str) -> bool:
+        value = self.given.get(name)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self.given.get(name, default)
+        if not isinstance(value, str):
+            raise self._wrong(name, "a text")
+        if any(0xD800 <= ord(letter) <= 0xDFFF or letter == "\0" for letter in value[:1000]):
+            raise self._wrong(name, "a text of letters that there are")
+        return value
+
+    def _wrong(self, name: str, wanted: str) -> DataError:
+        return DataError(
+            f"the event {self.given.get('do')!s:.20} needs {name}, {wanted}, not {self.given.get(name)!r:.40}"
+        )
 
 
-def view_of(session: AnnotationSession) -> View:
-    choices = [f"{number}: {name}" for number, name in enumerate(session.objects, start=1)]
-    return View(
-        canvas_of(session),
-        table_of(session),
-        choices,
-        choices[session.current],
-        session.objects[session.current],
-        len(session.scan.slices) if session.scan else 1,
-        session.slice,
-    )
+def _click(session: AnnotationSession, values: Values) -> None:
+    """x, y: in pixels of the picture, its left and upper edges being 0, with fractions; on: whether on the object."""
+    height, width = session.size()
+    x, y = values.number("x", 0, width), values.number("y", 0, height)
+    foreground = values.truth("on")  # the right and the lower edge still belong to the last pixels
+    session.click(float(min(int(x), width - 1)), float(min(int(y), height - 1)), foreground)
 
 
-def point(
-    session: AnnotationSession, start: tuple[float, float], end: tuple[float, float] | None, foreground: bool
-) -> None:
-    """A click at `start`, or a box from `start` to `end`.
+def _box(session: AnnotationSession, values: Values) -> None:
+    """x0, y0, x1, y1: any two opposite corners, as of a click."""
+    height, width = session.size()
+    x0, x1 = (round(values.number(name, 0, width)) for name in ("x0", "x1"))
+    y0, y1 = (round(values.number(name, 0, height)) for name in ("y0", "y1"))
+    if x0 == x1 or y0 == y1:
+        raise DataError("the box has no pixel in it; draw a larger one")
+    session.draw_box(float(x0), float(y0), float(x1), float(y1))
 
-    start, end: xy in pixels of the picture, its left and upper edges being 0, with fractions; foreground: whether
-    the click is on the object.
-    """
-    if end is not None:
-        session.draw_box(*(float(round(value)) for value in (*start, *end)))
+
+def _slice(session: AnnotationSession, values: Values) -> None:
+    session.turn_to(values.whole("number", 0, _last_slice(session)))
+
+
+def _last_slice(session: AnnotationSession) -> int:
+    session.size()  # says so where nothing is open
+    return len(session.scan.slices) - 1 if session.scan else 0
+
+
+def _choose(session: AnnotationSession, values: Values) -> None:
+    """number: of an object, counted from 0, that clicks and boxes are for from now on."""
+    session.current = values.whole("number", 0, len(session.objects) - 1)
+
+
+def _adapters(session: AnnotationSession, values: Values) -> None:
+    wanted = WITH if values.truth("on") else WITHOUT
+    if wanted not in session.models:
+        raise DataError(f"this model is not there {wanted}")
+    session.model = wanted
+
+
+def _window(session: AnnotationSession, values: Values) -> None:
+    """low, high: the values that the model sees as black and white; without them each slice's own."""
+    if values.given.get("low") is None and values.given.get("high") is None:
+        session.set_window(None)
     else:
-        height, width = session.size()
-        x, y = start  # the right and the lower edge still belong to the last pixels
-        session.click(float(min(int(x), width - 1)), float(min(int(y), height - 1)), foreground)
+        session.set_window((values.number("low", -FAR, FAR), values.number("high", -FAR, FAR)))
 
 
-def open_upload(session: AnnotationSession, path: str | None) -> None:
-    """What somebody gave to the page; the file is deleted. None: it was taken away again, and what is open stays."""
-    if path is not None:
-        try:
-            open_file(session, path)
-        finally:
-            Path(path).unlink(missing_ok=True)
+def _carry(session: AnnotationSession, values: Values) -> None:
+    """step: 1 to the next slice, -1 to the one before."""
+    step = values.whole("step", -1, 1)
+    if not step:
+        raise DataError("the event carry needs step, 1 or -1, not 0")
+    if why := session.carry(step):
+        raise DataError(f"{session.objects[session.current]} ends here: {why}")
 
 
-def open_file(session: AnnotationSession, path: str | Path) -> None:
+EVENTS: dict[str, Callable[[AnnotationSession, Values], None]] = {
+    "look": lambda session, values: None,
+    "click": _click,
+    "box": _box,
+    "undo": lambda session, values: session.undo(),
+    "reset": lambda session, values: session.reset(),
+    "add": lambda session, values: session.add_object(values.text("name", "")),
+    "rename": lambda session, values: session.rename(values.text("name")),
+    "choose": _choose,
+    "slice": _slice,
+    "window": _window,
+    "adapters": _adapters,
+    "carry": _carry,
+}
+ENCODING = ("click", "box")
+
+
+def name_of(event: object) -> str:
+    """What an event asks for. Raises DataError: it is no event."""
+    if not isinstance(event, dict):
+        raise DataError(f'an event is an object such as {{"do": "undo"}}, not {event!r:.40}')
+    name = event.get("do")
+    if not isinstance(name, str) or name not in EVENTS:
+        raise DataError(f"there is no event {name!r:.40}; there are {', '.join(EVENTS)}")
+    return name
+
+
+def act(session: AnnotationSession, event: object) -> None:
+    """Do what an event asks for. Raises DataError, PromptError, with the session as it was."""
+    name = name_of(event)
+    assert isinstance(event, dict)
+    with or_as_it_was(session):
+        EVENTS[name](session, Values(event))
+
+
+@contextmanager
+def or_as_it_was(session: AnnotationSession) -> Iterator[None]:
+    """Whatever is raised in the block leaves the session as it was before it."""
+    before = {one.name: getattr(session, one.name) for one in fields(session)}
+    kept = {name: value.copy() for name, value in before.items() if isinstance(value, list)}
     try:
-        session.open(path)
-        session.predictor()  # encoded now, so that the first click is as quick as the others
-    except DataError as error:  # without the folder, which is of no concern to people elsewhere
-        raise DataError(str(error).replace(f"{Path(path).parent}{os.sep}", "")) from error
+        yield
+    except BaseException:
+        for name, value in {**before, **kept}.items():
+            setattr(session, name, value)
+        raise
 
 
-def turn_to(session: AnnotationSession, number: float) -> None:
-    """Show another slice, the last one where there are fewer. One that cannot be shown leaves the session as it was."""
-    if session.scan is not None:
-        before, session.slice = session.slice, min(int(number), len(session.scan.slices) - 1)
-        try:
-            session.predictor()
-        except DataError:
-            session.slice = before
-            raise
-
-
-def use_adapters(session: AnnotationSession, on: bool) -> None:
-    session.model = WITH if on else WITHOUT
-    if session.scan is not None:
-        session.predictor()
-
-
-def choose(session: AnnotationSession, number: int) -> None:
-    """Make an object, counted from 0, the one that clicks and boxes are for."""
-    session.current = number
-
-
-def save(session: AnnotationSession) -> list[str]:
-    """-> files to take away, which are deleted with the session or when others are made."""
-    folder = tempfile.TemporaryDirectory()
-    written = session.save(Path(folder.name))
-    session.saved_in = folder
-    return [str(path) for path in written]
+def takes_long(session: AnnotationSession, event: dict[str, Any]) -> bool:
+    """Whether an event encodes a slice or is of a large picture, so that others must not wait for it."""
+    if session.scan is None:
+        return False
+    height, width = session.size()
+    may_encode = not session.is_encoded() or Zoom.of(session.zoom).is_on  # a slice, or crops of it
+    return (event.get("do") in ENCODING and may_encode) or event.get("do") == "carry" or height * width > LARGE

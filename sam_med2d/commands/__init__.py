@@ -13,7 +13,7 @@ COMMANDS = {  # name: the module whose main() it is, and what it does
     "predict": ("sam_med2d.commands.predict", "segment images from boxes, clicks and masks"),
     "amg": ("sam_med2d.commands.amg", "find all masks of images, without prompts"),
     "segment-volume": ("sam_med2d.commands.segment_volume", "segment a whole scan from prompts on a few slices"),
-    "app": ("sam_med2d.app.page", "segment in the browser"),
+    "app": ("sam_med2d.app.start", "segment in the browser"),
     "make-index": ("sam_med2d.commands.make_index", "turn scans, label maps, masks or annotations into training data"),
     "check-index": ("sam_med2d.commands.check_index", "check every file of a data folder"),
     "pack-dataset": ("sam_med2d.commands.pack_dataset", "fill the cache of a data folder ahead of training"),

@@ -31,10 +31,10 @@ from sam_med2d.convert.splits import Splits, read_split_file
 from sam_med2d.convert.writer import WRITTEN, check_apart
 from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
 from sam_med2d.errors import UsageError
+from sam_med2d.limits import MOST_VOXELS
 from sam_med2d.outputs import check_no_input
 from sam_med2d.ownership import owned
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, check_windows, parse_windows
-from sam_med2d.volumes.limits import MOST_VOXELS
 
 CASE_HELP = (
     "regular expression; its first group in a picture's path (below --images, without ending) is the case, such as "

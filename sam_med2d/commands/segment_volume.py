@@ -38,10 +38,10 @@ from sam_med2d.cli import add_flag, ending_in_one_line
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import check_output, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, add_zoom_flag, load_segmenter
+from sam_med2d.limits import MOST_VOXELS
 from sam_med2d.outputs import check_no_input
 from sam_med2d.ownership import check_writable
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
-from sam_med2d.volumes.limits import MOST_VOXELS
 from sam_med2d.volumes.prompts import Object3d, check_inside, object_of, objects_of_file
 from sam_med2d.volumes.propagation import CARRIED, Rule, Slices
 from sam_med2d.volumes.scans import (

@@ -20,10 +20,10 @@ from sam_med2d.convert.dicom import label_kind
 from sam_med2d.convert.objects import Preparation
 from sam_med2d.convert.patterns import below, groups_of, matches, some, stem, walk
 from sam_med2d.errors import DataError, UsageError
+from sam_med2d.limits import MOST_VOXELS
 from sam_med2d.volumes.dicom import ORIENTATION_KEY
 from sam_med2d.volumes.dicom_labels import read_segmentation, read_structures
 from sam_med2d.volumes.intensity import Intensity, finite, to_8_bits
-from sam_med2d.volumes.limits import MOST_VOXELS
 from sam_med2d.volumes.scans import (
     AXES,
     SUFFIXES,

@@ -3,7 +3,8 @@
 import json
 import sqlite3
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from sam_med2d.data.geometry import to_original_frame
 from sam_med2d.data.index import Index
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.drawing import tile
+from sam_med2d.errors import OutputError
 from sam_med2d.evaluation.estimates import scored as scored_rows
 from sam_med2d.evaluation.evaluate import Scored
 from sam_med2d.evaluation.rows import SCORED
@@ -37,32 +39,47 @@ class Predictions:
         self.paper = paper
         self.path = predictions_file(folder, rank)
         self.path.unlink(missing_ok=True)
-        self._store = sqlite3.connect(self.path)
-        self._store.execute("create table predictions (mask text, mode text, size text, bits blob, prompts text)")
+        with self._writing():
+            self._store = sqlite3.connect(self.path)
+        with self._writing():
+            self._store.execute("create table predictions (mask text, mode text, size text, bits blob, prompts text)")
 
     def add(self, scored: Scored, content: list[int]) -> None:
         """content: top, left, height, width of the picture in the frame."""
         height, width = scored.truth.shape[-2:]
         size = (height, width)
         prompts = to_original_frame(scored.prompts, content, size, self.paper)
-        self._store.executemany(
-            "insert into predictions values (?, ?, ?, ?, ?)",
-            [
-                (
-                    name,
-                    scored.mode.name,
-                    json.dumps(size),
-                    zlib.compress(np.packbits(mask.numpy()).tobytes(), 1),
-                    json.dumps([None if p is None else p[i].tolist() for p in prompts[:3]]),
-                )
-                for i, (name, mask) in enumerate(zip(scored.names, scored.masks))
-            ],
-        )
+        lines = [
+            (
+                name,
+                scored.mode.name,
+                json.dumps(size),
+                zlib.compress(np.packbits(mask.numpy()).tobytes(), 1),
+                json.dumps([None if p is None else p[i].tolist() for p in prompts[:3]]),
+            )
+            for i, (name, mask) in enumerate(zip(scored.names, scored.masks))
+        ]
+        with self._writing():
+            self._store.executemany("insert into predictions values (?, ?, ?, ?, ?)", lines)
 
     def close(self) -> None:
-        self._store.execute("create index by_mask on predictions (mask, mode)")
-        self._store.commit()
-        self._store.close()
+        try:
+            with self._writing():
+                self._store.execute("create index by_mask on predictions (mask, mode)")
+                self._store.commit()
+        finally:
+            self._store.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises OutputError where the file cannot be written, as on a full disk."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise OutputError(
+                f"{self.path}: cannot be written ({error}); make room there, choose another --work_dir, or do without "
+                "the pictures: --report False"
+            ) from error
 
 
 def predictions_file(folder: Path, rank: int) -> Path:

@@ -20,7 +20,7 @@ from sam_med2d.errors import DataError
 from sam_med2d.evaluation.cases import CASE_METRICS
 from sam_med2d.evaluation.columns import MAIN_METRICS, NOC_METRICS
 from sam_med2d.evaluation.curves import calibration, calibration_bins, click_curves, jitter_curve, reached_curves
-from sam_med2d.evaluation.estimates import GROUPS, RESAMPLES, UNKNOWN, scored, summarise, unscored
+from sam_med2d.evaluation.estimates import GROUPS, RESAMPLES, UNKNOWN, WEIGHTED, scored, summarise, unscored
 
 
 def all_tables(
@@ -47,7 +47,8 @@ def all_tables(
             tables[by] = summarise(objects, by, totals=totals, resamples=resamples, seed=seed)
     if cases is not None:
         totals = cases["class"].nunique() > 1
-        tables["case"] = summarise(cases, "class", CASE_METRICS, totals=totals, resamples=resamples, seed=seed)
+        by_class = summarise(cases, "class", CASE_METRICS, totals=totals, resamples=resamples, seed=seed)
+        tables["case"] = by_class[by_class["class"] != WEIGHTED]  # a patient has no more votes for more classes
     tables |= {
         "calibration": calibration(objects),
         "calibration_bins": calibration_bins(objects),

@@ -10,81 +10,48 @@ Coordinates are pixels of the picture, x before y; boxes are x0 y0 x1 y1, x1 and
 """
 
 import json
+import zlib
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from sam_med2d.coco import Annotations
-from sam_med2d.data.reading import read_image
 from sam_med2d.errors import DataError
 from sam_med2d.image_files import write_png
+from sam_med2d.inference.uploads import Scan, read_upload, write_volume_labels
 from sam_med2d.outputs import below
-from sam_med2d.packages import missing_package
-from sam_med2d.volumes.dicom_bytes import is_dicom
-from segment_anything import SamPredictor, Seen
+from segment_anything import ObjectPrompt, SamPredictor, Seen
 from segment_anything.files import replacing
-from segment_anything.images import ImageError, to_bgr
 from segment_anything.predictor import Segmenter
 from segment_anything.zoom import AUTO, Crop, Zoom
 
-if TYPE_CHECKING:  # it is optional
-    import SimpleITK
+if TYPE_CHECKING:  # it needs SimpleITK, which is optional
+    from sam_med2d.volumes.propagation import Slice
 
-VOLUMES = (".nii", ".nii.gz", ".dcm", ".nrrd", ".mha", ".mhd")
-MOST_PIXELS = 2**29  # of an upload with all its slices
 MOST_OBJECTS = 255  # a label map of 8 bits
+LONGEST_NAME = 100  # letters of an object's name
+MOST_CLICKS = 200  # on one object of a slice; each is a token of the decoder's
+MOST_ACTIONS = 20_000  # of a session; one takes a few kilobytes
+KEPT_BYTES = 1 << 26  # of a session's embeddings: those of 256 slices at 256 px, of 16 at 1024 px
 
 
-class Scan(NamedTuple):
-    """slices: (Z, H, W), of any numbers, or (Z, H, W, 3) RGB.
+class Packed:
+    """A mask, (H, W) bool, in as little memory as it needs: thousands of them are kept for undo."""
 
-    turned, stored: of a volume, SimpleITK images: turned to the patient, and as the file has it; axis: of the array of
-    `turned`, that the slices were cut along.
-    """
+    def __init__(self, mask: np.ndarray) -> None:
+        self._shape = mask.shape
+        self._bits = zlib.compress(np.packbits(mask).tobytes(), 1)
 
-    name: str
-    slices: np.ndarray
-    turned: "SimpleITK.Image | None" = None
-    stored: "SimpleITK.Image | None" = None
-    axis: int = 0
-
-    def picture(self, number: int) -> np.ndarray:
-        """(H, W, 3) uint8 BGR. More than 8 bits are scaled from the slice's own minimum and maximum."""
-        return to_bgr(self.slices[number], "RGB")
+    def unpacked(self) -> np.ndarray:
+        bits = np.frombuffer(zlib.decompress(self._bits), np.uint8)
+        return np.unpackbits(bits, count=self._shape[0] * self._shape[1]).reshape(self._shape).astype(bool)
 
 
-def read_upload(path: str | Path) -> Scan:
-    """A picture, or a volume whose axial slices become the pictures; a single slice keeps its plane.
-
-    Raises DataError.
-    """
-    path = Path(path)
-    name = path.name.lower()
-    if not name.endswith(VOLUMES) and not is_dicom(path):
-        return Scan(path.name, read_image(str(path))[None, ..., ::-1])
-    try:
-        import SimpleITK
-
-        from sam_med2d.volumes.scans import AXES, as_viewed, read_scan, slices_along
-    except ModuleNotFoundError as error:
-        raise DataError(f"{path.name}: is a volume or DICOM; {missing_package(error) or error}") from error
-    try:
-        stored = read_scan(str(path), most_voxels=MOST_PIXELS)
-    except DataError as error:
-        if error.kind != "size":
-            raise
-        raise DataError(f"{str(error).rpartition('; ')[0]}; crop it first") from error  # no flag raises it here
-    if np.prod(stored.GetSize()) > MOST_PIXELS:
-        raise DataError(f"{path.name}: has more than {MOST_PIXELS // 10**6} million voxels; crop it first")
-    turned, letter = as_viewed(stored)
-    axis = 2 - AXES.index(letter)
-    return Scan(path.name, slices_along(SimpleITK.GetArrayViewFromImage(turned), axis), turned, stored, axis)
-
-
-@dataclass
+@dataclass(frozen=True)
 class Action:
     """One click or box on an object, all prompts of that object on that slice so far, and what came of them."""
 
@@ -93,28 +60,42 @@ class Action:
     points: list[tuple[float, float]]
     labels: list[int]
     box: tuple[float, ...] | None
-    mask: np.ndarray  # (H, W) bool
+    packed: Packed
+    area: int  # pixels of the mask
     iou: float  # predicted
     low_res: np.ndarray  # (S/4, S/4) logits, fed back with the next click
+    carried_from: int | None = None  # the slice with the prompts, where this one was reached from there
     closer: bool = False  # whether it was looked at in a crop
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool."""
+        return self.packed.unpacked()
 
 
 @dataclass
 class AnnotationSession:
-    """models: by name; the first is used until `use` chooses another. Every slice is encoded once for each."""
+    """models: by name; the first is used until `model` names another. Every slice is encoded once for each, as long as
+    memory allows.
+
+    trained_window: (lowest, highest) value of a scanner's that became 0 and 255 when the model was trained, if one did;
+    window: the same of what it sees here; None: each slice's own minimum and maximum.
+    """
 
     models: dict[str, Segmenter]
+    trained_window: tuple[float, float] | None = None
     scan: Scan | None = None
+    opened: int = 0  # how many scans were, with this one
     slice: int = 0
+    window: tuple[float, float] | None = None
     objects: list[str] = field(default_factory=lambda: ["object 1"])  # names
     current: int = 0
     model: str = ""
     actions: list[Action] = field(default_factory=list)
-    embeddings: dict[tuple[str, int], Seen] = field(default_factory=dict)
+    embeddings: OrderedDict[tuple, Seen] = field(default_factory=OrderedDict)
     zoom: Zoom | str | float = AUTO  # of the predictor: whether small objects are looked at closer
     predictors: dict[str, SamPredictor] = field(default_factory=dict)  # of each model, and
-    placed: dict[str, int] = field(default_factory=dict)  # the slice that it holds
-    saved_in: object | None = None  # a TemporaryDirectory that lives as long as the session
+    placed: dict[str, tuple] = field(default_factory=dict)  # what it holds: see `_key`
 
     def __post_init__(self) -> None:
         self.model = self.model or next(iter(self.models))
@@ -123,24 +104,53 @@ class AnnotationSession:
 
     def open(self, path: str | Path) -> None:
         """Raises DataError, with the session as it was."""
-        scan = read_upload(path)
-        try:
-            scan.picture(len(scan.slices) // 2)
-        except ImageError as error:
-            raise DataError(f"{scan.name}: {error}") from error
-        self.scan, self.slice = scan, len(scan.slices) // 2
-        self.objects, self.current, self.actions, self.embeddings = ["object 1"], 0, [], {}
-        self.placed = {}
+        self.take(read_upload(path))
+
+    def take(self, scan: Scan) -> None:
+        """Annotate a scan from its middle slice on, and forget the one before. Raises DataError as `open` does."""
+        window = self.trained_window if scan.has_window else None
+        scan.picture(len(scan.slices) // 2, window)
+        self.opened += 1
+        self.scan, self.slice, self.window = scan, len(scan.slices) // 2, window
+        self.objects, self.current, self.actions, self.embeddings = ["object 1"], 0, [], OrderedDict()
+        self.predictors, self.placed = {}, {}
+
+    def turn_to(self, number: int) -> None:
+        """Show another slice. Raises DataError: there is none of that number, or it cannot be shown."""
+        scan = self._opened()
+        if not 0 <= number < len(scan.slices):
+            raise DataError(f"there is no slice {number}: they are 0 to {len(scan.slices) - 1}")
+        scan.picture(number, self.window)
+        self.slice = number
+
+    def set_window(self, window: tuple[float, float] | None) -> None:
+        """(lowest, highest) value, which the model sees as 0 and 255; None: of each slice. Raises DataError."""
+        if not self._opened().has_window:
+            raise DataError(f"{self._opened().name}: is a picture of 8 bits, which has no window; use the brightness")
+        if window is not None and not (np.isfinite(window).all() and window[0] < window[1]):
+            raise DataError("the window's lowest value must be below its highest")
+        self.window = window
+
+    def doubt(self) -> str:
+        """What to know of the window: that the model was trained with another one; else nothing."""
+        if self.scan is None or not self.scan.has_window or self.window == self.trained_window:
+            return ""
+        if self.trained_window is None:
+            return ""
+        low, high = self.trained_window
+        seen = "{:g} to {:g}".format(*self.window) if self.window else "each slice's own minimum to maximum"
+        return f"The model was trained with the window {low:g} to {high:g}, and sees {seen}."
 
     def add_object(self, name: str = "") -> None:
-        """Raises DataError where there are too many."""
+        """Raises DataError where there are too many, or the name is too long."""
         if len(self.objects) == MOST_OBJECTS:
             raise DataError(f"{MOST_OBJECTS} objects are the most that a label map holds")
-        self.objects.append(name.strip() or f"object {len(self.objects) + 1}")
+        self.objects.append(_name(name) or f"object {len(self.objects) + 1}")
         self.current = len(self.objects) - 1
 
     def rename(self, name: str) -> None:
-        self.objects[self.current] = name.strip() or self.objects[self.current]
+        """Raises DataError where the name is too long."""
+        self.objects[self.current] = _name(name) or self.objects[self.current]
 
     def last(self, number: int, on_slice: int | None = None) -> Action | None:
         """What holds for an object on a slice; by default on the one that is shown."""
@@ -155,7 +165,7 @@ class AnnotationSession:
 
     def picture(self) -> np.ndarray:
         """The slice that is shown, without masks: (H, W, 3) uint8 BGR, a copy. Raises DataError: nothing is open."""
-        return self._opened().picture(self.slice).copy()
+        return self._opened().picture(self.slice, self.window)
 
     def size(self) -> tuple[int, int]:
         """(height, width) of the slices. Raises DataError: nothing is open."""
@@ -175,6 +185,8 @@ class AnnotationSession:
         Raises PromptError, DataError.
         """
         before = self.last(self.current)
+        if before and len(before.points) >= MOST_CLICKS:
+            raise DataError(f"{MOST_CLICKS} clicks are the most on one object of a slice; draw a box to start it anew")
         points, labels = ([*before.points], [*before.labels]) if before else ([], [])
         return self._predict(
             [*points, (x, y)],
@@ -188,35 +200,50 @@ class AnnotationSession:
         return self._predict([], [], (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), None)
 
     def undo(self) -> None:
-        """Take back the last click or box, whichever object it was for; its object and slice are shown."""
-        if self.actions:
-            action = self.actions.pop()
-            self.current, self.slice = action.object, action.slice
+        """Take back the last click or box, or all that was last carried from one; its object and slice are shown."""
+        if not self.actions:
+            return
+        action = self.actions.pop()
+        source = action.carried_from
+        if source is not None:
+            while self.actions and (self.actions[-1].object, self.actions[-1].carried_from) == (action.object, source):
+                self.actions.pop()
+        self.current, self.slice = action.object, action.slice if source is None else source
 
     def reset(self) -> None:
         """Forget all objects, on all slices."""
         self.objects, self.current, self.actions = ["object 1"], 0, []
 
-    def predictor(self) -> SamPredictor:
-        """Of the slice that is shown, which is encoded where it was not yet. One a model: it knows the crops that it
-        looked at, and the masks that it answered. Raises DataError."""
-        scan = self._opened()
+    def is_encoded(self, number: int | None = None) -> bool:
+        """Whether the model knows a slice, by default the one that is shown."""
+        return self._key(number) in self.embeddings
+
+    def predictor(self, number: int | None = None) -> SamPredictor:
+        """Of a slice, by default the one that is shown; encoded where it was not yet. One a model: it knows the crops
+        that it looked at, and the masks that it answered. Raises DataError."""
+        scan, key = self._opened(), self._key(number)
         if self.model not in self.predictors:
             self.predictors[self.model] = SamPredictor(self.models[self.model])
-        predictor, key = self.predictors[self.model], (self.model, self.slice)
+        predictor = self.predictors[self.model]
         predictor.zoom = self.zoom
-        if self.placed.get(self.model) == self.slice:  # with the crops of it that were looked at
+        if self.placed.get(self.model) == key:  # with the crops of it that were looked at
             return predictor
-        try:
-            if key in self.embeddings:
-                predictor.set_embedding(self.embeddings[key], self.size(), scan.picture(self.slice))
-            else:
-                predictor.set_image(scan.picture(self.slice), "BGR")
-        except ImageError as error:
-            raise DataError(f"{scan.name}, slice {self.slice}: {error}") from error
-        self.embeddings[key] = predictor.seen()
-        self.placed[self.model] = self.slice
+        picture = scan.picture(self.slice if number is None else number, self.window)
+        self.placed.pop(self.model, None)
+        if key in self.embeddings:
+            predictor.set_embedding(self.embeddings[key], self.size(), picture)
+            self.embeddings.move_to_end(key)
+        else:
+            predictor.set_image(picture, "BGR")
+            self.embeddings[key] = predictor.seen()
+        self.placed[self.model] = key
+        size = sum(part.numel() * part.element_size() for part in self.embeddings[key] if part is not None)
+        while len(self.embeddings) > max(1, KEPT_BYTES // size):
+            self.embeddings.popitem(last=False)
         return predictor
+
+    def _key(self, number: int | None) -> tuple:
+        return self.model, self.window, self.slice if number is None else number
 
     def _predict(
         self,
@@ -229,10 +256,50 @@ class AnnotationSession:
         with torch.inference_mode():
             masks, iou, logits = predictor.predict(points or None, labels or None, box, low_res)
         best, closer = int(iou.argmax()), predictor.crops != [Crop.whole(self.size())]
-        given = points, labels, box
-        action = Action(self.current, self.slice, *given, masks[best], float(iou[best]), logits[best], closer)
+        found = Packed(masks[best]), int(masks[best].sum()), float(iou[best]), logits[best].copy()
+        return self._add(Action(self.current, self.slice, points, labels, box, *found, closer=closer))
+
+    def _add(self, action: Action) -> Action:
+        if len(self.actions) >= MOST_ACTIONS:
+            raise DataError(f"{MOST_ACTIONS} clicks are the most of a session; save, and open the file again")
         self.actions.append(action)
         return action
+
+    # ---------------------------------------------------------------- from slice to slice
+
+    def carry(self, step: int) -> str:
+        """Carry the object's mask to the next slice (step 1) or the one before (-1), and show that.
+
+        By the rules of `segment-volume` (volumes/propagation.py). -> why the object does not go on there, in which case
+        nothing changes; or nothing. Raises DataError: nothing to carry.
+        """
+        from sam_med2d.volumes.propagation import Rule, follow, reference_of
+
+        scan, last = self._opened(), self.last(self.current)
+        if last is None or not last.area:
+            raise DataError("nothing to carry: mark the object on this slice first")
+        number = self.slice + step
+        if not 0 <= number < len(scan.slices):
+            return "end of the volume"
+        there = self.last(self.current, number)
+        if there is not None and there.carried_from is None:
+            return f"slice {number} has prompts of its own"
+        source = self.slice if last.carried_from is None else last.carried_from
+        first = self.last(self.current, source) or last
+        rule, sliced = Rule(), _Sliced(self)
+        with torch.inference_mode():
+            reference = reference_of(sliced, first.slice, _slice_of(first), rule)
+            here, why = follow(sliced, number, _slice_of(last), reference, rule)
+        if why or here.low_res is None:
+            return why
+        mask = here.mask
+        self._add(
+            Action(
+                self.current, number, [], [], None, Packed(mask), int(mask.sum()), here.iou, here.low_res.copy(), source
+            )
+        )
+        self.slice = number
+        return ""
 
     # ---------------------------------------------------------------- files
 
@@ -276,12 +343,43 @@ class AnnotationSession:
 
         -> [path], or nothing where SimpleITK is not installed.
         """
-        try:
-            from sam_med2d.volumes.scans import volume_of_slices, write_labels
-        except ImportError:
-            return []
         labels = np.zeros(scan.slices.shape[:3], np.uint8)
         for number in slices:
             labels[number] = self.label_map(number)
-        write_labels(path, volume_of_slices(labels, scan.axis), scan.turned, scan.stored)
+        try:
+            write_volume_labels(scan, labels, path)
+        except ModuleNotFoundError:
+            return []
         return [path]
+
+
+def _name(text: str) -> str:
+    """Raises DataError."""
+    name = " ".join(text.split())
+    if len(name) > LONGEST_NAME:
+        raise DataError(f"a name has at most {LONGEST_NAME} letters, not {len(name)}")
+    return name
+
+
+class _Sliced:
+    """A session's scan, as propagation looks at one."""
+
+    def __init__(self, session: AnnotationSession) -> None:
+        self._session = session
+
+    def image(self, number: int) -> np.ndarray:
+        """(h, w) uint8."""
+        scan = self._session.scan
+        assert scan is not None
+        return scan.picture(number, self._session.window)[..., 0]
+
+    def predict(self, number: int, prompt: ObjectPrompt, like: np.ndarray | None = None) -> "Slice":
+        from sam_med2d.volumes.propagation import best_slice
+
+        return best_slice(self._session.predictor(number), prompt, like)
+
+
+def _slice_of(action: Action) -> "Slice":
+    from sam_med2d.volumes.propagation import Slice
+
+    return Slice(action.mask.astype(np.float16), action.low_res, action.iou)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam_med2d.data.names import with_slashes
 from sam_med2d.errors import DataError
 from sam_med2d.json_files import LARGE, read_json
 from sam_med2d.prompts.clicks import clicks_of, mask_prompts
@@ -105,7 +106,7 @@ class FrozenPrompts:
                 f"{path}: was made in a frame of {settings['image_size']} pixels; "
                 f"use --image_size {settings['image_size']}"
             )
-        self.objects: dict[str, ObjectPrompts] = content
+        self.objects: dict[str, ObjectPrompts] = {with_slashes(name): entry for name, entry in content.items()}
         self.strategy = settings.get("click_strategy", "random")
 
     def check(self, names: list[str], modes: list[Mode]) -> None:

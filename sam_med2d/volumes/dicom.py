@@ -1,5 +1,6 @@
 """DICOM read: headers, and a series of slices as a volume. Labels that were drawn on it: `dicom_labels`."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.encaps import generate_fragments
 
 from sam_med2d.errors import DataError, UserError
+from sam_med2d.limits import MOST_VOXELS, check_voxels
 from sam_med2d.volumes.dicom_bytes import has_preamble, is_dicom
 from sam_med2d.volumes.stack import MARKS, SliceHeader, ordered
 
@@ -97,12 +99,13 @@ def is_directory(header: pydicom.Dataset) -> bool:
 # ---------------------------------------------------------------- a series as a volume
 
 
-def read_series(files: Sequence[str]) -> sitk.Image:
+def read_series(files: Sequence[str], most_voxels: int = MOST_VOXELS) -> sitk.Image:
     """The slices of one series, in any order -> a volume, with the values that each slice's header makes of it.
 
-    Files that are no slices (a DICOMDIR, labels, reports) are passed over. Raises DataError: colour, several frames a
-    file, more than one series or acquisition, slices missing, doubled, of several shapes or not straight behind one
-    another (a tilted gantry), a codec that is not there.
+    most_voxels: of all slices, above which nothing is decoded.
+    Files that are no slices (a DICOMDIR, labels, reports) are passed over. Raises DataError: too large, colour, several
+    frames a file, more than one series or acquisition, slices missing, doubled, of several shapes or not straight
+    behind one another (a tilted gantry), a codec that is not there.
     """
     headers = [header for path in files if (header := _slice_header(path, alone=len(files) == 1)) is not None]
     where = Path(files[0]).parent
@@ -118,6 +121,8 @@ def read_series(files: Sequence[str]) -> sitk.Image:
             f"{where}: holds {len(series)} series; keep the files of one in a folder of "
             "their own, or use --dicom, which tells them apart"
         )
+    rows, columns = max((header.shape for header in headers), key=math.prod)
+    check_voxels(files[0] if len(files) == 1 else str(where), (columns, rows, len(headers)), most_voxels)
     if len(headers) == 1:
         return _single(_read_slice(headers[0]))
     stack = ordered(headers, str(where))

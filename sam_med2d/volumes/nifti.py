@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from sam_med2d.errors import DataError
-from sam_med2d.volumes.limits import MOST_VOXELS, check_voxels
+from sam_med2d.limits import MOST_VOXELS, check_voxels
 from sam_med2d.volumes.nifti_grid import grid_of
 
 ENDINGS = (".nii", ".nii.gz")

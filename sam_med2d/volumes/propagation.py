@@ -11,7 +11,7 @@ Arrays are (Z, Y, X), turned to the patient as `scans.canonical` leaves them; sl
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -72,6 +72,34 @@ class Propagated(NamedTuple):
     ends: tuple[str, str]
 
 
+class Reference(NamedTuple):
+    """Of an object where it was prompted: the mean brightness around it, how much brighter it is itself, and the
+    predicted IoU below which another slice does not belong to it."""
+
+    surrounding: float
+    contrast: float
+    least_iou: float
+
+
+class Viewed(Protocol):
+    """What following an object needs of a volume; `Slices` offers it."""
+
+    def image(self, number: int) -> np.ndarray: ...
+
+    def predict(self, number: int, prompt: ObjectPrompt, like: np.ndarray | None = None) -> Slice: ...
+
+
+def best_slice(predictor: SamPredictor, prompt: ObjectPrompt, like: np.ndarray | None = None) -> Slice:
+    """The best of the three answers on the image that the predictor holds: see `Slices.predict`."""
+    found = predictor.predict_objects([prompt], return_logits=True)
+    scores = found.iou[0]
+    if like is not None:
+        scores = scores.clip(0) * overlap(found.masks[0] > 0, like)
+    best = int(scores.argmax())
+    probability = 1 / (1 + np.exp(-found.masks[0, best].clip(-30, 30)))
+    return Slice(probability.astype(np.float16), found.low_res[0, best], float(found.iou[0, best]))
+
+
 class Slices:
     """The slices of a volume along one axis, each encoded once as long as memory allows."""
 
@@ -108,14 +136,9 @@ class Slices:
         jump to what it lies in.
         """
         self._show(number)
-        found = self.predictor.predict_objects([prompt], return_logits=True)
+        found = best_slice(self.predictor, prompt, like)
         self._keep(number)
-        scores = found.iou[0]
-        if like is not None:
-            scores = scores.clip(0) * overlap(found.masks[0] > 0, like)
-        best = int(scores.argmax())
-        probability = 1 / (1 + np.exp(-found.masks[0, best].clip(-30, 30)))
-        return Slice(probability.astype(np.float16), found.low_res[0, best], float(found.iou[0, best]))
+        return found
 
     def _show(self, number: int) -> None:
         """Give slice `number` to the predictor."""
@@ -187,24 +210,40 @@ def _walk(
     last = found[place]
     if not last.mask.any():
         return "nothing found where it was prompted"
-    surrounding, contrast = brightness_around(sliced.image(place), last.mask)
-    least_iou = min(rule.least_iou, IOU_SHARE * last.iou)
+    reference = reference_of(sliced, place, last, rule)
     for number in numbers:
-        here = sliced.predict(number, carried(last, rule), like=last.mask)
+        here, why = follow(sliced, number, last, reference, rule)
         progress()
-        area, before = int(here.mask.sum()), int(last.mask.sum())
-        if here.iou < least_iou:
-            return f"the next has a predicted IoU of {here.iou:.2f}"
-        if area < max(rule.least_area, rule.shrink * before):
-            return f"the next falls from {before} to {area} pixels"
-        if area > rule.grow * before:
-            return f"the next rises from {before} to {area} pixels"
-        if abs(contrast) > FAINT:
-            share = (float(sliced.image(number)[here.mask].mean()) - surrounding) / contrast
-            if share < rule.least_contrast:
-                return f"the next has {max(0, share):.0%} of its contrast"
+        if why:
+            return why
         found[number] = last = here
     return ""
+
+
+def reference_of(sliced: Viewed, place: int, prompted: Slice, rule: Rule) -> Reference:
+    """What other slices are compared with: the object as it is where it was prompted, its mask not being empty."""
+    surrounding, contrast = brightness_around(sliced.image(place), prompted.mask)
+    return Reference(surrounding, contrast, min(rule.least_iou, IOU_SHARE * prompted.iou))
+
+
+def follow(sliced: Viewed, number: int, last: Slice, reference: Reference, rule: Rule) -> tuple[Slice, str]:
+    """Look for an object on a slice, from the one beside it. -> what is found, and why that is not the object any more.
+
+    last: the object on the slice beside, with a mask that is not empty.
+    """
+    here = sliced.predict(number, carried(last, rule), like=last.mask)
+    area, before = int(here.mask.sum()), int(last.mask.sum())
+    if here.iou < reference.least_iou:
+        return here, f"the next has a predicted IoU of {here.iou:.2f}"
+    if area < max(rule.least_area, rule.shrink * before):
+        return here, f"the next falls from {before} to {area} pixels"
+    if area > rule.grow * before:
+        return here, f"the next rises from {before} to {area} pixels"
+    if abs(reference.contrast) > FAINT:
+        share = (float(sliced.image(number)[here.mask].mean()) - reference.surrounding) / reference.contrast
+        if share < rule.least_contrast:
+            return here, f"the next has {max(0, share):.0%} of its contrast"
+    return here, ""
 
 
 def brightness_around(image: np.ndarray, mask: np.ndarray) -> tuple[float, float]:

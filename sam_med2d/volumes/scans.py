@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from sam_med2d.errors import DataError
+from sam_med2d.errors import DataError, OutputError
+from sam_med2d.limits import MOST_VOXELS, check_voxels
 from sam_med2d.volumes.dicom import ORIENTATION_KEY, read_series, unreadable
 from sam_med2d.volumes.dicom_bytes import is_dicom
-from sam_med2d.volumes.limits import MOST_VOXELS, check_voxels
 from sam_med2d.volumes.nifti import frame_of, is_nifti, read_nifti, write_nifti
 from sam_med2d.volumes.text_headers import check_text_header
 
@@ -60,9 +60,9 @@ def read_scan(
     a file, above which it is refused undecoded. What a file contradicts itself in, `notes_of` the volume says.
     """
     if not isinstance(file, str):
-        return read_series(file)
+        return read_series(file, most_voxels)
     if is_dicom(file):
-        return read_series([file])
+        return read_series([file], most_voxels)
     with _reading(file):
         image = _read(file, frame, straighten=straighten, most_voxels=most_voxels)
         if image.GetNumberOfComponentsPerPixel() > 1:
@@ -208,7 +208,7 @@ def write_labels(path: Path, labels: np.ndarray, turned: sitk.Image | None, stor
     """Write labels (Z, Y, X), made on the grid of `turned` (canonical), on that of `stored`, in one step.
 
     A NIfTI of a scan that was one gets its header, so that both of its forms of geometry stay. None: labels that no
-    scan belongs to. Raises DataError where the file cannot be written.
+    scan belongs to. Raises OutputError where the file cannot be written.
     """
     image = sitk.GetImageFromArray(labels)
     header = b""
@@ -226,9 +226,13 @@ def write_labels(path: Path, labels: np.ndarray, turned: sitk.Image | None, stor
             write_nifti(temporary, sitk.GetArrayViewFromImage(image), header)
         else:
             sitk.WriteImage(image, str(temporary), useCompression=True)
+            written = sitk.ReadImage(str(temporary))  # ITK's NIfTI says nothing where a disk is full
+            if not np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)):
+                raise OSError("not all of it was written")
         temporary.replace(path)
     except (RuntimeError, OSError) as error:
-        raise DataError(f"{path}: cannot be written ({str(error).strip().splitlines()[-1]})") from error
+        reason = str(error).strip().splitlines()[-1]
+        raise OutputError(f"{path}: cannot be written ({reason}); make room there, or choose another place") from error
     finally:
         temporary.unlink(missing_ok=True)
 

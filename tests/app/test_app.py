@@ -1,21 +1,18 @@
-"""The page in headless Chromium, and what starts it."""
+"""The page in headless Chromium, served by a process of its own."""
 
-import os
 import shutil
-import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip("gradio", reason='gradio is not installed: pip install -e ".[app]"')
+pytest.importorskip("uvicorn", reason='uvicorn is not installed: pip install -e ".[app]"')
 
-import gradio
-
-from sam_med2d.app import page as app
-from sam_med2d.inference.models import WITHOUT
-from tests.conftest import ROOT
+from sam_med2d.data.reading import read_image
+from tests.app.running import Running, running
 from tests.inference.test_session import IMAGE, OTHER_IMAGE, expected, model
 
 __all__ = ["model"]  # a fixture
@@ -32,29 +29,10 @@ FLAGS = [
 ]
 
 
-# ---------------------------------------------------------------- the page
-
-
-def test_examples_are_offered_where_there_are_any(model, tmp_path, monkeypatch):
-    def example():
-        page = app.build({WITHOUT: model})
-        return next(block for block in page.blocks.values() if block.elem_id == "example")
-
-    monkeypatch.chdir(ROOT)
-    assert example().visible and IMAGE.name in [name for name, _ in example().choices]
-    monkeypatch.chdir(tmp_path)
-    assert not example().visible and not example().choices
-
-
 @pytest.fixture(scope="module")
-def address():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    args = app.parse_args(["--port", str(port), "--max_upload", "1"])
-    app.launch(args, prevent_thread_lock=True, quiet=True)
-    yield f"http://127.0.0.1:{port}"
-    gradio.close_all(verbose=False)
+def app(tmp_path_factory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("app"), "--max_upload", "1") as one:
+        yield one
 
 
 @pytest.fixture(scope="module")
@@ -70,35 +48,52 @@ def browser():
         chromium.close()
 
 
-class Page:
-    """One person's tab."""
+class Tab:
+    """One person's tab. faults: what the browser says of scripts and of what the page may not do."""
 
     def __init__(self, browser, address: str) -> None:
         self.requests: list[str] = []
+        self.faults: list[str] = []
         self.page = browser.new_context(viewport={"width": 1360, "height": 800}).new_page()
+        self.page.set_default_timeout(20_000)
         self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("console", lambda said: self.faults.append(said.text) if "Content Security" in said.text else None)
         self.page.goto(address)
-        self.page.wait_for_selector("#canvas .empty")
+        self.page.wait_for_selector("body[data-ready]")
 
-    def upload(self, path: Path) -> None:
-        self.page.locator("#upload input[type=file]").set_input_files(str(path))
+    def until(self, script: str, arg: object = None) -> None:
+        """Ask again and again, since the page's policy lets no script wait that comes as a string."""
+        end = time.monotonic() + 30
+        while not self.page.evaluate(script, arg):
+            assert time.monotonic() < end, script
+            self.page.wait_for_timeout(20)
+
+    def upload(self, *paths: Path) -> None:
+        """And wait until the last of them is shown."""
+        self.page.set_input_files("#files-in", [str(path) for path in paths])
+
+    def shows(self, name: str) -> None:
+        self.until("name => document.querySelector('#file').textContent == name", arg=name)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """The middle of a pixel of the picture, on the screen."""
-        box, size = (
-            self.page.locator("#canvas .picture").bounding_box(),
-            self.page.locator("#canvas .picture").evaluate("e => e.dataset"),
+        picture = self.page.locator("#canvas .picture")
+        box, size = picture.bounding_box(), picture.evaluate("e => e.dataset")
+        return (
+            box["x"] + (x + 0.5) / int(size["width"]) * box["width"],
+            box["y"] + (y + 0.5) / int(size["height"]) * box["height"],
         )
-        return box["x"] + (x + 0.5) / int(size["width"]) * box["width"], box["y"] + (y + 0.5) / int(
-            size["height"]
-        ) * box["height"]
 
     def wait_for(self, clicks: int, boxes: int) -> None:
-        self.page.wait_for_function(
+        self.until(
             "([c, b]) => document.querySelectorAll('#canvas .click').length == c && "
             "document.querySelectorAll('#canvas .box').length == b",
             arg=[clicks, boxes],
         )
+
+    def click(self, x: float, y: float, **options: str) -> None:
+        self.page.mouse.click(*self.at(x, y), **options)
 
     def drag(self, x0: float, y0: float, x1: float, y1: float) -> None:
         self.page.mouse.move(*self.at(x0 - 0.5, y0 - 0.5))
@@ -107,12 +102,19 @@ class Page:
         self.page.mouse.move(*self.at(x1 - 0.5, y1 - 0.5))
         self.page.mouse.up()
 
+    def text(self, selector: str, wanted: str) -> None:
+        """Wait until an element says something."""
+        self.until(
+            "([selector, wanted]) => document.querySelector(selector).innerText.includes(wanted)",
+            arg=[selector, wanted],
+        )
+
     def label_map(self) -> np.ndarray:
-        """What "Make files" offers as PNG. Its address changes with its content, which must have changed."""
+        """What "Make files" offers as PNG. Its address is another one each time."""
         link = "#files a[download$='labels.png']"
         before = self.page.locator(link).first.get_attribute("href") if self.page.locator(link).count() else ""
         self.page.click("#save")
-        self.page.wait_for_function(
+        self.until(
             "([link, before]) => { const found = document.querySelector(link); "
             "return found && found.getAttribute('href') != before; }",
             arg=[link, before],
@@ -122,17 +124,24 @@ class Page:
         return cv2.imread(str(download.value.path()), cv2.IMREAD_UNCHANGED)
 
 
-def test_upload_click_undo_box_download_in_a_browser(browser, address, model):
-    tab = Page(browser, address)
+@pytest.fixture
+def tab(browser, app) -> Iterator[Tab]:
+    one = Tab(browser, app.address)
+    yield one
+    assert not one.faults
+    one.page.context.close()
+
+
+def test_upload_click_undo_box_download_in_a_browser(tab, app, model):
     tab.upload(IMAGE)
-    tab.page.wait_for_selector("#canvas .picture")
-    tab.page.mouse.click(*tab.at(110, 60))
+    tab.shows(IMAGE.name)
+    tab.click(110, 60)
     tab.wait_for(clicks=1, boxes=0)
     mask, iou, _ = expected(model, point_coords=[[110, 60]], point_labels=[1])
     assert f"IoU {iou:.2f}" in tab.page.inner_text("#objects")
     assert np.array_equal(tab.label_map(), mask)
 
-    tab.page.mouse.click(*tab.at(40, 60), button="right")
+    tab.click(40, 60, button="right")
     tab.wait_for(clicks=2, boxes=0)
     tab.page.click("#undo")
     tab.wait_for(clicks=1, boxes=0)
@@ -142,8 +151,8 @@ def test_upload_click_undo_box_download_in_a_browser(browser, address, model):
     tab.drag(80, 9, 150, 181)
     tab.wait_for(clicks=0, boxes=1)
     tab.page.click("#add")
-    tab.page.wait_for_function("document.querySelectorAll('#objects tr').length == 2")
-    tab.page.mouse.click(*tab.at(40, 100))
+    tab.until("document.querySelectorAll('#objects tr').length == 2")
+    tab.click(40, 100)
     tab.wait_for(clicks=1, boxes=1)
     second = expected(model, point_coords=[[40, 100]], point_labels=[1])[0]
     first = expected(model, box=[80, 9, 150, 181])[0]
@@ -152,37 +161,139 @@ def test_upload_click_undo_box_download_in_a_browser(browser, address, model):
 
     tab.page.click("#reset")
     tab.wait_for(clicks=0, boxes=0)
-    elsewhere = [url for url in tab.requests if not url.startswith((address, "data:", "blob:"))]
+    elsewhere = [url for url in tab.requests if not url.startswith((app.address, "blob:"))]
     assert not elsewhere, f"the page asked other machines: {elsewhere}"
 
 
-def test_two_people_do_not_see_each_others_image(browser, address, model):
-    one, other = Page(browser, address), Page(browser, address)
+def test_two_people_do_not_see_each_others_image(browser, app, model):
+    one, other = Tab(browser, app.address), Tab(browser, app.address)
     one.upload(IMAGE)
-    one.page.wait_for_selector("#canvas .picture")
+    one.shows(IMAGE.name)
     assert other.page.locator("#canvas .picture").count() == 0
     other.upload(OTHER_IMAGE)
-    other.page.wait_for_selector("#canvas .picture")
+    other.shows(OTHER_IMAGE.name)
     for tab in (one, other):
-        tab.page.mouse.click(*tab.at(100, 80))
+        tab.click(100, 80)
         tab.wait_for(clicks=1, boxes=0)
     for tab, path in ((one, IMAGE), (other, OTHER_IMAGE)):
         assert np.array_equal(tab.label_map(), expected(model, path, point_coords=[[100, 80]], point_labels=[1])[0])
 
 
-def test_bad_files_end_in_a_message(browser, address, tmp_path):
-    tab = Page(browser, address)
+def test_another_file_takes_the_place_of_the_files_that_were_made(tab):
+    tab.upload(IMAGE)
+    tab.shows(IMAGE.name)
+    tab.click(110, 60)
+    tab.wait_for(clicks=1, boxes=0)
+    tab.label_map()
+    tab.upload(OTHER_IMAGE)
+    tab.shows(OTHER_IMAGE.name)
+    assert tab.page.locator("#files a").count() == 0 and tab.page.locator("#canvas .click").count() == 0
+
+
+def test_bad_files_end_in_a_message(tab, tmp_path):
     (tmp_path / "notes.png").write_text("no picture")
     tab.upload(tmp_path / "notes.png")
-    tab.page.wait_for_selector("text=not an image that OpenCV can decode")
-    assert "Traceback" not in tab.page.content() and str(Path(app.__file__).parent) not in tab.page.inner_text("body")
+    tab.text("#message", "notes.png: not an image that OpenCV can decode")
+    assert str(tmp_path) not in tab.page.inner_text("body")
     (tmp_path / "large.png").write_bytes(bytes(2_000_000))
-    tab.page.reload()
-    tab.page.wait_for_selector("#canvas .empty")
     tab.upload(tmp_path / "large.png")
-    tab.page.wait_for_selector("text=/exceeds|too large|maximum/i")
+    tab.text("#message", "large.png: has more than 1 MB")
+    tab.upload(IMAGE)
+    tab.shows(IMAGE.name)
+    assert not tab.page.locator("#message").is_visible()
 
 
-def test_it_listens_on_this_machine_alone_unless_asked():
-    args = app.parse_args([])
-    assert args.host == "127.0.0.1" and not args.share and os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+def test_names_are_no_markup(tab, tmp_path):
+    path = tmp_path / "<img src=x onerror=alert(1)>.png"
+    shutil.copy(IMAGE, path)
+    tab.upload(path)
+    tab.page.wait_for_selector("#canvas .picture")
+    tab.page.fill("#name", "<b onclick=alert(1)>left</b> & right")
+    tab.page.press("#name", "Enter")
+    tab.text("#objects", "<b onclick=alert(1)>left</b> & right")
+    assert not tab.page.locator("#objects b, #file img").count()
+    tab.page.fill("#name", "x")
+    tab.page.evaluate("document.querySelector('#name').maxLength = 10000")
+    tab.page.fill("#name", "y" * 5000)
+    tab.page.press("#name", "Enter")
+    tab.text("#message", "a name has at most 100 letters")
+
+
+def test_keys(tab):
+    tab.upload(IMAGE)
+    tab.shows(IMAGE.name)
+    tab.click(110, 60)
+    tab.wait_for(clicks=1, boxes=0)
+    tab.page.keyboard.press("n")
+    tab.page.wait_for_selector("#objects tr:nth-child(2).current")
+    tab.page.keyboard.press("1")
+    tab.page.wait_for_selector("#objects tr:nth-child(1).current")
+    tab.page.keyboard.press("m")
+    assert not tab.page.locator("#canvas .outline").count() and not tab.page.is_checked("#masks")
+    tab.page.keyboard.press("z")
+    tab.wait_for(clicks=0, boxes=0)
+    tab.page.focus("#name")
+    tab.page.keyboard.press("n")  # in a field, keys are letters
+    tab.page.keyboard.press("Escape")
+    assert tab.page.locator("#objects tr").count() == 2
+
+
+def test_a_click_falls_on_its_pixel_however_the_picture_is_enlarged_and_moved(tab, tmp_path, model):
+    large = np.zeros((1500, 2000, 3), np.uint8)
+    large[200:900, 300:1200] = cv2.resize(read_image(str(IMAGE)), (900, 700), interpolation=cv2.INTER_NEAREST)
+    cv2.imwrite(str(tmp_path / "large.png"), large)
+    tab.upload(tmp_path / "large.png")
+    tab.shows("large.png")
+    before = tab.page.locator("#canvas .picture").bounding_box()
+    assert before["width"] < 2000 and before["height"] <= tab.page.locator("#canvas").bounding_box()["height"]
+    pointed = tab.at(700, 500)
+    tab.page.mouse.move(*pointed)
+    tab.page.mouse.wheel(0, -800)
+    tab.until(
+        "least => document.querySelector('#canvas .picture').getBoundingClientRect().width > least",
+        arg=3 * before["width"],
+    )
+    still = tab.at(700, 500)
+    assert still == pytest.approx(
+        pointed, abs=8
+    )  # what is under the pointer stays there, but for parts of a pixel, enlarged
+    tab.page.keyboard.down("Shift")
+    tab.page.mouse.down()
+    tab.page.mouse.move(pointed[0] + 60, pointed[1] + 40)
+    tab.page.mouse.up()
+    tab.page.keyboard.up("Shift")
+    moved = tab.at(700, 500)
+    assert moved[0] - still[0] == pytest.approx(60, abs=1) and moved[1] - still[1] == pytest.approx(40, abs=1)
+    assert not tab.page.locator("#canvas .click").count()  # moving is no click
+    tab.click(720, 480)
+    tab.wait_for(clicks=1, boxes=0)
+    assert np.array_equal(
+        tab.label_map(), expected(model, tmp_path / "large.png", point_coords=[[720, 480]], point_labels=[1])[0]
+    )
+    tab.page.keyboard.press("0")
+    assert tab.page.locator("#canvas .picture").bounding_box() == pytest.approx(before, abs=1)
+
+
+def test_brightness_changes_what_is_seen_and_not_what_is_found(tab, model):
+    tab.upload(IMAGE)
+    tab.shows(IMAGE.name)
+    tab.page.fill("#brightness", "2")
+    assert "brightness(2)" in tab.page.locator("#canvas img").evaluate("e => e.style.filter")
+    tab.click(110, 60)
+    tab.wait_for(clicks=1, boxes=0)
+    assert np.array_equal(tab.label_map(), expected(model, point_coords=[[110, 60]], point_labels=[1])[0])
+    assert not tab.page.locator("#window").is_visible() and not tab.page.locator("#adapters").is_visible()
+
+
+def test_a_session_ends_with_its_tab(browser, app):
+    others = {*app.folder.iterdir()}
+    tab = Tab(browser, app.address)
+    tab.upload(IMAGE)
+    tab.shows(IMAGE.name)
+    (folder,) = {*app.folder.iterdir()} - others
+    assert any(folder.rglob("slices.npy"))
+    tab.page.goto("about:blank")
+    end = time.monotonic() + 20
+    while folder.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not folder.exists()

@@ -1,20 +1,16 @@
-"""The controls of the page and its HTML, without Gradio and without a browser."""
+"""What events do to a session, and what the page is told of it, without a server and without a browser."""
 
-import base64
 import re
-import shutil
-import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from sam_med2d import drawing
-from sam_med2d.app import handlers
-from sam_med2d.app.canvas import canvas_of, table_of
+from sam_med2d.app.handlers import EVENTS, act, takes_long
+from sam_med2d.app.view import FINEST, path_of, picture_of, view_of
 from sam_med2d.data.reading import read_image
-from sam_med2d.errors import DataError
+from sam_med2d.errors import DataError, PromptError
 from sam_med2d.inference.models import WITH, WITHOUT
 from sam_med2d.inference.session import AnnotationSession
 from tests.inference.test_session import IMAGE, OTHER_IMAGE, expected, model, opened
@@ -22,156 +18,189 @@ from tests.inference.test_session import IMAGE, OTHER_IMAGE, expected, model, op
 __all__ = ["model"]  # a fixture
 
 
-def picture_in(canvas: str) -> np.ndarray:
-    data = re.search(r"data:image/png;base64,([^']*)'", canvas)[1]
-    return cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_UNCHANGED)
+def do(session: AnnotationSession, what: str, **values: object) -> None:
+    act(session, {"do": what, **values})
 
 
-def marks_in(canvas: str, kind: str) -> list[ElementTree.Element]:
-    svg = re.search(r"<svg.*</svg>", canvas)[0]
-    return ElementTree.fromstring(svg).findall(f".//g[@class='{kind}']")
-
-
-# ---------------------------------------------------------------- handlers
+# ---------------------------------------------------------------- events
 
 
 def test_a_click_falls_on_the_pixel_it_is_in(model):
     session = opened(model)
-    handlers.point(session, (110.99, 60.01), None, True)
+    do(session, "click", x=110.99, y=60.01, on=True)
     assert session.shown()[0].points == [(110, 60)] and session.shown()[0].labels == [1]
-    handlers.point(session, (159, 192), None, False)  # the lower right edge of a picture of 159 x 192
+    do(session, "click", x=159, y=192, on=False)  # the lower right edge of a picture of 159 x 192
     assert session.shown()[0].points == [(110, 60), (158, 191)] and session.shown()[0].labels == [1, 0]
 
 
 def test_a_drag_is_a_box_between_pixels(model):
     session = opened(model)
-    handlers.point(session, (149.6, 180.8), (80.2, 9.4), True)
+    do(session, "box", x0=149.6, y0=180.8, x1=80.2, y1=9.4)
     assert session.shown()[0].box == (80, 9, 150, 181)
     assert np.array_equal(session.shown()[0].mask, expected(model, box=[80, 9, 150, 181])[0])
 
 
-def test_a_click_before_an_image_is_open_is_an_error_for_people(model):
-    session = AnnotationSession({WITHOUT: model})
-    with pytest.raises(DataError, match="open an image first"):
-        handlers.point(session, (1, 1), None, True)
-
-
-def test_an_upload_is_read_and_deleted_and_nothing_else_is(model, tmp_path):
-    session = AnnotationSession({WITHOUT: model})
-    upload = tmp_path / "scan.png"
-    shutil.copy(IMAGE, upload)
-    handlers.open_upload(session, str(upload))
-    assert session.scan.name == "scan.png" and not upload.exists()
-    handlers.open_upload(session, None)
-    assert session.scan.name == "scan.png"
-    other = tmp_path / "example.png"
-    shutil.copy(OTHER_IMAGE, other)
-    handlers.open_file(session, other)
-    assert session.scan.name == "example.png" and other.exists()
-
-
-def test_a_bad_upload_is_deleted_and_its_folder_is_not_told(model, tmp_path):
-    upload = tmp_path / "text.png"
-    upload.write_text("no picture")
+def test_objects_are_added_named_chosen_and_taken_back(model):
     session = opened(model)
-    with pytest.raises(DataError, match=r"^text\.png") as caught:
-        handlers.open_upload(session, str(upload))
-    assert str(tmp_path) not in str(caught.value) and not upload.exists() and session.scan.name == IMAGE.name
+    do(session, "rename", name="  left\n half ")
+    do(session, "add")
+    do(session, "add", name="tumour")
+    assert session.objects == ["left half", "object 2", "tumour"] and session.current == 2
+    do(session, "choose", number=0.0)  # JSON has one kind of number
+    assert session.current == 0
+    do(session, "click", x=110, y=60, on=True)
+    do(session, "undo")
+    assert session.shown() == {}
+    do(session, "reset")
+    assert session.objects == ["object 1"]
 
 
-def test_slices_are_turned_no_further_than_there_are(model):
+def test_slices_are_turned_to_those_that_there_are(model):
     session = opened(model)
     session.scan = session.scan._replace(slices=np.stack([read_image(str(IMAGE))[..., 0].astype(np.float32)] * 3))
-    handlers.turn_to(session, 1.0)
-    assert session.slice == 1
-    handlers.turn_to(session, 7)
+    do(session, "slice", number=2)
     assert session.slice == 2
     session.scan.slices[0] = np.nan
-    with pytest.raises(DataError, match="slice 0"):
-        handlers.turn_to(session, 0)
-    assert session.slice == 2 and handlers.view_of(session).slice == 2
+    for number, said in (
+        (0, "slice 0"),
+        (3, "a whole number from 0 to 2"),
+        (1.5, "whole"),
+        (-1, "from 0 to 2"),
+    ):
+        with pytest.raises(DataError, match=said):
+            do(session, "slice", number=number)
+        assert session.slice == 2
 
 
-def test_adapters_are_switched(model):
+def test_adapters_are_switched_where_there_are_any(model):
     session = AnnotationSession({WITH: model, WITHOUT: model})
-    for on, name in ((False, WITHOUT), (True, WITH)):
-        handlers.use_adapters(session, on)
-        assert session.model == name
+    assert view_of(session)["adapters"] is True
+    do(session, "adapters", on=False)
+    assert session.model == WITHOUT and view_of(session)["adapters"] is False
+    without = opened(model)
+    assert view_of(without)["adapters"] is None  # no box for what is not there
+    with pytest.raises(DataError, match="not there with adapters"):
+        do(without, "adapters", on=True)
 
 
-def test_files_are_there_until_the_next_are_made(model):
+def test_whatever_fails_leaves_the_session_as_it_was(model, monkeypatch):
     session = opened(model)
-    handlers.point(session, (110, 60), None, True)
-    first = handlers.save(session)
-    assert {Path(path).name for path in first} >= {"mni152_axial_094_labels.png", "mni152_axial_094_coco.json"}
-    assert all(Path(path).is_file() for path in first)
-    second = handlers.save(session)
-    assert all(Path(path).is_file() for path in second) and not any(Path(path).exists() for path in first)
+    do(session, "click", x=110, y=60, on=True)
+    before, scan = view_of(session), session.scan
+
+    def spoil(session: AnnotationSession, values: object) -> None:
+        session.actions.clear()
+        session.objects.append("a")
+        session.scan, session.slice, session.current, session.window = None, 7, 9, (0, 1)
+        raise PromptError("in the middle")
+
+    monkeypatch.setitem(EVENTS, "spoil", spoil)
+    with pytest.raises(PromptError):
+        do(session, "spoil")
+    assert view_of(session) == before and session.scan is scan
 
 
-# ---------------------------------------------------------------- what is shown
+def test_what_encodes_does_not_go_before_clicks(model):
+    session = opened(model)
+    session.zoom = "never"
+    click = {"do": "click", "x": 1, "y": 1, "on": True}
+    assert takes_long(session, click) and not takes_long(session, {"do": "undo"})
+    session.predictor()
+    assert not takes_long(session, click) and takes_long(session, {"do": "carry", "step": 1})
+    session.zoom = "auto"
+    assert takes_long(session, click)  # crops may be encoded
+    session.zoom, session.scan = "never", session.scan._replace(slices=np.zeros((1, 4000, 3000), np.uint8))
+    assert takes_long(session, click)
+
+
+def test_there_is_an_end_to_clicks_and_objects(model, monkeypatch):
+    monkeypatch.setattr("sam_med2d.inference.session.MOST_CLICKS", 2)
+    session = opened(model)
+    for x in (100, 105):
+        do(session, "click", x=x, y=60, on=True)
+    with pytest.raises(DataError, match="2 clicks are the most"):
+        do(session, "click", x=110, y=60, on=True)
+    do(session, "box", x0=10, y0=10, x1=90, y1=90)
+    monkeypatch.setattr("sam_med2d.inference.session.MOST_ACTIONS", 3)
+    with pytest.raises(DataError, match="3 clicks are the most of a session"):
+        do(session, "box", x0=10, y0=10, x1=90, y1=90)
+    for _ in range(254):
+        do(session, "add")
+    with pytest.raises(DataError, match="255 objects"):
+        do(session, "add")
+
+
+# ---------------------------------------------------------------- what the page is told
 
 
 def test_the_view_says_what_the_session_holds(model):
     session = opened(model)
     session.rename("left <half>")
     session.add_object()
-    handlers.choose(session, 0)
-    view = handlers.view_of(session)
-    assert view.choices == ["1: left <half>", "2: object 2"]
-    assert (view.chosen, view.name, view.slices, view.slice) == ("1: left <half>", "left <half>", 1, 0)
+    do(session, "choose", number=0)
+    action = session.draw_box(80, 9, 150, 181)
+    session.click(110, 60, True)
+    view = view_of(session)
+    assert [one["name"] for one in view["objects"]] == ["left <half>", "object 2"] and view["current"] == 0
+    assert (view["slices"], view["slice"], view["width"], view["height"]) == (1, 0, 159, 192)
+    assert view["file"] == IMAGE.name and view["marked"] == [0] and not view["window"]["there"]
+    first, second = view["objects"]
+    assert first["box"] == action.box and first["clicks"] == [[110.5, 60.5, True]]
+    last = session.last(0)
+    assert first["iou"] == pytest.approx(last.iou, abs=1e-4) and first["area"] == last.mask.sum()
+    assert first["colour"] == drawing.css(drawing.colour_of(0)) and not second["found"]
+    assert view["look"]["on"] == [drawing.css(drawing.CLICK[True]), drawing.css(drawing.SIGN[True])]
 
 
 def test_nothing_is_shown_before_an_image_is_open(model):
-    view = handlers.view_of(AnnotationSession({WITHOUT: model}))
-    assert "class='empty'" in view.canvas and "<img" not in view.canvas and view.slices == 1
+    session = AnnotationSession({WITHOUT: model})
+    view = view_of(session)
+    assert view["slices"] == 0 and view["picture"] == "" and view["file"] == ""
+    with pytest.raises(DataError, match="open an image first"):
+        picture_of(session)
 
 
-def test_the_canvas_shows_masks_in_the_colours_of_their_objects(model):
-    session = opened(model)
-    assert np.array_equal(picture_in(canvas_of(session)), read_image(str(IMAGE)))
-    session.add_object()
-    action = session.draw_box(80, 9, 150, 181)  # of the second object alone
-    drawn, plain = picture_in(canvas_of(session)), read_image(str(IMAGE))
-    assert np.array_equal(drawn[~action.mask], plain[~action.mask])
-    inside = cv2.erode(np.pad(action.mask, 1).astype(np.uint8), np.ones((3, 3)))[1:-1, 1:-1] > 0
-    tint = np.round((1 - drawing.OPACITY) * plain[inside] + drawing.OPACITY * np.array(drawing.colour_of(1)))
-    assert inside.sum() > 1000 and np.array_equal(drawn[inside], tint)
-    outline = (drawn == drawing.colour_of(1)).all(axis=2)
-    assert outline.sum() > 100 and (action.mask[outline]).all()
+@pytest.mark.parametrize("path", [IMAGE, OTHER_IMAGE])
+def test_the_picture_is_the_slice_and_has_a_key_of_its_own(model, path):
+    session = opened(model, path)
+    shown = cv2.imdecode(np.frombuffer(picture_of(session), np.uint8), cv2.IMREAD_COLOR)
+    assert np.array_equal(shown, read_image(str(path)))
+    key = view_of(session)["picture"]
+    session.click(80, 60, True)
+    assert view_of(session)["picture"] == key
+    session.open(path)
+    assert view_of(session)["picture"] != key
 
 
-def test_the_canvas_draws_prompts_with_the_painters_look(model):
-    session = opened(model)
-    session.draw_box(80, 9, 150, 181)
-    session.click(110, 60, True)
-    session.click(40, 60, False)
-    canvas = canvas_of(session)
-    assert "data-width='159' data-height='192'" in canvas and "viewBox='0 0 159 192'" in canvas
-    (box,) = marks_in(canvas, "box")
-    rim, line = box
-    assert [line.get(name) for name in ("x", "y", "width", "height")] == ["80", "9", "70", "172"]
-    assert line.get("stroke") == drawing.css(drawing.colour_of(0))
-    assert float(rim.get("stroke-width")) == pytest.approx(3 * 192 / 500, abs=1e-3)
-    on, off = marks_in(canvas, "click")
-    assert on.get("transform") == "translate(110.5 60.5)" and off.get("transform") == "translate(40.5 60.5)"
-    for mark, foreground in ((on, True), (off, False)):
-        disc, sign = mark
-        assert disc.get("fill") == drawing.css(drawing.CLICK[foreground])
-        assert sign.get("stroke") == drawing.css(drawing.SIGN[foreground])
-        assert ("V" in sign.get("d")) == foreground  # a plus, or a minus
+def painted(path: str, shape: tuple[int, int]) -> np.ndarray:
+    """The pixels whose centres are within a path, by the rule evenodd: an independent reading of it."""
+    height, width = shape
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    inside = np.zeros(shape, bool)
+    for piece in re.findall(r"M([^Z]*)Z", path):
+        corners = np.array([[float(n) for n in place.split()] for place in piece.split("L")]) - 0.5
+        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0)):
+            if y0 != y1:
+                crosses = ((y0 > y) != (y1 > y)) & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
+                inside ^= crosses
+    return inside
 
 
-def test_names_of_people_are_no_markup(model):
-    session = opened(model)
-    session.rename("<script>alert(1)</script>")
-    table = table_of(session)
-    assert "<script>" not in table and "&lt;script&gt;" in table and drawing.css(drawing.colour_of(0)) in table
+def test_an_outline_has_the_pixels_of_its_mask_inside_and_no_others():
+    rng = np.random.default_rng(0)
+    blobs = cv2.GaussianBlur(rng.random((60, 80)).astype(np.float32), (0, 0), 3)
+    masks = [blobs > 0.5, rng.random((20, 30)) > 0.5, np.ones((7, 9), bool), np.pad(np.ones((1, 1), bool), 5)]
+    ring = np.ones((30, 30), bool)
+    ring[5:25, 5:25] = False
+    ring[10:20, 10:20] = True  # with an island in its hole
+    for mask in (*masks, ring):
+        assert np.array_equal(painted(path_of(mask), mask.shape), mask)
 
 
-def test_the_table_tells_iou_and_area_of_the_slice_that_is_shown(model):
-    session = opened(model)
-    action = session.click(110, 60, True)
-    table = table_of(session)
-    assert f"IoU {action.iou:.2f}" in table and f"{action.mask.sum()} px" in table
-    assert table.count("class='current'") == 1
+def test_outlines_of_large_masks_are_coarser():
+    mask = np.zeros((5000, 6000), bool)
+    mask[100:4900, 200:5800] = True
+    path = path_of(mask)
+    places = np.array([[float(n) for n in place.split()] for place in path[1:-1].split("L")])
+    assert len(places) == 4 and 2 * FINEST < 5600
+    assert np.abs(places.min(axis=0) - (200, 100)).max() <= 4 and np.abs(places.max(axis=0) - (5800, 4900)).max() <= 4

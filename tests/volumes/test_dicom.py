@@ -393,3 +393,12 @@ def test_an_element_that_promises_gigabytes_is_refused_before_there_is_room_for_
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "s01: cannot be read, it is cut off in the element (0029,1001)" in refused(tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kB
+
+
+def test_a_series_is_held_against_the_budget_by_its_headers(tmp_path):
+    paths = [str(path) for path in write_series(tmp_path / "scan", stack(5))]
+    assert read_series(paths, 600).GetSize() == (10, 12, 5)
+    for files, said in ((paths, r"scan: has 10 x 12 x 5 voxels"), (paths[:1], r"s00: has 10 x 12 x 1 voxels")):
+        with pytest.raises(DataError, match=said) as caught:
+            read_series(files, 119)
+        assert caught.value.kind == "size"

@@ -13,7 +13,7 @@ sitk = pytest.importorskip("SimpleITK")
 
 from sam_med2d.convert.classes import whole_numbers
 from sam_med2d.errors import DataError
-from sam_med2d.volumes.limits import MOST_VOXELS
+from sam_med2d.limits import MOST_VOXELS
 from sam_med2d.volumes.scans import (
     canonical,
     notes_of,

@@ -1,0 +1,303 @@
+"""The routes of the app, over HTTP: what the page (page.js) asks for, and what it gets.
+
+    POST   /sessions            a new session: its key, which all that follows is asked for with, as X-Session
+    DELETE /session             it is over, and its files are gone
+    PUT    /upload?name=a.png   bytes; opened when the last file is there (more=1: another one of a series follows)
+    POST   /event               {"do": "click", ...}: see handlers.py; {"do": "example", "name": ...} opens one
+    GET    /picture             the slice that is shown, as PNG
+    POST   /files, GET /files/0 makes files to take away, and gives them
+
+Answers are JSON with the view of the session (view.py), or {"error": a line for the person at the page}.
+
+Three lanes work side by side, so that no request waits long for another person's: processes that open files, one thread
+that encodes slices and paints large pictures, and one for clicks.
+"""
+
+import asyncio
+import shutil
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from sam_med2d.app import handlers
+from sam_med2d.app.opening import Opener
+from sam_med2d.app.store import Held, Refused, Sessions
+from sam_med2d.app.view import picture_of, view_of
+from sam_med2d.errors import DataError, UserError
+from sam_med2d.json_files import JsonError, parse_json
+from sam_med2d.outputs import below
+from sam_med2d.volumes.intensity import WINDOWS
+
+HERE = Path(__file__).parent
+PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/style.css": ("style.css", "text/css"),
+}
+LARGEST_EVENT = 1 << 16  # bytes
+MOST_FILES = 2000  # of a series
+PATIENCE = 60.0  # seconds that a request waits for its lane
+STALLED = 30.0  # seconds without a byte of a body, after which nobody waits for the rest
+OPENING = 2  # files at a time
+
+Result = TypeVar("Result")
+
+
+class Lane:
+    """Threads in which what takes time is done, one after the other in each."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(threads, name)
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Raises Refused where its turn does not come in time, and what `work` raises."""
+        future: Future[Result] = self._pool.submit(work)
+        running = asyncio.wrap_future(future)
+        done, _ = await asyncio.wait([running], timeout=PATIENCE)
+        if not done and future.cancel():
+            raise Refused("the app is busy with what others asked for; try again in a minute", 503)
+        return await running
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Server:
+    """The app without its guard (access.py). `app` is the ASGI application."""
+
+    def __init__(self, sessions: Sessions, opener: Opener, examples: Sequence[Path] = ()) -> None:
+        """examples: pictures that the page offers, by their names."""
+        self._sessions, self._opener = sessions, opener
+        self._examples = {path.name: path for path in examples}
+        self._opening, self._encoding, self._clicks = Lane(OPENING, "open"), Lane(1, "encode"), Lane(1, "click")
+        routes = [Route(path, self._static(*of), methods=["GET"]) for path, of in PAGE.items()]
+        routes += [
+            Route("/sessions", answering(self._create), methods=["POST"]),
+            Route("/session", answering(self._end), methods=["DELETE"]),
+            Route("/upload", answering(self._upload), methods=["PUT"]),
+            Route("/event", answering(self._event), methods=["POST"]),
+            Route("/picture", answering(self._picture), methods=["GET"]),
+            Route("/files", answering(self._save), methods=["POST"]),
+            Route("/files/{number:int}", answering(self._file), methods=["GET"]),
+        ]
+        self.app = Starlette(routes=routes)
+
+    def close(self) -> None:
+        for lane in (self._opening, self._encoding, self._clicks):
+            lane.close()
+
+    def _static(self, name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+        content = (HERE / name).read_bytes()
+
+        async def give(request: Request) -> Response:
+            return Response(content, media_type=kind)
+
+        return give
+
+    def _held(self, request: Request) -> Held:
+        return self._sessions.find(request.headers.get("x-session", ""))
+
+    async def _view(self, held: Held) -> Response:
+        lane = self._lane(held, {"do": "look"})
+        return JSONResponse({"view": await lane.run(lambda: view_of(held.session))})
+
+    def _lane(self, held: Held, event: dict[str, Any]) -> Lane:
+        return self._encoding if handlers.takes_long(held.session, event) else self._clicks
+
+    # ---------------------------------------------------------------- sessions
+
+    async def _create(self, request: Request) -> Response:
+        held = self._sessions.create()
+        told = {
+            "session": held.key,
+            "view": view_of(held.session),
+            "examples": [*self._examples],
+            "windows": WINDOWS,
+            "largest": self._sessions.quotas.file,
+        }
+        return JSONResponse(told, 201)
+
+    async def _end(self, request: Request) -> Response:
+        held = self._held(request)
+        await held.finish()
+        self._sessions.remove(held)
+        return JSONResponse({})
+
+    # ---------------------------------------------------------------- files in
+
+    async def _upload(self, request: Request) -> Response:
+        held = self._held(request)
+        name = below(request.query_params.get("name", "")[:1000]).rpartition("/")[2]
+        async with held.turn():
+            folder = held.folder / "upload"
+            folder.mkdir(exist_ok=True)
+            there = sorted(folder.iterdir())
+            try:
+                if len(there) >= MOST_FILES or folder / name in there:
+                    raise DataError(f"{name}: is one file too many; open a series of at most {MOST_FILES} files")
+                await self._receive(request, held, folder / name)
+                if request.query_params.get("more") == "1":
+                    return JSONResponse({})
+                return await self._open(held, folder if there else folder / name)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)  # what was refused does not stay
+                held.measure()
+                raise
+
+    async def _receive(self, request: Request, held: Held, path: Path) -> None:
+        """Write a body. Raises Refused: too large for a file, the session, or all of them; it stalls."""
+        said = request.headers.get("content-length", "0")
+        self._check_room(held, path, int(said) if said.isdecimal() and len(said) < 19 else 0, 0)
+        written, chunks = 0, aiter(request.stream())
+        with path.open("xb") as file:
+            while True:
+                try:
+                    chunk = await asyncio.wait_for(anext(chunks), STALLED)
+                except StopAsyncIteration:
+                    break
+                except asyncio.TimeoutError:
+                    raise Refused(f"{path.name}: no more of it came for {STALLED:g} s; try again", 408) from None
+                self._check_room(held, path, written + len(chunk), len(chunk))
+                file.write(chunk)
+                written += len(chunk)
+                held.bytes += len(chunk)
+
+    def _check_room(self, held: Held, path: Path, size: int, more: int) -> None:
+        """size: of the file, as far as it is known; more: bytes that are to be written now. Raises Refused."""
+        quotas, room = self._sessions.quotas, self._sessions.room(held)
+        if size > quotas.file:
+            raise Refused(f"{path.name}: has more than {quotas.file / 1e6:.0f} MB, the most of one file", 413)
+        if (more or size) > room:
+            raise Refused(
+                f"{path.name}: {room / 1e6:.0f} MB are left of the app's disk for this page; close other tabs, or take "
+                "a smaller file",
+                413,
+            )
+
+    async def _open(self, held: Held, path: Path) -> Response:
+        """Open a file, or a folder with the files of a series, in place of what is open. Raises DataError."""
+        folder = held.new_folder("scan")
+        room = self._sessions.room(held)
+        before = [one for one in held.folder.glob("scan*") if one != folder]
+        try:
+            scan = await self._opening.run(lambda: self._opener.open(path, folder, room))
+            held.measure()
+            if not self._sessions.room(held):
+                raise Refused(f"{path.name}: the app's disk is full; try again later", 413)
+            await self._encoding.run(lambda: show(held, scan))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(held.folder / "upload", ignore_errors=True)
+            held.measure()
+        for one in [*before, *held.folder.glob("results*")]:
+            shutil.rmtree(one, ignore_errors=True)
+        held.results = []
+        held.measure()
+        return await self._view(held)
+
+    # ---------------------------------------------------------------- what people do
+
+    async def _event(self, request: Request) -> Response:
+        held, event = self._held(request), await self._json(request)
+        async with held.turn():
+            if isinstance(event, dict) and event.get("do") == "example":
+                return await self._example(held, event.get("name"))
+            handlers.name_of(event)
+            await self._lane(held, event).run(lambda: handlers.act(held.session, event))
+            return await self._view(held)
+
+    async def _example(self, held: Held, name: object) -> Response:
+        path = self._examples.get(name) if isinstance(name, str) else None
+        if path is None:
+            raise DataError(f"there is no example {name!r:.40}")
+        return await self._open(held, path)
+
+    async def _json(self, request: Request) -> Any:
+        """Raises DataError, Refused."""
+        body = b""
+        chunks = aiter(request.stream())
+        try:
+            while len(body) <= LARGEST_EVENT:
+                body += await asyncio.wait_for(anext(chunks), STALLED)
+        except StopAsyncIteration:
+            pass
+        except asyncio.TimeoutError:
+            raise Refused("the rest of the event did not come", 408) from None
+        if len(body) > LARGEST_EVENT:
+            raise Refused(f"an event has at most {LARGEST_EVENT} bytes", 413)
+        try:
+            return parse_json(body)
+        except JsonError as error:
+            raise DataError(f"an event is JSON, and this is not ({error})") from error
+
+    async def _picture(self, request: Request) -> Response:
+        held = self._held(request)
+        async with held.turn():
+            data = await self._lane(held, {"do": "look"}).run(lambda: picture_of(held.session))
+        return Response(data, media_type="image/png")
+
+    # ---------------------------------------------------------------- files out
+
+    async def _save(self, request: Request) -> Response:
+        """-> {"files": names}; those made before are gone."""
+        held = self._held(request)
+        async with held.turn():
+            before, folder = [*held.folder.glob("results*")], held.new_folder("results")
+            try:
+                results = await self._encoding.run(lambda: held.session.save(folder))
+                held.measure()
+                if not self._sessions.room(held):
+                    raise Refused("the app's disk is full; close other tabs, or try again later", 413)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                held.measure()
+                raise
+            for one in before:
+                shutil.rmtree(one, ignore_errors=True)
+            held.results = results
+            held.measure()
+            return JSONResponse({"files": [path.name for path in results]})
+
+    async def _file(self, request: Request) -> Response:
+        held, number = self._held(request), request.path_params["number"]
+        if number >= len(held.results) or not held.results[number].is_file():
+            raise Refused("there is no such file any more; make the files again", 404)
+        path = held.results[number]
+        return FileResponse(path, media_type="application/octet-stream", filename=path.name)
+
+
+def show(held: Held, scan: Any) -> None:
+    """Make a scan the session's, with its first slice encoded, so that the first click is as quick as the others."""
+    with handlers.or_as_it_was(held.session):
+        held.session.take(scan)
+        held.session.predictor()
+
+
+def answering(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """What goes wrong becomes a line for the person at the page; what is a fault of the app is told its terminal."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except UserError as error:
+            return JSONResponse({"error": str(error)}, error.http_status if isinstance(error, Refused) else 400)
+        except ClientDisconnect:
+            return JSONResponse({"error": "the page went away"}, 400)
+        except OSError as error:
+            print(f"warning: {error}", file=sys.stderr)
+            return JSONResponse({"error": f"the app cannot write or read its files ({error.strerror})"}, 507)
+        except Exception:
+            traceback.print_exc()
+            return JSONResponse({"error": "something is wrong with the app itself; its terminal says what"}, 500)
+
+    return answer

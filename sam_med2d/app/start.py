@@ -1,0 +1,150 @@
+"""Segment in the browser: clicks and boxes on a picture, a DICOM file or the slices of a volume.
+
+    sam-med2d app                                                       # the small model that comes with the package
+    sam-med2d app --sam_checkpoint pretrain_model/sam-med2d_b.pth
+    sam-med2d app --backend openvino --precision bfloat16 --encoder_model b.encoder.onnx --decoder_model b.decoder.onnx
+
+In a clone, `python app.py ...` is the same.
+
+Left click: on the object. Right click: off the object. Drag: a box. Listens on this machine alone (127.0.0.1);
+nothing is sent anywhere, and what is opened is deleted with the page. `--host 0.0.0.0` opens it to the network you are
+in, for those who have the address with the token that is printed.
+"""
+
+import argparse
+import secrets
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from sam_med2d.app.access import Guard, is_local
+from sam_med2d.app.opening import Opener
+from sam_med2d.app.server import Server
+from sam_med2d.app.store import Quotas, Sessions
+from sam_med2d.cli import ending_in_one_line
+from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
+from sam_med2d.errors import UsageError
+from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, models_of
+from sam_med2d.inference.session import AnnotationSession
+from sam_med2d.limits import MOST_VOXELS
+
+EXAMPLES = Path("data_demo/images")  # in the current folder, where that is a clone
+MOST_PIXELS = 2**26  # 8192 x 8192: larger pictures are for those who say so
+MEGABYTE = 10**6
+CONNECTIONS = 512  # at a time; the server answers the next one that it is full
+LIMITS = (  # flags: name, default, unit, help
+    ("max_upload", 500, "MB", "the largest file that is taken"),
+    ("max_session", 2000, "MB", "what one page may have on the disk: files, slices, results"),
+    ("max_disk", 8000, "MB", "the same of all pages together"),
+    ("max_sessions", 250, "N", "pages that are open at a time"),
+    ("idle", 120, "MINUTES", "after which a page that nobody touches is over, and its files are removed"),
+    ("open_seconds", 60, "S", "that a file may take to open"),
+    ("open_memory", 6000, "MB", "that a file may take to open"),
+    ("max_voxels", MOST_VOXELS, "N", "the largest volume that is opened"),
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_flags(parser)
+    parser.set_defaults(sam_checkpoint=SMALL)
+    add_backend_flags(parser)
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="the address to listen at; default: %(default)s")
+    group.add_argument("--port", type=int, default=7860, help="0: any that is free; default: %(default)s")
+    group.add_argument(
+        "--allow_host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names that the app may be called by beside localhost and the address it is reached at, such as that of a "
+        "proxy before it",
+    )
+    group.add_argument(
+        "--token",
+        help="the word that people need where --host lets in others; default: one that is made up and printed",
+    )
+    group = parser.add_argument_group("limits")
+    for name, default, unit, what in LIMITS:
+        group.add_argument(f"--{name}", type=int, default=default, metavar=unit, help=f"{what}; default: {default}")
+    add_reading_flags(group)
+    parser.set_defaults(max_pixels=MOST_PIXELS)
+    args = parser.parse_args(argv)
+    for name, *_ in LIMITS:
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    if not 0 <= args.port < 2**16:
+        parser.error("--port must be from 0 to 65535")
+    if args.token is not None and (len(args.token) < 8 or not args.token.isascii() or not args.token.isalnum()):
+        parser.error("--token must have 8 letters and digits or more, and nothing else")
+    return args
+
+
+@contextmanager
+def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Guard]:
+    """The whole app, as ASGI, with a folder for its files that is gone afterwards.
+
+    Raises CheckpointError, UsageError.
+    """
+    use_reading_flags(args)
+    models = models_of(args)
+    quotas = Quotas(
+        args.max_sessions,
+        args.idle * 60,
+        *(megabytes * MEGABYTE for megabytes in (args.max_upload, args.max_session, args.max_disk)),
+    )
+    examples = sorted(path.resolve() for path in EXAMPLES.glob("*.png"))
+    names = [*args.allow_host, args.host, *([] if is_local(args.host) else [socket.gethostname()])]
+    with tempfile.TemporaryDirectory(prefix="sam_med2d_app_") as folder:
+        sessions = Sessions(Path(folder), lambda: AnnotationSession(models), quotas)
+        server = Server(sessions, Opener(args.open_seconds, args.open_memory, args.max_voxels), examples)
+        try:
+            yield Guard(server.app, names, token, port)
+        finally:
+            server.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises UsageError where the port cannot be opened."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise UsageError(
+            f"{host}, port {port} cannot be opened ({error.strerror or error}); choose another --port"
+        ) from error
+
+
+def address_of(host: str, port: int, token: str) -> str:
+    shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
+
+
+@ending_in_one_line()
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    with listen(args.host, args.port) as listening:
+        port = listening.getsockname()[1]
+        token = args.token or ("" if is_local(args.host) else secrets.token_urlsafe(16))
+        with application(args, port, token) as app:
+            config = uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                ws="none",
+                proxy_headers=False,
+                limit_concurrency=CONNECTIONS,
+                timeout_graceful_shutdown=3,
+            )
+            print(f"open {address_of(args.host, port, token)} in a browser; Ctrl-C ends it", flush=True)
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The sessions of all people: each with a secret key, a folder of its own, and its share of the disk.
+
+    sessions = Sessions(folder, new_session, quotas)
+    held = sessions.create()                            # held.key is told to one page, and to nobody else
+    held = sessions.find(key)
+    sessions.remove(held)                               # with its folder
+
+All of this runs in the event loop's thread.
+"""
+
+import asyncio
+import itertools
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sam_med2d.errors import DataError
+from sam_med2d.inference.session import AnnotationSession
+
+WAITING = 8  # requests of one session that wait for one another; more are refused
+SPARE = 60  # seconds, after which a session that holds nothing makes room for another one
+
+
+class Refused(DataError):
+    """What cannot be done now, or not here."""
+
+    def __init__(self, message: str, http_status: int) -> None:
+        super().__init__(message)
+        self.http_status = http_status
+
+
+@dataclass(frozen=True)
+class Quotas:
+    """sessions: how many at a time; idle: seconds, after which one that nobody uses is over.
+
+    file, session, total: bytes of one upload, of one session's folder, and of all of them.
+    """
+
+    sessions: int
+    idle: float
+    file: int
+    session: int
+    total: int
+
+
+@dataclass
+class Held:
+    """One person's session, as the server keeps it. bytes: of its folder; results: files to take away."""
+
+    key: str
+    session: AnnotationSession
+    folder: Path
+    seen: float
+    bytes: int = 0
+    results: list[Path] = field(default_factory=list)
+    over: bool = False
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _waiting: int = 0
+    _number: itertools.count = field(default_factory=itertools.count)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Requests of one session take turns, in the order that they came. Raises Refused: too many, or it is over."""
+        if self._waiting >= WAITING:
+            raise Refused("the app is still at work on what this page asked for before; wait a moment", 429)
+        self._waiting += 1
+        try:
+            async with self._turn:
+                if self.over:
+                    raise gone()
+                yield
+                self.seen = time.monotonic()
+        finally:
+            self._waiting -= 1
+
+    async def finish(self) -> None:
+        """It is over: nothing that waits is begun any more, and what is at work has ended when this returns."""
+        self.over = True
+        async with self._turn:
+            pass
+
+    @property
+    def busy(self) -> bool:
+        return self._waiting > 0
+
+    def new_folder(self, what: str) -> Path:
+        folder = self.folder / f"{what}{next(self._number)}"
+        folder.mkdir()
+        return folder
+
+    def measure(self) -> None:
+        """Count what is on the disk."""
+        self.bytes = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+
+def gone() -> Refused:
+    return Refused("this session is over; load the page again", 410)
+
+
+class Sessions:
+    """All that there are."""
+
+    def __init__(self, folder: Path, new_session: Callable[[], AnnotationSession], quotas: Quotas) -> None:
+        """folder: an empty one, where each session gets a folder of its own."""
+        self.quotas = quotas
+        self._folder, self._new_session = folder, new_session
+        self._held: dict[str, Held] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def create(self) -> Held:
+        """Raises Refused where there are too many."""
+        self.sweep()
+        if len(self) >= self.quotas.sessions:
+            self.sweep(SPARE, only_empty=True)
+        if len(self) >= self.quotas.sessions:
+            raise Refused(f"all {self.quotas.sessions} sessions are taken; close other tabs, or try again later", 503)
+        key = secrets.token_urlsafe(32)
+        folder = self._folder / secrets.token_hex(16)
+        folder.mkdir(mode=0o700)
+        self._held[key] = Held(key, self._new_session(), folder, time.monotonic())
+        return self._held[key]
+
+    def find(self, key: str) -> Held:
+        """Raises Refused where there is none, or none any more."""
+        held = self._held.get(key)
+        if held is None:
+            raise gone()
+        held.seen = time.monotonic()
+        return held
+
+    def remove(self, held: Held) -> None:
+        self._held.pop(held.key, None)
+        held.over = True
+        shutil.rmtree(held.folder, ignore_errors=True)
+
+    def sweep(self, idle: float | None = None, only_empty: bool = False) -> None:
+        """Remove those that nobody has used for `idle` seconds, by default the quota's.
+
+        only_empty: of those with nothing open.
+        """
+        before = time.monotonic() - (self.quotas.idle if idle is None else idle)
+        for held in [*self._held.values()]:
+            if held.seen < before and not held.busy and not (only_empty and held.session.scan):
+                self.remove(held)
+
+    def room(self, held: Held) -> int:
+        """Bytes that a session may still write."""
+        total = sum(one.bytes for one in self._held.values())
+        return max(0, min(self.quotas.session - held.bytes, self.quotas.total - total))

@@ -1,0 +1,50 @@
+"""Files that libraries write, on a disk that is full: one line and the status of what cannot be written."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sam_med2d.errors import OutputError
+from sam_med2d.evaluation.evaluate import Scored
+from sam_med2d.evaluation.gallery import Predictions
+from sam_med2d.prompts.modes import parse_mode
+from segment_anything import Prompts
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True).returncode:
+        pytest.skip("this user cannot mount")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("name", ["labels.nii.gz", "labels.nrrd"])
+def test_labels(disk: Path, name: str) -> None:
+    pytest.importorskip("SimpleITK", reason="the extra data is not installed")
+    from sam_med2d.volumes.scans import write_labels
+
+    labels = np.random.default_rng(0).integers(0, 2**16, (40, 60, 60), np.uint16)
+    with pytest.raises(OutputError, match=rf"disk/{name}: cannot be written \(.*\); make room there") as caught:
+        write_labels(disk / name, labels, None, None)
+    assert caught.value.status == 74 and "\n" not in str(caught.value)
+    assert [*disk.iterdir()] == []
+
+
+def test_predictions_kept_for_the_report(disk: Path) -> None:
+    kept = Predictions(disk, 0)
+    masks = torch.rand(20, 200, 200) < 0.5
+    prompts = Prompts(boxes=torch.tensor([[0.0, 0.0, 9.0, 9.0]] * 20))
+    scored = Scored(parse_mode("bbox"), 0, [f"{i}.png" for i in range(20)], masks, masks, prompts, {}, [], None)
+    with pytest.raises(OutputError, match=r"part_0\.sqlite: cannot be written \(.*\); make room there") as caught:
+        for _ in range(3):
+            kept.add(scored, [0, 0, 200, 200])
+        kept.close()
+    assert caught.value.status == 74
