@@ -40,6 +40,7 @@ from sam_med2d.data.samplers import BalancedSampler, EpochSampler, balance_of, s
 from sam_med2d.data.vanishing import vanished_among
 from sam_med2d.errors import DataError
 from sam_med2d.stopping import leave_signals_to_the_parent
+from segment_anything.frames import SAM_MED2D
 
 if TYPE_CHECKING:  # it takes a second to import, and only augmented training needs it
     from albumentations import Compose
@@ -68,10 +69,12 @@ class TrainingDataset(Dataset):
         replay: Sequence[str | os.PathLike] = (),
         replay_share: float = 0.2,
         own_augmentation: OwnAugmentation | None = None,
+        frame: str = SAM_MED2D,
     ) -> None:
         """cache: folder of packed caches (see cache.py). balance: "dataset" or "class", or None (see samplers.py).
         replay: folders of other data, or "phantoms"; of them come replay_share pictures for each one of data_path.
         own_augmentation: what varies an image last, see OwnAugmentation; it goes to the workers.
+        frame: of the model, one of segment_anything.frames.FRAMES.
 
         Raises DataError as read_index and balance_of do.
         """
@@ -80,14 +83,22 @@ class TrainingDataset(Dataset):
         self.mask_num = mask_num
         self.seed = seed
         self.augmentation: Compose | None = build_augmentation() if augment else None
-        self.own_augmentation = own_augmentation
-        self.cache = open_cache(cache, self.index, image_size) if cache else None
+        self.own_augmentation, self.frame = own_augmentation, frame
+        self.cache = open_cache(cache, self.index, image_size, frame) if cache else None
         self.balance = balance_of(self.index, os.path.abspath(data_path), balance) if balance else None
         others = [
             None
             if source == PHANTOMS
             else TrainingDataset(
-                source, image_size, "train", mask_num, augment, seed, cache, own_augmentation=own_augmentation
+                source,
+                image_size,
+                "train",
+                mask_num,
+                augment,
+                seed,
+                cache,
+                own_augmentation=own_augmentation,
+                frame=frame,
             )
             for source in replay
         ]
@@ -123,7 +134,9 @@ class TrainingDataset(Dataset):
         distinct, which = np.unique(draws, return_inverse=True)
         names = [mask_names[i] for i in distinct]
 
-        image, masks, original_size = shrunk(self.index, index, distinct.tolist(), self.image_size, self.cache)
+        image, masks, original_size = shrunk(
+            self.index, index, distinct.tolist(), self.image_size, self.cache, frame=self.frame
+        )
         present = _present(masks)
         skipped = [name for name, here in zip(names, present) if not here]
         path = self.index.path
@@ -133,7 +146,7 @@ class TrainingDataset(Dataset):
             image, masks = self._augment(image, masks, generator)
             # A small object can be moved out of the picture. Its file is sound, so this is no entry of `skipped`.
             present = _present(masks)
-        image, masks, content = pad(image, masks, self.image_size)
+        image, masks, content = pad(image, masks, self.image_size, self.frame)
         rows = [i for i in which.tolist() if present[i]]
         return Sample(
             image=image_tensor(image),
@@ -166,16 +179,19 @@ class TestingDataset(Dataset):
 
     __test__ = False  # pytest would take the name for a test class
 
-    def __init__(self, data_path: str | os.PathLike, image_size: int = 256, split: str = "test") -> None:
-        """Raises DataError as read_index does."""
+    def __init__(
+        self, data_path: str | os.PathLike, image_size: int = 256, split: str = "test", frame: str = SAM_MED2D
+    ) -> None:
+        """frame: of the model, one of segment_anything.frames.FRAMES. Raises DataError as read_index does."""
         self.index = read_index(data_path, split)
         self.image_size = image_size
+        self.frame = frame
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, index: int) -> Sample:
-        return scoring_sample(self.index, index, self.image_size)
+        return scoring_sample(self.index, index, self.image_size, self.frame)
 
 
 def _present(masks: np.ndarray) -> np.ndarray:
@@ -183,7 +199,7 @@ def _present(masks: np.ndarray) -> np.ndarray:
     return np.asarray(masks.any(axis=(1, 2)))
 
 
-def scoring_sample(index: Index, number: int, image_size: int) -> Sample:
+def scoring_sample(index: Index, number: int, image_size: int, frame: str = SAM_MED2D) -> Sample:
     """An image of the index with all its masks. Those that are empty, or emptied by resizing, are skipped.
 
     Raises DataError: an image or mask is bad.
@@ -193,7 +209,7 @@ def scoring_sample(index: Index, number: int, image_size: int) -> Sample:
     mask_paths = [index.path(name) for name in names]
     original = read_image(image_path, mask_paths)
     originals = [read_mask(path, original.shape[:2], image_path) for path in mask_paths]
-    image, masks, content = fit(original, originals, image_size)
+    image, masks, content = fit(original, originals, image_size, frame)
     present = _present(masks).tolist()
     kept = [mask for mask, here in zip(originals, present) if here]
     skipped = {name: mask for name, mask, here in zip(names, originals, present) if not here}
@@ -218,6 +234,7 @@ def shrunk(
     cache: PackedCache | None = None,
     *,
     changed: bool = False,
+    frame: str = SAM_MED2D,
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """An image of the index and those of its masks, each at most S x S, and the image's original size.
 
@@ -239,7 +256,7 @@ def shrunk(
     stored = cache.image(number, stamp(-1)) if cache else None
     if stored is None:
         original = read_image(path(-1), [index.path(name) for name in index[number][1]])
-        image, original_size = shrink(original, size), original.shape[:2]
+        image, original_size = shrink(original, size, frame), original.shape[:2]
         if cache:
             cache.put_image(number, image, original_size, _stamp(path(-1)))
     else:
@@ -249,7 +266,7 @@ def shrunk(
     for row, k in enumerate(which):
         mask = cache.mask(number, k, image.shape[:2], stamp(k)) if cache else None
         if mask is None:
-            mask = shrink(read_mask(path(k), original_size, path(-1)), size)
+            mask = shrink(read_mask(path(k), original_size, path(-1)), size, frame)
             if cache:
                 cache.put_mask(number, k, mask, _stamp(path(k)))
         masks[row] = mask

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sam_med2d.data.batch import Batch
-from sam_med2d.data.geometry import restore
+from sam_med2d.data.geometry import by_centres, restore
 from sam_med2d.device import amp_dtype
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.prompts.annotators import Annotator, SimulatedAnnotator, with_drawings
@@ -20,7 +20,9 @@ from sam_med2d.prompts.modes import BEST, SWAPPED, Mode
 from sam_med2d.prompts.strokes import Drawing
 from segment_anything import Prediction, Prompts, Sam, Seen, best_of, look, low_resolution
 from segment_anything import answer as answer_of
-from segment_anything.geometry import EXACT, is_paper
+from segment_anything.frames import mask_prompt
+from segment_anything.geometry import EXACT
+from segment_anything.predictor import frame_of
 
 PIXELS_AT_ONCE = 2**24  # of masks worked on together, 256 objects at 256 px (about 2 GB), however many an image has
 
@@ -78,7 +80,7 @@ def evaluate(
     segment_anything.geometry.PROTOCOLS. Raises what the annotator raises: DataError where a prompts file lacks an
     object.
     """
-    paper = is_paper(protocol)
+    paper = by_centres(frame_of(model), protocol)
     annotator = annotator or SimulatedAnnotator()
     model.eval()
     for batch in batches:
@@ -187,7 +189,7 @@ def follow(model: Sam, mode: Mode, last: Step, masks: Tensor, names: list[str], 
     """One more click or stroke on what is wrong with the last answer, which is fed back."""
     logits = last.prediction.logits
     predicted = model.upscale(logits) > 0
-    prompts = last.prompts._replace(masks=low_resolution(logits, model.image_size).float().sigmoid())
+    prompts = last.prompts._replace(masks=mask_prompt(frame_of(model), low_resolution(logits, model.image_size)))
     if mode.by_strokes:
         more = annotator.draw(mode, last.given, masks, predicted, names)
         drawings = tuple((*earlier, drawing) for earlier, drawing in zip(last.drawings or [()] * len(more), more))

@@ -31,10 +31,11 @@ from sam_med2d.prompts.clicks import clicks_of, mask_prompts
 from sam_med2d.prompts.modes import Mode
 from sam_med2d.prompts.strokes import Drawing, Stroke
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
+from segment_anything.frames import SAM_MED2D
 
 ObjectPrompts = dict[str, Any]  # boxes, point_coords, point_labels: lists; others: {sequence: the same}
 
-SETTINGS = ("image_size", "click_strategy", "protocol")  # beside the objects; files of the original have none
+SETTINGS = ("image_size", "click_strategy", "protocol", "frame")  # beside the objects; files of the original have none
 
 
 def record_prompts(
@@ -88,8 +89,9 @@ def write_prompts(file: TextIO, settings: dict[str, object], objects: Iterator[t
 class FrozenPrompts:
     """An annotator that repeats the prompts of an earlier run; the original's files are read too."""
 
-    def __init__(self, path: str | os.PathLike, image_size: int) -> None:
-        """image_size: the side S of the frame that the prompts were made in, in pixels.
+    def __init__(self, path: str | os.PathLike, image_size: int, frame: str = SAM_MED2D) -> None:
+        """image_size: the side S of the frame that the prompts were made in, in pixels; frame: one of
+        segment_anything.frames.FRAMES.
 
         Raises DataError: missing, not JSON, or not {mask name: prompts}.
         """
@@ -106,6 +108,8 @@ class FrozenPrompts:
                 f"{path}: was made in a frame of {settings['image_size']} pixels; "
                 f"use --image_size {settings['image_size']}"
             )
+        if (found := settings.get("frame", SAM_MED2D)) != frame:
+            raise DataError(f"{path}: was made in the frame {found!r:.20}, but this run has {frame}; see --frame")
         self.objects: dict[str, ObjectPrompts] = {with_slashes(name): entry for name, entry in content.items()}
         self.strategy = settings.get("click_strategy", "random")
 

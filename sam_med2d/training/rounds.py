@@ -22,6 +22,7 @@ from sam_med2d.training.learner import Learner
 from sam_med2d.training.losses import objective, refinement_loss
 from sam_med2d.training.own_parts import Loss
 from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of, look, low_resolution, ranked
+from segment_anything.frames import SAM_MED2D, mask_prompt
 
 
 class Recipe(NamedTuple):
@@ -155,17 +156,23 @@ def predict_start(model: Sam, embeddings: Tensor, start: StartingPrompts) -> Pre
 
 
 def correction_prompts(
-    last: Round, masks: Tensor, clicks: int, uniform: Uniform, earlier: Prompts | None = None, strokes_seed: int = -1
+    last: Round,
+    masks: Tensor,
+    clicks: int,
+    uniform: Uniform,
+    earlier: Prompts | None = None,
+    strokes_seed: int = -1,
+    frame: str = SAM_MED2D,
 ) -> Prompts:
-    """The last mask as probabilities, with `clicks` clicks on what is wrong with it (0: the mask alone).
+    """The last mask as the frame has it, with `clicks` clicks on what is wrong with it (0: the mask alone).
 
     earlier: prompts whose clicks and strokes are kept before them. strokes_seed: from 0 on, one stroke an object in
-    place of the clicks, drawn from this seed.
+    place of the clicks, drawn from this seed. frame: of the model, one of segment_anything.frames.FRAMES.
     """
-    probabilities = last.chosen.logits.float().sigmoid()
+    mask_input = mask_prompt(frame, last.chosen.logits)
     if not clicks:
-        return Prompts(masks=probabilities)
-    kept = Prompts(masks=probabilities)
+        return Prompts(masks=mask_input)
+    kept = Prompts(masks=mask_input)
     if earlier is not None:
         kept = kept._replace(points=earlier.points, labels=earlier.labels, strokes=earlier.strokes)
     if strokes_seed >= 0:
@@ -256,7 +263,7 @@ def train_batch(model: Sam, batch: Batch, learner: Learner, recipe: Recipe, step
         strokes = coin.random() < recipe.scribble_share
         with learner.autocast():
             seed = seed_of(recipe.seed, "strokes", step, number) if strokes else -1
-            prompts = correction_prompts(last, masks, clicks, uniform, earlier, seed)
+            prompts = correction_prompts(last, masks, clicks, uniform, earlier, seed, model.frame)
             if clicks and recipe.keep_clicks:
                 earlier = prompts
             prediction = model.predict(embeddings, prompts, multimask_output=None)

@@ -27,12 +27,14 @@ from sam_med2d.training.learner import Learner
 from sam_med2d.training.start import tuned_without_the_flag
 from segment_anything import Sam
 from segment_anything.checkpoint import WeightFile, fit_weights
-from segment_anything.weight_files import is_finite, read_checkpoint, save_checkpoint
+from segment_anything.frames import SAM_MED2D
+from segment_anything.weight_files import FRAME, is_finite, read_checkpoint, save_checkpoint
 
 MUST_AGREE = (
     "model_type",
     "image_size",
     "encoder_adapter",
+    "frame",
     "tune",
     "tune_blocks",
     "lora_rank",
@@ -233,7 +235,7 @@ class RunState:
         Raises UsageError where the run had other flags of MUST_AGREE or another number of batches an epoch, and
         CheckpointError where its weights do not fit.
         """
-        flags = defaults | saved.flags
+        flags = defaults | {"frame": SAM_MED2D} | saved.flags  # runs that do not tell are older than any other frame
         changed = [name for name in MUST_AGREE if getattr(self.args, name) != flags[name]]
         if changed:
             raise UsageError(
@@ -250,7 +252,7 @@ class RunState:
         problem = self._other_optimizer(saved.content["optimizer"])
         if problem:
             raise CheckpointError(f"{saved.path}: does not fit the model: {problem}; take another last.pth")
-        print(fit_weights(self.model, WeightFile(Path(saved.path), saved.content["model"])))
+        print(fit_weights(self.model, WeightFile(Path(saved.path), saved.content["model"], frame=flags["frame"])))
         self.learner.load_state_dict(saved.content)
         self.progress.load_state_dict(saved.content["progress"])
         if not (self.folder / "best.pth").exists():  # the run goes on under another name
@@ -303,4 +305,5 @@ class RunState:
                 f"last checkpoint in {self.folder}; lower --lr or switch --use_amp off, and --resume"
             )
         flags = {name: value for name, value in vars(self.args).items() if name not in NOT_FLAGS}
-        save_checkpoint({"model": weights, **content, "made_by": self.made_by, "flags": flags}, self.folder / name)
+        content = {"model": weights, FRAME: self.model.frame, **content, "made_by": self.made_by, "flags": flags}
+        save_checkpoint(content, self.folder / name)
