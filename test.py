@@ -128,7 +128,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="MODE",
         help="bbox, bbox_jitter5, bbox_drawn, iterative clicks 1pt 3pts ... or 1..20pts, bbox+2pts, clicks at once "
         "3shot ..., strokes scribble 3scribbles bbox+scribble, lasso, mask; and behind any of them @best, the best of "
-        f"the answers, or @swapped, the answer to another object's prompts; default: {' '.join(DEFAULT_MODES)}",
+        "the answers, or @swapped, the answer to another object's prompts; behind a box or clicks @zoom, asked of the "
+        f"predictor that looks at small objects closer; default: {' '.join(DEFAULT_MODES)}",
     )
     group.add_argument("--box_jitter", nargs="+", type=int, default=[], metavar="PIXELS",
         help="Also score boxes whose sides are moved by up to so many pixels of the frame; each number is a mode.")
@@ -234,7 +235,8 @@ def run(args: argparse.Namespace, processes: Processes, folder: Path) -> None:
     plan = settle_model(args)
     if processes.rank == 0:
         plan.warn()
-    dataset = TestingDataset(args.data_path, args.image_size, "test", args.frame)
+    closer = any(mode.zoomed for mode in args.modes)
+    dataset = TestingDataset(args.data_path, args.image_size, "test", args.frame, closer)
     annotator = annotator_of(args.seed, args.click_strategy, args.prompt_path, args.image_size, args.frame)
     annotator.check([mask for _, masks in dataset.index for mask in masks], args.modes)
     describer = Describer(args.data_path, args.metadata, args.class_names, args.case)

@@ -25,6 +25,7 @@ class Sample:
     original_masks: Tensor | None  # (n, H, W) bool
     skipped: list[str]
     vanished: dict[str, Vanished] = field(default_factory=dict)  # those of `skipped` that are not empty
+    picture: np.ndarray | None = None  # (H, W, 3) uint8 BGR, as it was read, where it was asked for
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Batch:
     original_masks: list[Tensor] | None  # B of (n_i, H, W) bool at the original size, for scoring; None in training
     skipped: list[str]  # mask paths left out because they are empty, or emptied by resizing
     vanished: dict[str, Vanished] = field(default_factory=dict)  # the latter: they have an object
+    pictures: list[np.ndarray] | None = None  # B of (H, W, 3) uint8 BGR, as they were read, where they were asked for
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """Copy to a device what the model uses; original_masks stay on the CPU, where they are scored."""
@@ -63,6 +65,7 @@ class Batch:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Samples -> Batch: images stacked, objects of all images concatenated."""
     counts = torch.tensor([len(sample.masks) for sample in samples])
+    pictures = [sample.picture for sample in samples if sample.picture is not None]
     originals = [sample.original_masks for sample in samples if sample.original_masks is not None]
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
@@ -75,6 +78,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         original_masks=originals if len(originals) == len(samples) else None,
         skipped=[name for sample in samples for name in sample.skipped],
         vanished={name: one for sample in samples for name, one in sample.vanished.items()},
+        pictures=pictures if len(pictures) == len(samples) else None,
     )
 
 

@@ -180,18 +180,25 @@ class TestingDataset(Dataset):
     __test__ = False  # pytest would take the name for a test class
 
     def __init__(
-        self, data_path: str | os.PathLike, image_size: int = 256, split: str = "test", frame: str = SAM_MED2D
+        self,
+        data_path: str | os.PathLike,
+        image_size: int = 256,
+        split: str = "test",
+        frame: str = SAM_MED2D,
+        pictures: bool = False,
     ) -> None:
-        """frame: of the model, one of segment_anything.frames.FRAMES. Raises DataError as read_index does."""
+        """frame: of the model, one of segment_anything.frames.FRAMES. pictures: samples have the image as it was read
+        too. Raises DataError as read_index does."""
         self.index = read_index(data_path, split)
         self.image_size = image_size
         self.frame = frame
+        self.pictures = pictures
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, index: int) -> Sample:
-        return scoring_sample(self.index, index, self.image_size, self.frame)
+        return scoring_sample(self.index, index, self.image_size, self.frame, self.pictures)
 
 
 def _present(masks: np.ndarray) -> np.ndarray:
@@ -199,9 +206,10 @@ def _present(masks: np.ndarray) -> np.ndarray:
     return np.asarray(masks.any(axis=(1, 2)))
 
 
-def scoring_sample(index: Index, number: int, image_size: int, frame: str = SAM_MED2D) -> Sample:
+def scoring_sample(index: Index, number: int, image_size: int, frame: str = SAM_MED2D, picture: bool = False) -> Sample:
     """An image of the index with all its masks. Those that are empty, or emptied by resizing, are skipped.
 
+    picture: also as it was read, for whoever looks at it closer.
     Raises DataError: an image or mask is bad.
     """
     image_name, names = index[number]
@@ -223,6 +231,7 @@ def scoring_sample(index: Index, number: int, image_size: int, frame: str = SAM_
         original_masks=torch.from_numpy(np.stack(kept) if kept else np.zeros((0, *original.shape[:2]), bool)),
         skipped=[*skipped],
         vanished=vanished_among(skipped),
+        picture=original if picture else None,
     )
 
 

@@ -32,9 +32,9 @@ def validation_loader(args: argparse.Namespace):
     folder = Path(args.data_path)
     if not any((folder / f"{kind}_val.json").exists() for kind in ("image2label", "label2image")):
         return None
-    return test_loader(
-        TestingDataset(args.data_path, args.image_size, "val", args.frame), args.batch_size, args.num_workers
-    )
+    closer = any(mode.zoomed for mode in args.modes)
+    dataset = TestingDataset(args.data_path, args.image_size, "val", args.frame, closer)
+    return test_loader(dataset, args.batch_size, args.num_workers)
 
 
 def check_finite(scalars: dict[str, float], step: int, folder: Path) -> None:
