@@ -49,7 +49,7 @@ from sam_med2d.evaluation.results import Results, write_results
 from sam_med2d.evaluation.rows import read_rows, write_rows
 from sam_med2d.evaluation.summary import all_tables
 from sam_med2d.evaluation.surface import Tolerance
-from sam_med2d.inference.models import DEFAULT_CHECKPOINT, SMALL, Plan, plan_model
+from sam_med2d.inference.models import DEFAULT_CHECKPOINT, SMALL, Plan, add_frame_flag, plan_model
 from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import owned
 from sam_med2d.prompts.annotators import CLICK_STRATEGIES, annotator_of
@@ -59,6 +59,7 @@ from sam_med2d.provenance import provenance
 from sam_med2d.stopping import Stopped
 from segment_anything import Sam, sam_model_registry
 from segment_anything.files import replacing
+from segment_anything.frames import SAM_MED2D
 from segment_anything.geometry import EXACT, PROTOCOLS, is_paper
 
 
@@ -112,6 +113,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_flag(group, "--encoder_adapter", None,
         "Use adapters; False leaves those of the file out, which is the paper's SAM-Med2D*. Default: what the file "
         "has.")
+    add_frame_flag(group)
     add_flag(group, "--refine", None,
         "Use the refinement network; False leaves that of the file out. Default: what the file has.")
     add_flag(group, "--multimask", True, "Score the best of outputs 1 to 3; False: output 0.")
@@ -126,7 +128,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="MODE",
         help="bbox, bbox_jitter5, bbox_drawn, iterative clicks 1pt 3pts ... or 1..20pts, bbox+2pts, clicks at once "
         "3shot ..., strokes scribble 3scribbles bbox+scribble, lasso, mask; and behind any of them @best, the best of "
-        f"the answers, or @swapped, the answer to another object's prompts; default: {' '.join(DEFAULT_MODES)}",
+        "the answers, or @swapped, the answer to another object's prompts; behind a box or clicks @zoom, asked of the "
+        f"predictor that looks at small objects closer; default: {' '.join(DEFAULT_MODES)}",
     )
     group.add_argument("--box_jitter", nargs="+", type=int, default=[], metavar="PIXELS",
         help="Also score boxes whose sides are moved by up to so many pixels of the frame; each number is a mode.")
@@ -232,8 +235,9 @@ def run(args: argparse.Namespace, processes: Processes, folder: Path) -> None:
     plan = settle_model(args)
     if processes.rank == 0:
         plan.warn()
-    dataset = TestingDataset(args.data_path, args.image_size, "test")
-    annotator = annotator_of(args.seed, args.click_strategy, args.prompt_path, args.image_size)
+    closer = any(mode.zoomed for mode in args.modes)
+    dataset = TestingDataset(args.data_path, args.image_size, "test", args.frame, closer)
+    annotator = annotator_of(args.seed, args.click_strategy, args.prompt_path, args.image_size, args.frame)
     annotator.check([mask for _, masks in dataset.index for mask in masks], args.modes)
     describer = Describer(args.data_path, args.metadata, args.class_names, args.case)
     describer.check(dataset.index)
@@ -272,7 +276,7 @@ def run(args: argparse.Namespace, processes: Processes, folder: Path) -> None:
 def other_sets(args: argparse.Namespace, plan: Plan) -> dict[str, Dataset]:
     """The data of --also. Raises DataError where a folder has no test split."""
     asked = args.also if args.also is not None else [PHANTOMS] if plan.file.flags else []
-    return sets_of([source for source in asked if source != "none"], args.image_size)
+    return sets_of([source for source in asked if source != "none"], args.image_size, args.frame)
 
 
 def what_was_lost(
@@ -283,7 +287,7 @@ def what_was_lost(
     started_from = str(plan.file.flags.get("sam_checkpoint", ""))
     if started_from != SMALL and not Path(started_from).is_file():
         return elsewhere_table(now, None)
-    before = plan_model(started_from, image_size=args.image_size).build(lambda _: None).to(device)
+    before = plan_model(started_from, image_size=args.image_size, frame=args.frame).build(lambda _: None).to(device)
     return elsewhere_table(now, dice_elsewhere(before, also, device))
 
 
@@ -306,10 +310,11 @@ def settle_model(args: argparse.Namespace) -> Plan:
         model_type=args.model_type,
         image_size=args.image_size,
         encoder_adapter=args.encoder_adapter,
+        frame=args.frame,
         refine=args.refine,
     )
     args.model_type, args.image_size, args.encoder_adapter = plan.model_type, plan.image_size, plan.encoder_adapter
-    args.refine = plan.refine
+    args.frame, args.refine = plan.frame, plan.refine
     return plan
 
 
@@ -378,6 +383,7 @@ def merge(args: argparse.Namespace, folder: Path, processes: int, strategy: str)
                 "click_strategy": strategy,
                 # a file that does not say is of the paper's, as all were once
                 **({} if is_paper(args.protocol) else {"protocol": args.protocol}),
+                **({} if args.frame == SAM_MED2D else {"frame": args.frame}),
             },
             (item for one in merged(folder, processes) for item in one.prompts.items()),
         )

@@ -45,6 +45,7 @@ from sam_med2d.training.rounds import Recipe
 from sam_med2d.training.start import DEFAULT_CHECKPOINT, build_model, check_tuning, settle_model
 from sam_med2d.training.state import Progress, RunState, SavedRun, images_a_step, models_folder, room_for_checkpoints
 from segment_anything import Sam, sam_model_registry
+from segment_anything.frames import FRAMES, SAM_MED2D
 from segment_anything.modeling.lora import TARGETS
 from segment_anything.modeling.tuning import TUNE
 
@@ -150,6 +151,10 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
         help="Which linear layers get a LoRA pair: the encoder's qkv, proj and mlp, and the attention of the mask "
              "decoder, whose own weights then stay as they are. Default: qkv proj.")
 
+    group.add_argument("--frame", choices=FRAMES,
+        help="How pictures reach the model: sam-med2d is BGR, stretched, nearest neighbour; sam is RGB, longest side, "
+             "padded, bilinear, for weights that tools made for SAM shall open. Default: that of SAM-Med2D's weights "
+             "and of what this project trained, as they say; sam-med2d for SAM's own and from scratch.")
     add_flag(group, "--refine", None,
         "Train a refinement network too, which reads clicks as maps and answers at the full size of the frame; False: "
         "leave that of the file out. Default: what the file has.")
@@ -337,9 +342,11 @@ def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) 
     recipe = recipe_of(args)
     load_metrics(args.metrics)
     plan = None if saved else settle_model(args)
+    args.frame = args.frame or SAM_MED2D  # of a saved run that is older than any other frame
     dataset = TrainingDataset(
         *(args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache, args.balance),
         *(args.replay, args.replay_share, OwnAugmentation(args.augment_with) if args.augment_with else None),
+        frame=args.frame,
         skip_bad=args.max_bad_samples > 0,
     )
     step_images = images_a_step(vars(args))
@@ -443,7 +450,7 @@ def panel_of(dataset: TrainingDataset) -> Batch:
     samples = []
     for i in range(min(PANEL_IMAGES, len(dataset.index))):
         try:
-            samples.append(scoring_sample(dataset.index, i, dataset.image_size))
+            samples.append(scoring_sample(dataset.index, i, dataset.image_size, dataset.frame))
         except DataError:
             if not dataset.skip_bad:
                 raise

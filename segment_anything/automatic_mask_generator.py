@@ -249,14 +249,20 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 def remove_small_regions(mask: np.ndarray, least: int) -> np.ndarray:
     """Fill holes, then drop islands, of fewer than `least` pixels. (H, W) bool; the largest island always stays."""
-    for value in (False, True):
-        count, labels, stats, _ = cv2.connectedComponentsWithStats((mask == value).astype(np.uint8), connectivity=8)
-        areas = stats[1:, cv2.CC_STAT_AREA]
-        small = areas < least
-        if value and small.all() and count > 1:
-            small[areas.argmax()] = False
-        mask = np.where(np.concatenate([[False], small])[labels], not value, mask)
-    return mask
+    return remove_regions_of(remove_regions_of(mask, False, least), True, least)
+
+
+def remove_regions_of(mask: np.ndarray, value: bool, least: float) -> np.ndarray:
+    """Turn over the regions of one value, islands (True) or holes (False), that have fewer than `least` pixels.
+
+    mask: (H, W) bool. The largest island always stays.
+    """
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((mask == value).astype(np.uint8), connectivity=8)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    small = areas < least
+    if value and small.all() and len(areas):
+        small[areas.argmax()] = False
+    return np.where(np.concatenate([[False], small])[labels], not value, mask)
 
 
 def _touches_crop(masks: Tensor, crop: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:

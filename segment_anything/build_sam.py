@@ -1,43 +1,80 @@
 """The registry of models: `sam_model_registry["vit_b"](image_size=256)`."""
 
+import os
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
-from .checkpoint import load_checkpoint
-from .modeling import ImageEncoder, MaskDecoder, PromptEncoder, Refinement, Sam
+from .checkpoint import check_is_sam, fit_weights, frame_of, open_weights
+from .frames import SAM, SAM_MED2D, SAMS_SIZE
+from .modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Refinement, Sam
 from .modeling.image_encoder import EMBEDDING_CHANNELS, PATCH_SIZE
 from .sizes import SIZES
 
 
 def build_sam(
-    args: Namespace | None = None,
+    args: Namespace | str | os.PathLike | None = None,
     *,
     model_type: str = "vit_b",
-    image_size: int = 256,
-    encoder_adapter: bool = True,
-    refine: bool = False,
-    checkpoint: str | None = None,
+    image_size: int | None = None,
+    encoder_adapter: bool | None = None,
+    refine: bool | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    frame: str | None = None,
 ) -> Sam:
-    """A model with random weights, or those of `checkpoint` (any file that `load_checkpoint` reads).
+    """The model of a weight file, or one with random weights.
 
-    args: alternatively one Namespace with `image_size`, `encoder_adapter` and `sam_checkpoint`, as the scripts
-    of SAM-Med2D pass it. refine: with a refinement network, which adds nothing until it is trained.
+    args: a path, as callers of SAM give it, or one Namespace with `image_size`, `encoder_adapter` and
+    `sam_checkpoint`, as the scripts of SAM-Med2D do.
+    checkpoint: any file that `load_checkpoint` reads. The image size, the adapters, the refinement network and the
+    frame are then what the file says, unless they are given.
+    Without a file: a plain SAM of 1024 px in its own frame; or, where image_size or encoder_adapter is given, a
+    SAM-Med2D, by default of 256 px with adapters.
+    refine: with a refinement network, which adds nothing until it is trained; without a file by default without.
+    frame: one of segment_anything.frames.FRAMES; by default what the file says, but SAM-Med2D's for a Namespace and
+    where adapters are added to weights without them.
+
+    Raises CheckpointError: a file that is not SAM's, or of another model_type.
     """
-    if args is not None:
+    if isinstance(args, str | os.PathLike):
+        checkpoint = args
+    elif args is not None:
         image_size, encoder_adapter, checkpoint = args.image_size, args.encoder_adapter, args.sam_checkpoint
+        frame = frame or SAM_MED2D
+    if checkpoint is None:
+        plain = image_size is None and encoder_adapter is None
+        size, adapters = image_size or (SAMS_SIZE if plain else 256), not plain and encoder_adapter is not False
+        return _new(model_type, size, adapters, frame or (SAM if plain else SAM_MED2D), bool(refine)).eval()
+    file = open_weights(Path(checkpoint))
+    found = check_is_sam(file)
+    adapters = bool(found.adapters) if encoder_adapter is None else encoder_adapter
+    frame, refine = frame or frame_of(file, adapters), found.refinement if refine is None else refine
+    model = _new(model_type, image_size or found.image_size, adapters, frame, refine)
+    print(fit_weights(model, file))
+    return model.eval()
+
+
+def _new(model_type: str, image_size: int, adapters: bool, frame: str, refine: bool) -> Sam:
     size = SIZES[model_type]
+    side = image_size // PATCH_SIZE
     model = Sam(
-        ImageEncoder(image_size, size.channels, size.depth, size.heads, size.global_blocks, encoder_adapter),
-        PromptEncoder(EMBEDDING_CHANNELS, image_size, image_size // PATCH_SIZE),
-        MaskDecoder(EMBEDDING_CHANNELS),
-        Refinement() if refine else None,
+        ImageEncoderViT(
+            img_size=image_size,
+            embed_dim=size.channels,
+            depth=size.depth,
+            num_heads=size.heads,
+            global_attn_indexes=size.global_blocks,
+            adapter_train=adapters,
+        ),
+        PromptEncoder(EMBEDDING_CHANNELS, (side, side), (image_size, image_size)),
+        MaskDecoder(transformer_dim=EMBEDDING_CHANNELS),
+        frame=frame,
+        refinement=Refinement() if refine else None,
     )
     _initialise(model)
-    if checkpoint is not None:
-        print(load_checkpoint(model, checkpoint))
-    return model.eval()
+    return model
 
 
 def _initialise(model: Sam) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import CheckpointError
+from .frames import described, likely_frame
 from .modeling import Sam
 from .modeling.image_encoder import PATCH_SIZE, Block
 from .modeling.lora import PART, merge_lora
@@ -28,6 +29,7 @@ __all__ = [
     "check_is_sam",
     "describe",
     "fit_weights",
+    "frame_of",
     "load_checkpoint",
     "merged_weights",
     "open_weights",
@@ -77,6 +79,7 @@ class LoadReport:
     left_out: list[str] = field(default_factory=list)  # in the file alone
     merged: tuple[str, ...] = ()  # layers whose LoRA pair was added to their weight, as the model has no pairs
     notes: list[str] = field(default_factory=list)  # how the weights were found in the file, a line each
+    frame: str = ""  # of the model, and what it is said to be; "" is not said
 
     def __str__(self) -> str:
         lines = [f"weights: {self.path} ({self.source})", *(f"  {note}" for note in self.notes)]
@@ -90,7 +93,8 @@ class LoadReport:
             lines.append(f"  merged into their layers: LoRA pairs of {len(self.merged)} layers")
         if self.new:
             lines.append(f"  newly started: {_parts(self.new)} (no-op)")
-        return "\n".join([*lines, f"  left out: {_parts(self.left_out) or 'none'}"])
+        lines.append(f"  left out: {_parts(self.left_out) or 'none'}")
+        return "\n".join([*lines, *[f"  {self.frame}"] * bool(self.frame)])
 
 
 def load_checkpoint(model: Sam, path: str | Path) -> LoadReport:
@@ -131,7 +135,19 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     fitted = {name: _resize(offered[name], wanted[name].shape) for name in resized}
     for name, tensor in wanted.items():
         tensor.copy_(fitted.get(name, offered[name]))  # casts to the model's dtype and device
-    return LoadReport(path, source, target.image_size, len(wanted), resized, new, left_out, merged, file.notes)
+    usual = frame_of(file, bool(target.adapters))
+    frame = described(model.frame) + ("" if model.frame == usual else f"; the file's own is {usual}")
+    return LoadReport(path, source, target.image_size, len(wanted), resized, new, left_out, merged, file.notes, frame)
+
+
+def frame_of(file: WeightFile, adapters: bool = False) -> str:
+    """The frame that a file's weights were trained in, one of segment_anything.frames.FRAMES: as it says, or as files
+    of its kind have it.
+
+    adapters: the model will have some; weights that do not say then become a SAM-Med2D, in its frame.
+    """
+    source = describe(file.tensors)
+    return file.frame or likely_frame(source.image_size, adapters or bool(source.adapters))
 
 
 def _of_other_parts(names: dict[str, Tensor], than: Architecture) -> list[str]:

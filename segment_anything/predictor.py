@@ -9,7 +9,8 @@
 Conventions:
   - Coordinates are pixels of the image as it was given to `set_image`, x before y; boxes are x0 y0 x1 y1 with x1 and
     y1 one past the last pixel. `predict_torch` alone takes coordinates of the S x S frame that the model sees.
-  - The image is always stretched to S x S with nearest neighbour, as published weights expect of a predictor.
+  - The frame is the model's (`frames.py`). In SAM-Med2D's the image is stretched to S x S with nearest neighbour; in
+    SAM's its longest side becomes S, bilinear, and everything is as in SAM's own predictor.
   - What the model says of a pixel of the frame comes back to the pixel that it saw there (`geometry.py`).
     `SamPredictor(model, protocol="paper")` maps masks, clicks and boxes as the original does, which lies (s - 1) / 2
     pixels aside, s being the image's side over S; `SammedPredictor` always does.
@@ -18,7 +19,9 @@ Conventions:
     pictures alone. Crops are kept, so that a further click costs no encoding. `low_res` is of the whole picture all the
     same; handed back to the predictor that answered it, it stands for what was seen in the crop.
   - `mask_input` is what an earlier `predict` returned as `low_res`: logits. Their sigmoid, which SAM-Med2D's weights
-    were trained on, is taken inside. (`SammedPredictor` takes probabilities, as its callers hand them in.)
+    were trained on, is taken inside. (`SammedPredictor` takes probabilities too, as its callers hand them in.)
+  - A point or a side of a box that lies less than a pixel outside the image, as detectors hand them in, is taken to the
+    edge; anything further outside is refused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,11 +30,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .closer import Closer
 from .drawings import clicks_of_scribbles, region_of_lasso
-from .errors import PromptError
+from .errors import ImageError, PromptError
+from .frames import CONFIDENT, SAM, SAM_MED2D, mask_prompt
 from .geometry import EXACT, Stretch, back, is_paper, stretch
 from .images import to_bgr
 from .modeling import (
@@ -40,18 +45,19 @@ from .modeling import (
     FOREGROUND,
     Prediction,
     Prompts,
+    Sam,
     Seen,
     Segmenter,
     answer,
     look,
     low_resolution,
 )
+from .utils.transforms import ResizeLongestSide
 from .zoom import AUTO, NEVER, Crop, Zoom
 
 __all__ = ["CONFIDENT", "Masks", "ObjectPrompt", "SamPredictor", "Segmenter", "StretchToSquare"]
 
 PIXELS_AT_ONCE = 2**26  # of full-size logits that are held at a time, 256 MB
-CONFIDENT = 8.0  # the logit of a pixel that a person marked: probability 0.9997
 
 
 class ObjectPrompt(NamedTuple):
@@ -92,8 +98,16 @@ class StretchToSquare:
 
     def __init__(self, image_size: int, protocol: str = EXACT) -> None:
         """protocol: how points and boxes go there, "exact" or "paper". Raises ValueError: it is neither."""
-        self.image_size = image_size
+        self.image_size = self.target_length = image_size
         self.paper = is_paper(protocol)
+
+    def size_in_frame(self, original_size: tuple[int, int]) -> tuple[int, int]:
+        """(S, S), of any picture."""
+        return self.image_size, self.image_size
+
+    def back(self, logits: Tensor, original_size: tuple[int, int]) -> Tensor:
+        """(N, K, S, S) of the frame -> (N, K, *original_size)."""
+        return back(logits, original_size, self.paper)
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         """(H, W, ...) -> (S, S, ...), nearest neighbour."""
@@ -131,21 +145,45 @@ class StretchToSquare:
         return stretch(width, self.image_size, self.paper), stretch(height, self.image_size, self.paper)
 
 
+Transform = StretchToSquare | ResizeLongestSide
+
+
+def frame_of(model: Segmenter) -> str:
+    """The frame of a model, one of segment_anything.frames.FRAMES; SAM-Med2D's where it does not tell."""
+    return getattr(model, "frame", SAM_MED2D)
+
+
+def transform_of(model: Segmenter, protocol: str = EXACT) -> Transform:
+    """Into the frame of a model and back. protocol: as of `SamPredictor`, which SAM's frame has but one of."""
+    is_paper(protocol)
+    if frame_of(model) == SAM:
+        return ResizeLongestSide(model.image_size)
+    return StretchToSquare(model.image_size, protocol)
+
+
 class SamPredictor:
-    """Holds one image's embedding and answers prompts on it."""
+    """Holds one image's embedding and answers prompts on it.
+
+    `features`, `original_size`, `input_size` and `is_image_set` can be set, as callers of SAM's predictor do who keep
+    embeddings themselves; `set_embedding` does it in one call.
+    """
 
     mask_threshold = 0.0  # of the logits
+    needs_prompts = True  # False: no prompt at all is answered as well, as the model answers it
 
-    def __init__(self, model: Segmenter, protocol: str = EXACT, zoom: Zoom | str | float = AUTO) -> None:
+    def __init__(self, model: Segmenter, protocol: str = EXACT, zoom: Zoom | str | float | None = None) -> None:
         """protocol: "exact", or "paper", which maps masks, clicks and boxes as the original does, bit for bit.
         zoom: whether objects are looked at closer: "auto" those that are small in the picture, "always", "never", or a
-            number: always, in crops whose sides are so many times those of the object's box.
+            number: always, in crops whose sides are so many times those of the object's box. None: "auto", but "never"
+            in SAM's frame, where answers are those of SAM's own predictor.
 
         Raises ValueError: one of them is none of these.
         """
         self.model = model
         self.protocol = protocol
-        self.transform = StretchToSquare(model.image_size, protocol)
+        self.transform: Transform = transform_of(model, protocol)
+        if zoom is None:
+            zoom = NEVER if frame_of(model) == SAM else AUTO
         self.closer = Closer(self, Zoom.of(zoom))
         self.reset_image()
 
@@ -157,8 +195,6 @@ class SamPredictor:
     def new_size(self) -> tuple[int, int]:
         """(S, S): the frame that the model sees."""
         return self.model.image_size, self.model.image_size
-
-    input_size = new_size  # SAM's name for it
 
     @property
     def zoom(self) -> Zoom:
@@ -173,16 +209,31 @@ class SamPredictor:
 
     def reset_image(self) -> None:
         """Forget the image."""
-        self.features: Tensor | None = None
+        self._features: Tensor | None = None
         self.details: Tensor | None = None
         self.original_size: tuple[int, int] | None = None
+        self.input_size: tuple[int, int] | None = None  # of the image in the frame
         self.picture: np.ndarray | None = None
         self.crops: list[Crop] = []
         self.closer.forget()
 
     @property
+    def features(self) -> Tensor | None:
+        """(1, 256, S / 16, S / 16); who sets it alone gets answers of the decoder alone."""
+        return self._features
+
+    @features.setter
+    def features(self, value: Tensor | None) -> None:
+        self._features, self.details = value, None
+
+    @property
     def is_image_set(self) -> bool:
         return self.original_size is not None
+
+    @is_image_set.setter
+    def is_image_set(self, value: bool) -> None:
+        if not value:
+            self.reset_image()
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB", encode: bool = True) -> None:
         """Encode an image: (H, W), or (H, W, C) with 1, 3 or 4 channels, of which the fourth (alpha) is dropped.
@@ -194,14 +245,42 @@ class SamPredictor:
         picture = to_bgr(image, image_format)
         self.reset_image()
         self.picture, self.original_size = picture, picture.shape[:2]
+        self.input_size = self.transform.size_in_frame(self.original_size)
         if encode:
             self._image()
 
     def encode(self, picture: np.ndarray) -> Seen:
-        """What is kept of a picture (H, W, 3) uint8 BGR that is stretched to the frame."""
-        frame = torch.from_numpy(self.transform.apply_image(picture).transpose(2, 0, 1).copy())[None]
+        """What is kept of a picture (H, W, 3) uint8 BGR that is brought into the frame."""
+        frame, content = self.framed(picture)
         with torch.no_grad():
-            return look(self.model, frame.to(self.device))
+            return look(self.model, frame.to(self.device), None if content is None else content.to(self.device))
+
+    def framed(self, picture: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """(H, W, 3) uint8 BGR -> (1, 3, S, S) uint8 as `Sam.encode` takes it, and its place there: (1, 4) int64 top,
+        left, height, width, or None where it fills the frame."""
+        inside = torch.from_numpy(self.transform.apply_image(picture).transpose(2, 0, 1).copy())[None]
+        height, width = inside.shape[2:]
+        side = self.model.image_size
+        if (height, width) == (side, side):
+            return inside, None
+        return F.pad(inside, (0, side - width, 0, side - height)), torch.tensor([[0, 0, height, width]])
+
+    @torch.no_grad()
+    def set_torch_image(self, transformed_image: Tensor, original_image_size: tuple[int, int]) -> None:
+        """Encode an image that is in the frame already, without its padding: (1, 3, h, w), 0..255, longer side S.
+
+        original_image_size: (height, width) before that. The colours are those of `Sam.image_format`. Raises
+        ImageError: another shape, or a model that is an exported file.
+        """
+        shape = tuple(transformed_image.shape)
+        side = self.model.image_size
+        if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != side:
+            raise ImageError(f"image of shape {shape}; one in the frame is (1, 3, h, w) with a longer side of {side}")
+        if not isinstance(self.model, Sam):
+            raise ImageError("an exported model takes whole images: use set_image")
+        features = self.model.image_encoder(self.model.preprocess(transformed_image.to(self.device)))
+        self.set_embedding(features, original_image_size)
+        self.input_size = shape[2], shape[3]
 
     def get_image_embedding(self) -> Tensor:
         """(1, 256, S / 16, S / 16), for tools that know no more; `seen` has all that `set_embedding` can take."""
@@ -232,6 +311,7 @@ class SamPredictor:
         self.details = None if seen.details is None else seen.details.to(self.device)
         height, width = original_size
         self.original_size = int(height), int(width)
+        self.input_size = self.transform.size_in_frame(self.original_size)
 
     def _image(self) -> "_Encoded":
         """What `set_image` left, encoded now where it was not yet. Raises RuntimeError where nothing was set."""
@@ -316,7 +396,10 @@ class SamPredictor:
             point_coords, point_labels, box, mask_input = self._with_drawings(
                 (point_coords, point_labels, box, mask_input), scribbles, scribble_labels, lasso
             )
-        objects, many = _objects_of(point_coords, point_labels, box, mask_input)
+        if not self.needs_prompts and point_coords is None and box is None and mask_input is None:
+            objects, many = [ObjectPrompt()], False
+        else:
+            objects, many = _objects_of(point_coords, point_labels, box, mask_input)
         found = self.predict_objects(objects, multimask_output, return_logits)
         return found if many else Masks(*(part[0] for part in found))
 
@@ -349,8 +432,10 @@ class SamPredictor:
         `crops` then has of each object what was looked at.
         """
         size = self._size()
-        for number, prompt in enumerate(objects):
-            self._check(prompt, "" if len(objects) == 1 else f"object {number}: ")
+        objects = [
+            self._checked(prompt, "" if len(objects) == 1 else f"object {number}: ")
+            for number, prompt in enumerate(objects)
+        ]
         if self.closer.zoom.is_on and self.picture is not None:
             found, self.crops = self.closer.predict(objects, multimask_output, return_logits)
             return found
@@ -366,7 +451,7 @@ class SamPredictor:
         step = max(1, PIXELS_AT_ONCE // (outputs * max(height * width, self.model.image_size**2)))
         parts: list[Masks] = []
         order: list[int] = []
-        for group in _alike(objects):
+        for group in _alike(objects, self.needs_prompts):
             for start in range(0, len(group), step):
                 rows = group[start : start + step]
                 prompts = self._stack([objects[row] for row in rows])
@@ -406,25 +491,26 @@ class SamPredictor:
         prompts = Prompts(
             point_coords, point_labels, boxes, None if mask_input is None else self._probabilities(mask_input)
         )
-        _check_shapes(prompts, self.model.image_size // 4)
+        if self.needs_prompts or any(p is not None for p in prompts):
+            _check_shapes(prompts, self.model.image_size // 4)
         found, iou = self.decode(prompts, multimask_output)
         logits = self.upscale(found)
         masks = logits if return_logits else logits > self.mask_threshold
         return masks, iou, low_resolution(found, self.model.image_size)
 
     def decode(self, prompts: Prompts, multimask_output: bool, *, refine: bool = True) -> Prediction:
-        """Prompts in the S x S frame, masks as probabilities -> iou (N, K) and logits (N, K, S/4, S/4), or of S where
-        the model has a refinement network.
+        """Prompts in the S x S frame, masks as its mask prompts -> iou (N, K) and logits (N, K, S/4, S/4), or of S
+        where the model has a refinement network.
 
         refine: False leaves the logits to the decoder.
         """
-        rows = next(len(p) for p in prompts if p is not None)
+        rows = next((len(p) for p in prompts if p is not None), 1)
         one = self._image().seen if refine else self._image().seen._replace(details=None)
         return answer(self.model, one.for_each(rows), prompts.to(self.device), multimask_output)
 
     def upscale(self, low_res: Tensor) -> Tensor:
         """(N, K, S/4, S/4), or of S -> (N, K, H, W) float32, linear: first to the frame, then to the image."""
-        return back(self.model.upscale(low_res), self._size(), self.transform.paper)
+        return self.transform.back(self.model.upscale(low_res), self._size())
 
     def _probabilities(self, mask_input: Tensor) -> Tensor:
         """What the caller hands in -> what the model reads."""
@@ -433,7 +519,7 @@ class SamPredictor:
                 "mask_input holds values of 0 to 1 only; give the logits that predict returned as low_res, or "
                 "logits_of(mask) for a mask of your own"
             )
-        return mask_input.float().sigmoid()
+        return mask_prompt(frame_of(self.model), mask_input)
 
     def can_read(self, mask_input: np.ndarray) -> bool:
         """Whether a `mask_input` (S/4, S/4) will not be refused."""
@@ -450,7 +536,12 @@ class SamPredictor:
     def shrunk(self, values: np.ndarray) -> np.ndarray:
         """Numbers for each pixel of the image, (H, W) float32 -> for each of the masks in the frame, (S/4, S/4)."""
         side = self.model.image_size // 4
-        seen = values if self.transform.paper else self.transform.apply_image(values)
+        if isinstance(self.transform, ResizeLongestSide):
+            inside = cv2.resize(values, self.transform.size_in_frame(values.shape)[::-1], interpolation=cv2.INTER_AREA)
+            seen = np.zeros(self.new_size, np.float32)
+            seen[: inside.shape[0], : inside.shape[1]] = inside
+        else:
+            seen = values if self.transform.paper else self.transform.apply_image(values)
         return cv2.resize(seen, (side, side), interpolation=cv2.INTER_AREA)
 
     def of_crop(self, seen: Seen, crop: Crop) -> "SamPredictor":
@@ -459,9 +550,11 @@ class SamPredictor:
         inside.set_embedding(seen, crop.size)
         return inside
 
-    def _check(self, prompt: ObjectPrompt, name: str) -> None:
-        """Raise PromptError where a prompt lies outside the image."""
+    def _checked(self, prompt: ObjectPrompt, name: str) -> ObjectPrompt:
+        """The prompt, with what lies less than a pixel outside the image at its edge. Raises PromptError where it lies
+        further outside, or a box has no area."""
         height, width = self._size()
+        prompt = _to_the_edge(prompt, width, height)
         where = f"the image of {width} x {height} pixels"
         if prompt.points is not None and prompt.labels is not None:
             given = prompt.points[prompt.labels != ABSENT]
@@ -477,6 +570,7 @@ class SamPredictor:
                 )
             if not (x0 >= 0 and x1 <= width and y0 >= 0 and y1 <= height):
                 raise PromptError(f"{name}box {_numbers(prompt.box)} reaches outside {where}; clip it to the image")
+        return prompt
 
     def _stack(self, objects: list[ObjectPrompt]) -> Prompts:
         """Objects with prompts of one kind and number -> rows in the S x S frame, on the device; masks as they came."""
@@ -487,9 +581,9 @@ class SamPredictor:
 
         points, labels, boxes, masks = (rows(values) for values in zip(*objects))
         ready = (
-            None if points is None else self.apply_coords(points),
+            None if points is None else self.apply_coords(points).astype(np.float32),
             labels,
-            None if boxes is None else self.apply_boxes(boxes),
+            None if boxes is None else self.apply_boxes(boxes).astype(np.float32),
             None if masks is None else masks[:, None],
         )
         return Prompts(*(None if part is None else torch.from_numpy(part).to(self.device) for part in ready))
@@ -499,7 +593,7 @@ class _InsideCrop(SamPredictor):
     """What it is handed are logits, cut out of others: they may all lie between 0 and 1."""
 
     def _probabilities(self, mask_input: Tensor) -> Tensor:
-        return mask_input.float().sigmoid()
+        return mask_prompt(frame_of(self.model), mask_input)
 
 
 # ---------------------------------------------------------------- what people hand in
@@ -548,6 +642,19 @@ def _objects_of(point_coords, point_labels, box, mask_input) -> tuple[list[Objec
     ], many
 
 
+def _to_the_edge(prompt: ObjectPrompt, width: int, height: int) -> ObjectPrompt:
+    """Coordinates that lie less than a pixel outside the image, taken to its edge; others as they are."""
+
+    def taken(values: np.ndarray) -> np.ndarray:
+        edge = np.clip(values, 0, np.array([width, height], np.float32))
+        return np.where(np.abs(values - edge) < 1, edge, values)
+
+    return prompt._replace(
+        points=None if prompt.points is None else taken(prompt.points),
+        box=None if prompt.box is None else taken(prompt.box.reshape(2, 2)).reshape(4),
+    )
+
+
 def _depth(values: object) -> int:
     """How deeply arrays or lists are nested: 2 for [[x, y]]."""
     if hasattr(values, "ndim"):
@@ -589,7 +696,7 @@ def _numbers(values: np.ndarray) -> str:
     return "(" + ", ".join(f"{value:g}" for value in values) + ")"
 
 
-def _alike(objects: Sequence[ObjectPrompt]) -> Iterator[list[int]]:
+def _alike(objects: Sequence[ObjectPrompt], needs_prompts: bool = True) -> Iterator[list[int]]:
     """Groups of objects with the same kinds and number of prompts.
 
     Absent points would make all equally long, but the model attends to those too: an object would depend on its
@@ -598,7 +705,7 @@ def _alike(objects: Sequence[ObjectPrompt]) -> Iterator[list[int]]:
     groups: dict[tuple, list[int]] = {}
     for row, prompt in enumerate(objects):
         kind = (None if prompt.points is None else len(prompt.points), prompt.box is None, prompt.mask is None)
-        if kind == (None, True, True):
+        if needs_prompts and kind == (None, True, True):
             raise PromptError(f"object {row} has no prompt: give points, a box or a mask")
         groups.setdefault(kind, []).append(row)
     yield from groups.values()

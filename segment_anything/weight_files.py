@@ -23,10 +23,12 @@ from torch import Tensor
 from .errors import CheckpointError
 from .file_kinds import Kind, kind_of
 from .files import replacing
+from .frames import FRAMES, SAM_MED2D
 from .weight_names import GAUSSIAN, find_weights
 from .weight_pickles import Archive, read_archive, read_old_pickle
 
 DIGEST = "sha256"  # the key in the metadata of a safetensors file
+FRAME = "frame"  # the key there, and in a .pth beside its weights
 # never rounded: these 256 numbers are multiplied by coordinates, and cost as much accuracy as all others together
 FULL_PRECISION = GAUSSIAN
 DEEPEST = 8  # levels of a checkpoint's content
@@ -40,12 +42,14 @@ Verify = Callable[[Iterable[Named]], None]
 @dataclass
 class WeightFile:
     """What a weight file holds. tensors: {SAM's name: tensor on the CPU}; notes: how they were found, a line each;
-    flags: those of the run of train.py that made it, empty where it is of none."""
+    flags: those of the run of train.py that made it, empty where it is of none; frame: of
+    segment_anything.frames.FRAMES, None where the file does not tell."""
 
     path: Path
     tensors: dict[str, Tensor]
     notes: list[str] = field(default_factory=list)
     flags: dict[str, object] = field(default_factory=dict)
+    frame: str | None = None
 
 
 def open_weights(path: str | Path) -> WeightFile:
@@ -55,12 +59,30 @@ def open_weights(path: str | Path) -> WeightFile:
     Raises CheckpointError.
     """
     path = Path(path)
-    content, verify = _read(path, kind_of(path))
+    kind = kind_of(path)
+    content, verify = _read(path, kind)
     tensors, notes = find_weights(content, path)
     named = [(name, tensor.detach()) for name, tensor in tensors.items()]
     _check_tensors(path, named, verify)
     flags = content.get("flags") if isinstance(content, dict) else None
-    return WeightFile(path, dict(named), notes, flags if isinstance(flags, dict) else {})
+    frame = _frame_in(path, kind, content)
+    return WeightFile(path, dict(named), notes, flags if isinstance(flags, dict) else {}, frame)
+
+
+def _frame_in(path: Path, kind: Kind, content: object) -> str | None:
+    """The frame that a file says; runs of this project that name none are older than any but SAM-Med2D's.
+
+    Raises CheckpointError: it names one that is unknown here.
+    """
+    beside = _metadata(path) if kind == "safetensors" else content
+    said = beside.get(FRAME) if isinstance(beside, dict) else None
+    if isinstance(said, str) and said not in FRAMES:
+        raise CheckpointError(
+            f"{path}: is of the frame {said!r}, which this version does not know; install a newer sam-med2d"
+        )
+    if isinstance(said, str):
+        return said
+    return SAM_MED2D if isinstance(content, dict) and isinstance(content.get("flags"), dict) else None
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -147,8 +169,7 @@ def _read(path: Path, kind: Kind) -> tuple[object, Verify]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     """All of a file is read at once, so its digest is compared here."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        metadata = _metadata(path)
         tensors = load_file(path)
     except (SafetensorError, OSError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -159,6 +180,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             f"{path}: damaged: its tensors differ from the checksum it was written with; download or copy it again"
         )
     return tensors
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 # ---------------------------------------------------------------- checks

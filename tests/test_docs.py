@@ -45,7 +45,7 @@ READERS = (
     r"(\.\./)*(workdir|data|cache|sam-med2d_b)\b\S*",
     r"(scan|sheet)\.png|images/|prompts\.(csv|json)|ct\.nii\.gz|dicom_folder/|labels\.nii\.gz|\.\./data_demo",
 )
-READERS_DATA = "data.md"  # its commands name the folders of the sources that they read
+READERS_DATA = ("data.md", "first_day.md")  # whose commands name the folders of the sources that they read, or make
 FOREIGN_FLAGS = {"--nproc_per_node", "--logdir", "--out", "--help", "--version"}  # --out: of zip
 GONE = {"CHANGELOG.md": r"requirements-\w+\.txt|metrics\.py"}  # what a page names because it is no more
 
@@ -221,7 +221,7 @@ def test_files_and_folders_of_commands_exist(page):
             if not path_like or word in FOREIGN_WEIGHTS or any(re.fullmatch(own, word) for own in READERS):
                 continue
             top = word.split("/")[0]
-            if page.name == READERS_DATA and not (ROOT / top).exists():
+            if page.name in READERS_DATA and not (ROOT / top).exists():
                 continue
             assert (command.folder / word).exists(), f"{page.name}: there is no {word} ({shlex.join(command.words)})"
 

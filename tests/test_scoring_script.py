@@ -922,7 +922,7 @@ def test_scoring_the_originals_data_and_weights(demo, published, work: Path, req
     masks = json.loads((folder / data_path / "label2image_test.json").read_text())
     prompts = json.loads((work / "sammed/prompts.json").read_text())
     assert prompts.pop("image_size") == size
-    assert {*prompts} - {"click_strategy", "protocol"} == {Path(mask).name for mask in masks}
+    assert {*prompts} - {"click_strategy", "protocol", "frame"} == {Path(mask).name for mask in masks}
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 8 * GIGABYTES
 
 

@@ -31,6 +31,7 @@ from sam_med2d.errors import UsageError
 from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, models_of
 from sam_med2d.inference.session import AnnotationSession
 from sam_med2d.limits import MOST_VOXELS
+from sam_med2d.volumes.intensity import WINDOWS, parse_window
 
 EXAMPLES = Path("data_demo/images")  # in the current folder, where that is a clone
 MOST_PIXELS = 2**26  # 8192 x 8192: larger pictures are for those who say so
@@ -52,6 +53,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_flags(parser)
     parser.set_defaults(sam_checkpoint=SMALL)
+    parser.add_argument(
+        "--window",
+        nargs="+",
+        metavar="WORD",
+        help=f"the window that the model was trained with, which scans are opened with: centre and width, or one of "
+        f"{', '.join(WINDOWS)}; default: each slice's own range",
+    )
     add_backend_flags(parser)
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="the address to listen at; default: %(default)s")
@@ -91,6 +99,7 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
     Raises CheckpointError, UsageError.
     """
     use_reading_flags(args)
+    window = parse_window(args.window) if args.window else None
     models = models_of(args)
     quotas = Quotas(
         args.max_sessions,
@@ -100,7 +109,7 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
     examples = sorted(path.resolve() for path in EXAMPLES.glob("*.png"))
     names = [*args.allow_host, args.host, *([] if is_local(args.host) else [socket.gethostname()])]
     with tempfile.TemporaryDirectory(prefix="sam_med2d_app_") as folder:
-        sessions = Sessions(Path(folder), lambda: AnnotationSession(models), quotas)
+        sessions = Sessions(Path(folder), lambda: AnnotationSession(models, window), quotas)
         server = Server(sessions, Opener(args.open_seconds, args.open_memory, args.max_voxels), examples)
         try:
             yield Guard(server.app, names, token, port)

@@ -21,7 +21,8 @@ from sam_med2d.cli import ending_in_one_line
 from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.outputs import check_no_input
 from sam_med2d.ownership import check_writable
-from segment_anything.checkpoint import check_is_sam, merged_weights, open_weights, save_weights
+from segment_anything.checkpoint import check_is_sam, frame_of, merged_weights, open_weights, save_weights
+from segment_anything.weight_files import FRAME
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,6 +40,7 @@ def convert(source: Path, output: Path, half: bool, merge: bool = False) -> None
     file = open_weights(source)
     architecture = check_is_sam(file)
     print(f"{source}: {architecture}, {megabytes(source)}", *file.notes, sep="; ")
+    facts = {FRAME: frame_of(file)}
     if merge:
         if not architecture.lora:
             raise CheckpointError(f"{source}: has no LoRA pairs to merge; leave --merge out")
@@ -46,7 +48,8 @@ def convert(source: Path, output: Path, half: bool, merge: bool = False) -> None
         architecture = check_is_sam(file)
         if architecture.adapters:
             print(f"{output}: has adapters too, which cannot be merged: other tools for SAM do not know them")
-    save_weights(file.tensors, output, torch.float16 if half else None, {"architecture": str(architecture)})
+    facts["architecture"] = str(architecture)
+    save_weights(file.tensors, output, torch.float16 if half else None, facts)
     print(f"{output}: {'float16' if half else 'types as they were'}, {megabytes(output)}")
 
 

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
         served,
         part="decoder",
         single_mask=args.return_single_mask,
-        mask_input=LOGITS if args.mask_input_logits else PROBABILITIES,
+        mask_input=LOGITS if graph.logits_in else PROBABILITIES,
         protocol=args.protocol,
         **({REFINED: True} if model.refinement is not None else {}),
     )

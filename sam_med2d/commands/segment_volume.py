@@ -160,7 +160,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_flag(group, "--fuse", False, "look again along the other two axes, and take the mean of the three")
     add_zoom_flag(group)
-    add_model_flags(parser)
+    add_model_flags(parser, frame_flag="--model_frame")  # --frame is of DICOM files
     add_backend_flags(parser)
     args = parser.parse_args(argv)
     if bool(args.prompts) == bool(args.box or args.point):

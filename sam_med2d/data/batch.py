@@ -26,6 +26,7 @@ class Sample:
     skipped: list[str]
     bad: list[str] = field(default_factory=list)
     vanished: dict[str, Vanished] = field(default_factory=dict)  # those of `skipped` that are not empty
+    picture: np.ndarray | None = None  # (H, W, 3) uint8 BGR, as it was read, where it was asked for
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Batch:
     skipped: list[str]  # mask paths left out because they are empty, or emptied by resizing
     bad: list[str] = field(default_factory=list)  # why images were left out that cannot be read, a line each
     vanished: dict[str, Vanished] = field(default_factory=dict)  # the latter: they have an object
+    pictures: list[np.ndarray] | None = None  # B of (H, W, 3) uint8 BGR, as they were read, where they were asked for
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """Copy to a device what the model uses; original_masks stay on the CPU, where they are scored."""
@@ -89,6 +91,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         samples = [empty_sample("", 0)]
         return replace(collate(samples)._map(lambda tensor: tensor[:0]), image_names=[], original_sizes=[])
     counts = torch.tensor([len(sample.masks) for sample in samples])
+    pictures = [sample.picture for sample in samples if sample.picture is not None]
     originals = [sample.original_masks for sample in samples if sample.original_masks is not None]
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
@@ -102,6 +105,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         skipped=[name for sample in samples for name in sample.skipped],
         bad=[line for sample in samples for line in sample.bad],
         vanished={name: one for sample in samples for name, one in sample.vanished.items()},
+        pictures=pictures if len(pictures) == len(samples) else None,
     )
 
 

@@ -24,6 +24,7 @@ from xxhash import xxh3_64_hexdigest
 
 from sam_med2d.data.index import Index
 from sam_med2d.data.slots import HEADER, Slots, checksum_of, open_slots
+from segment_anything.frames import SAM_MED2D
 
 FORMAT = 1  # of the files, and of how images and masks are read and resized; raise it with either
 IMAGE = struct.Struct("<QQIIHHHxx")  # checksum, stamp of the file, original height and width, height, width, channels
@@ -102,8 +103,8 @@ class PackedCache:
         return HEADER + len(self.index) * IMAGE.size + number * MASK.size
 
 
-def open_cache(folder: str | os.PathLike, index: Index, image_size: int) -> PackedCache | None:
-    """The cache of an index at an image size, in its own folder under `folder`, made if it is not there.
+def open_cache(folder: str | os.PathLike, index: Index, image_size: int, frame: str = SAM_MED2D) -> PackedCache | None:
+    """The cache of an index at an image size and in a frame, in its own folder under `folder`, made if it is not there.
 
     None, and a line on stderr, where it cannot be: training goes on without.
     """
@@ -113,6 +114,7 @@ def open_cache(folder: str | os.PathLike, index: Index, image_size: int) -> Pack
         "hash": index.columns.facts["hash"],
         "root": index.root,
         "image_size": image_size,
+        **({} if frame == SAM_MED2D else {"frame": frame}),
     }
     stem = Path(index.source).stem
     own = Path(folder) / f"{stem}-{image_size}px-{xxh3_64_hexdigest(json.dumps(settings).encode())[:8]}"

@@ -40,6 +40,7 @@ from sam_med2d.data.samplers import BalancedSampler, EpochSampler, balance_of, s
 from sam_med2d.data.vanishing import vanished_among
 from sam_med2d.errors import DataError
 from sam_med2d.stopping import leave_signals_to_the_parent
+from segment_anything.frames import SAM_MED2D
 
 if TYPE_CHECKING:  # it takes a second to import, and only augmented training needs it
     from albumentations import Compose
@@ -68,12 +69,14 @@ class TrainingDataset(Dataset):
         replay: Sequence[str | os.PathLike] = (),
         replay_share: float = 0.2,
         own_augmentation: OwnAugmentation | None = None,
+        frame: str = SAM_MED2D,
         skip_bad: bool = False,
     ) -> None:
         """cache: folder of packed caches (see cache.py). balance: "dataset" or "class", or None (see samplers.py).
         replay: folders of other data, or "phantoms"; of them come replay_share pictures for each one of data_path.
         skip_bad: an image that cannot be read, or has a mask that cannot, is a sample without objects that says why.
         own_augmentation: what varies an image last, see OwnAugmentation; it goes to the workers.
+        frame: of the model, one of segment_anything.frames.FRAMES.
 
         Raises DataError as read_index and balance_of do.
         """
@@ -83,14 +86,22 @@ class TrainingDataset(Dataset):
         self.seed = seed
         self.skip_bad = skip_bad
         self.augmentation: Compose | None = build_augmentation() if augment else None
-        self.own_augmentation = own_augmentation
-        self.cache = open_cache(cache, self.index, image_size) if cache else None
+        self.own_augmentation, self.frame = own_augmentation, frame
+        self.cache = open_cache(cache, self.index, image_size, frame) if cache else None
         self.balance = balance_of(self.index, os.path.abspath(data_path), balance) if balance else None
         others = [
             None
             if source == PHANTOMS
             else TrainingDataset(
-                source, image_size, "train", mask_num, augment, seed, cache, own_augmentation=own_augmentation
+                source,
+                image_size,
+                "train",
+                mask_num,
+                augment,
+                seed,
+                cache,
+                own_augmentation=own_augmentation,
+                frame=frame,
             )
             for source in replay
         ]
@@ -135,7 +146,9 @@ class TrainingDataset(Dataset):
         distinct, which = np.unique(draws, return_inverse=True)
         names = [mask_names[i] for i in distinct]
 
-        image, masks, original_size = shrunk(self.index, index, distinct.tolist(), self.image_size, self.cache)
+        image, masks, original_size = shrunk(
+            self.index, index, distinct.tolist(), self.image_size, self.cache, frame=self.frame
+        )
         present = _present(masks)
         skipped = [name for name, here in zip(names, present) if not here]
         path = self.index.path
@@ -145,7 +158,7 @@ class TrainingDataset(Dataset):
             image, masks = self._augment(image, masks, generator)
             # A small object can be moved out of the picture. Its file is sound, so this is no entry of `skipped`.
             present = _present(masks)
-        image, masks, content = pad(image, masks, self.image_size)
+        image, masks, content = pad(image, masks, self.image_size, self.frame)
         rows = [i for i in which.tolist() if present[i]]
         return Sample(
             image=image_tensor(image),
@@ -178,16 +191,26 @@ class TestingDataset(Dataset):
 
     __test__ = False  # pytest would take the name for a test class
 
-    def __init__(self, data_path: str | os.PathLike, image_size: int = 256, split: str = "test") -> None:
-        """Raises DataError as read_index does."""
+    def __init__(
+        self,
+        data_path: str | os.PathLike,
+        image_size: int = 256,
+        split: str = "test",
+        frame: str = SAM_MED2D,
+        pictures: bool = False,
+    ) -> None:
+        """frame: of the model, one of segment_anything.frames.FRAMES. pictures: samples have the image as it was read
+        too. Raises DataError as read_index does."""
         self.index = read_index(data_path, split)
         self.image_size = image_size
+        self.frame = frame
+        self.pictures = pictures
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, index: int) -> Sample:
-        return scoring_sample(self.index, index, self.image_size)
+        return scoring_sample(self.index, index, self.image_size, self.frame, self.pictures)
 
 
 def _present(masks: np.ndarray) -> np.ndarray:
@@ -195,9 +218,10 @@ def _present(masks: np.ndarray) -> np.ndarray:
     return np.asarray(masks.any(axis=(1, 2)))
 
 
-def scoring_sample(index: Index, number: int, image_size: int) -> Sample:
+def scoring_sample(index: Index, number: int, image_size: int, frame: str = SAM_MED2D, picture: bool = False) -> Sample:
     """An image of the index with all its masks. Those that are empty, or emptied by resizing, are skipped.
 
+    picture: also as it was read, for whoever looks at it closer.
     Raises DataError: an image or mask is bad.
     """
     image_name, names = index[number]
@@ -205,7 +229,7 @@ def scoring_sample(index: Index, number: int, image_size: int) -> Sample:
     mask_paths = [index.path(name) for name in names]
     original = read_image(image_path, mask_paths)
     originals = [read_mask(path, original.shape[:2], image_path) for path in mask_paths]
-    image, masks, content = fit(original, originals, image_size)
+    image, masks, content = fit(original, originals, image_size, frame)
     present = _present(masks).tolist()
     kept = [mask for mask, here in zip(originals, present) if here]
     skipped = {name: mask for name, mask, here in zip(names, originals, present) if not here}
@@ -219,6 +243,7 @@ def scoring_sample(index: Index, number: int, image_size: int) -> Sample:
         original_masks=torch.from_numpy(np.stack(kept) if kept else np.zeros((0, *original.shape[:2]), bool)),
         skipped=[*skipped],
         vanished=vanished_among(skipped),
+        picture=original if picture else None,
     )
 
 
@@ -230,6 +255,7 @@ def shrunk(
     cache: PackedCache | None = None,
     *,
     changed: bool = False,
+    frame: str = SAM_MED2D,
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """An image of the index and those of its masks, each at most S x S, and the image's original size.
 
@@ -251,7 +277,7 @@ def shrunk(
     stored = cache.image(number, stamp(-1)) if cache else None
     if stored is None:
         original = read_image(path(-1), [index.path(name) for name in index[number][1]])
-        image, original_size = shrink(original, size), original.shape[:2]
+        image, original_size = shrink(original, size, frame), original.shape[:2]
         if cache:
             cache.put_image(number, image, original_size, _stamp(path(-1)))
     else:
@@ -261,7 +287,7 @@ def shrunk(
     for row, k in enumerate(which):
         mask = cache.mask(number, k, image.shape[:2], stamp(k)) if cache else None
         if mask is None:
-            mask = shrink(read_mask(path(k), original_size, path(-1)), size)
+            mask = shrink(read_mask(path(k), original_size, path(-1)), size, frame)
             if cache:
                 cache.put_mask(number, k, mask, _stamp(path(k)))
         masks[row] = mask

@@ -70,11 +70,12 @@ def click_curves(overall: pd.DataFrame) -> pd.DataFrame:
     for row in overall[overall["metric"] == "dice"].itertuples():
         mode = known_mode(row.mode)
         if mode.start in series and not (mode.jitter or mode.drawn or mode.strokes or mode.scored == SWAPPED):
-            name = series[mode.start] + ", the best of the answers" * (mode.scored == BEST)
+            name = series[mode.start] + ", the best of the answers" * (mode.scored == BEST) + ", zoom" * mode.zoomed
             found.append((name, mode.clicks, row.mean, row.low, row.high, row.n))
     curves = pd.DataFrame(found, columns=["series", "clicks", "mean", "low", "high", "n"])
-    if not (curves["clicks"][curves["series"] == "box, then clicks"] > 0).any():
-        curves = curves[curves["series"] != "box, then clicks"]  # a box alone is no curve
+    for name in ("box, then clicks", "box, then clicks, zoom"):
+        if not (curves["clicks"][curves["series"] == name] > 0).any():
+            curves = curves[curves["series"] != name]  # a box alone is no curve
     return curves.sort_values(["series", "clicks"]).reset_index(drop=True)
 
 
@@ -86,7 +87,7 @@ def jitter_curve(overall: pd.DataFrame) -> pd.DataFrame:
     found = []
     for row in overall[overall["metric"] == "dice"].itertuples():
         mode = known_mode(row.mode)
-        if mode.start == "box" and not (mode.clicks or mode.drawn or mode.scored):
+        if mode.start == "box" and not (mode.clicks or mode.drawn or mode.scored or mode.zoomed):
             found.append((mode.jitter, row.mean, row.low, row.high, row.n))
     curve = pd.DataFrame(found, columns=["jitter", "mean", "low", "high", "n"])
     return curve.sort_values("jitter", ignore_index=True) if (curve["jitter"] > 0).any() else curve[:0]
@@ -98,7 +99,7 @@ def reached_curves(rows: pd.DataFrame) -> pd.DataFrame:
     -> mode, level (80, 85, 90), clicks, share; empty without such a mode.
     """
     rows = scored(rows)
-    modes = [m for m in map(known_mode, rows["mode"].unique()) if m.start == "click" and not m.scored]
+    modes = [m for m in map(known_mode, rows["mode"].unique()) if m.start == "click" and not (m.scored or m.zoomed)]
     found = []
     if modes:
         mode = max(modes, key=lambda mode: mode.clicks)

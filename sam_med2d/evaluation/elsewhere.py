@@ -20,6 +20,7 @@ from sam_med2d.data.samplers import stream_of
 from sam_med2d.evaluation.evaluate import evaluate
 from sam_med2d.prompts.modes import parse_mode
 from segment_anything import Sam
+from segment_anything.frames import SAM_MED2D
 
 SCENES, OBJECTS = 16, 3  # phantoms, and objects of each
 HELD_OUT = 10**6  # the seed of phantoms that neither pretraining nor replay draws
@@ -51,13 +52,13 @@ class PhantomScenes(Dataset):
         )
 
 
-def sets_of(sources: Sequence[str], image_size: int) -> dict[str, Dataset]:
+def sets_of(sources: Sequence[str], image_size: int, frame: str = SAM_MED2D) -> dict[str, Dataset]:
     """By the name that the table shows. sources: folders of data with a test split, or "phantoms".
 
     Raises DataError where a folder has no index.
     """
     return {
-        source: PhantomScenes(image_size) if source == PHANTOMS else TestingDataset(source, image_size)
+        source: PhantomScenes(image_size) if source == PHANTOMS else TestingDataset(source, image_size, frame=frame)
         for source in sources
     }
 

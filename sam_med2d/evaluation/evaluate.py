@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 
 from sam_med2d.data.batch import Batch
-from sam_med2d.data.geometry import restore
+from sam_med2d.data.geometry import by_centres, restore
 from sam_med2d.device import amp_dtype
+from sam_med2d.evaluation.closer import answers_of
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.prompts.annotators import Annotator, SimulatedAnnotator, with_drawings
 from sam_med2d.prompts.clicks import clicks_in, clicks_of, join_clicks
 from sam_med2d.prompts.modes import BEST, SWAPPED, Mode
 from sam_med2d.prompts.strokes import Drawing
-from segment_anything import Prediction, Prompts, Sam, Seen, best_of, look, low_resolution
+from segment_anything import Prediction, Prompts, Sam, SamPredictor, Seen, best_of, look, low_resolution
 from segment_anything import answer as answer_of
-from segment_anything.geometry import EXACT, is_paper
+from segment_anything.frames import mask_prompt
+from segment_anything.geometry import EXACT
+from segment_anything.predictor import frame_of
+from segment_anything.zoom import AUTO
 
 PIXELS_AT_ONCE = 2**24  # of masks worked on together, 256 objects at 256 px (about 2 GB), however many an image has
 
@@ -42,7 +46,8 @@ class Step(NamedTuple):
 class Scored(NamedTuple):
     """The n objects of one image in one mode.
 
-    masks, truth: (n, H, W) bool at the original size; prompts: the rows of these objects, in the S x S frame;
+    masks, truth: (n, H, W) bool at the original size; prompts: the rows of these objects, in the S x S frame, or in
+    pixels of the picture where the mode is zoomed;
     values: n numbers for each of METRICS; predicted_iou: n.
     dice_by_click: (n, clicks) Dice after each click of an iterative sequence, None in other modes.
     drawings: of each object, what was drawn.
@@ -78,9 +83,11 @@ def evaluate(
     segment_anything.geometry.PROTOCOLS. Raises what the annotator raises: DataError where a prompts file lacks an
     object.
     """
-    paper = is_paper(protocol)
+    paper = by_centres(frame_of(model), protocol)
     annotator = annotator or SimulatedAnnotator()
     model.eval()
+    every, modes = modes, [mode for mode in modes if not mode.zoomed]
+    predictor, zoomed = SamPredictor(model, protocol, zoom=AUTO), [mode for mode in every if mode.zoomed]
     for batch in batches:
         here = batch.to(device)
         scored: list[Scored] = []
@@ -105,7 +112,11 @@ def evaluate(
                     for sequence in parts[0]
                 }
                 for image in range(images.start, images.stop):
-                    scored += score(model, batch, image, rows.start, modes, steps, paper)
+                    here_scored = {one.mode: one for one in score(model, batch, image, rows.start, modes, steps, paper)}
+                    if zoomed:
+                        with torch.autocast(device.type, amp_dtype(device), enabled=use_amp):
+                            here_scored |= score_closer(predictor, batch, image, zoomed, annotator, multimask)
+                    scored += [here_scored[mode] for mode in every if mode in here_scored]
         yield batch, scored
 
 
@@ -187,7 +198,7 @@ def follow(model: Sam, mode: Mode, last: Step, masks: Tensor, names: list[str], 
     """One more click or stroke on what is wrong with the last answer, which is fed back."""
     logits = last.prediction.logits
     predicted = model.upscale(logits) > 0
-    prompts = last.prompts._replace(masks=low_resolution(logits, model.image_size).float().sigmoid())
+    prompts = last.prompts._replace(masks=mask_prompt(frame_of(model), low_resolution(logits, model.image_size)))
     if mode.by_strokes:
         more = annotator.draw(mode, last.given, masks, predicted, names)
         drawings = tuple((*earlier, drawing) for earlier, drawing in zip(last.drawings or [()] * len(more), more))
@@ -251,6 +262,26 @@ def score(
                     step.drawings[rows],
                 )
     return [scored[mode] for mode in modes]
+
+
+def score_closer(
+    predictor: SamPredictor, batch: Batch, image: int, modes: list[Mode], annotator: Annotator, multimask: bool
+) -> dict[Mode, Scored]:
+    """One image in modes that are zoomed. Raises DataError: a prompts file has a prompt outside the picture."""
+    names = [name for name, place in zip(batch.mask_names, batch.image_index.tolist()) if place == image]
+    if not names:
+        return {}
+    if batch.original_masks is None or batch.pictures is None:
+        raise ValueError("modes with @zoom need the pictures: TestingDataset(..., pictures=True)")
+    truth = batch.original_masks[image]
+    found = answers_of(predictor, batch.pictures[image], truth, names, modes, annotator, multimask)
+    scored = {}
+    for mode, (masks, iou, prompts, by_click) in found.items():
+        values = {name: metric(masks, truth, from_logits=False).tolist() for name, metric in METRICS.items()}
+        dice = [METRICS["dice"](one, truth, from_logits=False) for one in by_click]
+        clicks = torch.stack(dice, dim=1).numpy() if mode.start == "click" else None
+        scored[mode] = Scored(mode, image, names, masks, truth, prompts, values, iou, clicks)
+    return scored
 
 
 def best_guess(model: Sam, guesses: Tensor, truth: Tensor, content: list[int], paper: bool) -> Tensor:

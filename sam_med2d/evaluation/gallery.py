@@ -48,7 +48,7 @@ class Predictions:
         """content: top, left, height, width of the picture in the frame."""
         height, width = scored.truth.shape[-2:]
         size = (height, width)
-        prompts = to_original_frame(scored.prompts, content, size, self.paper)
+        prompts = prompts_in_picture(scored, content, size, self.paper)
         lines = [
             (
                 name,
@@ -80,6 +80,11 @@ class Predictions:
                 f"{self.path}: cannot be written ({error}); make room there, choose another --work_dir, or do without "
                 "the pictures: --report False"
             ) from error
+
+
+def prompts_in_picture(scored: Scored, content: list[int], size: tuple[int, int], paper: bool) -> Prompts:
+    """In pixels of the picture, of this (height, width). content: its top, left, height, width in the frame."""
+    return scored.prompts if scored.mode.zoomed else to_original_frame(scored.prompts, content, size, paper)
 
 
 def predictions_file(folder: Path, rank: int) -> Path:
@@ -117,7 +122,7 @@ def tiles_of(batch: Batch, scored: Scored, index: Index, paper: bool = False) ->
     paper: prompts come back from the frame by the original's mapping.
     """
     image = read_image(index.path(batch.image_names[scored.image]), [index.path(name) for name in scored.names])
-    prompts = to_original_frame(scored.prompts, batch.content[scored.image].tolist(), image.shape[:2], paper)
+    prompts = prompts_in_picture(scored, batch.content[scored.image].tolist(), image.shape[:2], paper)
     return [
         tile(image, scored.masks[i], scored.truth[i], prompts, i, f"{Path(name).stem}  {scored.values['dice'][i]:.2f}")
         for i, name in enumerate(scored.names)

@@ -15,6 +15,7 @@ from sam_med2d import drawing
 from sam_med2d.data.batch import Batch
 from sam_med2d.data.datasets import TestingDataset
 from sam_med2d.data.description import Describer
+from sam_med2d.data.geometry import by_centres
 from sam_med2d.data.index import Index
 from sam_med2d.data.vanishing import Vanished
 from sam_med2d.evaluation import metrics, surface
@@ -31,7 +32,6 @@ from sam_med2d.image_files import write_png
 from sam_med2d.outputs import distinct, place, png_name
 from sam_med2d.prompts.files import record_prompts
 from sam_med2d.prompts.modes import SWAPPED, Mode
-from segment_anything.geometry import is_paper
 
 
 def record(
@@ -51,7 +51,7 @@ def record(
     key_of = file_keys(mask for _, masks in dataset.index for mask in masks)
     places = places_of(dataset.index) if args.save_pred else Places({}, {})
     part = Part(folder, rank)
-    paper = is_paper(args.protocol)
+    paper = by_centres(args.frame, args.protocol)
     kept = Predictions(folder, rank, paper) if args.report else None
     shown = shown_in_gallery(args.modes)
     asked, tolerance = (

@@ -135,7 +135,8 @@ def write(
     images = images_of(args.data_path, "test", COMPARED)
     facts = {
         "image_size": model.image_size,
-        "channels": "BGR",
+        "channels": model.image_format,
+        "frame": model.frame,
         "source": Path(weights_file(args.sam_checkpoint)).name,
         "exporter": args.exporter,
         **facts,

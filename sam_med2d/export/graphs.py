@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam_med2d.errors import UsageError
 from sam_med2d.export.places import Back, Places, length, up_to
 from segment_anything import ABSENT, MULTIPLE, Prediction, Sam, best_of
 from segment_anything.automatic_mask_generator import stability_score
+from segment_anything.frames import SAM, mask_prompt
 from segment_anything.modeling.image_encoder import Adapter, Attention, Block, ImageEncoder
 from segment_anything.modeling.image_encoder import _relative_table as relative_table
 from segment_anything.modeling.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
@@ -130,8 +132,9 @@ class AdapterGraph(nn.Module):
 class EncoderGraph(nn.Module):
     """input_image -> image_embeddings (B, 256, S/16, S/16).
 
-    input_image: (B, 3, S, S) float, normalised, BGR. With `preprocess`: (H, W, 3) float, one BGR image of any size with
-    values 0..255; stretching (nearest neighbour) and normalisation are then part of the graph.
+    input_image: (B, 3, S, S) float, normalised, BGR; RGB for a model in SAM's frame. With `preprocess`: (H, W, 3)
+    float, one BGR image of any size with values 0..255; stretching (nearest neighbour) and normalisation are then part
+    of the graph.
     batch: a fixed B, which runtimes plan for, or None for any.
     """
 
@@ -140,6 +143,8 @@ class EncoderGraph(nn.Module):
 
     def __init__(self, model: Sam, *, preprocess: bool = False, batch: int | None = 1) -> None:
         super().__init__()
+        if preprocess and model.frame == SAM:
+            raise UsageError("--use-preprocess is for models in SAM-Med2D's frame; this one is in SAM's: leave it out")
         encoder: ImageEncoder = model.image_encoder
         self.image_size, self.preprocess, self.batch = model.image_size, preprocess, batch
         self.patch_embed, self.pos_embed, self.neck = encoder.patch_embed, encoder.pos_embed, encoder.neck
@@ -184,7 +189,8 @@ class DecoderGraph(nn.Module):
 
     K is 4, SAM's single mask first; with `single_mask` 1, the best of the other three by predicted IoU, as the eager
     model is used. Where objects have points but no box, the eager model appends one absent point. So does the graph,
-    unless the last point of all objects is absent already: clients of SAM send it, clients of SAM-Med2D do not.
+    unless the last point of all objects is absent already: clients of SAM send it, clients of SAM-Med2D do not. Behind
+    the corners of a box, where clients send it too, it is dropped.
 
     stability_score: in place of the predicted IoU. extra_metrics: five outputs, see `output_names`.
     longest_side: for clients that scaled the longest side to S and padded at the right and the bottom.
@@ -192,6 +198,7 @@ class DecoderGraph(nn.Module):
     of SAM do.
     paper: masks are enlarged by the original's mapping. It has no part in `longest_side`, whose clients resize by
     pixels' centres.
+    A model in SAM's frame always has longest_side and logits_in, and reads the logits as they are.
     """
 
     image_pe: Tensor
@@ -214,9 +221,10 @@ class DecoderGraph(nn.Module):
             model.image_size,
         )
         self.single_mask, self.stability_score = single_mask, stability_score
-        self.extra_metrics, self.longest_side = extra_metrics, longest_side
-        self.logits_in, self.paper = logits_in, paper
-        self.back = None if paper or longest_side else Back(model.image_size)
+        self.frame = model.frame
+        self.extra_metrics, self.longest_side = extra_metrics, longest_side or self.frame == SAM
+        self.logits_in, self.paper = logits_in or self.frame == SAM, paper
+        self.back = None if paper or self.longest_side else Back(model.image_size)
         self.register_buffer("image_pe", model.prompt_encoder.get_dense_pe().detach().clone())
 
     @property
@@ -235,9 +243,9 @@ class DecoderGraph(nn.Module):
     ) -> tuple[Tensor, ...]:
         rows = point_coords.shape[0]
         if self.logits_in:
-            mask_input = mask_input.sigmoid()
+            mask_input = mask_prompt(self.frame, mask_input)
         dense = torch.where(
-            for_each(rows, has_mask_input).reshape(-1, 1, 1, 1) > 0,
+            for_each(rows, has_mask_input).reshape(-1, 1, 1, 1) > 0.5,
             for_each(rows, self.prompt_encoder.mask_downscaling(mask_input)),
             self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1),
         )
@@ -258,7 +266,10 @@ class DecoderGraph(nn.Module):
         boxes = (labels >= TOP_LEFT).sum()
         last = torch.cat([labels.new_full((rows, 1), ABSENT), labels], dim=1)[:, -1]
         wanted = ((boxes == 0) & ((last != ABSENT).sum() > 0)).reshape(1)  # whether an absent point is appended
-        kept = torch.cat([torch.ones(points, dtype=torch.bool), wanted]).nonzero().reshape(-1)
+        padded = (boxes > 0) & ((last != ABSENT).sum() == 0)  # behind a box clients append it too; the model has none
+        number = torch.arange(points + 1)
+        kept = ((number < points - 1) | ((number == points - 1) & ~padded) | ((number == points) & wanted)).nonzero()
+        kept = kept.reshape(-1)
         coordinates = torch.cat([coordinates, coordinates.new_zeros(rows, 1, 2)], dim=1).index_select(1, kept)
         labels = torch.cat([labels, labels.new_full((rows, 1), ABSENT)], dim=1).index_select(1, kept)
         return self.prompt_encoder._embed_points(coordinates, labels)

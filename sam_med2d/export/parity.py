@@ -13,7 +13,9 @@ from sam_med2d.export.graphs import DecoderGraph, stability_of
 from sam_med2d.inference.backends import RuntimeRefinement, Session, decoder_inputs, logits_of
 from sam_med2d.prompts.modes import parse_mode
 from segment_anything import FOREGROUND, Prediction, Prompts, Sam, SamPredictor, best_of
+from segment_anything.frames import SAM
 from segment_anything.geometry import EXACT, back
+from segment_anything.predictor import frame_of
 from segment_anything.zoom import NEVER
 
 TABLE_MODES = ("bbox", "1pt", "3pts")
@@ -37,8 +39,8 @@ def encoder_inputs(model: Sam, session: Session, image: np.ndarray) -> dict[str,
     """A BGR image -> what the encoder's graph reads."""
     if len(session.inputs["input_image"]) == 3:
         return {"input_image": image.astype(np.float32)}
-    frame = SamPredictor(model, zoom=NEVER).transform.apply_image(image).transpose(2, 0, 1)[None]
-    return {"input_image": model.preprocess(torch.from_numpy(frame.copy()).to(model.device)).cpu().numpy()}
+    frame, content = SamPredictor(model, zoom=NEVER).framed(image)
+    return {"input_image": model.prepared(frame.to(model.device), content).cpu().numpy()}
 
 
 def prompts_of(kind: str, objects: int, image_size: int, seed: int = 0) -> Prompts:
@@ -113,7 +115,7 @@ def refinement_difference(
 
 def given(graph: DecoderGraph, prompts: Prompts) -> Prompts:
     """Prompts of `Sam.predict` -> as the graph takes them."""
-    if prompts.masks is None or not graph.logits_in:
+    if prompts.masks is None or not graph.logits_in or graph.frame == SAM:
         return prompts
     return prompts._replace(masks=logits_of(prompts.masks))
 
@@ -161,7 +163,7 @@ def dice_table(
     Raises DataError: the folder has no index.
     """
     modes = [parse_mode(name) for name in TABLE_MODES]
-    dataset = TestingDataset(data_path, image_size, "test")
+    dataset = TestingDataset(data_path, image_size, "test", frame_of(next(iter(models.values()))))
     batches = list(test_loader(dataset, 1, 0))
     table: dict[str, dict[str, float]] = {}
     for name, model in models.items():

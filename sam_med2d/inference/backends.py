@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sam_med2d.errors import UsageError
 from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam
+from segment_anything.frames import SAM, SAM_MED2D
 from segment_anything.modeling.prompt_encoder import labels_of_corners
 from segment_anything.modeling.sam import PIXEL_MEAN, PIXEL_STD, normalised
 
@@ -141,11 +142,13 @@ class RuntimeEncoder:
             )
         self.session = session
         self.batch, self.image_size = shape[0], fixed(shape[-1], session.path)
+        self.frame = session.facts.get("frame", SAM_MED2D)  # older files tell nothing else
         self.pixel_mean, self.pixel_std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
 
     def ready(self, images: Tensor, content: Tensor | None = None) -> Tensor:
-        """As `Sam.preprocess`."""
-        return normalised(images, content, self.pixel_mean, self.pixel_std)
+        """As `Sam.prepared`."""
+        ordered = images.flip(1) if self.frame == SAM else images
+        return normalised(ordered, content, self.pixel_mean, self.pixel_std)
 
     def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor:
         """images: (B, 3, S, S) uint8, BGR; content as in `Sam.preprocess` -> (B, 256, S / 16, S / 16)."""
@@ -174,7 +177,8 @@ class RuntimeDecoder:
             )
         self.session = session
         self.image_size = 4 * fixed(session.inputs["mask_input"][-1], session.path)
-        self.takes_logits = session.facts.get("mask_input") == LOGITS
+        # of a frame whose mask prompts are probabilities
+        self.takes_logits = session.facts.get("mask_input") == LOGITS and session.facts.get("frame") != SAM
 
     def predict(self, embeddings: Tensor, prompts: Prompts, multimask_output: bool | None) -> Prediction:
         """As `Sam.predict`. Raises UsageError where a file of the best mask alone is asked for another one."""
@@ -267,7 +271,7 @@ class RuntimeSam:
         """Raises UsageError: files that are not what they should be, or that do not fit each other."""
         self._encoder, self._decoder = RuntimeEncoder(encoder), RuntimeDecoder(decoder)
         self.encode, self.predict = self._encoder.encode, self._decoder.predict
-        self.image_size = self._encoder.image_size
+        self.image_size, self.frame = self._encoder.image_size, self._encoder.frame
         if self._decoder.image_size != self.image_size:
             raise UsageError(
                 f"{decoder.path}: is for {self._decoder.image_size} px, but {encoder.path} for {self.image_size}; "

@@ -19,8 +19,9 @@ from sam_med2d.device import best_device
 from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.inference.backends import BACKENDS, PRECISIONS, open_runtime
 from segment_anything import Sam, sam_model_registry
-from segment_anything.checkpoint import Architecture, WeightFile, check_is_sam, fit_weights, open_weights
+from segment_anything.checkpoint import Architecture, WeightFile, check_is_sam, fit_weights, frame_of, open_weights
 from segment_anything.errors import UserError
+from segment_anything.frames import FRAMES, SAM, SAM_MED2D
 from segment_anything.predictor import Segmenter
 from segment_anything.zoom import AUTO, Zoom
 
@@ -32,7 +33,8 @@ WITH, WITHOUT = "with adapters", "without adapters"
 Layer = TypeVar("Layer", bound=torch.nn.Module)
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(parser: argparse.ArgumentParser, frame_flag: str = "--frame") -> None:
+    """frame_flag: what the flag for the frame of the weights is called; its value is args.model_frame."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--sam_checkpoint",
@@ -48,8 +50,19 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(
         group, "--encoder_adapter", None, "False on a file with adapters leaves them out; default: what the file has"
     )
+    add_frame_flag(group, frame_flag, "model_frame")
     add_flag(group, "--refine", None, "False leaves the refinement network of a file out; default: what the file has")
     group.add_argument("--device", help="default: cuda, mps or cpu, the best there is")
+
+
+def add_frame_flag(group: argparse._ActionsContainer, name: str = "--frame", dest: str = "frame") -> None:
+    group.add_argument(
+        name,
+        dest=dest,
+        choices=FRAMES,
+        help=f"How pictures reach the model: {SAM} is RGB, longest side, padded, bilinear; {SAM_MED2D} is BGR, "
+        "stretched, nearest neighbour. Default: what the weights were trained in.",
+    )
 
 
 def add_backend_flags(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +158,7 @@ def load_model(args: argparse.Namespace) -> Sam:
         model_type=args.model_type,
         image_size=args.image_size,
         encoder_adapter=args.encoder_adapter,
+        frame=args.model_frame,
         refine=args.refine,
         device=args.device,
     )
@@ -177,6 +191,7 @@ class Plan(NamedTuple):
     model_type: str
     image_size: int
     encoder_adapter: bool
+    frame: str
     differences: list[str]
     refine: bool = False
 
@@ -187,7 +202,10 @@ class Plan(NamedTuple):
     def build(self, say: Callable[[object], None] = print) -> Sam:
         """The model with the weights of the file, on the CPU; says how they fit. Raises CheckpointError."""
         model = sam_model_registry[self.model_type](
-            image_size=self.image_size, encoder_adapter=self.encoder_adapter, refine=self.refine
+            image_size=self.image_size,
+            encoder_adapter=self.encoder_adapter,
+            refine=self.refine,
+            frame=self.frame,
         )
         say(fit_weights(model, self.file))
         return model
@@ -199,15 +217,18 @@ def plan_model(
     model_type: str | None = None,
     image_size: int | None = None,
     encoder_adapter: bool | None = None,
+    frame: str | None = None,
     refine: bool | None = None,
     usual_size: Callable[[Architecture], int] = lambda found: found.image_size,
     may_add_parts: bool = False,
+    training: bool = False,
 ) -> Plan:
     """Read a weight file and settle what becomes of it; what is not given is as the file says.
 
     checkpoint: a path, or SMALL for the weights that come with this package.
     usual_size: the image size where none is given. may_add_parts: adapters or a refinement network that the file has
-    not are no difference, since new ones are to be trained.
+    not are no difference, since new ones are to be trained. training: weights that name no frame, as SAM's own, are
+    trained in SAM-Med2D's, which is the paper's recipe, unless frame says otherwise; either is no difference.
     Raises CheckpointError, UsageError.
     """
     file = open_weights(weights_file(checkpoint))
@@ -236,7 +257,12 @@ def plan_model(
         differences.append(f"--refine True, but {file.path} has no refinement network; a new one adds nothing")
     if found.refinement and not refined:
         differences.append(f"--refine False, but {file.path} has a refinement network, which is left out")
-    return Plan(file, model_type, size, adapters, differences, refined)
+    usual = frame_of(file, adapters)
+    if training and file.frame is None:
+        usual = frame or SAM_MED2D
+    if frame and frame != usual:
+        differences.append(f"--frame {frame}, but {file.path} was trained in the frame {usual}")
+    return Plan(file, model_type, size, adapters, frame or usual, differences, refined)
 
 
 def open_model(
@@ -245,6 +271,7 @@ def open_model(
     model_type: str | None = None,
     image_size: int | None = None,
     encoder_adapter: bool | None = None,
+    frame: str | None = None,
     refine: bool | None = None,
     device: str | None = None,
 ) -> Sam:
@@ -254,7 +281,12 @@ def open_model(
     """
     on = best_device(device)
     plan = plan_model(
-        checkpoint, model_type=model_type, image_size=image_size, encoder_adapter=encoder_adapter, refine=refine
+        checkpoint,
+        model_type=model_type,
+        image_size=image_size,
+        encoder_adapter=encoder_adapter,
+        frame=frame,
+        refine=refine,
     )
     plan.warn()
     return plan.build().to(on)

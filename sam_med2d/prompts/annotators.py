@@ -26,6 +26,7 @@ from sam_med2d.prompts.strokes import Drawing, clicks_along, corrective_scribble
 from sam_med2d.seeds import seed_of
 from segment_anything import Prompts
 from segment_anything.drawings import enclosed
+from segment_anything.frames import SAM_MED2D
 
 CLICK_STRATEGIES = ("random", "center", "human")
 
@@ -72,12 +73,15 @@ def with_drawings(prompts: Prompts, drawings: list[Drawing], side: int, device: 
     return prompts._replace(points=points, labels=labels, strokes=ink)
 
 
-def annotator_of(seed: int, strategy: str, prompt_path: str | os.PathLike | None, image_size: int) -> Annotator:
+def annotator_of(
+    seed: int, strategy: str, prompt_path: str | os.PathLike | None, image_size: int, frame: str = SAM_MED2D
+) -> Annotator:
     """The annotator that flags ask for: the prompts of an earlier run, or a simulated one.
 
-    image_size: the side S of the frame, in pixels. Raises DataError: a prompts file that cannot be read or is none.
+    image_size: the side S of the frame, in pixels; frame: one of segment_anything.frames.FRAMES.
+    Raises DataError: a prompts file that cannot be read, is none, or is of another frame.
     """
-    return FrozenPrompts(prompt_path, image_size) if prompt_path else SimulatedAnnotator(seed, strategy)
+    return FrozenPrompts(prompt_path, image_size, frame) if prompt_path else SimulatedAnnotator(seed, strategy)
 
 
 class SimulatedAnnotator:

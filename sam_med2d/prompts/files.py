@@ -10,7 +10,8 @@ boxes, corrections that follow a box, strokes and lassos:
 
     "others": {"scribbles": {"scribbles": [{"lines": [[[x, y], ...], ...], "label": 1, "width": 3}, ...]},
                "lasso": {"lasso": [[x, y], ...]}}
- The mask prompt is made from the truth and is not written. `"protocol": "exact"` beside
+ The mask prompt is made from the truth and is not written. Sequences that end in @zoom are in pixels of the
+picture. `"protocol": "exact"` beside
 `image_size` says how the run brought masks back from the frame (files without it: as in the paper); prompts are in the
 frame either way, so that both kinds of run read both.
 """
@@ -31,10 +32,11 @@ from sam_med2d.prompts.clicks import clicks_of, mask_prompts
 from sam_med2d.prompts.modes import Mode
 from sam_med2d.prompts.strokes import Drawing, Stroke
 from segment_anything import ABSENT, BACKGROUND, FOREGROUND, Prompts
+from segment_anything.frames import SAM_MED2D
 
 ObjectPrompts = dict[str, Any]  # boxes, point_coords, point_labels: lists; others: {sequence: the same}
 
-SETTINGS = ("image_size", "click_strategy", "protocol")  # beside the objects; files of the original have none
+SETTINGS = ("image_size", "click_strategy", "protocol", "frame")  # beside the objects; files of the original have none
 
 
 def record_prompts(
@@ -88,8 +90,9 @@ def write_prompts(file: TextIO, settings: dict[str, object], objects: Iterator[t
 class FrozenPrompts:
     """An annotator that repeats the prompts of an earlier run; the original's files are read too."""
 
-    def __init__(self, path: str | os.PathLike, image_size: int) -> None:
-        """image_size: the side S of the frame that the prompts were made in, in pixels.
+    def __init__(self, path: str | os.PathLike, image_size: int, frame: str = SAM_MED2D) -> None:
+        """image_size: the side S of the frame that the prompts were made in, in pixels; frame: one of
+        segment_anything.frames.FRAMES.
 
         Raises DataError: missing, not JSON, or not {mask name: prompts}.
         """
@@ -106,6 +109,8 @@ class FrozenPrompts:
                 f"{path}: was made in a frame of {settings['image_size']} pixels; "
                 f"use --image_size {settings['image_size']}"
             )
+        if (found := settings.get("frame", SAM_MED2D)) != frame:
+            raise DataError(f"{path}: was made in the frame {found!r:.20}, but this run has {frame}; see --frame")
         self.objects: dict[str, ObjectPrompts] = {with_slashes(name): entry for name, entry in content.items()}
         self.strategy = settings.get("click_strategy", "random")
 
@@ -187,8 +192,12 @@ class FrozenPrompts:
 
     def _box(self, name: str, mode: Mode) -> np.ndarray:
         """Of a mode that starts with a box."""
-        entry = self._other(name, mode) if mode.jitter or mode.drawn or mode.by_strokes else self._object(name)
-        box = self._coordinates(name, entry.get("boxes"), 4, 1, "box")[0]
+        entry = (
+            self._other(name, mode)
+            if mode.jitter or mode.drawn or mode.by_strokes or mode.zoomed
+            else self._object(name)
+        )
+        box = self._coordinates(name, entry.get("boxes"), 4, 1, "box", in_picture=mode.zoomed)[0]
         if box[0] >= box[2] or box[1] >= box[3]:
             raise DataError(
                 f"{self.path}: {name} has a box without any pixel; it must be x0 y0 x1 y1 with x0 < x1 and y0 < y1"
@@ -199,9 +208,9 @@ class FrozenPrompts:
         """The first `count` clicks of the mode's sequence: (count, 2) and (count,)."""
         entry = self._object(name)
         # a file of the original holds clicks placed at once where iterative ones are
-        if mode.start == "box" or (mode.start == "at_once" and "others" in entry):
+        if mode.zoomed or mode.start == "box" or (mode.start == "at_once" and "others" in entry):
             entry = self._other(name, mode)
-        points = self._coordinates(name, entry.get("point_coords"), 2, count, "click")
+        points = self._coordinates(name, entry.get("point_coords"), 2, count, "click", in_picture=mode.zoomed)
         labels = self._numbers(name, entry.get("point_labels"), 1, count, "click label")[:, 0]
         if not np.isin(labels, (FOREGROUND, BACKGROUND, ABSENT)).all():
             raise DataError(f"{self.path}: {name} has a click label other than 1, 0 and -1 (absent); correct it")
@@ -213,10 +222,19 @@ class FrozenPrompts:
         return entry if isinstance(entry, dict) else {}
 
     def _coordinates(
-        self, name: str, values: object, width: int, count: int, what: str, all_of: bool = False
+        self,
+        name: str,
+        values: object,
+        width: int,
+        count: int,
+        what: str,
+        all_of: bool = False,
+        in_picture: bool = False,
     ) -> np.ndarray:
+        """in_picture: in pixels of the picture, whose size is known when it is asked."""
         rows = self._numbers(name, values, width, count, what, all_of)
-        if not ((rows >= 0) & (rows <= self.image_size)).all():  # not a number fails this as well
+        limit = np.inf if in_picture else self.image_size
+        if not ((rows >= 0) & (rows <= limit)).all():  # not a number fails this as well
             raise DataError(
                 f"{self.path}: {name} has a {what} outside the frame of {self.image_size} x {self.image_size} "
                 "pixels; use the --image_size that the file was made with"

@@ -16,6 +16,7 @@ mask            the mask prompt alone: the truth at a quarter of the frame's res
 3pts@best       any of them, but of the model's answers the one that the truth calls the best is scored
 3pts@swapped    the answer to the prompts of the next object of the picture, scored against this one: low where a model
                 listens to its prompts
+bbox@zoom 5pts@zoom     a box or clicks in pixels of the picture, asked of the predictor that looks at small ones closer
 """
 
 import argparse
@@ -26,7 +27,8 @@ from typing import NamedTuple
 DEFAULT_MODES = ("bbox", "1pt", "3pts", "5pts")
 
 BEST, SWAPPED = "best", "swapped"
-SCORED = (BEST, SWAPPED)  # what may stand behind an @
+SCORED = (BEST, SWAPPED)  # what may stand behind an @, and
+ZOOM = "zoom"  # behind a box or clicks
 
 MOST_OF_A_RANGE = 100  # modes
 
@@ -36,7 +38,7 @@ class Mode(NamedTuple):
 
     clicks: all clicks, or strokes, that were given when the object is scored. jitter: of a box, in pixels of the frame.
     drawn: whether the box is as people draw them. strokes: whether what corrects a box are strokes.
-    scored: "", or one of SCORED.
+    scored: "", or one of SCORED. zoomed: whether the predictor is asked, which looks at small objects closer.
     """
 
     name: str
@@ -46,10 +48,13 @@ class Mode(NamedTuple):
     drawn: bool = False
     strokes: bool = False
     scored: str = ""
+    zoomed: bool = False
 
     @property
     def sequence(self) -> str:
         """Modes of one sequence are answered along the way: its clicks are drawn, and predicted from, once."""
+        if self.zoomed:
+            return f"{self._replace(zoomed=False).sequence}@{ZOOM}"
         if self.start == "box":
             box = f"bbox_jitter{self.jitter}" if self.jitter else "bbox_drawn" if self.drawn else "bbox"
             return f"{box}+scribbles" if self.strokes else box
@@ -67,10 +72,13 @@ def parse_mode(name: str) -> Mode:
     """Raises ValueError for a name that is no mode."""
     asked, at, scored = name.partition("@")
     mode = _parse(asked)
+    if mode and scored == ZOOM and mode.start in ("box", "click") and not mode.by_strokes:
+        return mode._replace(name=f"{mode.name}@{ZOOM}", zoomed=True)
     if mode is None or (at and scored not in SCORED):
         raise ValueError(
             f"unknown prompt mode {name!r}: use bbox, bbox_jitter5, bbox_drawn, clicks such as 1pt or 5pts, 1..20pts, "
-            "bbox+2pts, 5shot, scribble, 3scribbles, bbox+scribble, lasso, or mask; and behind each @best or @swapped"
+            "bbox+2pts, 5shot, scribble, 3scribbles, bbox+scribble, lasso, or mask; and behind each @best or @swapped, "
+            "and @zoom behind a box or clicks"
         )
     return mode._replace(name=mode.name + at + scored, scored=scored)
 

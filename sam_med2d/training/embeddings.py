@@ -18,6 +18,7 @@ from xxhash import xxh3_128
 from sam_med2d.data.embedding_cache import PRECISIONS, EmbeddingCache, key_of, open_embeddings
 from sam_med2d.device import amp_dtype
 from segment_anything import Sam
+from segment_anything.frames import SAM
 from segment_anything.modeling.image_encoder import EMBEDDING_CHANNELS, PATCH_SIZE
 
 AGAIN = "again"  # as --embeddings: the encoder runs for every batch
@@ -27,7 +28,7 @@ class RememberedEncoder:
     """`Sam.encode` of a model whose encoder does not learn. encoded: how many pictures went through the encoder."""
 
     def __init__(self, model: Sam, cache: EmbeddingCache | None, dtype: torch.dtype) -> None:
-        self.encoder, self.preprocess = model.image_encoder, model.preprocess
+        self.encoder, self.prepared = model.image_encoder, model.prepared
         self.cache, self.dtype = cache, dtype
         self.encoded = 0
 
@@ -41,7 +42,7 @@ class RememberedEncoder:
         lacking = [i for i in places if found[keys[i]] is None and i == keys.index(keys[i])]
         for part in [[i] for i in lacking] if images.device.type == "cpu" else [lacking] * bool(lacking):
             own = None if content is None else content[part]
-            embeddings = self.encoder(self.preprocess(images[part], own)).to(self.dtype).cpu()
+            embeddings = self.encoder(self.prepared(images[part], own)).to(self.dtype).cpu()
             self.encoded += len(part)
             for i, embedding in zip(part, embeddings):
                 found[keys[i]] = embedding
@@ -82,6 +83,7 @@ def remember_embeddings(
 def _hash_of(model: Sam) -> str:
     """Of all that an embedding depends on in a model."""
     digest = xxh3_128()
+    digest.update(model.frame.encode() if model.frame == SAM else b"")
     named = [*model.image_encoder.state_dict().items(), ("mean", model.pixel_mean), ("std", model.pixel_std)]
     for name, tensor in named:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

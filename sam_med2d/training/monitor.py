@@ -14,6 +14,7 @@ from tqdm import tqdm
 from sam_med2d import drawing
 from sam_med2d.data.batch import Batch
 from sam_med2d.data.datasets import TestingDataset, test_loader
+from sam_med2d.data.geometry import by_centres
 from sam_med2d.data.index import Index
 from sam_med2d.data.vanishing import Vanished, told
 from sam_med2d.distributed import Processes
@@ -25,6 +26,7 @@ from sam_med2d.prompts.annotators import SimulatedAnnotator
 from sam_med2d.prompts.modes import parse_mode
 from sam_med2d.training.boards import Boards
 from segment_anything import Sam
+from segment_anything.geometry import EXACT
 
 PANEL_IMAGES = 4  # images drawn for TensorBoard after each epoch
 
@@ -34,7 +36,8 @@ def validation_loader(args: argparse.Namespace, processes: Processes):
     folder = Path(args.data_path)
     if not any((folder / f"{kind}_val.json").exists() for kind in ("image2label", "label2image")):
         return None
-    dataset = TestingDataset(args.data_path, args.image_size, "val")
+    closer = any(mode.zoomed for mode in args.modes)
+    dataset = TestingDataset(args.data_path, args.image_size, "val", args.frame, closer)
     own = Subset(dataset, range(processes.rank, len(dataset), processes.count))
     return test_loader(own, args.batch_size, args.num_workers)
 
@@ -166,6 +169,7 @@ def validate(
 
 def draw_panels(model: Sam, batch: Batch, index: Index, args: argparse.Namespace, board: Boards, step: int) -> None:
     """Some training images with predictions, truths and prompts, from a box and after three clicks."""
+    paper = by_centres(model.frame, EXACT)
     for _, scored in evaluate(
         model,
         [batch],
@@ -176,6 +180,6 @@ def draw_panels(model: Sam, batch: Batch, index: Index, args: argparse.Namespace
         use_amp=args.use_amp,
     ):
         for mode in ("bbox", "3pts"):
-            tiles = [tile for one in scored if one.mode.name == mode for tile in tiles_of(batch, one, index)]
+            tiles = [tile for one in scored if one.mode.name == mode for tile in tiles_of(batch, one, index, paper)]
             if tiles:
                 board.add_image(f"panel/{mode}", drawing.grid(tiles)[..., ::-1].copy(), step, dataformats="HWC")

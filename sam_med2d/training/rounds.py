@@ -22,6 +22,7 @@ from sam_med2d.training.learner import Learner
 from sam_med2d.training.losses import objective, refinement_loss
 from sam_med2d.training.own_parts import Loss
 from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of, low_resolution, ranked
+from segment_anything.frames import SAM_MED2D, mask_prompt
 
 
 class Recipe(NamedTuple):
@@ -203,16 +204,18 @@ def correction_prompts(
     earlier: Prompts | None = None,
     strokes_seed: int = -1,
     first: int = 0,
+    frame: str = SAM_MED2D,
 ) -> Prompts:
-    """The last mask as probabilities, with `clicks` clicks on what is wrong with it (0: the mask alone).
+    """The last mask as the frame has it, with `clicks` clicks on what is wrong with it (0: the mask alone).
 
     earlier: prompts whose clicks and strokes are kept before them. strokes_seed: from 0 on, one stroke an object in
     place of the clicks, drawn from this seed; first: the place of the first object among all that are drawn from it.
+    frame: of the model, one of segment_anything.frames.FRAMES.
     """
-    probabilities = last.chosen.logits.float().sigmoid()
+    mask_input = mask_prompt(frame, last.chosen.logits)
     if not clicks:
-        return Prompts(masks=probabilities)
-    kept = Prompts(masks=probabilities)
+        return Prompts(masks=mask_input)
+    kept = Prompts(masks=mask_input)
     if earlier is not None:
         kept = kept._replace(points=earlier.points, labels=earlier.labels, strokes=earlier.strokes)
     if strokes_seed >= 0:
@@ -376,7 +379,9 @@ class Rounds:
         batch, number, embeddings, last, earlier = turn
         own = numbers[number : number + len(batch.mask_names)].to(batch.masks.device, non_blocking=True)
         with self.learner.autocast():
-            prompts = correction_prompts(last, batch.masks, clicks, lambda *_: own, earlier, strokes_seed, number)
+            drawn = lambda *_: own
+            frame = self.model.frame
+            prompts = correction_prompts(last, batch.masks, clicks, drawn, earlier, strokes_seed, number, frame)
             if clicks and self.recipe.keep_clicks:
                 earlier = prompts
             prediction = self.model.predict(embeddings, prompts, multimask_output=None)
@@ -388,9 +393,8 @@ class Rounds:
     def _judged(self, kind: str, prediction: Prediction, batch: Batch, prompts: Prompts) -> Round:
         details = self.model.details(batch.images, batch.content)
         own = None if details is None else details[batch.image_index]
-        return judge(
-            self.model, kind, prediction, batch.masks, self.recipe.multimask, own, prompts, self.recipe.rank_weight
-        )
+        ways = self.recipe.rank_weight, self.recipe.loss
+        return judge(self.model, kind, prediction, batch.masks, self.recipe.multimask, own, prompts, *ways)
 
     def _learn_from(self, round: Round) -> Round:
         """-> the round without its graph, so that the rounds of a step do not pile up in memory."""

@@ -13,6 +13,7 @@ from sam_med2d.seeds import seed_of
 from sam_med2d.training.embeddings import AGAIN
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import Architecture, CheckpointError, check_is_sam
+from segment_anything.frames import SAM_MED2D
 from segment_anything.modeling.lora import DECODER, add_lora
 from segment_anything.modeling.tuning import count_trained
 
@@ -63,6 +64,7 @@ def settle_model(args: argparse.Namespace) -> Plan | None:
     if args.sam_checkpoint.lower() == FROM_SCRATCH:
         args.model_type = args.model_type or NEW_TYPE
         args.image_size = args.image_size or NEW_SIZE
+        args.frame = args.frame or SAM_MED2D
         args.encoder_adapter, args.refine = bool(args.encoder_adapter), bool(args.refine)
         return None
     if args.sam_checkpoint == DEFAULT_CHECKPOINT and not Path(DEFAULT_CHECKPOINT).exists():
@@ -76,9 +78,11 @@ def settle_model(args: argparse.Namespace) -> Plan | None:
         model_type=args.model_type,
         image_size=args.image_size,
         encoder_adapter=args.encoder_adapter,
+        frame=args.frame,
         refine=args.refine,
         usual_size=training_size,
         may_add_parts=True,
+        training=True,
     )
     if plan.encoder_adapter and args.tune in ("decoder", "lora") and not check_is_sam(plan.file).adapters:
         raise UsageError(
@@ -86,7 +90,7 @@ def settle_model(args: argparse.Namespace) -> Plan | None:
             "train; leave one of the two out"
         )
     plan.warn()
-    args.model_type, args.image_size = plan.model_type, plan.image_size
+    args.model_type, args.image_size, args.frame = plan.model_type, plan.image_size, plan.frame
     args.encoder_adapter, args.refine = plan.encoder_adapter, plan.refine
     return plan
 
@@ -103,7 +107,10 @@ def build_model(plan: Plan | None, args: argparse.Namespace, say: Callable[[obje
     """
     if plan is None:
         model = sam_model_registry[args.model_type](
-            image_size=args.image_size, encoder_adapter=args.encoder_adapter, refine=bool(args.refine)
+            image_size=args.image_size,
+            encoder_adapter=args.encoder_adapter,
+            refine=bool(args.refine),
+            frame=args.frame,
         )
     else:
         model = plan.build(say)

@@ -35,12 +35,14 @@ from sam_med2d.training.learner import ALONE, Learner
 from sam_med2d.training.start import tuned_without_the_flag
 from segment_anything import Sam
 from segment_anything.checkpoint import WeightFile, fit_weights
-from segment_anything.weight_files import is_finite, read_checkpoint, save_checkpoint
+from segment_anything.frames import SAM_MED2D
+from segment_anything.weight_files import FRAME, is_finite, read_checkpoint, save_checkpoint
 
 MUST_AGREE = (
     "model_type",
     "image_size",
     "encoder_adapter",
+    "frame",
     "tune",
     "tune_blocks",
     "lora_rank",
@@ -295,7 +297,8 @@ class RunState:
         Raises UsageError where the run had other flags of MUST_AGREE or another number of batches an epoch, and
         CheckpointError where its weights do not fit.
         """
-        flags = {"processes": 1} | defaults | saved.flags
+        # runs that do not tell are older than any other frame, and than several processes
+        flags = {"processes": 1} | defaults | {"frame": SAM_MED2D} | saved.flags
         changed = [name for name in MUST_AGREE if getattr(self.args, name) != flags[name]]
         if changed:
             raise UsageError(
@@ -319,7 +322,7 @@ class RunState:
         problem = self._other_optimizer(saved.content["optimizer"]) or self._other_average(saved.content)
         if problem:
             raise CheckpointError(f"{saved.path}: does not fit the model: {problem}; take another last.pth")
-        print(fit_weights(self.model, WeightFile(Path(saved.path), saved.content["model"])))
+        print(fit_weights(self.model, WeightFile(Path(saved.path), saved.content["model"], frame=flags["frame"])))
         self.learner.load_state_dict(saved.content)
         self.progress.load_state_dict(saved.content["progress"])
         if self.average:
@@ -440,4 +443,5 @@ class RunState:
                 f"last checkpoint in {self.folder}; lower --lr or switch --use_amp off, and --resume"
             )
         flags = {name: value for name, value in vars(self.args).items() if name not in NOT_FLAGS}
-        save_checkpoint({"model": weights, **content, "made_by": self.made_by, "flags": flags}, self.folder / name)
+        content = {"model": weights, FRAME: self.model.frame, **content, "made_by": self.made_by, "flags": flags}
+        save_checkpoint(content, self.folder / name)

@@ -1,8 +1,9 @@
-from .image_encoder import Adapter, ImageEncoder
+from .image_encoder import Adapter, ImageEncoder, ImageEncoderViT
 from .mask_decoder import MULTIPLE, SINGLE, MaskDecoder
-from .prompt_encoder import ABSENT, BACKGROUND, FOREGROUND, PromptEncoder
+from .prompt_encoder import ABSENT, BACKGROUND, FOREGROUND, PositionEmbeddingRandom, PromptEncoder
 from .refinement import Refinement
 from .sam import Prediction, Prompts, Sam, Seen, Segmenter, answer, best_of, look, low_resolution, ranked
+from .transformer import TwoWayAttentionBlock, TwoWayTransformer
 
 __all__ = [
     "ABSENT",
@@ -12,7 +13,9 @@ __all__ = [
     "SINGLE",
     "Adapter",
     "ImageEncoder",
+    "ImageEncoderViT",
     "MaskDecoder",
+    "PositionEmbeddingRandom",
     "Prediction",
     "PromptEncoder",
     "Prompts",
@@ -20,6 +23,8 @@ __all__ = [
     "Sam",
     "Seen",
     "Segmenter",
+    "TwoWayAttentionBlock",
+    "TwoWayTransformer",
     "answer",
     "best_of",
     "look",

@@ -1,6 +1,8 @@
 """The image encoder: a plain ViT with windowed attention (ViTDet; SAM paper, section 3) and, in SAM-Med2D,
 an adapter beside the MLP of every block (SAM-Med2D paper, section 3.2)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -194,3 +196,64 @@ class ImageEncoder(nn.Module):
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return self.neck(x.permute(0, 3, 1, 2))
+
+
+class ImageEncoderViT(ImageEncoder):
+    """`ImageEncoder` with the arguments of SAM's own class of this name, of which these models have one value each.
+
+    adapter_train: an adapter in every block, as SAM-Med2D's class calls it.
+    Raises ValueError: an argument with a value that no SAM has.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 1024,
+        patch_size: int = PATCH_SIZE,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        out_chans: int = EMBEDDING_CHANNELS,
+        qkv_bias: bool = True,
+        norm_layer: Callable[..., nn.Module] | None = None,
+        act_layer: type[nn.Module] = nn.GELU,
+        use_abs_pos: bool = True,
+        use_rel_pos: bool = True,
+        rel_pos_zero_init: bool = True,
+        window_size: int = WINDOW_SIZE,
+        global_attn_indexes: tuple[int, ...] = (),
+        adapter_train: bool = False,
+    ) -> None:
+        """norm_layer: taken for LayerNorm with an epsilon of 1e-6; rel_pos_zero_init: they always start at zero."""
+        fixed = {
+            "patch_size": (patch_size, PATCH_SIZE),
+            "in_chans": (in_chans, 3),
+            "mlp_ratio": (mlp_ratio, 4),
+            "out_chans": (out_chans, EMBEDDING_CHANNELS),
+            "qkv_bias": (qkv_bias, True),
+            "act_layer": (act_layer, nn.GELU),
+            "use_abs_pos": (use_abs_pos, True),
+            "use_rel_pos": (use_rel_pos, True),
+            "window_size": (window_size, WINDOW_SIZE),
+        }
+        other = [f"{name} {given}, not {ours}" for name, (given, ours) in fixed.items() if given != ours]
+        if other:
+            raise ValueError(f"an image encoder that SAM has not: {'; '.join(other)}")
+        super().__init__(img_size, embed_dim, depth, num_heads, tuple(global_attn_indexes), adapter_train)
+
+
+def window_partition(x: Tensor, window_size: int) -> tuple[Tensor, tuple[int, int]]:
+    """A map (B, H, W, C) -> its windows (B * windows, window_size, window_size, C), and its height and width with the
+    zeros at the right and below that made them whole."""
+    height, width = x.shape[1:3]
+    x = F.pad(x, (0, 0, 0, -width % window_size, 0, -height % window_size))
+    windows = x.unflatten(1, (-1, window_size)).unflatten(3, (-1, window_size)).transpose(2, 3)
+    return windows.flatten(0, 2), (x.shape[1], x.shape[2])
+
+
+def window_unpartition(windows: Tensor, window_size: int, pad_hw: tuple[int, int], hw: tuple[int, int]) -> Tensor:
+    """The reverse of `window_partition`: windows and the two sizes, with padding and without -> (B, H, W, C)."""
+    rows, columns = pad_hw[0] // window_size, pad_hw[1] // window_size
+    x = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return x[:, : hw[0], : hw[1]]

@@ -27,23 +27,35 @@ class MLP(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    def __init__(self, channels: int, multimask_outputs: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        transformer_dim: int,
+        transformer: nn.Module | None = None,
+        num_multimask_outputs: int = 3,
+        activation: type[nn.Module] = nn.GELU,
+        iou_head_depth: int = 3,
+        iou_head_hidden_dim: int = 256,
+    ) -> None:
+        """transformer: by default SAM's, of two blocks and eight heads."""
         super().__init__()
-        outputs = multimask_outputs + 1
-        self.transformer = TwoWayTransformer(channels)
+        channels, outputs = transformer_dim, num_multimask_outputs + 1
+        self.transformer_dim = transformer_dim
+        self.num_multimask_outputs, self.num_mask_tokens = num_multimask_outputs, outputs
+        self.transformer = transformer or TwoWayTransformer(2, transformer_dim, 8, 2048)
         self.iou_token = nn.Embedding(1, channels)
         self.mask_tokens = nn.Embedding(outputs, channels)
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose2d(channels, channels // 4, kernel_size=2, stride=2),
             LayerNorm2d(channels // 4),
-            nn.GELU(),
+            activation(),
             nn.ConvTranspose2d(channels // 4, channels // 8, kernel_size=2, stride=2),
-            nn.GELU(),
+            activation(),
         )
         self.output_hypernetworks_mlps = nn.ModuleList(
             MLP(channels, channels, channels // 8, 3) for _ in range(outputs)
         )
-        self.iou_prediction_head = MLP(channels, 256, outputs, 3)
+        self.iou_prediction_head = MLP(channels, iou_head_hidden_dim, outputs, iou_head_depth)
 
     def forward(
         self,
@@ -53,7 +65,7 @@ class MaskDecoder(nn.Module):
         dense_prompt_embeddings: Tensor,
         multimask_output: bool | None,
     ) -> tuple[Tensor, Tensor]:
-        """image_embeddings: (N, C, h, w), one for each object; image_pe: (1 or N, C, h, w);
+        """image_embeddings: (N, C, h, w), one for each object, or (1, C, h, w) for all; image_pe: (1 or N, C, h, w);
         sparse_prompt_embeddings: (N, T, C); dense_prompt_embeddings: (N, C, h, w).
         multimask_output: True gives outputs 1..3, False output 0, None all four in order.
         -> logits (N, K, 4h, 4w), predicted IoU (N, K)."""
@@ -71,7 +83,10 @@ class MaskDecoder(nn.Module):
         dense_prompt_embeddings: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """As forward, for all four outputs."""
-        rows, channels, height, width = image_embeddings.shape
+        rows = sparse_prompt_embeddings.shape[0]
+        if image_embeddings.shape[0] == 1:
+            image_embeddings = image_embeddings.expand(rows, -1, -1, -1)
+        channels, height, width = image_embeddings.shape[1:]
         outputs = self.mask_tokens.num_embeddings
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(rows, -1, -1)
         tokens = torch.cat([own, sparse_prompt_embeddings], dim=1)

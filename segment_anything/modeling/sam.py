@@ -3,13 +3,14 @@
 and `predict` with whatever optional parts a model has.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..frames import SAM, SAM_MED2D, check_frame, mask_prompt
 from .image_encoder import ImageEncoder
 from .mask_decoder import MaskDecoder
 from .prompt_encoder import BACKGROUND, FOREGROUND, PromptEncoder
@@ -26,7 +27,7 @@ class Prompts(NamedTuple):
 
     points: (N, P, 2) and labels: (N, P), 1 foreground, 0 background, -1 absent
     boxes: (N, 4) x0 y0 x1 y1
-    masks: (N, 1, S/4, S/4) probabilities (SAM itself feeds logits; SAM-Med2D's weights expect the sigmoid)
+    masks: (N, 1, S/4, S/4), what `mask_prompt` of the model makes of logits
     strokes: (N, 2, S, S) bool, pixels drawn on the object and on the background, for the refinement network alone
     """
 
@@ -174,6 +175,7 @@ def normalised(images: Tensor, content: Tensor | None, mean: Tensor, std: Tensor
 class Sam(nn.Module):
     """The whole model: image encoder, prompt encoder and mask decoder, under SAM's names."""
 
+    mask_threshold = 0.0  # of the logits
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -182,17 +184,26 @@ class Sam(nn.Module):
         image_encoder: ImageEncoder,
         prompt_encoder: PromptEncoder,
         mask_decoder: MaskDecoder,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+        frame: str | None = None,
         refinement: Refinement | None = None,
     ) -> None:
+        """pixel_mean, pixel_std: of the channels in the order of the frame, of values 0..255.
+
+        frame: how pictures reach the model, one of segment_anything.frames.FRAMES; None: SAM-Med2D's with adapters,
+        SAM's without. Raises ValueError: it is none of them.
+        """
         super().__init__()
+        self.frame = check_frame(frame or (SAM_MED2D if image_encoder.adapters() else SAM))
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
         # what encodes in place of the encoder: something that remembers embeddings, which no longer change
         self.remembered: Callable[[Tensor, Tensor | None], Tensor] | None = None
         self.refinement = refinement
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -202,23 +213,68 @@ class Sam(nn.Module):
     def image_size(self) -> int:
         return self.image_encoder.img_size
 
+    @property
+    def image_format(self) -> str:
+        """The order of colours that `preprocess` and `image_encoder` take: "RGB" in SAM's frame, else "BGR"."""
+        return "RGB" if self.frame == SAM else "BGR"
+
     def preprocess(self, images: Tensor, content: Tensor | None = None) -> Tensor:
-        """images: (B, 3, S, S), 0..255, BGR -> normalised float32.
+        """images: (B, 3, h, w) or (3, h, w), 0..255, colours as in `image_format` -> normalised float32, padded with
+        zeros at the right and below to S x S.
 
         content: (B, 4) int, top, left, height, width of the picture in its frame; what lies outside is padding,
-        which is zero after normalisation. None: the pictures fill their frames.
+        which is zero after normalisation. None: the pictures fill what is given.
         """
-        return normalised(images, content, self.pixel_mean, self.pixel_std)
+        height, width = images.shape[-2:]
+        values = normalised(images, content, self.pixel_mean, self.pixel_std)
+        if max(height, width) > self.image_size:
+            raise ValueError(f"images of {height} x {width} pixels do not fit the model's {self.image_size}")
+        return F.pad(values, (0, self.image_size - width, 0, self.image_size - height))
 
     def encode(self, images: Tensor, content: Tensor | None = None) -> Tensor:
-        """images as in `preprocess` -> embeddings (B, 256, S / 16, S / 16)."""
+        """images: (B, 3, S, S), 0..255, BGR in every frame; content as in `preprocess` -> embeddings
+        (B, 256, S / 16, S / 16)."""
         if self.remembered is not None:
             return self.remembered(images, content)
-        return self.image_encoder(self.preprocess(images, content))
+        return self.image_encoder(self.prepared(images, content))
+
+    def prepared(self, images: Tensor, content: Tensor | None = None) -> Tensor:
+        """images as in `encode` -> what the encoder reads: `preprocess`, after their colours are put in its order."""
+        return self.preprocess(images if self.image_format == "BGR" else images.flip(1), content)
+
+    def mask_prompt(self, logits: Tensor) -> Tensor:
+        """The logits of an earlier prediction -> float32, what goes into `Prompts.masks`: in SAM's frame the logits
+        themselves, else probabilities."""
+        return mask_prompt(self.frame, logits)
+
+    @torch.no_grad()
+    def forward(self, batched_input: Sequence[dict[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
+        """Whole pictures with their prompts, as SAM's own model takes them.
+
+        batched_input: for each picture a dictionary. image: (3, h, w), in the frame, colours as in `image_format`;
+        original_size: (height, width); any of point_coords (N, P, 2) with point_labels (N, P), boxes (N, 4), in
+        coordinates of the frame, and mask_inputs (N, 1, S/4, S/4), see `mask_prompt`.
+        -> for each a dictionary: masks (N, K, *original_size) bool, iou_predictions (N, K), low_res_logits
+        (N, K, S/4, S/4).
+        """
+        embeddings = self.image_encoder(torch.stack([self.preprocess(one["image"]) for one in batched_input]))
+        answers = []
+        for one, embedding in zip(batched_input, embeddings):
+            prompts = Prompts(*(one.get(name) for name in ("point_coords", "point_labels", "boxes", "mask_inputs")))
+            logits, iou = self.predict(embedding.unsqueeze(0), prompts, multimask_output)
+            masks = self.postprocess_masks(logits, one["image"].shape[-2:], one["original_size"])
+            answers.append({"masks": masks > self.mask_threshold, "iou_predictions": iou, "low_res_logits": logits})
+        return answers
+
+    def postprocess_masks(self, masks: Tensor, input_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
+        """Logits (N, K, S/4, S/4) -> (N, K, *original_size), bilinear. input_size: (height, width) of the picture in
+        the frame, whose padding falls away."""
+        inside = self.upscale(masks)[..., : input_size[0], : input_size[1]]
+        return F.interpolate(inside, tuple(original_size), mode="bilinear", align_corners=False)
 
     def details(self, images: Tensor, content: Tensor | None = None) -> Tensor | None:
-        """images as in `preprocess` -> what the refinement network keeps of them, (B, C, S/2, S/2), if there is one."""
-        return None if self.refinement is None else self.refinement.look(self.preprocess(images, content))
+        """images as in `encode` -> what the refinement network keeps of them, (B, C, S/2, S/2), if there is one."""
+        return None if self.refinement is None else self.refinement.look(self.prepared(images, content))
 
     def refined(self, details: Tensor, prediction: Prediction, prompts: Prompts) -> Prediction:
         """Logits (N, K, S/4, S/4) -> (N, K, S, S), by the refinement network, output by output.
@@ -227,12 +283,14 @@ class Sam(nn.Module):
         """
         assert self.refinement is not None, "asked of a model that has the part"
         points, labels, boxes, earlier, strokes = prompts
+        if earlier is not None and self.frame == SAM:
+            earlier = earlier.sigmoid()
         marks = marks_of(self.image_size, len(details), details.device, points, labels, boxes, strokes)
         outputs = [self.refinement(details, logits, earlier, marks) for logits in prediction.logits.split(1, dim=1)]
         return Prediction(torch.cat(outputs, dim=1), prediction.iou)
 
     def predict(self, embeddings: Tensor, prompts: Prompts, multimask_output: bool | None) -> Prediction:
-        """embeddings: (N, 256, h, w), one for each object: `encode(images)[image_index]`.
+        """embeddings: (N, 256, h, w), one for each object: `encode(images)[image_index]`; or one for all.
 
         multimask_output: True for the three guesses, False for the single mask, None for all four
         (the single mask first).

@@ -15,6 +15,7 @@ from sam_med2d.export.onnx_files import describe, save, trace_decoder, trace_enc
 from sam_med2d.export.parity import PROMPT_KINDS, prompts_of
 from sam_med2d.inference.backends import BACKENDS, REFINED, open_runtime, open_session
 from segment_anything import Sam, SamPredictor, best_of
+from segment_anything.frames import SAM_MED2D
 from segment_anything.modeling import ImageEncoder, MaskDecoder, PromptEncoder, Refinement
 from tests.segment_anything.test_model import assert_near, randomise
 
@@ -22,7 +23,8 @@ from tests.segment_anything.test_model import assert_near, randomise
 def small(image_size: int = 96, adapters: bool = True) -> Sam:
     """Two blocks, one with windows (cut by the edge of the map beyond 224 px), one global."""
     encoder = ImageEncoder(image_size, 32, 2, 2, (1,), adapters)
-    return randomise(Sam(encoder, PromptEncoder(256, image_size, image_size // 16), MaskDecoder(256))).eval()
+    prompts = PromptEncoder(256, (image_size // 16,) * 2, (image_size, image_size))
+    return randomise(Sam(encoder, prompts, MaskDecoder(transformer_dim=256), frame=SAM_MED2D)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +167,7 @@ def test_onnxruntime_has_no_other_precision(files):
 def refining() -> Sam:
     base = small()
     return randomise(
-        Sam(base.image_encoder, base.prompt_encoder, base.mask_decoder, Refinement(channels=(8, 8, 8)))
+        Sam(base.image_encoder, base.prompt_encoder, base.mask_decoder, refinement=Refinement(channels=(8, 8, 8)))
     ).eval()
 
 

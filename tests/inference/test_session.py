@@ -14,6 +14,7 @@ from sam_med2d.errors import DataError
 from sam_med2d.inference import models as models_room
 from sam_med2d.inference.session import AnnotationSession, read_upload
 from segment_anything import PromptError, SamPredictor, sam_model_registry
+from segment_anything.images import to_bgr
 from tests.segment_anything.test_model import randomise
 
 ROOT = Path(__file__).parents[2]
@@ -202,3 +203,50 @@ def test_a_volume_without_the_packages_for_it_names_the_extra(model, tmp_path, m
         DataError, match=r'^scan.nii.gz: .* SimpleITK is not installed: pip install "sam-med2d\[data\]"'
     ):
         opened(model, tmp_path / "scan.nii.gz")
+
+
+def volume_file(path: Path) -> Path:
+    """One slice five times, as values of a scanner."""
+    sitk = pytest.importorskip("SimpleITK", reason="the extra data is not installed")
+    grey = np.stack([read_image(str(IMAGE))[..., 0]] * 5).astype(np.int16) * 4 - 1000
+    sitk.WriteImage(sitk.GetImageFromArray(grey), str(path))
+    return path
+
+
+def test_an_object_is_carried_to_the_slices_beside_it_and_taken_back_at_once(model, tmp_path):
+    session = opened(model, volume_file(tmp_path / "scan.nii.gz"))
+    with pytest.raises(DataError, match="nothing to carry"):
+        session.carry(1)
+    first = session.draw_box(80, 9, 150, 181)
+    assert session.slice == 2 and session.carry(1) == "" and session.slice == 3
+    carried = session.last(0, 3)
+    overlap = (carried.mask & first.mask).sum() / (carried.mask | first.mask).sum()
+    assert overlap > 0.8 and carried.carried_from == 2  # the slices are alike
+    assert session.carry(1) == "" and session.carry(1) == "end of the volume"
+    session.turn_to(4)
+    assert session.carry(-1) == "" and session.slice == 3  # over what was carried, not over a person's prompts
+    assert session.carry(-1) == "slice 2 has prompts of its own" and session.slice == 3
+    session.undo()
+    assert session.slice == 2 and session.actions == [first]
+
+
+def test_the_window_is_what_the_model_sees(model, tmp_path):
+    path = volume_file(tmp_path / "scan.nii.gz")
+    session = AnnotationSession({models_room.WITHOUT: model}, (-1000.0, -490.0))
+    session.open(path)
+    grey = read_image(str(IMAGE))[..., 0].astype(float) * 4 - 1000
+    seen = np.clip(np.rint((grey + 1000) / 510 * 255), 0, 255)
+    assert session.window == (-1000, -490) and np.abs(session.picture()[..., 0] - seen).max() <= 1
+    assert session.doubt() == ""
+    session.draw_box(80, 9, 150, 181)
+    count = len(session.embeddings)
+    session.set_window(None)
+    assert "trained with the window -1000 to -490, and sees each slice" in session.doubt()
+    assert np.abs(session.picture()[..., 0] - to_bgr((grey).astype(np.int16))[..., 0].astype(int)).max() <= 1
+    session.draw_box(80, 9, 150, 181)
+    assert len(session.embeddings) == count + 1  # another picture for the model
+    for wrong in ((5, 5), (6, 5), (0, float("nan"))):
+        with pytest.raises(DataError, match="lowest value must be below"):
+            session.set_window(wrong)
+    with pytest.raises(DataError, match="has no window"):
+        opened(model).set_window((0, 1))

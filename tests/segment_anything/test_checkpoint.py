@@ -296,13 +296,15 @@ def test_report_of_sam_into_an_adapter_model(tmp_path: Path, capsys) -> None:
         "  resized to 256 px: pos_embed, rel_pos of 4 blocks\n"
         "  newly started: adapters of 12 blocks (no-op)\n"
         "  left out: none\n"
+        "  SAM-Med2D's frame: BGR, stretched, nearest neighbour\n"
     )
 
 
 def test_report_of_left_out_adapters(plain, adapted, tmp_path: Path) -> None:
     path = saved(adapted, tmp_path / "med2d.pth")
     assert str(load_checkpoint(build(), path)) == (
-        f"weights: {path} (mini, 64 px, adapters)\n  read {len(plain)} tensors\n  left out: adapters of 4 blocks"
+        f"weights: {path} (mini, 64 px, adapters)\n  read {len(plain)} tensors\n  left out: adapters of 4 blocks\n"
+        "  SAM-Med2D's frame: BGR, stretched, nearest neighbour"
     )
 
 

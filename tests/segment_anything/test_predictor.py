@@ -447,8 +447,8 @@ def test_a_caller_of_sam_med2d(args, image, model) -> None:
     )
     best = reference.predict([[50, 40], [20, 20]], [1, 0], mask_input=logits)
     assert (refined[0] != best.masks[best.iou.argmax()]).mean() < 1e-3
-    with pytest.raises(PromptError, match="sigmoid"):
-        caller.predict(point_coords=np.array([[50, 40]]), point_labels=np.array([1]), mask_input=logits)
+    taken = caller.predict(point_coords=np.array([[50, 40]]), point_labels=np.array([1]), mask_input=logits)
+    assert taken.masks.dtype == np.float32 and np.isfinite(taken.low_res).all()  # logits too, as they are
 
     boxes = torch.tensor(np.array([BOX, OTHER_BOX, [1, 2, 30, 40]]), device=caller.device)
     transformed = caller.apply_boxes_torch(boxes, image.shape[:2], (args.image_size, args.image_size))

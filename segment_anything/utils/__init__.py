@@ -1,0 +1,1 @@
+"""What SAM's callers import from `segment_anything.utils`: transforms, amg, onnx."""
