@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -19,6 +21,7 @@ from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.rounds import Recipe, Share, train_batch
 from segment_anything import Sam
 from segment_anything.build_sam import build_sam
+from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.lora import add_lora
 from segment_anything.sizes import SIZES, Size
 from tests.conftest import ROOT
@@ -26,7 +29,8 @@ from tests.conftest import ROOT
 SIDE = 32
 STEPS = 10
 NARROW = [  # the decoder side is the larger one
-    patch(f"segment_anything.{module}.EMBEDDING_CHANNELS", 32) for module in ("build_sam", "modeling.image_encoder")
+    *(patch(f"segment_anything.{module}.EMBEDDING_CHANNELS", 32) for module in ("build_sam", "modeling.image_encoder")),
+    patch("segment_anything.build_sam.ImageEncoderViT", partial(ImageEncoderViT, out_chans=32)),
 ]
 OBJECTS = ((2, 1, 0, 1), (1, 0, 0, 0), (0, 0, 1, 2), (2, 1, 1, 1), (0, 0, 0, 0), (1, 1, 1, 1))  # of each image, by step
 
@@ -82,7 +86,10 @@ def images_of(step: int, rank: int, count: int) -> tuple[Batch, list[int]]:
 
 def model_of(case: Case) -> Sam:
     torch.manual_seed(0)
-    with patch.dict(SIZES, mini=Size(channels=16, depth=2, heads=2, global_blocks=(1,))), NARROW[0], NARROW[1]:
+    with ExitStack() as narrow:
+        narrow.enter_context(patch.dict(SIZES, mini=Size(channels=16, depth=2, heads=2, global_blocks=(1,))))
+        for change in NARROW:
+            narrow.enter_context(change)
         model = build_sam(model_type="mini", image_size=SIDE, encoder_adapter=case.tune == "adapters")
     for adapter in model.image_encoder.adapters():
         torch.nn.init.constant_(adapter.norm.weight, 0.1)
