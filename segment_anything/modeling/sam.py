@@ -239,7 +239,13 @@ class Sam(nn.Module):
         return self.image_encoder(self.prepared(images, content))
 
     def prepared(self, images: Tensor, content: Tensor | None = None) -> Tensor:
-        """images as in `encode` -> what the encoder reads: `preprocess`, after their colours are put in its order."""
+        """images as in `encode` -> what the encoder reads: `preprocess`, after their colours are put in its order.
+
+        Raises ValueError where they have another size: what is no whole frame would be padded without a word.
+        """
+        if images.shape[1:] != (3, self.image_size, self.image_size):
+            size = f"{self.image_size}, {self.image_size}"
+            raise ValueError(f"expected images (B, 3, {size}), got {tuple(images.shape)}")
         return self.preprocess(images if self.image_format == "BGR" else images.flip(1), content)
 
     def mask_prompt(self, logits: Tensor) -> Tensor:

@@ -273,9 +273,10 @@ def test_best_of_is_the_highest_predicted_iou() -> None:
     assert torch.equal(best.iou, iou.amax(dim=1, keepdim=True))
 
 
-def test_a_prompt_needs_something() -> None:
-    with pytest.raises(ValueError, match="points, boxes or masks"):
-        tiny().predict(torch.zeros(1, 256, 8, 8), Prompts(), True)
+def test_no_prompt_at_all_is_answered_once() -> None:
+    """As the original does."""
+    prediction = tiny().predict(torch.zeros(1, 256, 8, 8), Prompts(), True)
+    assert prediction.logits.shape == (1, 3, 32, 32) and prediction.iou.shape == (1, 3)
 
 
 # ---------------------------------------------------------------- attention and adapters
