@@ -152,7 +152,9 @@ class TrainingDataset(Dataset):
         present = _present(masks)
         skipped = [name for name, here in zip(names, present) if not here]
         path = self.index.path
-        vanished = vanished_among({name: read_mask(path(name), original_size, path(image_name)) for name in skipped})
+        # a cache stands for the files, which may be gone: what vanishes is then counted among what is empty
+        asked = [] if self.cache else skipped
+        vanished = vanished_among({name: read_mask(path(name), original_size, path(image_name)) for name in asked})
         if (self.augmentation is not None or self.own_augmentation is not None) and present.any():
             # Before the padding, so that `content` still frames the picture.
             image, masks = self._augment(image, masks, generator)

@@ -296,7 +296,7 @@ def test_exported_models_take_the_place_of_weights(run, model, monkeypatch) -> N
         "--threads",
         2,
     )
-    assert asked == [(("openvino", "e.onnx", "d.onnx"), {"threads": 2, "precision": "bfloat16"})]
+    assert asked == [(("openvino", "e.onnx", "d.onnx", None), {"threads": 2, "precision": "bfloat16"})]
     assert (written(out / "masks" / "a_object_000.png") == wanted(model, picture(0), box=BOX)[0]).mean() > 0.999
     ends_with(
         "needs --encoder_model and --decoder_model",
