@@ -19,8 +19,10 @@ from torch import Tensor
 from .frames import SAM_MED2D
 from .geometry import PAPER
 from .modeling import Prediction, Prompts, best_of
-from .predictor import ObjectPrompt, SamPredictor, Segmenter, StretchToSquare, frame_of
+from .predictor import ObjectPrompt, PromptError, SamPredictor, Segmenter, StretchToSquare, frame_of
 from .zoom import NEVER
+
+__all__ = ["PromptError", "SammedPredictor"]  # callers import the error from here too
 
 
 class SammedPredictor(SamPredictor):

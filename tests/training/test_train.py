@@ -759,7 +759,7 @@ def test_tensorboard_and_the_best_epoch(validated: Path, work: Path) -> None:
     means = {step: (points(board, "val_dice/bbox")[step] + points(board, "val_dice/1pt")[step]) / 2 for step in (3, 6)}
     assert best["validation_dice"] == pytest.approx(max(means.values()), rel=1e-5)
     assert best["epoch"] == max(means, key=means.get) / 3
-    assert set(best) == {"model", "flags", "epoch", "validation_dice", "made_by"}
+    assert set(best) == {"model", "frame", "flags", "epoch", "validation_dice", "made_by"}
 
     assert set(board.Tags()["images"]) == {"panel/bbox", "panel/3pts"}
     for tag in ("panel/bbox", "panel/3pts"):
