@@ -11,6 +11,7 @@ import argparse
 import json
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from sam_med2d.cli import REMEDIES
 from sam_med2d.json_files import parse_json
 from sam_med2d.training.state import RunState
 from segment_anything.files import replacing
@@ -122,11 +124,24 @@ class Boards:
                 board.end_epoch(epoch, step)
 
     def __enter__(self) -> "Boards":
+        self._hook, threading.excepthook = threading.excepthook, self._of_a_thread
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for board in self.boards:
-            board.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """A board that cannot be closed hides no error that ends the run."""
+        try:
+            for board in self.boards:
+                board.close()
+        except OSError:
+            if kind is None:
+                raise
+        finally:
+            threading.excepthook = self._hook
+
+    def _of_a_thread(self, args: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread; where its disk is full, the next call of the board says so."""
+        if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in REMEDIES):
+            self._hook(args)
 
 
 def boards_of(args: argparse.Namespace, folder: Path, state: RunState, resumed: bool) -> Boards:
