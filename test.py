@@ -49,7 +49,7 @@ from sam_med2d.evaluation.results import Results, write_results
 from sam_med2d.evaluation.rows import read_rows, write_rows
 from sam_med2d.evaluation.summary import all_tables
 from sam_med2d.evaluation.surface import Tolerance
-from sam_med2d.inference.models import DEFAULT_CHECKPOINT, SMALL, Plan, add_frame_flag, plan_model
+from sam_med2d.inference.models import DEFAULT_CHECKPOINT, SMALL, Plan, add_frame_flag, plan_model, settle
 from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import owned
 from sam_med2d.prompts.annotators import CLICK_STRATEGIES, annotator_of
@@ -232,7 +232,7 @@ def run(args: argparse.Namespace, processes: Processes, folder: Path) -> None:
     say = print if processes.rank == 0 else lambda *_: None
 
     # everything that can be known to be wrong is found before the model runs
-    plan = settle_model(args)
+    plan = settle(args)
     if processes.rank == 0:
         plan.warn()
     closer = any(mode.zoomed for mode in args.modes)
@@ -301,21 +301,6 @@ def inputs_of(args: argparse.Namespace, index: Index) -> Iterator[str]:
     yield from filter(None, (args.prompt_path, args.sam_checkpoint, args.metadata, args.class_names, index.source))
     for image, masks in index if args.save_pred else ():
         yield from map(index.path, (image, *masks))
-
-
-def settle_model(args: argparse.Namespace) -> Plan:
-    """Read the weights; the flags of the model become what it will be. Raises CheckpointError, UsageError."""
-    plan = plan_model(
-        args.sam_checkpoint,
-        model_type=args.model_type,
-        image_size=args.image_size,
-        encoder_adapter=args.encoder_adapter,
-        frame=args.frame,
-        refine=args.refine,
-    )
-    args.model_type, args.image_size, args.encoder_adapter = plan.model_type, plan.image_size, plan.encoder_adapter
-    args.frame, args.refine = plan.frame, plan.refine
-    return plan
 
 
 def summarise(

@@ -1,6 +1,9 @@
 """What all tests share."""
 
 import locale
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,3 +25,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
     return folder
+
+
+@contextmanager
+def file_system(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own in a new folder. size: as mount takes it, such as 64k. Skips where nobody may mount."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], capture_output=True).returncode:
+        pytest.skip("this user cannot mount")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)

@@ -1,6 +1,5 @@
 """Files that libraries write, on a disk that is full: one line and the status of what cannot be written."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,17 +12,14 @@ from sam_med2d.evaluation.evaluate import Scored
 from sam_med2d.evaluation.gallery import Predictions
 from sam_med2d.prompts.modes import parse_mode
 from segment_anything import Prompts
+from tests.conftest import file_system
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True).returncode:
-        pytest.skip("this user cannot mount")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with file_system(tmp_path / "disk", "64k") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("name", ["labels.nii.gz", "labels.nrrd"])

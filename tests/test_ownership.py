@@ -16,7 +16,7 @@ from sam_med2d.errors import OutputError, UsageError
 from sam_med2d.ownership import LOCK, OWNER, check_writable, owned
 from segment_anything import files
 from segment_anything.files import replacing
-from tests.conftest import ROOT
+from tests.conftest import ROOT, file_system
 
 HOLD = """
 import sys, time; from pathlib import Path; from sam_med2d.ownership import owned
@@ -173,13 +173,8 @@ def test_a_name_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this user cannot mount")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with file_system(tmp_path / "disk", "2m") as folder:
+        yield folder
 
 
 def fill(folder: Path, leave: int = 0) -> None:

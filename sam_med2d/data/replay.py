@@ -37,14 +37,19 @@ class Replay:
         source = self.sources[int(stream.integers(len(self.sources)))]
         if source is not None:
             return source.drawn(int(stream.integers(len(source.index))), stream)
-        image, masks = phantom(stream, image_size, mask_num)
-        return Sample(
-            image=image_tensor(image),
-            content=(0, 0, image_size, image_size),
-            masks=torch.from_numpy(masks)[:, None],
-            image_name=PHANTOMS,
-            mask_names=[PHANTOMS] * mask_num,
-            original_size=(image_size, image_size),
-            original_masks=None,
-            skipped=[],
-        )
+        return phantom_sample(stream, image_size, mask_num)
+
+
+def phantom_sample(stream: np.random.Generator, image_size: int, objects: int, name: str = PHANTOMS) -> Sample:
+    """A drawn picture, which fills the frame."""
+    image, masks = phantom(stream, image_size, objects)
+    return Sample(
+        image=image_tensor(image),
+        content=(0, 0, image_size, image_size),
+        masks=torch.from_numpy(masks)[:, None],
+        image_name=name,
+        mask_names=[f"{name}_{i}" for i in range(objects)],
+        original_size=(image_size, image_size),
+        original_masks=None,
+        skipped=[],
+    )

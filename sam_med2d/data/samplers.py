@@ -135,19 +135,10 @@ class BalancedSampler(EpochSampler):
     """
 
     def __init__(
-        self,
-        groups: Sequence[np.ndarray],
-        length: int,
-        batch_size: int,
-        seed: int = 0,
-        start_batch: int = 0,
-        replayed: int = 0,
-        *,
-        rank: int = 0,
-        processes: int = 1,
+        self, groups: Sequence[np.ndarray], length: int, batch_size: int, seed: int = 0, **others: int
     ) -> None:
-        """groups: image numbers of each group; an image may be in several."""
-        super().__init__(length, batch_size, seed, start_batch, replayed, rank=rank, processes=processes)
+        """groups: image numbers of each group; an image may be in several. others: as of EpochSampler."""
+        super().__init__(length, batch_size, seed, **others)
         self.groups = groups
 
     def _order(self, epoch: int) -> np.ndarray:

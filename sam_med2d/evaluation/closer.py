@@ -15,7 +15,7 @@ from torch import Tensor
 from sam_med2d.errors import DataError
 from sam_med2d.prompts.annotators import Annotator
 from sam_med2d.prompts.clicks import clicks_in, clicks_of, join_clicks
-from sam_med2d.prompts.modes import Mode
+from sam_med2d.prompts.modes import Mode, longest_of
 from segment_anything import ObjectPrompt, PromptError, Prompts, SamPredictor
 
 
@@ -51,12 +51,8 @@ def answers_of(
     Raises DataError: a prompts file has a prompt outside the picture.
     """
     predictor.set_image(picture, "BGR", encode=False)
-    longest: dict[str, Mode] = {}
-    for mode in modes:
-        if mode.clicks >= longest.get(mode.sequence, mode).clicks:
-            longest[mode.sequence] = mode
     found = {}
-    for sequence, mode in longest.items():
+    for sequence, mode in longest_of(modes).items():
         objects = [_sequence(predictor, mask, name, mode, annotator, multimask) for mask, name in zip(truth, names)]
         for wanted in (one for one in modes if one.sequence == sequence):
             last = wanted.clicks - 1 if mode.start == "click" else wanted.clicks

@@ -6,6 +6,7 @@ data.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,10 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from sam_med2d.data.batch import Sample, image_tensor
+from sam_med2d.data.batch import Sample
 from sam_med2d.data.datasets import TestingDataset, test_loader
-from sam_med2d.data.phantoms import PHANTOMS, phantom
+from sam_med2d.data.phantoms import PHANTOMS
+from sam_med2d.data.replay import phantom_sample
 from sam_med2d.data.samplers import stream_of
 from sam_med2d.evaluation.evaluate import evaluate
 from sam_med2d.prompts.modes import parse_mode
@@ -38,18 +40,8 @@ class PhantomScenes(Dataset):
         return SCENES
 
     def __getitem__(self, number: int) -> Sample:
-        size = self.image_size
-        image, masks = phantom(stream_of(HELD_OUT, number), size, OBJECTS)
-        return Sample(
-            image=image_tensor(image),
-            content=(0, 0, size, size),
-            masks=torch.from_numpy(masks)[:, None],
-            image_name=f"{PHANTOMS}/{number}",
-            mask_names=[f"{PHANTOMS}/{number}_{i}" for i in range(OBJECTS)],
-            original_size=(size, size),
-            original_masks=torch.from_numpy(masks),
-            skipped=[],
-        )
+        sample = phantom_sample(stream_of(HELD_OUT, number), self.image_size, OBJECTS, f"{PHANTOMS}/{number}")
+        return replace(sample, original_masks=sample.masks[:, 0])
 
 
 def sets_of(sources: Sequence[str], image_size: int, frame: str = SAM_MED2D) -> dict[str, Dataset]:

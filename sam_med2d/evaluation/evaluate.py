@@ -17,7 +17,7 @@ from sam_med2d.evaluation.closer import answers_of
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.prompts.annotators import Annotator, SimulatedAnnotator, with_drawings
 from sam_med2d.prompts.clicks import clicks_in, clicks_of, join_clicks
-from sam_med2d.prompts.modes import BEST, SWAPPED, Mode
+from sam_med2d.prompts.modes import BEST, SWAPPED, Mode, longest_of
 from sam_med2d.prompts.strokes import Drawing
 from segment_anything import Prediction, Prompts, Sam, SamPredictor, Seen, best_of, look, low_resolution
 from segment_anything import answer as answer_of
@@ -86,37 +86,38 @@ def evaluate(
     paper = by_centres(frame_of(model), protocol)
     annotator = annotator or SimulatedAnnotator()
     model.eval()
-    every, modes = modes, [mode for mode in modes if not mode.zoomed]
-    predictor, zoomed = SamPredictor(model, protocol, zoom=AUTO), [mode for mode in every if mode.zoomed]
+    framed, zoomed = ([mode for mode in modes if mode.zoomed == wanted] for wanted in (False, True))
+    predictor = SamPredictor(model, protocol, zoom=AUTO)
     for batch in batches:
         here = batch.to(device)
         scored: list[Scored] = []
         for images, rows in _groups(batch, device):
+            parts = []
             with torch.autocast(device.type, amp_dtype(device), enabled=use_amp):
-                seen = look(model, here.images[images], here.content[images])
-                parts = [
-                    answer(
-                        model,
-                        seen.rows(here.image_index[part] - images.start),
-                        here.masks[part],
-                        batch.mask_names[part],
-                        modes,
-                        annotator,
-                        multimask,
-                    )
-                    for part in _chunks(rows, model.image_size**2)
-                ]
-            if parts:
-                steps = {
-                    sequence: [_joined(chunk) for chunk in zip(*(part[sequence] for part in parts))]
-                    for sequence in parts[0]
-                }
-                for image in range(images.start, images.stop):
-                    here_scored = {one.mode: one for one in score(model, batch, image, rows.start, modes, steps, paper)}
-                    if zoomed:
-                        with torch.autocast(device.type, amp_dtype(device), enabled=use_amp):
-                            here_scored |= score_closer(predictor, batch, image, zoomed, annotator, multimask)
-                    scored += [here_scored[mode] for mode in every if mode in here_scored]
+                if framed:
+                    seen = look(model, here.images[images], here.content[images])
+                    parts = [
+                        answer(
+                            model,
+                            seen.rows(here.image_index[part] - images.start),
+                            here.masks[part],
+                            batch.mask_names[part],
+                            framed,
+                            annotator,
+                            multimask,
+                        )
+                        for part in _chunks(rows, model.image_size**2)
+                    ]
+            steps = {
+                sequence: [_joined(chunk) for chunk in zip(*(part[sequence] for part in parts))]
+                for sequence in (parts[0] if parts else ())
+            }
+            for image in range(images.start, images.stop):
+                of_mode = {one.mode: one for one in score(model, batch, image, rows.start, framed, steps, paper)}
+                if zoomed:
+                    with torch.autocast(device.type, amp_dtype(device), enabled=use_amp):
+                        of_mode |= score_closer(predictor, batch, image, zoomed, annotator, multimask)
+                scored += [of_mode[mode] for mode in modes if mode in of_mode]
         yield batch, scored
 
 
@@ -166,12 +167,8 @@ def answer(
 
     -> {sequence: its steps}, where the last one is of the mode with the most clicks.
     """
-    longest: dict[str, Mode] = {}
-    for mode in modes:
-        if mode.clicks >= longest.get(mode.sequence, mode).clicks:
-            longest[mode.sequence] = mode
     steps: dict[str, list[Step]] = {}
-    for sequence, mode in longest.items():
+    for sequence, mode in longest_of(modes).items():
         wanted = {mode.clicks for mode in modes if mode.sequence == sequence and mode.scored == BEST}
         step = start(mode, masks, names, annotator)
         steps[sequence] = [answered(model, seen, step, multimask, step.given in wanted)]

@@ -14,14 +14,12 @@ from torch import Tensor, nn
 from sam_med2d.errors import UsageError
 from sam_med2d.export.places import Back, Places, length, up_to
 from segment_anything import ABSENT, MULTIPLE, Prediction, Sam, best_of
-from segment_anything.automatic_mask_generator import stability_score
 from segment_anything.frames import SAM, mask_prompt
 from segment_anything.modeling.image_encoder import Adapter, Attention, Block, ImageEncoder
 from segment_anything.modeling.image_encoder import _relative_table as relative_table
 from segment_anything.modeling.prompt_encoder import BOTTOM_RIGHT, TOP_LEFT
 from segment_anything.modeling.refinement import marks_of
-
-STABILITY_OFFSET = 1.0  # in logits; SAM's
+from segment_anything.utils.onnx import stability_of
 
 
 class AttentionGraph(nn.Module):
@@ -334,11 +332,6 @@ class RefinementGraph(nn.Module):
 def for_each(rows: int, values: Tensor) -> Tensor:
     """(rows or 1, ...) -> (rows, ...). By an index, because `expand` asks which of the two it is."""
     return values.index_select(0, torch.arange(rows).clamp(max=values.shape[0] - 1))
-
-
-def stability_of(logits: Tensor) -> Tensor:
-    """(N, K, h, w) -> (N, K): the IoU of the masks that a higher and a lower threshold give."""
-    return stability_score(logits.flatten(0, 1), STABILITY_OFFSET).reshape(logits.shape[:2])
 
 
 def approximate_gelu(model: nn.Module) -> None:

@@ -9,13 +9,14 @@ from torch import Tensor
 from sam_med2d.data.datasets import TestingDataset, test_loader
 from sam_med2d.evaluation.evaluate import evaluate
 from sam_med2d.evaluation.metrics import dice
-from sam_med2d.export.graphs import DecoderGraph, stability_of
+from sam_med2d.export.graphs import DecoderGraph
 from sam_med2d.inference.backends import RuntimeRefinement, Session, decoder_inputs, logits_of
 from sam_med2d.prompts.modes import parse_mode
 from segment_anything import FOREGROUND, Prediction, Prompts, Sam, SamPredictor, best_of
 from segment_anything.frames import SAM
 from segment_anything.geometry import EXACT, back
 from segment_anything.predictor import frame_of
+from segment_anything.utils.onnx import stability_of
 from segment_anything.zoom import NEVER
 
 TABLE_MODES = ("bbox", "1pt", "3pts")

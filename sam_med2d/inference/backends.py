@@ -245,16 +245,16 @@ class RuntimeRefinement:
         given = decoder_inputs(prediction.logits, prompts, (1, 1))
         side = self.image_size
         strokes = torch.zeros(1, 2, side, side) if prompts.strokes is None else prompts.strokes.float()
-        mask = np.zeros((1, 1, side // 4, side // 4), np.float32)
+        none = np.zeros((1, 1, side // 4, side // 4), np.float32)
+        mask = none if prompts.masks is None else prompts.masks.float().numpy()
         feeds = {
             "input_image": one.contiguous().numpy(),
             "point_coords": given["point_coords"],
             "point_labels": given["point_labels"],
-            "mask_input": mask if prompts.masks is None else prompts.masks.float().numpy(),
-            "has_mask_input": np.full(1 if prompts.masks is None else len(prompts.masks), prompts.masks is not None),
+            "mask_input": mask,
+            "has_mask_input": np.zeros(1, np.float32) if prompts.masks is None else np.ones(len(mask), np.float32),
             "strokes": strokes.numpy(),
         }
-        feeds["has_mask_input"] = feeds["has_mask_input"].astype(np.float32)
         outputs = [
             self.session({**feeds, "low_res_masks": logits.float().contiguous().numpy()})["refined_masks"]
             for logits in prediction.logits.split(1, dim=1)

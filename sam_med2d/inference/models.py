@@ -10,7 +10,7 @@ import importlib.resources
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -263,6 +263,25 @@ def plan_model(
     if frame and frame != usual:
         differences.append(f"--frame {frame}, but {file.path} was trained in the frame {usual}")
     return Plan(file, model_type, size, adapters, frame or usual, differences, refined)
+
+
+def settle(args: argparse.Namespace, **options: Any) -> Plan:
+    """Read the weights that the flags of train.py or test.py name; those of the model become what it will be.
+
+    options: what else `plan_model` takes. Raises CheckpointError, UsageError.
+    """
+    plan = plan_model(
+        args.sam_checkpoint,
+        model_type=args.model_type,
+        image_size=args.image_size,
+        encoder_adapter=args.encoder_adapter,
+        frame=args.frame,
+        refine=args.refine,
+        **options,
+    )
+    args.model_type, args.image_size, args.frame = plan.model_type, plan.image_size, plan.frame
+    args.encoder_adapter, args.refine = plan.encoder_adapter, plan.refine
+    return plan
 
 
 def open_model(

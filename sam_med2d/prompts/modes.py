@@ -108,6 +108,15 @@ def parse_modes(names: Iterable[str]) -> list[Mode]:
     return [*dict.fromkeys(mode for name in names for mode in _expanded(name))]
 
 
+def longest_of(modes: Iterable[Mode]) -> dict[str, Mode]:
+    """{sequence: its mode with the most clicks}, which is answered for all of them."""
+    longest: dict[str, Mode] = {}
+    for mode in modes:
+        if mode.clicks >= longest.get(mode.sequence, mode).clicks:
+            longest[mode.sequence] = mode
+    return longest
+
+
 def _expanded(name: str) -> list[Mode]:
     match = re.fullmatch(r"(.*?)(\d+)\.\.(\d+)(pts|scribbles)((?:@.*)?)", name)
     if not match:

@@ -8,7 +8,7 @@ import torch
 
 from sam_med2d.data.embedding_cache import PRECISIONS
 from sam_med2d.errors import UsageError
-from sam_med2d.inference.models import Plan, plan_model
+from sam_med2d.inference.models import Plan, settle
 from sam_med2d.seeds import seed_of
 from sam_med2d.training.embeddings import AGAIN
 from segment_anything import Sam, sam_model_registry
@@ -73,25 +73,13 @@ def settle_model(args: argparse.Namespace) -> Plan | None:
             "repository's model checkpoints) or SAM-Med2D's weights (sam-med2d_b.pth, from its repository) and name "
             "the file with --sam_checkpoint; --sam_checkpoint none trains from scratch"
         )
-    plan = plan_model(
-        args.sam_checkpoint,
-        model_type=args.model_type,
-        image_size=args.image_size,
-        encoder_adapter=args.encoder_adapter,
-        frame=args.frame,
-        refine=args.refine,
-        usual_size=training_size,
-        may_add_parts=True,
-        training=True,
-    )
+    plan = settle(args, usual_size=training_size, may_add_parts=True, training=True)
     if plan.encoder_adapter and args.tune in ("decoder", "lora") and not check_is_sam(plan.file).adapters:
         raise UsageError(
             f"--encoder_adapter True would put adapters into {plan.file.path}, which --tune {args.tune} does not "
             "train; leave one of the two out"
         )
     plan.warn()
-    args.model_type, args.image_size, args.frame = plan.model_type, plan.image_size, plan.frame
-    args.encoder_adapter, args.refine = plan.encoder_adapter, plan.refine
     return plan
 
 

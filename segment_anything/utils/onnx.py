@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..automatic_mask_generator import stability_score
 from ..modeling import Prediction, Sam
 
-STABILITY_OFFSET = 1.0  # in logits
+STABILITY_OFFSET = 1.0  # in logits; SAM's
 
 
 class SamOnnxModel(nn.Module):
@@ -90,5 +90,9 @@ class SamOnnxModel(nn.Module):
         return F.interpolate(masks, size=(rows, columns), mode="bilinear", align_corners=False)
 
     def _stability(self, logits: Tensor) -> Tensor:
-        flat = (logits - self.mask_threshold).flatten(0, 1)
-        return stability_score(flat, STABILITY_OFFSET).reshape(logits.shape[:2])
+        return stability_of(logits - self.mask_threshold)
+
+
+def stability_of(logits: Tensor) -> Tensor:
+    """(N, K, h, w) -> (N, K): the IoU of the masks that a higher and a lower threshold give."""
+    return stability_score(logits.flatten(0, 1), STABILITY_OFFSET).reshape(logits.shape[:2])

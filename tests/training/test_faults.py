@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import train
-from tests.conftest import ROOT
+from tests.conftest import ROOT, file_system
 from tests.training.test_train import RUN, differences, make_data
 
 FLAGS = ["--model_type", "vit_t", "--image_size", "64", "--sam_checkpoint", "none", "--mask_num", "2", "--iter_point"]
@@ -163,12 +163,8 @@ def test_two_runs_of_one_name(data: Path, work: Path) -> None:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 20 MB, less than a checkpoint."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", folder], capture_output=True).returncode:
-        pytest.skip("this user cannot mount")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with file_system(tmp_path / "disk", "20m") as folder:
+        yield folder
 
 
 def test_a_disk_without_room_for_checkpoints_is_found_before_training(data: Path, disk: Path) -> None:
