@@ -118,6 +118,21 @@ def at_a_good_moment(echoes: bool = False) -> Iterator[Request]:
         yield request
 
 
+@contextmanager
+def holding_sigterm_back() -> Iterator[None]:
+    """Around the start of worker processes, which get the mask of the thread that starts them: a SIGTERM that comes
+    before they have said what they want (`leave_signals_to_the_parent`) waits, there and in this thread.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_signals_to_the_parent(end_on_sigterm: bool) -> None:
     """In a worker process, which the terminal and the system ask to stop as well: its parent says when it ends.
 

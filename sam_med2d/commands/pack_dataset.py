@@ -16,12 +16,12 @@ import os
 import sys
 from pathlib import Path
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from sam_med2d.cli import check_numbers, ending_in_one_line
 from sam_med2d.data.cache import PackedCache, open_cache
-from sam_med2d.data.datasets import shrunk, start_worker
+from sam_med2d.data.datasets import Loader, shrunk
 from sam_med2d.data.index import Index, read_index
 from sam_med2d.errors import DataError, OutputError
 from sam_med2d.ownership import owned
@@ -93,9 +93,7 @@ def run(args: argparse.Namespace) -> int:
 def pack(args: argparse.Namespace, index: Index, cache: PackedCache) -> list[str]:
     """-> what is wrong with each file that could not be packed. Raises OutputError."""
     wrong: list[str] = []
-    loader = DataLoader(
-        Packing(index, cache), batch_size=None, num_workers=args.num_workers, worker_init_fn=start_worker
-    )
+    loader = Loader(Packing(index, cache), args.num_workers, batch_size=None)
     for found in tqdm(loader, desc=f"packing {args.split}", unit="image", dynamic_ncols=True):
         wrong += found
         if cache.full:

@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader as TorchDataLoader
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from sam_med2d.data.augmentation import build_augmentation
 from sam_med2d.data.batch import Sample, collate, empty_sample, image_tensor
@@ -39,7 +38,7 @@ from sam_med2d.data.replay import Replay
 from sam_med2d.data.samplers import BalancedSampler, EpochSampler, balance_of, stream_of
 from sam_med2d.data.vanishing import vanished_among
 from sam_med2d.errors import DataError
-from sam_med2d.stopping import leave_signals_to_the_parent
+from sam_med2d.stopping import holding_sigterm_back, leave_signals_to_the_parent
 from segment_anything.frames import SAM_MED2D
 
 if TYPE_CHECKING:  # it takes a second to import, and only augmented training needs it
@@ -307,7 +306,7 @@ def _stamp(path: str) -> int:
 
 def train_loader(
     dataset: TrainingDataset, batch_size: int, num_workers: int, seed: int, rank: int = 0, processes: int = 1
-) -> TorchDataLoader:
+) -> "Loader":
     """Batches in shuffled order. Call `loader.batch_sampler.set_epoch(epoch, start_batch)` before each epoch.
 
     Of several processes each gets its share of every batch, see `EpochSampler`; batch_size is that of the whole.
@@ -318,12 +317,12 @@ def train_loader(
         if dataset.balance
         else EpochSampler(len(dataset.index), batch_size, seed, **share)
     )
-    return TorchDataLoader(dataset, batch_sampler=sampler, **_loader_options(num_workers))
+    return Loader(dataset, num_workers, batch_sampler=sampler, **_loader_options(num_workers))
 
 
-def test_loader(dataset: Dataset, batch_size: int, num_workers: int) -> TorchDataLoader:
+def test_loader(dataset: Dataset, batch_size: int, num_workers: int) -> "Loader":
     """Batches in the order of the index. dataset: a TestingDataset, or a Subset of one."""
-    return TorchDataLoader(dataset, batch_size=batch_size, **_loader_options(num_workers))
+    return Loader(dataset, num_workers, batch_size=batch_size, **_loader_options(num_workers))
 
 
 vars(test_loader)["__test__"] = False  # pytest would take the name for a test
@@ -331,9 +330,7 @@ vars(test_loader)["__test__"] = False  # pytest would take the name for a test
 
 def _loader_options(num_workers: int) -> dict:
     return dict(
-        num_workers=num_workers,
         collate_fn=collate,
-        worker_init_fn=start_worker,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         # Its own generator: by default each pass takes a number from torch's global one, which would make
@@ -342,6 +339,17 @@ def _loader_options(num_workers: int) -> dict:
     )
 
 
-def start_worker(worker: int) -> None:
+class Loader(DataLoader):
+    """A DataLoader whose workers leave signals to their parent from their first moment on."""
+
+    def __init__(self, dataset: Dataset, num_workers: int, **options) -> None:
+        super().__init__(dataset, num_workers=num_workers, worker_init_fn=_start_worker, **options)
+
+    def __iter__(self):
+        with holding_sigterm_back():
+            return super().__iter__()
+
+
+def _start_worker(worker: int) -> None:
     leave_signals_to_the_parent(end_on_sigterm=False)
     cv2.setNumThreads(0)  # workers are the parallelism; threads inside them only compete

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -13,7 +15,7 @@ import torch
 from sam_med2d.data import batch as batch_room
 from sam_med2d.data import reading
 from sam_med2d.data.batch import collate
-from sam_med2d.data.datasets import TestingDataset, TrainingDataset, test_loader, train_loader
+from sam_med2d.data.datasets import Loader, TestingDataset, TrainingDataset, test_loader, train_loader
 from sam_med2d.data.geometry import fit
 from sam_med2d.data.index import read_index
 from sam_med2d.data.reading import read_image, read_mask
@@ -528,3 +530,27 @@ def test_demo_data(shared, monkeypatch):
     assert batch.masks.flatten(1).any(1).all()
     small = [(content[2:], size) for content, size in zip(batch.content.tolist(), batch.original_sizes)]
     assert all(tuple(c) == (size if max(size) < 256 else (256, 256)) for c, size in small)
+
+
+# Ends every process that the one it is given starts, as soon as it is there.
+HUNTER = """
+import contextlib, os, signal, sys
+hunted = sys.argv[1]
+while True:
+    for child in open(f"/proc/{hunted}/task/{hunted}/children").read().split():
+        if int(child) != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for the children of a process")
+def test_workers_leave_signals_of_others_to_their_parent_from_their_first_moment() -> None:
+    hunter = subprocess.Popen([sys.executable, "-c", HUNTER, str(os.getpid())], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(10):
+            assert sorted(Loader(range(6), 2, batch_size=None)) == [*range(6)]
+        assert hunter.poll() is None
+    finally:
+        hunter.kill()
+        hunter.wait()
