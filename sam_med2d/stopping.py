@@ -142,6 +142,8 @@ def leave_signals_to_the_parent(end_on_sigterm: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if end_on_sigterm or not hasattr(signal, "sigwaitinfo"):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if hasattr(signal, "pthread_sigmask"):  # one that was held back ends the process now
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_when_the_parent_says_so, args=[os.getppid()], daemon=True).start()
