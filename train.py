@@ -86,6 +86,10 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--wandb", nargs="?", const="sam-med2d", metavar="PROJECT",
         help="Tell Weights & Biases too what TensorBoard is told, in this project; WANDB_MODE=offline keeps it here.")
 
+    add_flag(group, "--count_flops", False,
+        "Say, and log, how many parameters the model has and how many floating-point operations a picture and an "
+        "answer take.")
+
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", default="data_demo",
         help="Folder of the data, with image2label_train.json and, for validation, image2label_val.json. Default: "
