@@ -36,6 +36,17 @@ REMEDIES = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser for a command, whose docstring is its description as it stands. Errors are one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2 and the message, without the lines of usage that would stand above it."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
 def boolean(text: str) -> bool:
     """An argparse type for flags written as `--flag True` and `--flag False`."""
     if text.lower() in ("true", "yes", "1"):

@@ -147,6 +147,8 @@ def leave_signals_to_the_parent(end_on_sigterm: bool) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     else:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if hasattr(signal, "pthread_sigmask"):  # one that was held back ends the process now
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_with_the_parent, args=[os.getppid(), listens], daemon=True).start()
 
 
