@@ -6,15 +6,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from app_client import Running
 from nilearn.datasets import load_mni152_template
 from nnInteractive.inference.remote import SessionExpiredError, nnInteractiveRemoteInferenceSession
+from serve_client import serving
 
 from sam_med2d.commands import segment_volume
 from sam_med2d.inference.models import SMALL, open_model
 from sam_med2d.volumes.intensity import to_8_bits
 from segment_anything import SamPredictor
-from tests.app.running import Running
-from tests.serve.serving import serving
 
 TOKEN = "aWordOfTheTests"
 MIDDLE = 4

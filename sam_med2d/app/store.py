@@ -23,6 +23,7 @@ from typing import Generic, Protocol, TypeVar
 from sam_med2d.errors import DataError
 
 WAITING = 8  # requests of one session that wait for one another; more are refused
+LOOK = 60.0  # seconds between two looks for sessions that nobody uses
 SPARE = 60  # seconds, after which a session that holds nothing makes room for another one
 OVER = "this session is over; load the page again"
 
@@ -123,6 +124,7 @@ class Sessions(Generic[Session]):
         self.quotas = quotas
         self._folder, self._new_session, self._gone = folder, new_session, gone
         self._held: dict[str, Held[Session]] = {}
+        self._looks = False  # whether it will look for idle ones by itself
 
     def __len__(self) -> int:
         return len(self._held)
@@ -139,7 +141,20 @@ class Sessions(Generic[Session]):
         folder.mkdir(mode=0o700)
         now = time.monotonic()
         self._held[key] = Held(key, self._new_session(), folder, now, now, self._gone)
+        if not self._looks:
+            self._look_later()
         return self._held[key]
+
+    def _look_later(self) -> None:
+        """Remove idle ones also where nobody asks for anything any more."""
+        self._looks = bool(self._held)
+        if self._looks:
+            shortest = min(self.quotas.idle, self.quotas.silent)
+            asyncio.get_running_loop().call_later(min(shortest / 2, LOOK), self._look)
+
+    def _look(self) -> None:
+        self.sweep()
+        self._look_later()
 
     def find(self, key: str, used: bool = True) -> Held[Session]:
         """used: False for what shows that somebody is there, and no more. Raises Refused: none, or none any more."""

@@ -33,7 +33,7 @@ from sam_med2d.app.start import (
     token_of,
 )
 from sam_med2d.app.store import Quotas, Sessions
-from sam_med2d.cli import add_flag, ending_in_one_line
+from sam_med2d.cli import Parser, add_flag, ending_in_one_line
 from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, add_zoom_flag, load_segmenter
 from sam_med2d.inference.shared import SharedModel
 from sam_med2d.limits import MOST_VOXELS
@@ -57,7 +57,7 @@ LIMITS = (  # flags: name, default, unit, help
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_model_flags(parser)
     parser.set_defaults(sam_checkpoint=SMALL)
     add_backend_flags(parser)

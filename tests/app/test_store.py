@@ -12,6 +12,7 @@ from sam_med2d.app.store import Quotas, Refused, Sessions
 def clock(monkeypatch):
     time = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(store.time, "monotonic", lambda: time.now)
+    monkeypatch.setattr(Sessions, "_look_later", lambda self: None)  # there is no loop here
     return time
 
 
