@@ -41,6 +41,7 @@ from sam_med2d.training.epoch import train_epoch
 from sam_med2d.training.learner import ALONE, Learner, Schedule
 from sam_med2d.training.monitor import PANEL_IMAGES, draw_panels, validate, validation_loader
 from sam_med2d.training.own_parts import MetricNames, OwnAugmentation, load_loss, load_metrics
+from sam_med2d.training.published import RECIPES, pooled_objective
 from sam_med2d.training.rounds import Recipe
 from sam_med2d.training.start import DEFAULT_CHECKPOINT, build_model, check_tuning, settle_model
 from sam_med2d.training.state import Progress, RunState, SavedRun, images_a_step, models_folder, room_for_checkpoints
@@ -222,6 +223,11 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
         help="End when so many validations in a row were no better than the best. Default: all --epochs.")
 
     group = parser.add_argument_group("interaction")
+    group.add_argument("--recipe", choices=RECIPES, default="ours",
+        help="paper: learn as SAM-Med2D's public code does, to compare with: losses pooled over a batch, of the answer "
+             "with the highest predicted IoU alone, a frozen prompt encoder, adapters that start at random, one kind "
+             "of first prompt for a whole batch. Other flags keep their defaults, which are the paper's. Default: "
+             "%(default)s.")
     group.add_argument("--iter_point", type=int, default=8,
         help="Number of corrections that follow the first prompt of a batch. Default: %(default)s.")
     group.add_argument("--point_list", type=int, nargs="+", default=[1, 3, 5, 9],
@@ -274,6 +280,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error(f"--compile is of the encoder, which with --embeddings {args.embeddings} runs once an image")
     if args.loss and args.rank_weight:
         parser.error("--rank_weight is a term of the loss that --loss replaces: leave one of the two out")
+    if args.recipe == "paper" and (args.loss or args.rank_weight):
+        parser.error("--recipe paper has a loss of its own: leave out --loss and --rank_weight")
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -287,7 +295,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         scribble_share=args.scribble_share,
         lasso_share=args.lasso_share,
         rank_weight=args.rank_weight,
-        loss=load_loss(args.loss) if args.loss else None,
+        coin_a_batch=args.recipe == "paper",
+        loss=pooled_objective if args.recipe == "paper" else load_loss(args.loss) if args.loss else None,
     )
 
 

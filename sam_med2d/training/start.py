@@ -11,6 +11,7 @@ from sam_med2d.errors import UsageError
 from sam_med2d.inference.models import Plan, settle
 from sam_med2d.seeds import seed_of
 from sam_med2d.training.embeddings import AGAIN
+from sam_med2d.training.published import begin_as_published
 from segment_anything import Sam, sam_model_registry
 from segment_anything.checkpoint import Architecture, CheckpointError, check_is_sam
 from segment_anything.frames import SAM_MED2D
@@ -109,6 +110,8 @@ def build_model(plan: Plan | None, args: argparse.Namespace, say: Callable[[obje
         first_values = torch.Generator().manual_seed(seed_of(args.seed, "LoRA"))
         add_lora(model, args.lora_rank, args.lora_alpha, args.lora_targets, blocks, first_values)
     model.train_for(args.tune, blocks)
+    if args.recipe == "paper":
+        begin_as_published(model)
     say(trained_line(model, args.tune))
     return model
 
