@@ -1,5 +1,7 @@
 # make demo: install, then "SAM", "FT-SAM" and "SAM-Med2D" in small on data_demo/; leaves workdir/demo/
 # make test: install, then the tests
+# make test-clients: install, with the tools of others that open what was trained here, into an environment of its own,
+#   and the tests that drive them
 # make lint: faults, format and types; make format: mends what can be mended by itself
 # make wheel-check: build the wheel, install it outside this folder, and run it there
 # make test PYTHON=python3.13: with another Python, in an environment of its own, .venv-python3.13
@@ -8,7 +10,9 @@ PYTHON ?= python3
 VENV := .venv$(patsubst %,-%,$(filter-out python3,$(notdir $(PYTHON))))
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint format wheel-check clean
+CLIENTS := $(VENV)-clients
+
+.PHONY: demo test test-clients lint format wheel-check clean
 
 demo: $(VENV)/installed
 	$(RUN) scripts/demo.py
@@ -19,6 +23,11 @@ PARTS := $(LONG) $(filter-out $(LONG) tests/__pycache__,$(patsubst %/,%,$(wildca
 
 test: $(VENV)/installed-dev
 	printf '%s\n' $(PARTS) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 scripts/test_part.sh $(RUN)
+
+# Each file in a process of its own: two of the tools have one name for their package.
+test-clients: $(CLIENTS)/installed
+	printf '%s\n' $(wildcard tests_clients/test_*.py) | \
+	    OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen xargs -P 2 -n 1 scripts/test_part.sh $(CLIENTS)/bin/python
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check .
@@ -42,6 +51,12 @@ $(VENV)/installed: pyproject.toml requirements.txt | $(VENV)/bin/python
 $(VENV)/installed-dev: pyproject.toml requirements.txt | $(VENV)/bin/python
 	$(RUN) -m pip install -q -e ".[dev]"
 	touch $@ $(VENV)/installed
+
+$(CLIENTS)/installed: pyproject.toml requirements.txt tests_clients/without_dependencies.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install -q -e ".[dev,clients]"
+	$(CLIENTS)/bin/python -m pip install -q --no-deps -r tests_clients/without_dependencies.txt
+	touch $@
 
 clean:
 	rm -rf .venv .venv-* workdir

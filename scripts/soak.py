@@ -63,13 +63,16 @@ CONFIGURATIONS = {
 def train_small(words: list[str]) -> None:
     """train.py with one more size of model, of which a checkpoint takes few megabytes."""
     import train
+    from sam_med2d import distributed
     from segment_anything import build_sam, sam_model_registry, sizes
     from segment_anything.modeling import image_encoder
 
     builder = sys.modules[build_sam.__module__]
     sizes.SIZES["mini"] = sizes.Size(channels=16, depth=2, heads=2, global_blocks=(1,))
     builder.EMBEDDING_CHANNELS = image_encoder.EMBEDDING_CHANNELS = 32
+    builder.ImageEncoderViT = partial(image_encoder.ImageEncoderViT, out_chans=32)
     sam_model_registry["mini"] = partial(build_sam, model_type="mini")
+    distributed.JOIN = distributed.CONNECT = MINUTE / 3  # one that is killed before it has started is waited for
     torch.set_num_threads(1)
     train.main(words)
 

@@ -24,6 +24,7 @@ GROUND = FLOORS[-1]  # whose rooms may use one another
 TOP = {
     *("train.py", "test.py", "app.py", "DataLoader.py", "metrics.py", "utils.py"),
     *("segment_anything", "sam_med2d", "scripts", "data_demo", "pretrain_model", "examples", "docs", "tests"),
+    "tests_clients",
     *("pyproject.toml", "requirements.txt", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE"),
     *("Makefile", "predictor_example.ipynb", "MANIFEST.in"),
 }

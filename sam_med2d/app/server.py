@@ -9,8 +9,9 @@
 
 Answers are JSON with the view of the session (view.py), or {"error": a line for the person at the page}.
 
-Three lanes work side by side, so that no request waits long for another person's: processes that open files, one thread
-that encodes slices and paints large pictures, and one for clicks.
+Lanes work side by side, so that no request waits long for another person's: processes that open files, and a thread
+each for what encodes slices or paints large pictures, for clicks that look closer, for other clicks, and for files to
+take away.
 """
 
 import asyncio
@@ -77,7 +78,8 @@ class Server:
         """examples: pictures that the page offers, by their names."""
         self._sessions, self._opener = sessions, opener
         self._examples = {path.name: path for path in examples}
-        self._opening, self._encoding, self._clicks = Lane(OPENING, "open"), Lane(1, "encode"), Lane(1, "click")
+        self._opening, self._saving = Lane(OPENING, "open"), Lane(1, "save")
+        self._lanes = {name: Lane(1, name) for name in ("encode", "crop", "click")}  # of handlers.lane_of
         routes = [Route(path, self._static(*of), methods=["GET"]) for path, of in PAGE.items()]
         routes += [
             Route("/sessions", answering(self._create), methods=["POST"]),
@@ -91,7 +93,7 @@ class Server:
         self.app = Starlette(routes=routes)
 
     def close(self) -> None:
-        for lane in (self._opening, self._encoding, self._clicks):
+        for lane in (self._opening, self._saving, *self._lanes.values()):
             lane.close()
 
     def _static(self, name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
@@ -110,7 +112,7 @@ class Server:
         return JSONResponse({"view": await lane.run(lambda: view_of(held.session))})
 
     def _lane(self, held: Held, event: dict[str, Any]) -> Lane:
-        return self._encoding if handlers.takes_long(held.session, event) else self._clicks
+        return self._lanes[handlers.lane_of(held.session, event)]
 
     # ---------------------------------------------------------------- sessions
 
@@ -192,7 +194,7 @@ class Server:
             held.measure()
             if not self._sessions.room(held):
                 raise Refused(f"{path.name}: the app's disk is full; try again later", 413)
-            await self._encoding.run(lambda: show(held, scan))
+            await self._lanes["encode"].run(lambda: show(held, scan))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -254,7 +256,7 @@ class Server:
         async with held.turn():
             before, folder = [*held.folder.glob("results*")], held.new_folder("results")
             try:
-                results = await self._encoding.run(lambda: held.session.save(folder))
+                results = await self._saving.run(lambda: held.session.save(folder))
                 held.measure()
                 if not self._sessions.room(held):
                     raise Refused("the app's disk is full; close other tabs, or try again later", 413)

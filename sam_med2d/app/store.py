@@ -22,6 +22,7 @@ from sam_med2d.errors import DataError
 from sam_med2d.inference.session import AnnotationSession
 
 WAITING = 8  # requests of one session that wait for one another; more are refused
+LOOK = 60.0  # seconds between two looks for sessions that nobody uses
 SPARE = 60  # seconds, after which a session that holds nothing makes room for another one
 
 
@@ -109,6 +110,7 @@ class Sessions:
         self.quotas = quotas
         self._folder, self._new_session = folder, new_session
         self._held: dict[str, Held] = {}
+        self._looks = False  # whether it will look for idle ones by itself
 
     def __len__(self) -> int:
         return len(self._held)
@@ -124,7 +126,19 @@ class Sessions:
         folder = self._folder / secrets.token_hex(16)
         folder.mkdir(mode=0o700)
         self._held[key] = Held(key, self._new_session(), folder, time.monotonic())
+        if not self._looks:
+            self._look_later()
         return self._held[key]
+
+    def _look_later(self) -> None:
+        """Remove idle ones also where nobody asks for anything any more."""
+        self._looks = bool(self._held)
+        if self._looks:
+            asyncio.get_running_loop().call_later(min(self.quotas.idle / 2, LOOK), self._look)
+
+    def _look(self) -> None:
+        self.sweep()
+        self._look_later()
 
     def find(self, key: str) -> Held:
         """Raises Refused where there is none, or none any more."""

@@ -139,19 +139,38 @@ def write_sheet(splits: list[Split], path: Path, count: int, seed: int) -> None:
         raise UsageError(f"--sheet {path}: there is no image that can be read")
     check_no_input([path], (split.index.path(name) for split in splits for i in split.index for name in (i[0], *i[1])))
     chosen = np.random.default_rng(seed).choice(len(candidates), min(count, len(candidates)), replace=False)
-    tiles = [_tile(*candidates[k]) for k in sorted(chosen.tolist())]
-    write_png(path, drawing.grid(tiles))
-    print(f"{path}: {len(tiles)} random images with their masks")
+    shown = [candidates[k] for k in sorted(chosen.tolist())]
+    colours = drawing.class_colours(name for split in splits for name in split.labels.get("class", ([],))[0])
+    tiles = [_tile(split, i, colours) for split, i in shown]
+    there = {name for split, i in shown for name in _classes(split, i)}
+    legend = {name: colour for name, colour in colours.items() if name in there}
+    write_png(path, drawing.with_legend(drawing.grid(tiles), legend))
+    print(f"{path}: {len(tiles)} random images with their masks" + ", a colour a class" * bool(legend))
 
 
-def _tile(split: Split, i: int) -> np.ndarray:
-    """The image with all its masks that can be read, and its name: see drawing.tile_of_masks."""
+def _classes(split: Split, i: int) -> list[str]:
+    """Of the masks of an image; "" is a class that is not known."""
+    own = slice(split.first_masks[i], split.first_masks[i + 1])
+    if "class" not in split.labels:
+        return [""] * (own.stop - own.start)
+    names, codes = split.labels["class"]
+    return [names[code] for code in codes[own].tolist()]
+
+
+def _tile(split: Split, i: int, colours: dict[str, drawing.Colour]) -> np.ndarray:
+    """The image with all its masks that can be read, and its name: see drawing.tile_of_masks.
+
+    colours: of each class; where none is known, each object has its own.
+    """
     image_name, mask_names = split.index[i]
     path = split.index.path(image_name)
     image = read_image(path, [split.index.path(name) for name in mask_names])
     readable = ~np.isnan(split.areas[split.first_masks[i] : split.first_masks[i + 1]])
-    masks = [read_mask(split.index.path(mask_names[k]), image.shape[:2], path) for k in np.flatnonzero(readable)]
-    return drawing.tile_of_masks(image, masks, f"{split.name}: {Path(image_name).stem}")
+    kept = np.flatnonzero(readable).tolist()
+    masks = [read_mask(split.index.path(mask_names[k]), image.shape[:2], path) for k in kept]
+    classes = _classes(split, i)
+    own = [colours[classes[k]] for k in kept] if colours else ()
+    return drawing.tile_of_masks(image, masks, f"{Path(image_name).stem}  {split.name}", colours=own)
 
 
 def run(args: argparse.Namespace) -> bool:

@@ -29,7 +29,7 @@ from sam_med2d.data.metadata import Metadata
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.data.visible import is_flat, is_hidden
 from sam_med2d.errors import DataError
-from sam_med2d.stopping import leave_signals_to_the_parent
+from sam_med2d.stopping import holding_sigterm_back, leave_signals_to_the_parent
 
 KINDS = (
     *("missing", "unreadable", "size", "values", "orientation", "metadata", "disagree", "empty", "full", "flat"),
@@ -135,7 +135,9 @@ def looked_at(index: Index, workers: int) -> Generator[Found, None, None]:
         _use(index)
         yield from map(_look, range(len(index)))
         return
-    with Pool(workers, _start_worker, [index]) as pool:
+    with holding_sigterm_back():  # a pool of little work may end its workers before they have begun
+        pool = Pool(workers, _start_worker, [index])
+    with pool:
         yield from pool.imap(_look, range(len(index)), chunksize=16)
 
 

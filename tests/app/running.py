@@ -1,4 +1,4 @@
-"""The app in a process of its own, and a person's page without a browser."""
+"""The app in a process of its own, or in a thread of this one, and a person's page without a browser."""
 
 import http.client
 import json
@@ -6,19 +6,26 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import quote, urlsplit
 
+import uvicorn
+
+from sam_med2d.app import start
 from tests.conftest import ROOT
 
 
 class Running:
     """address: as it is printed; output: what the process has said, when it has ended."""
 
-    def __init__(self, process: subprocess.Popen, address: str) -> None:
+    def __init__(self, process: subprocess.Popen | None, address: str) -> None:
         self.process, self.address = process, address
         parts = urlsplit(address)
         self.port = parts.port or 0
@@ -76,6 +83,29 @@ def running(temporary: Path, *flags: str) -> Iterator[Running]:
         finally:
             process.terminate()
             app.output = process.communicate(timeout=30)[0]
+
+
+@contextmanager
+def running_here(temporary: Path, **limits: float) -> Iterator[Running]:
+    """In a thread, for tests that hold something up in it. limits: in place of those of the flags, also finer ones."""
+    args = start.parse_args(["--port", "0"])
+    for name, value in limits.items():
+        setattr(args, name, value)
+    with patch.object(tempfile, "tempdir", str(temporary)), start.listen(args.host, 0) as listening:
+        port = listening.getsockname()[1]
+        with start.application(args, port, "") as guard:
+            server = uvicorn.Server(uvicorn.Config(guard, log_level="warning", lifespan="off"))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+            thread.start()
+            while not server.started:
+                time.sleep(0.01)
+            app = Running(None, f"http://127.0.0.1:{port}/")
+            app.temporary = str(temporary)
+            try:
+                yield app
+            finally:
+                server.should_exit = True
+                thread.join()
 
 
 class Page:

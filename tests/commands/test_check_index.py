@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam_med2d import drawing
 from sam_med2d.commands import check_index
 from sam_med2d.data.datasets import TestingDataset, TrainingDataset
 from sam_med2d.data.index import read_index
@@ -333,6 +336,30 @@ def test_contact_sheet(data, tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "other.png")).shape[1] == 2 * 256
 
 
+def test_a_contact_sheet_has_one_colour_a_class_and_a_legend(tmp_path, capsys):
+    index: dict[str, list[str]] = {}
+    for number, classes in enumerate((("liver", "spleen"), ("spleen",), ("liver",))):
+        write(tmp_path / f"images/{number}.png", picture(number))
+        index[f"images/{number}.png"] = [f"masks/{number}_{name}_000.png" for name in classes]
+        for name in classes:
+            mask = np.zeros((20, 30), np.uint8)
+            mask[5:15, slice(4, 12) if name == "liver" else slice(16, 28)] = 255
+            write(tmp_path / f"masks/{number}_{name}_000.png", mask)
+    (tmp_path / "image2label_train.json").write_text(json.dumps(index))
+    check_index.main([str(tmp_path), "--sheet", str(tmp_path / "sheet.png"), "--num_workers", "1"])
+    assert "3 random images with their masks, a colour a class" in capsys.readouterr().out
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    assert sheet.shape == (18 + 256 + drawing.LEGEND_ROW, 3 * 256, 3)
+
+    def shown(colour: tuple[int, int, int]) -> list[bool]:
+        """In each tile, and in the legend."""
+        parts = [sheet[: 18 + 256, 256 * i : 256 * (i + 1)] for i in range(3)] + [sheet[18 + 256 :]]
+        return [bool((part == colour).all(axis=2).any()) for part in parts]
+
+    assert shown(drawing.colour_of(0)) == [True, False, True, True]
+    assert shown(drawing.colour_of(1)) == [True, True, False, True]
+
+
 @pytest.mark.parametrize(
     "name, text, message",
     [
@@ -369,3 +396,28 @@ def test_root_is_found_though_the_first_image_is_missing(data, capsys):
     (data.folder / "images/0.png").unlink()
     assert check(data) == 1
     assert "problems: 1 missing" in capsys.readouterr().out
+
+
+ENDED_BEFORE_IT_BEGAN = """
+import multiprocessing, sys, time
+from sam_med2d.commands import check_index
+from sam_med2d.data import check
+
+def start(index, start_worker=check._start_worker):
+    if multiprocessing.current_process()._identity[-1] == 2:
+        time.sleep(1.5)
+    start_worker(index)
+
+check._start_worker = start
+check_index.main([sys.argv[1], "--num_workers", "2"])
+"""
+
+
+def test_a_worker_that_begins_when_all_is_done_does_not_hold_the_command_up(tmp_path):
+    """On a busy machine one worker may have looked at all before the other has begun, and is then told to end."""
+    write(tmp_path / "0.png", picture(0))
+    write(tmp_path / "0_a_000.png", np.eye(20, 30, dtype=np.uint8) * 255)
+    (tmp_path / "image2label_train.json").write_text(json.dumps({"0.png": ["0_a_000.png"]}))
+    command = [sys.executable, "-c", ENDED_BEFORE_IT_BEGAN, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0 and "problems: none" in done.stdout, done.stderr

@@ -328,6 +328,14 @@ def test_two_data_sets_share_a_folder(masks):
     training_batch(output)
 
 
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_killed_conversion_goes_on(tmp_path):
     """Killed with no chance to clean up, at several moments; what was done is kept, and it ends as a quiet run does."""
     for i in range(30):
@@ -348,14 +356,19 @@ def test_a_killed_conversion_goes_on(tmp_path):
         "--output",
         tmp_path / "killed",
         "--num_workers",
-        "0",
+        "2",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    process = subprocess.Popen(command, **quiet, start_new_session=True)
     done = tmp_path / "killed" / ".cases"
     while process.poll() is None and len(list(done.glob("*.json"))) < 4:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    until = time.monotonic() + 60
+    while alive(process.pid) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not alive(process.pid)  # its workers have seen that it is gone
     whole = {path.name: path.stat().st_mtime_ns for path in done.glob("*.json")}
     assert 4 <= len(whole) < 30 and not (tmp_path / "killed" / "image2label_train.json").exists()
     (tmp_path / "killed" / ".partial" / "d--p29" / "images").mkdir(
