@@ -113,9 +113,10 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--max_bad_samples", type=int, default=0, metavar="IMAGES",
         help="Leave out training images that cannot be read, or a mask of which cannot, and name them; end where "
              "there are more than so many. Default: %(default)s.")
-    group.add_argument("--replay", nargs="*", default=[], metavar="DATA",
+    group.add_argument("--replay", nargs="*", metavar="DATA",
         help="Show pictures of other kinds too, so that the model does not forget them: folders of other data, or "
-             "phantoms, which are drawn; none shows no others. Default: none.")
+             "phantoms, which are drawn; none shows no others. Default: phantoms, but none with --recipe paper and "
+             "where the encoder learns nothing (--tune decoder), whose embeddings are kept.")
     group.add_argument("--replay_share", type=float, default=0.2, metavar="SHARE",
         help="Number of pictures of --replay for each of --data_path; an epoch takes so much longer. Default: "
              "%(default)s.")
@@ -274,7 +275,6 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     )
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
-    args.replay = [] if args.replay == ["none"] else args.replay
     check_tuning(parser, args)
     if args.compile and args.embeddings != AGAIN:
         parser.error(f"--compile is of the encoder, which with --embeddings {args.embeddings} runs once an image")
@@ -362,9 +362,10 @@ def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) 
     loader = train_loader(dataset, step_images, args.num_workers, args.seed, processes.rank, processes.count)
     validation = validation_loader(args, processes)
     panel = panel_of(dataset)
+    shown_too = f" and {dataset.replayed} of {' '.join(args.replay)} (--replay)" if args.replay else ""
     say(
-        f"{len(dataset)} training images, {step_images} a step: {processes.count} process(es) x --batch_size "
-        f"{args.batch_size} x --accumulate {args.accumulate}"
+        f"{len(dataset.index)} training images{shown_too}, {step_images} a step: {processes.count} process(es) x "
+        f"--batch_size {args.batch_size} x --accumulate {args.accumulate}"
     )
     if dataset.index.images_without_masks:
         say(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")

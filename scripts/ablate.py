@@ -26,17 +26,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from demo import FRAME, REFINED, TRAINING, WEIGHTS
 
-from sam_med2d.data.phantoms import PHANTOMS
-from sam_med2d.evaluation.elsewhere import dice_elsewhere, sets_of
 from sam_med2d.evaluation.results import read_results
-from sam_med2d.inference.models import open_model
 
 PAPER = (
     "--recipe paper --lr 1e-4 --adapter_lr 1e-4 --adapter_norm_lr 1e-4 --lr_scheduler constant --warmup 0 "
@@ -138,16 +134,14 @@ def made(args: argparse.Namespace, row: str, seed: int, flags: str) -> dict[str,
     weights = args.output / "models" / name / "best.pth"
     failed = run(
         f"test.py --num_workers 0 --sam_checkpoint {shlex.quote(str(weights))} --prompt_modes {' '.join(args.modes)} "
-        f"--data_path {shlex.quote(args.data_path)} --metrics dice --report False --also none --seed {seed} "
+        f"--data_path {shlex.quote(args.data_path)} --metrics dice --report False --also phantoms --seed {seed} "
         f"--work_dir {shlex.quote(str(args.output))} --run_name {name} --device {args.device}"
     )
     results = read_results(args.output / name)
     if failed or results is None:
         return {"failed": failed or "test.py left no results"}
     found = {"own": {mode: 100 * value for mode, value in results.means["dice"].items()}}
-    model = open_model(str(weights), device=args.device)
-    dice = dice_elsewhere(model, sets_of([PHANTOMS], model.image_size), torch.device(args.device))
-    found["phantoms"] = {mode: 100 * float(np.mean(values)) for (_, mode), values in dice.items()}
+    found["phantoms"] = {row["mode"]: 100 * row["Dice"] for row in results.tables["elsewhere"]}
     if args.unseen:
         found["unseen"] = unseen(weights, args.unseen, args.output / f"{name}.unseen.jsonl", args.device)
     (weights.parent / "last.pth").unlink()  # large, and of no more use
