@@ -31,7 +31,8 @@ from sam_med2d.provenance import commit
 OTHER_AREAS = ("data", "deploy", "tuning")  # each a module benchmark_{area}.py
 
 
-def parse_args(words: list[str]) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    words = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     areas = parser.add_subparsers(dest="area", required=True)
     for area in (*benchmark_model.AREAS, "all"):
@@ -50,8 +51,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    words = sys.argv[1:] if argv is None else argv
-    args = parse_args(words)
+    args = parse_args(argv)
     if args.area in OTHER_AREAS:
         importlib.import_module(f"benchmark_{args.area}").run(args)
         return
