@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
+from sam_med2d.cli import Parser, add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.batch import Batch, collate
 from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loader
 from sam_med2d.data.embedding_cache import PRECISIONS
@@ -56,7 +56,7 @@ PATIENCE = 1800  # seconds that a process waits for the others
 
 def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> argparse.Namespace:
     """saved: the run to go on with, whose flags stand for those that nobody gives."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     # a flag in as few lines as it needs, so that the script can be read at one go
     # fmt: off
     group = parser.add_argument_group("run")
@@ -86,6 +86,10 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
 
     group.add_argument("--wandb", nargs="?", const="sam-med2d", metavar="PROJECT",
         help="Tell Weights & Biases too what TensorBoard is told, in this project; WANDB_MODE=offline keeps it here.")
+
+    add_flag(group, "--count_flops", False,
+        "Say, and log, how many parameters the model has and how many floating-point operations a picture and an "
+        "answer take.")
 
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", default="data_demo",

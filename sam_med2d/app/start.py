@@ -25,7 +25,7 @@ from sam_med2d.app.access import Guard, is_local
 from sam_med2d.app.opening import Opener
 from sam_med2d.app.server import Server
 from sam_med2d.app.store import Quotas, Sessions
-from sam_med2d.cli import ending_in_one_line
+from sam_med2d.cli import Parser, ending_in_one_line
 from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
 from sam_med2d.errors import UsageError
 from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, models_of
@@ -50,7 +50,7 @@ LIMITS = (  # flags: name, default, unit, help
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_model_flags(parser)
     parser.set_defaults(sam_checkpoint=SMALL)
     parser.add_argument(

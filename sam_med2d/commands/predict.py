@@ -37,7 +37,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sam_med2d import drawing
-from sam_med2d.cli import add_flag, ending_in_one_line
+from sam_med2d.cli import Parser, add_flag, ending_in_one_line
 from sam_med2d.coco import Annotations
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.errors import DataError
@@ -61,7 +61,7 @@ class Predicted(NamedTuple):
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--input", required=True, type=Path, help=f"an image, or a folder of them ({' '.join(ENDINGS)}), searched deep"
     )

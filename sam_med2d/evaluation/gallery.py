@@ -138,7 +138,7 @@ def tiles_of(
             scored.truth[i],
             prompts,
             i,
-            f"{Path(name).stem}  {scored.values['dice'][i]:.2f}",
+            f"{Path(name).stem}  Dice {scored.values['dice'][i]:.2f}",
             colour=colours.get(name, colour_of(0)),
         )
         for i, name in enumerate(scored.names)

@@ -13,7 +13,7 @@ from sam_med2d.inference.models import Plan, settle
 from sam_med2d.seeds import seed_of
 from sam_med2d.training.embeddings import AGAIN
 from sam_med2d.training.published import begin_as_published
-from segment_anything import Sam, sam_model_registry
+from segment_anything import Sam, flops, sam_model_registry
 from segment_anything.checkpoint import Architecture, CheckpointError, check_is_sam
 from segment_anything.frames import SAM_MED2D
 from segment_anything.modeling.lora import DECODER, add_lora
@@ -119,6 +119,8 @@ def build_model(plan: Plan | None, args: argparse.Namespace, say: Callable[[obje
     if args.recipe == "paper":
         begin_as_published(model)
     say(trained_line(model, args.tune))
+    if args.count_flops:
+        say(f"model: {flops.count(model)}")
     return model
 
 

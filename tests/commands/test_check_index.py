@@ -47,7 +47,7 @@ class Data:
             write(folder / image, picture(i))
             self.groups[split][image] = [f"masks/{i} {k}.png" for k in "ab"]
             for k, mask in enumerate(self.groups[split][image]):
-                write(folder / mask, square(4 + 8 * k, i))
+                write(folder / mask, square(4 + 8 * k, i + 5 * k))
                 self.rows[mask] = {
                     "mask": mask,
                     "image": image,
@@ -398,15 +398,55 @@ def test_root_is_found_though_the_first_image_is_missing(data, capsys):
     assert "problems: 1 missing" in capsys.readouterr().out
 
 
+def test_regions_that_are_alike_in_a_slice_are_no_duplicates(tmp_path, capsys):
+    """A core that fills its tumour in one slice, as nnU-Net's regions do; and copies, which are of classes apart."""
+    index: dict[str, list[str]] = {}
+    rows = {"tumour": ((2, 18), (2, 10)), "core": ((5, 9), (2, 10)), "liver": ((2, 6), (2, 10))}
+    for number in range(2):
+        write(tmp_path / f"{number}.png", picture(number))
+        index[f"{number}.png"] = []
+        for name, (top, bottom) in ((name, spans[number]) for name, spans in rows.items()):
+            mask = np.zeros((20, 30), np.uint8)
+            mask[top:bottom, 5 : 25 if name != "liver" or number else 28] = 255
+            write(tmp_path / f"{number}_{name}_000.png", mask)
+            index[f"{number}.png"].append(f"{number}_{name}_000.png")
+    (tmp_path / "image2label_train.json").write_text(json.dumps(index))
+    with pytest.raises(SystemExit):
+        check_index.main([str(tmp_path), "--num_workers", "1"])
+    said = capsys.readouterr().out
+    assert "1_liver_000.png: has the pixels of" in said and "1_core_000.png: has the pixels" not in said
+
+
+def test_classes_and_cases_are_those_that_test_py_knows(tmp_path, capsys):
+    """Of an index that people wrote: by the table of names, by what names have beyond the image's, and by --case."""
+    names = ["ct_00--KiTS--p_0001--x_0001", "mine_7"]
+    masks = ["ct_00--KiTS--p_0001--x_0001--0003_000.png", "mine_7_spleen_000.png"]
+    for number, (image, mask) in enumerate(zip(names, masks)):
+        write(tmp_path / f"{image}.png", picture(number))
+        write(tmp_path / mask, np.eye(20, 30, dtype=np.uint8) * 255)
+    index = {f"{image}.png": [mask] for image, mask in zip(names, masks)}
+    (tmp_path / "image2label_train.json").write_text(json.dumps(index))
+    (tmp_path / "names.json").write_text(json.dumps({"KiTS": {"tumour": 3}}))
+    for flags, classes in (
+        ((), ("KiTS 3", "spleen")),
+        (("--class_names", tmp_path / "names.json"), ("tumour", "spleen")),
+    ):
+        check_index.main([str(tmp_path), "--num_workers", "1", *map(str, flags)])
+        said = capsys.readouterr().out
+        assert all(re.search(rf"^  {name} +1 +1 ", said, re.MULTILINE) for name in classes)
+    with pytest.raises(SystemExit, match="--case x: needs a group"):
+        check_index.main([str(tmp_path), "--num_workers", "1", "--case", "x"])
+
+
 ENDED_BEFORE_IT_BEGAN = """
 import multiprocessing, sys, time
 from sam_med2d.commands import check_index
 from sam_med2d.data import check
 
-def start(index, start_worker=check._start_worker):
+def start(*told, start_worker=check._start_worker):
     if multiprocessing.current_process()._identity[-1] == 2:
         time.sleep(1.5)
-    start_worker(index)
+    start_worker(*told)
 
 check._start_worker = start
 check_index.main([sys.argv[1], "--num_workers", "2"])
