@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from sam_med2d.cli import add_flag, check_numbers, ending_in_one_line
+from sam_med2d.cli import Parser, add_flag, check_numbers, ending_in_one_line
 from sam_med2d.data.datasets import TestingDataset, test_loader
 from sam_med2d.data.description import Describer
 from sam_med2d.data.index import Index
@@ -64,7 +64,7 @@ from segment_anything.geometry import EXACT, PROTOCOLS, is_paper
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     # a flag in as few lines as it needs, so that the script can be read at one go
     # fmt: off
     group = parser.add_argument_group("run")

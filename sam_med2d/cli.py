@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from sam_med2d.packages import ForeignPackageError, missing_package
@@ -34,6 +34,17 @@ REMEDIES = {
     errno.EIO: "check the disk, or choose another place",
     errno.ESTALE: "the network disk was lost: check it, or choose another place",
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser for a command, whose docstring is its description as it stands. Errors are one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2 and the message, without the lines of usage that would stand above it."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
 def boolean(text: str) -> bool:
@@ -107,7 +118,8 @@ def finish(message: object, status: int = 1, label: str = "error: ") -> NoReturn
     """End the script with one line for people and a failing exit status."""
     if status == 1:
         raise SystemExit(f"{label}{message}")
-    print(f"{label}{message}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # stderr may be a file on the disk that is full
+        print(f"{label}{message}", file=sys.stderr, flush=True)
     raise SystemExit(status)
 
 

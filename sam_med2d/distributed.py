@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from sam_med2d.errors import LostProcessError
+from sam_med2d.errors import LostProcessError, UsageError
 
+JOIN = 600  # seconds that the first of the processes waits for the last one to start
+CONNECT = 60  # seconds that they may take to connect to one another once all have started
+LOOK = 0.1  # seconds between two looks for the others
 BUCKET = 2**23  # numbers that are sent at once: 32 MB of float32
 
 
@@ -136,7 +140,8 @@ def join_processes(device: str | None = None, patience: float = 86400) -> Proces
     """Find the others that torchrun started, if it did.
 
     device: as `best_device` takes it, where tensors of that device are shared too: between GPUs by NCCL. Signals,
-    files and tensors of the CPU are always shared by gloo. patience: seconds that the slowest may take.
+    files and tensors of the CPU are always shared by gloo. patience: seconds that the slowest may take once all are
+    there. Raises LostProcessError where one does not start within JOIN seconds, or ends while they join.
     """
     rank, count, local_rank = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
@@ -147,5 +152,61 @@ def join_processes(device: str | None = None, patience: float = 86400) -> Proces
             torch.cuda.set_device(local_rank)
             backend = "cpu:gloo,cuda:nccl"
         with _naming_the_lost():
-            torch.distributed.init_process_group(backend, timeout=datetime.timedelta(seconds=patience))
+            store = _where_all_have_come(rank, count)
+            # all are there, so that one which does not answer now is gone: it must not be waited for with patience
+            torch.distributed.init_process_group(
+                backend, store=store, rank=rank, world_size=count, timeout=datetime.timedelta(seconds=CONNECT)
+            )
+        all_of_them = torch.distributed.group.WORLD
+        assert all_of_them is not None
+        all_of_them.set_timeout(datetime.timedelta(seconds=patience))
     return Processes(rank, count, local_rank)
+
+
+def _where_all_have_come(rank: int, count: int) -> torch.distributed.TCPStore:
+    """The store at MASTER_ADDR and MASTER_PORT that the first process keeps, or torchrun for all, with word from each.
+
+    What waits here waits in Python, and so hears signals.
+    """
+    address, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    if not (address and port.isdecimal() and int(port) < 2**16):
+        raise UsageError(
+            f"WORLD_SIZE says that this is one of {count} processes, but not MASTER_ADDR and MASTER_PORT where they "
+            "meet: start them with torchrun"
+        )
+    deadline = time.monotonic() + JOIN
+    store = _open_store(address, int(port), rank, count, deadline)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    names = [f"sam_med2d/{attempt}/{number}" for number in range(count)]
+    store.set(names[rank], "here")
+    while missing := [number for number in range(count) if not store.check([names[number]])]:
+        if time.monotonic() > deadline:
+            raise LostProcessError(
+                f"of the processes of this run, 0 to {count - 1}, {', '.join(map(str, missing))} did not start within "
+                f"{JOIN} s: look for its own message, and start all of them anew"
+            )
+        time.sleep(LOOK)
+    return store
+
+
+def _open_store(address: str, port: int, rank: int, count: int, deadline: float) -> torch.distributed.TCPStore:
+    """Kept here, or connected to as soon as it is there."""
+    keeps = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    while True:
+        try:
+            return torch.distributed.TCPStore(
+                address, port, count, keeps, datetime.timedelta(seconds=5), wait_for_workers=False, multi_tenant=True
+            )
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            if keeps:
+                raise UsageError(
+                    f"{address}:{port}, where the processes of this run shall meet, is not free ({reason}): "
+                    "choose another MASTER_PORT"
+                ) from error
+            if time.monotonic() > deadline:
+                raise LostProcessError(
+                    f"process 0 of this run could not be reached at {address}:{port} within {JOIN} s ({reason}): look "
+                    "for its own message, and start all of them anew"
+                ) from error
+        time.sleep(LOOK)

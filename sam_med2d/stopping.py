@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PARENT = 1.0  # seconds between two looks of a worker whether its parent is still there
 ECHO = 3.0  # seconds within which torchrun hands on to its processes what a terminal has sent to all of them
 
 
@@ -134,20 +135,42 @@ def holding_sigterm_back() -> Iterator[None]:
 
 
 def leave_signals_to_the_parent(end_on_sigterm: bool) -> None:
-    """In a worker process, which the terminal and the system ask to stop as well: its parent says when it ends.
+    """In a worker process, which the terminal and the system ask to stop as well: its parent says when it ends, and it
+    ends when its parent is gone, which a pool's workers would not notice: they wait for what one another might send.
 
     end_on_sigterm: whoever sends it. Workers of a pool, where one that is gone is no harm, may. Those of a DataLoader
     end by SIGTERM from their parent alone: one that is gone raises an error in the middle of a step of its parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if end_on_sigterm or not hasattr(signal, "sigwaitinfo"):
+    listens = not end_on_sigterm and hasattr(signal, "sigtimedwait")
+    if listens:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    else:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_end_when_the_parent_says_so, args=[os.getppid()], daemon=True).start()
+        if hasattr(signal, "pthread_sigmask"):  # one that was held back ends the process now
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    threading.Thread(target=_end_with_the_parent, args=[os.getppid(), listens], daemon=True).start()
 
 
-def _end_when_the_parent_says_so(parent: int) -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
-        pass
+def _end_with_the_parent(parent: int, listens: bool) -> None:
+    """listens: SIGTERM from the parent ends this process, one of others does not."""
+    while os.getppid() == parent and _parent_lives():
+        if not listens:
+            time.sleep(PARENT)
+        elif (told := signal.sigtimedwait([signal.SIGTERM], PARENT)) and told.si_pid == parent:
+            break
     os._exit(0)
+
+
+def _parent_lives() -> bool:
+    """Also where it has ended before this process could ask who it is."""
+    import multiprocessing  # only now: other commands start quickly without
+
+    parent = multiprocessing.parent_process()
+    if parent is None or parent.pid is None or os.name != "posix":
+        return True
+    try:
+        os.kill(parent.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

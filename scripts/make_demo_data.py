@@ -370,7 +370,7 @@ def main() -> None:
 
     image_to_masks = {split: {} for split in SPLITS}
     metadata = [COLUMNS]
-    tiles = []
+    tiles, legend = [], {}
     for split, plane, index in tqdm(plan_slices(volumes), desc="slices"):
         image, masks = make_slice(volumes, plane, index)
         stem = f"mni152_{plane.name}_{index:03d}"
@@ -386,7 +386,8 @@ def main() -> None:
         if args.contact_sheet:
             colours = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
             title = f"{split} {plane.name} {index}"
-            tiles.append(drawing.tile_of_masks(colours, [*masks.values()], title, side=400, names=[*masks]))
+            own = [legend.setdefault(name, drawing.colour_of(len(legend))) for name in masks]
+            tiles.append(drawing.tile_of_masks(colours, [*masks.values()], title, side=400, colours=own))
 
     for split, index in image_to_masks.items():
         write_json(output / f"image2label_{split}.json", index)
@@ -398,7 +399,7 @@ def main() -> None:
         csv.writer(file, lineterminator="\n").writerows(metadata)
     (output / "LICENSE").write_text(LICENSE_TEXT, encoding="utf-8")
     if args.contact_sheet:
-        write_png(args.contact_sheet, drawing.grid(tiles))
+        write_png(args.contact_sheet, drawing.with_legend(drawing.grid(tiles), legend))
 
     for split, index in image_to_masks.items():
         print(f"{split}: {len(index)} images, {sum(map(len, index.values()))} masks")

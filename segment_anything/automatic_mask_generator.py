@@ -10,7 +10,9 @@ Options and results have SAM's names. Two things differ, with the reasons:
   - The defaults are for 256 px, where the object of one click is larger than at 1024 px.
 """
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cv2
@@ -44,7 +46,27 @@ class Found(NamedTuple):
         return Found([self.rles[i] for i in index], *(values[index] for values in self[1:]))
 
 
+@dataclass
+class Dropped:
+    """Of one picture: how many candidates there were, three a click, and what became of those that were not kept."""
+
+    candidates: int = 0
+    uncertain: int = 0  # below pred_iou_thresh
+    unstable: int = 0  # of the others, below stability_score_thresh
+    empty_or_cut: int = 0  # of the others, without a pixel or cut by the edge of a crop
+    best_iou: float = -math.inf  # of all candidates
+    best_stability: float = -math.inf  # of those that were certain enough
+
+    def add(self, other: "Dropped") -> None:
+        for name in ("candidates", "uncertain", "unstable", "empty_or_cut"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.best_iou = max(self.best_iou, other.best_iou)
+        self.best_stability = max(self.best_stability, other.best_stability)
+
+
 class SamAutomaticMaskGenerator:
+    dropped: Dropped  # of the last picture
+
     def __init__(
         self,
         model: Segmenter,
@@ -115,8 +137,10 @@ class SamAutomaticMaskGenerator:
 
         segmentation: (H, W) bool, or a run-length encoding; bbox: [x, y, width, height]; area: pixels;
         predicted_iou, stability_score; point_coords: [[x, y]], the click; crop_box: [x, y, width, height] of the crop.
+        What was left out, and why, is then in `dropped`.
         """
         picture = to_bgr(image, image_format)  # once: crops of a 16-bit image share its range
+        self.dropped = Dropped()
         found = _together([self._of_crop(picture, box, layer) for layer, box in self._crops(picture.shape[:2])])
         if self.crop_n_layers:
             smallest_first = -found.crops[:, 2] * found.crops[:, 3]
@@ -176,6 +200,7 @@ class SamAutomaticMaskGenerator:
         clicked = np.repeat(points + np.array(crop[:2]), low_res.shape[1], axis=0)
         low_res, iou = low_res.flatten(0, 1).unsqueeze(1), iou.flatten()
         kept = (iou >= self.pred_iou_thresh).nonzero().squeeze(1)
+        self.dropped.add(Dropped(len(iou), len(iou) - len(kept), best_iou=float(iou.max())))
         largest = max(crop[2] * crop[3], self.predictor.model.image_size**2)
         chunks = kept.split(max(1, PIXELS_AT_ONCE // largest)) if len(kept) else [kept]
         return _together(
@@ -190,9 +215,12 @@ class SamAutomaticMaskGenerator:
         logits = self.predictor.upscale(low_res).squeeze(1) if len(low_res) else low_res.new_zeros(0, height, width)
         stability = stability_score(logits, self.stability_score_offset)
         masks = logits > self.predictor.mask_threshold
-        good = (
-            (stability >= self.stability_score_thresh) & masks.any(dim=2).any(dim=1) & ~_touches_crop(masks, crop, size)
-        )
+        stable = stability >= self.stability_score_thresh
+        good = stable & masks.any(dim=2).any(dim=1) & ~_touches_crop(masks, crop, size)
+        if len(masks):
+            lost = Dropped(unstable=int((~stable).sum()), empty_or_cut=int((stable & ~good).sum()))
+            lost.best_stability = float(stability.max())
+            self.dropped.add(lost)
         whole = np.zeros((*size, int(good.sum())), np.uint8, order="F")
         whole[top : top + height, left : left + width] = masks[good].permute(1, 2, 0).cpu().numpy()
         clicked = points[good.cpu().numpy()]

@@ -1,6 +1,7 @@
 """How commands end: a person's mistake is one line and exit status 1, a fault of the program is a traceback."""
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,24 @@ def test_a_script_ends_with_one_line():
     with pytest.raises(SystemExit) as ended:
         finish(ValueError("file.json: not there"))
     assert ended.value.code == "error: file.json: not there"
+
+
+@pytest.mark.parametrize(
+    "name, words, said",
+    [
+        ("train", ["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        ("test", ["--prompt_modes", "circle"], "argument --prompt_modes: unknown prompt mode 'circle'"),
+        ("sam_med2d.commands.predict", [], "the following arguments are required: --input"),
+        ("sam_med2d.commands.make_index", ["masks", "--images"], "argument --images: expected one argument"),
+        ("sam_med2d.app.start", ["--port", "x"], "argument --port: "),
+    ],
+)
+def test_a_wrong_flag_is_said_in_one_line_and_not_below_a_list_of_all(name, words, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        import_module(name).parse_args(words)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and said in error
+    assert error.count("\n") == 1 and error.endswith("(--help lists the flags)\n") and "usage" not in error
 
 
 @pytest.mark.parametrize("kind", KINDS)

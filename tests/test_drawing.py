@@ -12,15 +12,20 @@ from sam_med2d.drawing import (
     CAPTION_HEIGHT,
     CLICK,
     COLOURS,
+    LEGEND_ROW,
+    NOT_KNOWN,
     OPACITY,
     SIGN,
     TRUTH,
+    class_colours,
     colour_of,
     draw_prompt,
     grid,
     overlay,
     tile,
     tile_of_masks,
+    with_close_views,
+    with_legend,
 )
 from sam_med2d.evaluation.evaluate import Scored
 from sam_med2d.evaluation.gallery import tiles_of
@@ -259,3 +264,89 @@ def test_the_tiles_of_an_image_are_drawn_on_the_original(tmp_path):
         expected = tile(image, masks[i], ~masks[i], there, i, "")
         assert np.array_equal(drawn[CAPTION_HEIGHT:], expected[CAPTION_HEIGHT:])
     assert len(tiles) == 2 and not np.array_equal(tiles[0][:CAPTION_HEIGHT], tiles[1][:CAPTION_HEIGHT])
+
+
+# ---------------------------------------------------------------- classes, and objects that are small in their picture
+
+
+def square_in(side: int, x: int, y: int, width: int) -> np.ndarray:
+    mask = np.zeros((side, side), bool)
+    mask[y : y + width, x : x + width] = True
+    return mask
+
+
+def test_a_small_object_of_a_large_picture_fills_its_tile_and_the_corner_says_where_it_lies():
+    """16 pixels in 1024 would be 4 of a tile of 256; the crop of 64 is shown at 4 times its size."""
+    mask = torch.from_numpy(square_in(1024, 900, 100, 16))
+    prompts = Prompts(torch.tensor([[[908.0, 108]]]), torch.tensor([[1]]), torch.tensor([[900.0, 100, 916, 116]]))
+    drawn = tile(black(1024, 1024), mask, torch.zeros_like(mask), Prompts(), 0, "", SIDE)[CAPTION_HEIGHT:]
+    assert places(drawn, COLOURS[0]) == outline(96, 96, 160, 160)
+    with_prompts = tile(black(1024, 1024), mask, torch.zeros_like(mask), prompts, 0, "", SIDE)[CAPTION_HEIGHT:]
+    assert np.array(sorted(places(with_prompts, CLICK[True]))).mean(axis=0) == pytest.approx([130, 130], abs=0.5)
+    corner = drawn[-96:, -96:]  # the object is in the middle of its crop: every corner is as far
+    rows, columns = np.nonzero((corner[1:-1, 1:-1] == 255).all(axis=2))
+    scale = 96 / 1024
+    assert [columns.min() + 1, rows.min() + 1] == pytest.approx([876 * scale, 76 * scale], abs=1)
+    assert [columns.max() + 2, rows.max() + 2] == pytest.approx([940 * scale, 140 * scale], abs=1)
+
+
+@pytest.mark.parametrize("side, width, whole", [(256, 10, True), (1024, 16, False), (1024, 171, True)])
+def test_only_what_a_tile_would_shrink_to_little_is_shown_closer(side, width, whole):
+    mask = torch.from_numpy(square_in(side, 30, 30, width))
+    drawn = tile(black(side, side), mask, mask, Prompts(), 0, "", SIDE)[CAPTION_HEIGHT:]
+    assert whole == (not (drawn == 255).all(axis=2).any())
+
+
+def test_a_wrong_answer_far_away_is_not_cut_off():
+    truth, predicted = (torch.from_numpy(square_in(1024, at, at, 16)) for at in (100, 900))
+    drawn = tile(black(1024, 1024), predicted, truth, Prompts(), 0, "", SIDE)[CAPTION_HEIGHT:]
+    assert places(drawn, COLOURS[0]) == outline(225, 225, 229, 229) and places(drawn, TRUTH)
+
+
+def test_a_sheet_shows_the_smallest_object_in_a_corner():
+    masks = [square_in(1024, 500, 500, 300), square_in(1024, 40, 40, 16)]
+    drawn = tile_of_masks(black(1024, 1024), masks, "")[CAPTION_HEIGHT:]
+    assert places(drawn[:160, :160], colour_of(1)) >= outline(10, 10, 14, 14)
+    assert places(drawn[160:, 160:], colour_of(1)) == outline(36, 36, 60, 60)  # 16 of 64 pixels, drawn on 96
+    alone = tile_of_masks(black(1024, 1024), masks[:1], "")[CAPTION_HEIGHT:]
+    assert not (alone == 255).all(axis=2).any()
+
+
+def test_a_caption_keeps_the_end_of_a_name():
+    def caption(text: str) -> bytes:
+        return tile_of_masks(black(8, 8), [], text)[:CAPTION_HEIGHT].tobytes()
+
+    long = "case_" * 20
+    assert caption(long + "017") != caption(long + "018")
+    assert caption("a" + long + "017") == caption("b" + long + "017")
+
+
+def test_a_class_has_one_colour_and_the_legend_names_it():
+    colours = class_colours(["liver", "", "spleen", "liver"])
+    assert colours == {"liver": colour_of(0), "spleen": colour_of(1), "": NOT_KNOWN}
+    assert class_colours(["", ""]) == {}
+    picture = np.full((50, 300, 3), 77, np.uint8)
+    drawn = with_legend(picture, colours)
+    assert drawn.shape == (50 + LEGEND_ROW, 300, 3) and (drawn[:50] == 77).all()
+    assert [len(places(drawn, colour)) for colour in colours.values()] == [144, 144, 144]  # 12 x 12 pixels each
+    many = with_legend(picture, class_colours(f"class number {i}" for i in range(9)))
+    assert many.shape[0] == 50 + 5 * LEGEND_ROW  # two a row
+    assert all(len(places(many, colour_of(i))) == 144 for i in range(9))
+    assert with_legend(picture, {}) is not None and with_legend(picture, {}).shape == picture.shape
+    narrow = with_legend(picture[:, :100], {"a name that is longer than the picture is wide": COLOURS[0]})
+    assert narrow.shape == (50 + LEGEND_ROW, 100, 3)
+
+
+def test_small_objects_of_an_overlay_are_shown_below_it_the_smallest_first():
+    image = np.zeros((1024, 1024, 3), np.uint8)
+    masks = [square_in(1024, 300, 300, 32), square_in(1024, 100, 100, 400), square_in(1024, 800, 800, 16)]
+    colours = [colour_of(i) for i in range(3)]
+    picture = overlay(image, masks)
+    drawn = with_close_views(picture, image, masks, [ObjectPrompt()] * 3, ["a", "b", "c"], colours)
+    assert drawn.shape == (1024 + CAPTION_HEIGHT + 256, 1024, 3) and np.array_equal(drawn[:1024], picture)
+    views = drawn[1024 + CAPTION_HEIGHT :]
+    for number, columns in ((2, slice(0, 256)), (0, slice(256, 512))):
+        assert places(views[:, columns], colours[number]) == outline(96, 96, 160, 160)
+    assert not views[:, 512:].any()
+    large = with_close_views(picture, image, masks[1:2], [ObjectPrompt()], ["b"], colours)
+    assert large.shape == picture.shape

@@ -23,6 +23,7 @@ import torch
 
 import sam_med2d
 import test as scoring
+from sam_med2d import drawing
 from sam_med2d.evaluation.parts import Measured, Part, merged
 from sam_med2d.evaluation.rows import COLUMNS, write_rows
 from sam_med2d.evaluation.surface import surface_metrics
@@ -285,6 +286,11 @@ def test_saved_masks_are_those_that_were_scored(score, data: Path, work: Path) -
         count = sum(row.image == f"images/{overlay.name}" for row in rows) // len(ALL_MODES)
         picture = cv2.imread(str(folder / "overlays" / overlay))
         assert picture.shape[1] == 256 * count and picture.std() > 20
+        of_row = [(row.image, vars(row)["class"]) for row in rows]
+        legend, colours = picture[drawing.CAPTION_HEIGHT + 256 :], drawing.class_colours(name for _, name in of_row)
+        classes = {name for image, name in of_row if image == f"images/{overlay.name}"}
+        for name, colour in colours.items():
+            assert (legend == colour).all(axis=2).any() == (name in classes)
 
 
 def prompts_written(work: Path) -> dict:

@@ -162,10 +162,19 @@ def or_as_it_was(session: AnnotationSession) -> Iterator[None]:
         raise
 
 
-def takes_long(session: AnnotationSession, event: dict[str, Any]) -> bool:
-    """Whether an event encodes a slice or is of a large picture, so that others must not wait for it."""
+def lane_of(session: AnnotationSession, event: dict[str, Any]) -> str:
+    """Beside which events one is worked at: nothing quick shall wait for what takes longer.
+
+    click: milliseconds. crop: a click on an encoded slice that may look closer, which encodes crops of it. encode: what
+    may encode slices, or is of a large picture.
+    """
     if session.scan is None:
-        return False
+        return "click"
     height, width = session.size()
-    may_encode = not session.is_encoded() or Zoom.of(session.zoom).is_on  # a slice, or crops of it
-    return (event.get("do") in ENCODING and may_encode) or event.get("do") == "carry" or height * width > LARGE
+    if event.get("do") == "carry" or height * width > LARGE:
+        return "encode"
+    if event.get("do") not in ENCODING:
+        return "click"
+    if not session.is_encoded():
+        return "encode"
+    return "crop" if Zoom.of(session.zoom).is_on else "click"

@@ -22,7 +22,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from sam_med2d.cli import add_flag, ending_in_one_line
+from sam_med2d.cli import Parser, add_flag, ending_in_one_line
 from sam_med2d.data.reading import read_image
 from sam_med2d.drawing import overlay
 from sam_med2d.errors import UsageError
@@ -31,6 +31,7 @@ from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_
 from sam_med2d.outputs import check_no_input, distinct, place, without_endings
 from sam_med2d.ownership import check_writable
 from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.automatic_mask_generator import Dropped
 from segment_anything.files import replacing
 
 COLUMNS = (
@@ -67,7 +68,7 @@ OPTIONS = {
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--input", required=True, type=Path, help="an image, or a folder of them, searched deep")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument(
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         generator = SamAutomaticMaskGenerator(model, output_mode=mode, **options)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    count = 0
+    count, without, dropped = 0, list[str](), Dropped()
     for name in tqdm(images, unit="image", dynamic_ncols=True):
         image = read_image(str(folder / name))
         masks = generator.generate(image, "BGR")
@@ -118,7 +119,31 @@ def run(args: argparse.Namespace) -> None:
         if args.save_overlays:
             write_png(stem.with_name(f"{stem.name}_overlay.png"), picture_of(image, masks))
         count += len(masks)
+        if not masks:
+            without.append(name)
+            dropped.add(generator.dropped)
     print(f"{count} masks in {len(images)} images: {args.output}")
+    if without:
+        print(why_nothing(without, dropped, generator))
+
+
+def why_nothing(images: list[str], dropped: Dropped, generator: SamAutomaticMaskGenerator) -> str:
+    """What each threshold dropped of the candidates of images of which none was kept, and what to lower."""
+    said, lower = [], []
+    for count, flag, least, best in (
+        (dropped.uncertain, "--pred-iou-thresh", generator.pred_iou_thresh, dropped.best_iou),
+        (dropped.unstable, "--stability-score-thresh", generator.stability_score_thresh, dropped.best_stability),
+    ):
+        if count:
+            said.append(f"{count} are below {flag} {least:g} (the best has {best:.2f})")
+            lower.append(flag)
+    if dropped.empty_or_cut:
+        said.append(f"{dropped.empty_or_cut} are empty or cut by the edge of a crop")
+    return (
+        f"{len(images)} image(s) without a mask, such as {images[0]}: of {dropped.candidates} candidates "
+        + ", ".join(said)
+        + (f"; lower {' and '.join(lower)}" if lower else "")
+    )
 
 
 def write_folder(folder: Path, masks: list[dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ What is looked for, with the names that --allow takes:
                 classes that the table of names lacks
     flat        images of almost one value, and objects that equal what is around them
 
+Masks of classes that lie in one another elsewhere, as a tumour and its core, are no duplicates where they are alike.
 Files are only read. The summary by class and by modality says what masks are of as everywhere: from metadata.csv, else
 from file names of SA-Med2D-20M, else the class from what a mask's name has beyond its image's.
 """
@@ -33,10 +34,11 @@ from pathlib import Path
 import numpy as np
 
 from sam_med2d import drawing
-from sam_med2d.cli import ending_in_one_line
+from sam_med2d.cli import Parser, ending_in_one_line
 from sam_med2d.data.check import KINDS, Problem, Split, find_problems, read_splits
 from sam_med2d.data.clean import write_clean, write_clean_metadata
 from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
+from sam_med2d.data.description import Describer
 from sam_med2d.data.metadata import METADATA
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.errors import DataError, UsageError
@@ -48,7 +50,7 @@ LABELS_SHOWN = 40
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("data_path", nargs="?", default="data_demo")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all that have an index in the folder")
     parser.add_argument(
@@ -61,6 +63,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sheet_images", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0, help="of the images that are drawn")
     parser.add_argument("--shown", type=int, default=10, help="of each kind of problem; -1: all")
+    parser.add_argument("--metadata", metavar="CSV", help="table of the masks; default: metadata.csv of the folder")
+    parser.add_argument("--class_names", metavar="JSON", help="table of class names, as test.py takes it")
+    parser.add_argument("--case", metavar="REGEX", help="tells the case by the path of an image, as test.py takes it")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1)
     add_reading_flags(parser)
     args = parser.parse_args(argv)
@@ -139,19 +144,38 @@ def write_sheet(splits: list[Split], path: Path, count: int, seed: int) -> None:
         raise UsageError(f"--sheet {path}: there is no image that can be read")
     check_no_input([path], (split.index.path(name) for split in splits for i in split.index for name in (i[0], *i[1])))
     chosen = np.random.default_rng(seed).choice(len(candidates), min(count, len(candidates)), replace=False)
-    tiles = [_tile(*candidates[k]) for k in sorted(chosen.tolist())]
-    write_png(path, drawing.grid(tiles))
-    print(f"{path}: {len(tiles)} random images with their masks")
+    shown = [candidates[k] for k in sorted(chosen.tolist())]
+    colours = drawing.class_colours(name for split in splits for name in split.labels.get("class", ([],))[0])
+    tiles = [_tile(split, i, colours) for split, i in shown]
+    there = {name for split, i in shown for name in _classes(split, i)}
+    legend = {name: colour for name, colour in colours.items() if name in there}
+    write_png(path, drawing.with_legend(drawing.grid(tiles), legend))
+    print(f"{path}: {len(tiles)} random images with their masks" + ", a colour a class" * bool(legend))
 
 
-def _tile(split: Split, i: int) -> np.ndarray:
-    """The image with all its masks that can be read, and its name: see drawing.tile_of_masks."""
+def _classes(split: Split, i: int) -> list[str]:
+    """Of the masks of an image; "" is a class that is not known."""
+    own = slice(split.first_masks[i], split.first_masks[i + 1])
+    if "class" not in split.labels:
+        return [""] * (own.stop - own.start)
+    names, codes = split.labels["class"]
+    return [names[code] for code in codes[own].tolist()]
+
+
+def _tile(split: Split, i: int, colours: dict[str, drawing.Colour]) -> np.ndarray:
+    """The image with all its masks that can be read, and its name: see drawing.tile_of_masks.
+
+    colours: of each class; where none is known, each object has its own.
+    """
     image_name, mask_names = split.index[i]
     path = split.index.path(image_name)
     image = read_image(path, [split.index.path(name) for name in mask_names])
     readable = ~np.isnan(split.areas[split.first_masks[i] : split.first_masks[i + 1]])
-    masks = [read_mask(split.index.path(mask_names[k]), image.shape[:2], path) for k in np.flatnonzero(readable)]
-    return drawing.tile_of_masks(image, masks, f"{split.name}: {Path(image_name).stem}")
+    kept = np.flatnonzero(readable).tolist()
+    masks = [read_mask(split.index.path(mask_names[k]), image.shape[:2], path) for k in kept]
+    classes = _classes(split, i)
+    own = [colours[classes[k]] for k in kept] if colours else ()
+    return drawing.tile_of_masks(image, masks, f"{Path(image_name).stem}  {split.name}", colours=own)
 
 
 def run(args: argparse.Namespace) -> bool:
@@ -160,7 +184,7 @@ def run(args: argparse.Namespace) -> bool:
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: there is no such folder")
     splits = read_splits(folder, args.splits)
-    find_problems(splits, folder, args.num_workers)
+    find_problems(splits, lambda: Describer(folder, args.metadata, args.class_names, args.case), args.num_workers)
     for split in splits:
         print(summary(split))
     problems = [problem for split in splits for problem in split.problems]

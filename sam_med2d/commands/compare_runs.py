@@ -19,7 +19,7 @@ import sys
 
 import pandas as pd
 
-from sam_med2d.cli import add_flag, ending_in_one_line
+from sam_med2d.cli import Parser, add_flag, ending_in_one_line
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.cases import FILE as CASES_FILE
 from sam_med2d.evaluation.cases import read_cases
@@ -51,7 +51,7 @@ MUST_AGREE = "pass --allow_differences to compare them all the same"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", help="folders of finished runs")
     parser.add_argument(
         "--reference", help="the run, by folder or name, that others are compared with; default: the first"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from sam_med2d.cli import ending_in_one_line
+from sam_med2d.cli import Parser, ending_in_one_line
 from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.outputs import check_no_input
 from sam_med2d.ownership import check_writable
@@ -26,7 +26,7 @@ from segment_anything.weight_files import FRAME
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="the file to convert")
     parser.add_argument("--output", type=Path, help="the file to write; default: the same name with .safetensors")
     parser.add_argument("--half", action="store_true", help="store float16: half the size, values to 3 digits")

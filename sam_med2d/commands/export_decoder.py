@@ -21,7 +21,7 @@ import copy
 
 import numpy as np
 
-from sam_med2d.cli import ending_in_one_line
+from sam_med2d.cli import Parser, ending_in_one_line
 from sam_med2d.export.command import add_export_flags, load_for_export, write, write_refinement
 from sam_med2d.export.graphs import DecoderGraph, RefinementGraph
 from sam_med2d.export.onnx_files import trace_decoder, trace_refinement
@@ -33,7 +33,7 @@ from segment_anything.zoom import NEVER
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_export_flags(parser)
     group = parser.add_argument_group("outputs")
     group.add_argument(

@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from sam_med2d.cli import ending_in_one_line
+from sam_med2d.cli import Parser, ending_in_one_line
 from sam_med2d.export.command import add_export_flags, load_for_export, write
 from sam_med2d.export.graphs import EncoderGraph
 from sam_med2d.export.onnx_files import trace_encoder
@@ -29,7 +29,7 @@ from segment_anything import Sam
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_export_flags(parser)
     parser.add_argument("--use-preprocess", action="store_true", help="stretching and normalisation inside the graph")
     parser.add_argument(

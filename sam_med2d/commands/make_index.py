@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sam_med2d.cli import add_flag, ending_in_one_line
+from sam_med2d.cli import Parser, add_flag, ending_in_one_line
 from sam_med2d.convert.cases import Case, Converter
 from sam_med2d.convert.classes import Classes, parse_classes
 from sam_med2d.convert.objects import PAPER_MIN_AREA, PAPER_MIN_ASPECT, Preparation
@@ -46,7 +46,7 @@ CASE_HELP = (
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="SOURCE")
 
     masks = _command(commands, "masks", run_masks, "images, and a file for each object")
@@ -141,6 +141,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     published.add_argument("--modalities", nargs="+", default=[], help="only these, such as ct or mr_t1")
     published.add_argument("--output", type=Path, required=True)
     _splits(published)
+    published.set_defaults(split_seed=0)  # of so many cases no split stays empty
     return parser.parse_args(argv)
 
 
@@ -274,9 +275,9 @@ def _splits(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--split_seed",
         type=_seed,
-        default=0,
         metavar="SEED",
-        help="a number, or auto: 0 if that leaves no split empty, else the first number that suits best; default: 0",
+        help="a number, or auto: that which --output keeps; of a new folder 0 if that leaves no split empty, else the "
+        "number that suits best; default: auto",
     )
     group.add_argument(
         "--folds", type=int, default=0, help="deal train and val into so many folds: --data_path OUTPUT/fold_0 ..."

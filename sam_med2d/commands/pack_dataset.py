@@ -19,7 +19,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from sam_med2d.cli import check_numbers, ending_in_one_line
+from sam_med2d.cli import Parser, check_numbers, ending_in_one_line
 from sam_med2d.data.cache import PackedCache, open_cache
 from sam_med2d.data.datasets import Loader, shrunk
 from sam_med2d.data.index import Index, read_index
@@ -30,7 +30,7 @@ BAD_SHOWN = 10  # bad files that are named; the rest are counted
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--cache", required=True, metavar="DIR", help="as in train.py; each index and image size has a folder in it"
     )

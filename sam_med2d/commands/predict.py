@@ -36,10 +36,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from sam_med2d.cli import add_flag, ending_in_one_line
+from sam_med2d import drawing
+from sam_med2d.cli import Parser, add_flag, ending_in_one_line
 from sam_med2d.coco import Annotations
 from sam_med2d.data.reading import read_image, read_mask
-from sam_med2d.drawing import overlay
 from sam_med2d.errors import DataError
 from sam_med2d.image_files import ENDINGS, check_output, find_images, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, add_zoom_flag, load_segmenter
@@ -61,7 +61,7 @@ class Predicted(NamedTuple):
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--input", required=True, type=Path, help=f"an image, or a folder of them ({' '.join(ENDINGS)}), searched deep"
     )
@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> None:
     predictor = SamPredictor(load_segmenter(args), zoom=args.zoom)
     annotations, rows, closer = Annotations(), [], 0
     mask_files, overlays = places_of(wanted)
+    colours = drawing.class_colours(one.name for objects in wanted.values() for one in objects)
     try:
         for name, objects in tqdm(wanted.items(), unit="image", dynamic_ncols=True):
             image = read_image(str(folder / name))
@@ -126,9 +127,9 @@ def run(args: argparse.Namespace) -> None:
                 if one.mask.any():
                     annotations.add_object(number, one.name, one.mask, one.iou)
             if args.save_overlays:
-                labels = [f"{one.name} {one.iou:.2f}" for one in predicted]
-                picture = overlay(image, [one.mask for one in predicted], [one.prompt for one in objects], labels)
-                write_png(place(args.output, f"overlays/{overlays[name]}"), picture)
+                write_png(
+                    place(args.output, f"overlays/{overlays[name]}"), picture_of(image, predicted, objects, colours)
+                )
     finally:  # also of the images before one that cannot be read
         write_tables(args.output, annotations, rows)
     empty = sum(area == 0 for *_, area in rows)
@@ -191,6 +192,26 @@ def predict(
         Predicted(one.name, found.masks[i, best[i]], float(found.iou[i, best[i]]), closer[i])
         for i, one in enumerate(objects)
     ]
+
+
+def picture_of(
+    image: np.ndarray, predicted: Sequence[Predicted], objects: Sequence[Wanted], colours: dict[str, drawing.Colour]
+) -> np.ndarray:
+    """The image with its objects and prompts, and below it those that are small in it, closer.
+
+    colours: of each name; where there is one name alone, each object has its own.
+    """
+    names, masks, prompts = (
+        [one.name for one in predicted],
+        [one.mask for one in predicted],
+        [o.prompt for o in objects],
+    )
+    own = [colours[name] for name in names] if len(colours) > 1 else [drawing.colour_of(i) for i in range(len(names))]
+    labels = [f"{one.name} {one.iou:.2f}" for one in predicted]
+    picture = drawing.overlay(image, masks, prompts, labels, own)
+    picture = drawing.with_close_views(picture, image, masks, prompts, labels, own)
+    shown = {name: colour for name, colour in colours.items() if name in names} if len(colours) > 1 else {}
+    return drawing.with_legend(picture, shown)
 
 
 def file_names(image: str, names: Sequence[str]) -> list[str]:

@@ -34,7 +34,7 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from sam_med2d import drawing
-from sam_med2d.cli import add_flag, ending_in_one_line
+from sam_med2d.cli import Parser, add_flag, ending_in_one_line
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import check_output, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, add_zoom_flag, load_segmenter
@@ -70,7 +70,7 @@ SHOWN = 12  # slices in the picture
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--input", required=True, type=Path, help="a volume, or a folder with the files of one DICOM series"
     )

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from sam_med2d.data.names import case_pattern
+from sam_med2d.data.names import case_hint, case_pattern
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import is_hidden
 
@@ -98,12 +98,12 @@ def groups_of(names: list[str], expression: str | None, what: str = "--case") ->
     if expression is None:
         families = defaultdict(list)
         for name in names:
-            families["prefix", re.sub(r"[\W_]*[a-z]?\d+$", "", name, flags=re.IGNORECASE)].append(name)
+            families[re.sub(r"[\W_]*[a-z]?\d+$", "", name, flags=re.IGNORECASE)].append(name)
             if "/" in name:
-                families["folder", name.rpartition("/")[0]].append(name)
-        (kind, _), members = max(families.items(), key=lambda item: len(item[1]))
+                families[name.rpartition("/")[0] + "/"].append(name)
+        members = max(families.values(), key=len)
         if len(members) > 1:
-            example = "'(.+)/.*'" if kind == "folder" else r"'(.+)_\d+'"
+            example = f"'{case_hint(names, members)}'"
             raise UsageError(
                 f"are {members[0]} and {members[1]} of one patient? Splits are made by case: give {what} "
                 f"{example} (a regular expression; its first group is the case), or {what} '(.+)' if every "
@@ -115,7 +115,7 @@ def groups_of(names: list[str], expression: str | None, what: str = "--case") ->
     for name in names:
         match = compiled.fullmatch(name)
         if not match or not match[1]:
-            raise UsageError(f"{what} {expression}: does not fit {name}")
+            raise UsageError(f"{what} {expression}: does not fit {name}; '{case_hint(names)}' fits all names")
         groups[name] = match[1]
     return groups
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -78,24 +78,38 @@ def convert(
             for name in gone:
                 remove_case(output, name)
         if failures and (not skip_bad_cases or len(failures) == len(cases)):
-            for failure in failures[1:SHOWN]:  # the first is said below
+            kinds = _of_each_kind(failures)
+            for failure in kinds[1:SHOWN]:  # the first is said below
                 print(f"bad case: {failure}")
             raise DataError(
                 f"{len(failures)} of {len(cases)} case(s) could not be converted"
-                f"{', such as' if len(failures) > 1 else ':'} {failures[0].rstrip('.')}. The others are done and stay; "
+                f"{', such as' if len(kinds) > 1 else ':'} {kinds[0].rstrip('.')}. The others are done and stay; "
                 "run again when these are corrected, or with --skip_bad_cases"
             )
         _write_indexes(output, splits)
         shutil.rmtree(output / PARTIAL, ignore_errors=True)
     except OSError as error:
         raise _writing(error, output) from error
-    for failure in failures:
+    for failure in _of_each_kind(failures):
         print(f"left out: {failure}")
     if gone:
         print(
             f"{len(gone)} case(s) of '{dataset}' from earlier runs are no longer in the source, such as {gone[0]}: "
             + ("removed" if prune else "kept; --prune removes them")
         )
+
+
+def _of_each_kind(failures: Sequence[str]) -> list[str]:
+    """ "CASE: what is wrong", of each case -> the same once for all cases of which it is said, with their number."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for failure in failures:
+        name, _, wrong = failure.partition(": ")
+        kinds.setdefault(wrong.replace(name, "*"), []).append((name, failure))
+    lines = []
+    for (_, failure), *others in kinds.values():
+        names = ", ".join(name for name, _ in others[:SHOWN]) + ", ..." * (len(others) > SHOWN)
+        lines.append(failure + f" (and {len(others)} more in the same way: {names})" * bool(others))
+    return lines
 
 
 def _writing(error: OSError, output: Path) -> OutputError:
@@ -224,9 +238,11 @@ class _Totals:
 
 def _write_indexes(output: Path, splits: Splits) -> None:
     """From the receipts of all cases in `output`, of this data set and of others."""
-    if splits.auto and not splits.fixed:
-        there = (one for _, one in receipts(output) if one["pictures"] and not one["split"])
-        splits = splits.filled({(one["dataset"], one["group"]) for one in there})
+    there = [(one["dataset"], one["group"], one["split"]) for _, one in receipts(output) if one["pictures"]]
+    splits = replace(splits, tested=frozenset(dataset for dataset, _, given in there if given == "test"))
+    by_chance = {(dataset, group) for dataset, group, given in there if not given}
+    splits = splits.settled(output, by_chance, {given for *_, given in there if given})
+    if splits.auto and not splits.fixed and splits.seed:
         print(f"--split_seed {splits.seed} makes the splits")
     folders = [output / f"fold_{fold}" for fold in range(splits.folds)] or [output]
     totals = _Totals({split: set() for split in SPLITS}, Counter(), Counter(), [], {}, [], Counter())
@@ -296,11 +312,17 @@ def _report(output: Path, files: list[IndexFiles], folders: list[Path], splits: 
     missing = [split for split, share in zip(SPLITS, splits.ratios) if share and not totals.cases[split]]
     if missing and not splits.folds and not splits.fixed:
         groups = set.union(*totals.cases.values())
-        seed, counts = splits.evenest_seed(groups)
-        print(
-            f"no case fell to {' and '.join(missing)}, as there are only {len(groups)}: --split_seed {seed} would give "
-            + ", ".join(f"{split} {counts[split]}" for split in SPLITS)
-            + "; or name them in a --split_file"
-        )
+        print(_why_empty(missing, groups, splits))
     elif any(one.counts["train"]["images"] for one in files):
         print(f"now: python train.py --data_path {folders[0]}")
+
+
+def _why_empty(missing: list[str], groups: set[tuple[str, str]], splits: Splits) -> str:
+    """groups: (data set, group) of all cases."""
+    said = f"no case fell to {' and '.join(missing)}, as there are only {len(groups)}"
+    wanted = sum(share > 0 for share in splits.ratios)
+    if len(groups) < wanted:
+        return f"{said} for {wanted} splits: add cases, choose --ratios such as 1 0 0, or name them in a --split_file"
+    seed, counts = splits.evenest_seed(groups)
+    would = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+    return f"{said}: --split_seed {seed} would give {would}; or name them in a --split_file"

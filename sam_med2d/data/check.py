@@ -1,7 +1,7 @@
 """What is wrong with the files of a data folder's indexes: every image and mask is opened, within a split and across.
 
     splits = read_splits("data", None)
-    find_problems(splits, "data", workers=4)
+    find_problems(splits, lambda: Describer("data"), workers=4)
     [problem.line for split in splits for problem in split.problems]
 
 Files are only read. `scripts/check_index.py` prints what is found, and `clean.py` writes a copy without it.
@@ -9,7 +9,7 @@ Files are only read. `scripts/check_index.py` prints what is found, and `clean.p
 
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from multiprocessing import Pool
 from typing import NamedTuple
@@ -26,10 +26,11 @@ from sam_med2d.data.description import Describer
 from sam_med2d.data.index import Index, find_index, root_of
 from sam_med2d.data.index_build import build_columns
 from sam_med2d.data.metadata import Metadata
+from sam_med2d.data.nesting import Nesting, Pair, relations
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.data.visible import is_flat, is_hidden
 from sam_med2d.errors import DataError
-from sam_med2d.stopping import leave_signals_to_the_parent
+from sam_med2d.stopping import holding_sigterm_back, leave_signals_to_the_parent
 
 KINDS = (
     *("missing", "unreadable", "size", "values", "orientation", "metadata", "disagree", "empty", "full", "flat"),
@@ -52,16 +53,19 @@ class Found(NamedTuple):
     pixels: int  # hash of the image's pixels; 0: it cannot be read
     areas: list[float]  # of each mask, as a share of the image; NaN: it cannot be read
     problems: list[tuple[Problem, int]]  # with the number of the mask, -1 for the image, NONE_BAD for neither
+    contents: list[int]  # a hash of the pixels of each mask; 0: nothing to compare
+    nested: list[tuple[Pair, str]]  # how its classes lie to one another
 
 
 class _Here:
     """What a worker process looks at: handed over once, and not with every image."""
 
     index: Index
+    classes: np.ndarray  # (masks of the index,) int32, their classes as numbers
 
 
-def _use(index: Index) -> None:
-    _Here.index = index
+def _use(index: Index, classes: np.ndarray) -> None:
+    _Here.index, _Here.classes = index, classes
     cv2.setNumThreads(0)
 
 
@@ -79,7 +83,7 @@ def _look(number: int) -> Found:
         for k, mask_path in enumerate(map(index.path, mask_names)):
             if not os.path.isfile(mask_path):
                 problems.append((Problem("missing", f"{mask_path}: does not exist"), k))
-        return Found(number, 0, areas, problems)
+        return Found(number, 0, areas, problems, [], [])
     flat = is_flat(image)
     if flat:
         problems.append((Problem("flat", f"{path}: is of almost one value; was it windowed by another range?"), -1))
@@ -94,7 +98,9 @@ def _look(number: int) -> Found:
                 NONE_BAD,
             )
         )
-    first_with: dict[int, int] = {}
+    contents = [0] * len(mask_names)
+    classes = _Here.classes[index.first_mask(number) :][: len(mask_names)].tolist()
+    unions: dict[int, np.ndarray] = {}
     for k, mask_path in enumerate(map(index.path, mask_names)):
         try:
             mask = read_mask(mask_path, image.shape[:2], path)
@@ -102,7 +108,6 @@ def _look(number: int) -> Found:
             problems.append((_problem(mask_path, error), k))
             continue
         areas[k] = float(mask.mean())
-        first = first_with.setdefault(xxh3_64_intdigest(np.packbits(mask).tobytes()), k)
         if not mask.any():
             problems.append((Problem("empty", f"{mask_path}: has no object"), k))
         elif mask.all():
@@ -111,11 +116,11 @@ def _look(number: int) -> Found:
             )
         elif not flat and is_hidden(image, mask):
             problems.append((Problem("flat", f"{mask_path}: its object equals what is around it in {path}"), k))
-        elif first != k and mask_names[first] != mask_names[k]:
-            problems.append(
-                (Problem("duplicate", f"{mask_path}: has the pixels of {index.path(mask_names[first])}"), k)
-            )
-    return Found(number, xxh3_64_intdigest(image.tobytes(), seed=image.shape[1]) or 1, areas, problems)
+        else:
+            contents[k] = xxh3_64_intdigest(np.packbits(mask).tobytes()) or 1
+            unions[classes[k]] = mask | unions[classes[k]] if classes[k] in unions else mask
+    pixels = xxh3_64_intdigest(image.tobytes(), seed=image.shape[1]) or 1
+    return Found(number, pixels, areas, problems, contents, relations(unions))
 
 
 def _problem(path: str, error: DataError) -> Problem:
@@ -124,18 +129,20 @@ def _problem(path: str, error: DataError) -> Problem:
     return Problem(error.kind or "unreadable", str(error))
 
 
-def _start_worker(index: Index) -> None:
+def _start_worker(index: Index, classes: np.ndarray) -> None:
     leave_signals_to_the_parent(end_on_sigterm=True)
-    _use(index)
+    _use(index, classes)
 
 
-def looked_at(index: Index, workers: int) -> Generator[Found, None, None]:
-    """Every image, in order."""
+def looked_at(index: Index, classes: np.ndarray, workers: int) -> Generator[Found, None, None]:
+    """Every image, in order. classes: (masks of the index,) int32, their classes as numbers."""
     if workers == 1:
-        _use(index)
+        _use(index, classes)
         yield from map(_look, range(len(index)))
         return
-    with Pool(workers, _start_worker, [index]) as pool:
+    with holding_sigterm_back():  # a pool of little work may end its workers before they have begun
+        pool = Pool(workers, _start_worker, [index, classes])
+    with pool:
         yield from pool.imap(_look, range(len(index)), chunksize=16)
 
 
@@ -166,7 +173,10 @@ class Split:
             start += len(masks)
 
     def open_files(self, workers: int) -> None:
-        with closing(looked_at(self.index, workers)) as results:
+        """After `read_labels`: classes that are regions of one another may have the same pixels."""
+        classes = self.labels["class"][1] if "class" in self.labels else np.zeros(self.index.mask_count, np.int32)
+        nesting, repeated = Nesting(), list[tuple[int, int, Problem]]()
+        with closing(looked_at(self.index, classes, workers)) as results:
             for found in tqdm(
                 results, total=len(self.index), desc=f"checking {self.name}", unit="image", dynamic_ncols=True
             ):
@@ -179,6 +189,24 @@ class Split:
                         self.bad_images[found.number] = True
                     elif mask >= 0:
                         self.bad_masks[start + mask] = True
+                nesting.add(found.nested)
+                repeated += self._repeated(found, classes)
+        for mask, first, problem in repeated:
+            if classes[mask] == classes[first] or not nesting.are_regions(classes[mask], classes[first]):
+                self.problems.append(problem)
+                self.bad_masks[mask] = True
+
+    def _repeated(self, found: Found, classes: np.ndarray) -> list[tuple[int, int, Problem]]:
+        """Masks of one image with the same pixels: number of the mask, of the first such mask, and what is said."""
+        names, start = self.index[found.number][1], int(self.first_masks[found.number])
+        first_with: dict[int, int] = {}
+        alike = []
+        for k, content in enumerate(found.contents):
+            first = first_with.setdefault(content, k) if content else k
+            if names[first] != names[k]:
+                line = f"{self.index.path(names[k])}: has the pixels of {self.index.path(names[first])}"
+                alike.append((start + k, start + first, Problem("duplicate", line)))
+        return alike
 
     def find_listed_again(self) -> None:
         """Masks in the list of two images, or twice in one."""
@@ -192,10 +220,10 @@ class Split:
             self.problems.append(Problem("listed", f"{self.source}: lists {name} more than once"))
             self.bad_masks[number] = True
 
-    def read_labels(self, folder: str) -> None:
+    def read_labels(self, describer_of: Callable[[], Describer]) -> None:
         """Class, modality and case, where they are known."""
         try:
-            describer = Describer(folder)
+            describer = describer_of()
         except DataError as error:
             self.problems.append(Problem("metadata", str(error)))
             return
@@ -272,12 +300,15 @@ def other_index(split: Split) -> str | None:
     return other if os.path.isfile(other) else None
 
 
-def find_problems(splits: list[Split], folder: str, workers: int) -> None:
-    """Look for everything that can be wrong, within the splits and between them; it is found in their `problems`."""
+def find_problems(splits: list[Split], describer: Callable[[], Describer], workers: int) -> None:
+    """Look for everything that can be wrong, within the splits and between them; it is found in their `problems`.
+
+    describer: makes the Describer that says what masks are of; the DataError of a table that is none is a problem.
+    """
     for split in splits:
+        split.read_labels(describer)
         split.open_files(workers)
         split.find_listed_again()
-        split.read_labels(folder)
         if other := other_index(split):
             split.compare_with(other)
     find_same_pixels(splits)

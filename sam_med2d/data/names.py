@@ -6,6 +6,7 @@ read_class_names("data/SAMed2D_v1_class_mapping_id.json")["AbdomenCT1K"]        
 
 import os
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sam_med2d.errors import DataError, UsageError
@@ -69,10 +70,25 @@ def case_pattern(expression: str, what: str = "--case") -> re.Pattern[str]:
     return compiled
 
 
-def case_hint(name: str) -> str:
-    """An expression that fits this name, a path without its ending: what stands before its last number is the case."""
-    numbered = r"(?:.*/)?([^/]+?)[-_. ]+[A-Za-z]?\d+"
-    return numbered if re.fullmatch(numbered, name) else r"(?:.*/)?([^/]+)"
+HINTS = (
+    r"(.+)_\d+",  # what stands before the last number
+    r"(?:.*/)?([^/]+?)[-_. ]+[A-Za-z]?\d+",
+    r"(.+?)[\W_]*[A-Za-z]?\d+",
+    r"(.+)/[^/]+",  # the folder
+    r"(.+?)(?:[-_. ]+[A-Za-z]?\d+)?",  # as the first, where there is a number
+    r"(?:.*/)?([^/]+)",  # each picture by itself
+)
+
+
+def case_hint(names: Sequence[str], together: Sequence[str] = ()) -> str:
+    """An expression for --case that fits all these names, paths without their endings, and puts those of `together`
+    into one case.
+    """
+    for hint in HINTS[:-1]:
+        found = {name: match[1] for name in (*names, *together) if (match := re.fullmatch(hint, name))}
+        if found.keys() == {*names, *together} and len({found[name] for name in together}) <= 1:
+            return hint
+    return HINTS[-1]
 
 
 def read_class_names(path: str | os.PathLike) -> dict[str, dict[str, int]]:

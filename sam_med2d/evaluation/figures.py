@@ -47,7 +47,7 @@ STYLE: dict[Any, Any] = {
 def figures(made: dict[str, pd.DataFrame]) -> list[dict]:
     """title, caption and SVG of each figure that the rows have something to say to."""
     found = []
-    if len(made["dice_by_clicks"]):
+    if any(len(part) > 1 for _, part in made["dice_by_clicks"].groupby("series")):  # a point alone is no curve
         found.append(
             (
                 "clicks",
@@ -56,7 +56,7 @@ def figures(made: dict[str, pd.DataFrame]) -> list[dict]:
                 click_figure(made),
             )
         )
-    if len(made["reached"]):
+    if made["reached"]["clicks"].nunique() > 1:
         mode = made["reached"]["mode"].iloc[0]
         found.append(
             (
@@ -75,7 +75,7 @@ def figures(made: dict[str, pd.DataFrame]) -> list[dict]:
                 size_figure(made["size"]),
             )
         )
-    if len(made["dice_by_jitter"]):
+    if len(made["dice_by_jitter"]) > 1:
         found.append(
             (
                 "jitter",

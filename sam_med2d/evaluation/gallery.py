@@ -3,10 +3,11 @@
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from sam_med2d.data.batch import Batch
 from sam_med2d.data.geometry import to_original_frame
 from sam_med2d.data.index import Index
 from sam_med2d.data.reading import read_image, read_mask
-from sam_med2d.drawing import tile
+from sam_med2d.drawing import Colour, colour_of, tile
 from sam_med2d.errors import OutputError
 from sam_med2d.evaluation.estimates import scored as scored_rows
 from sam_med2d.evaluation.evaluate import Scored
@@ -116,15 +117,30 @@ def _find(folder: Path, processes: int, mask: str, mode: str) -> tuple[Tensor, P
     raise LookupError(f"no prediction of {mask} in mode {mode} was kept")
 
 
-def tiles_of(batch: Batch, scored: Scored, index: Index, paper: bool = False) -> list[np.ndarray]:
+def tiles_of(
+    batch: Batch,
+    scored: Scored,
+    index: Index,
+    paper: bool = False,
+    colours: Mapping[str, Colour] = MappingProxyType({}),
+) -> list[np.ndarray]:
     """A tile for each object of one image in one mode, on the original picture, with its Dice.
 
-    paper: prompts come back from the frame by the original's mapping.
+    paper: prompts come back from the frame by the original's mapping. colours: {mask: its colour}, where objects do not
+    all have the same.
     """
     image = read_image(index.path(batch.image_names[scored.image]), [index.path(name) for name in scored.names])
     prompts = prompts_in_picture(scored, batch.content[scored.image].tolist(), image.shape[:2], paper)
     return [
-        tile(image, scored.masks[i], scored.truth[i], prompts, i, f"{Path(name).stem}  {scored.values['dice'][i]:.2f}")
+        tile(
+            image,
+            scored.masks[i],
+            scored.truth[i],
+            prompts,
+            i,
+            f"{Path(name).stem}  Dice {scored.values['dice'][i]:.2f}",
+            colour=colours.get(name, colour_of(0)),
+        )
         for i, name in enumerate(scored.names)
     ]
 

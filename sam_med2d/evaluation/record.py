@@ -50,6 +50,7 @@ def record(
     """
     key_of = file_keys(mask for _, masks in dataset.index for mask in masks)
     places = places_of(dataset.index) if args.save_pred else Places({}, {})
+    colours = drawing.class_colours(describer.labels(dataset.index, "class")[0]) if args.save_pred else {}
     part = Part(folder, rank)
     paper = by_centres(args.frame, args.protocol)
     kept = Predictions(folder, rank, paper) if args.report else None
@@ -86,8 +87,9 @@ def record(
             part.add(Measured(number, rows, prompts, pools, max(frames, default=0), coarseness))
             if args.save_pred:
                 paused = time.monotonic()
+                classes = {mask: str(described[mask]["class"] or "") for mask in masks}
                 for one in scored:
-                    save_predictions(folder, batch, one, dataset, places, paper)
+                    save_predictions(folder, batch, one, dataset, places, paper, (classes, colours))
                 drawing_time += time.monotonic() - paused
             bar.update()
     part.close()
@@ -201,9 +203,17 @@ def save_predictions(
     dataset: TestingDataset,
     places: Places,
     paper: bool,
+    classes: tuple[dict[str, str], dict[str, drawing.Colour]],
 ) -> None:
-    """Masks as 0/255 PNG at the original size, and one overlay an image: a tile an object, prompts drawn."""
+    """Masks as 0/255 PNG at the original size, and one overlay an image: a tile an object, prompts drawn, a legend.
+
+    classes: of each mask, and their colours, none of which is there where no class is known.
+    """
+    of_mask, colours = classes
     for name, mask in zip(scored.names, scored.masks):
         write_png(place(folder, f"masks/{scored.mode.name}/{places.masks[name]}"), mask.numpy())
     overlay = f"overlays/{scored.mode.name}/{places.overlays[batch.image_names[scored.image]]}"
-    write_png(place(folder, overlay), drawing.grid(tiles_of(batch, scored, dataset.index, paper)))
+    own = {name: colours[of_mask[name]] for name in scored.names} if colours else {}
+    legend = {name: colour for name, colour in colours.items() if name in {of_mask[mask] for mask in scored.names}}
+    tiles = tiles_of(batch, scored, dataset.index, paper, own)
+    write_png(place(folder, overlay), drawing.with_legend(drawing.grid(tiles), legend))

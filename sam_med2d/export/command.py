@@ -62,7 +62,9 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gelu-approximate", action="store_true", help="tanh in place of erf in GELU")
     group = parser.add_argument_group("int8")
     group.add_argument(
-        "--quantize", action="store_true", help="write a static int8 file as well, as {output}.int8.onnx"
+        "--quantize",
+        action="store_true",
+        help="write a static int8 file as well: beside --output NAME.onnx as NAME.int8.onnx",
     )
     group.add_argument("--quantize-out", type=Path, metavar="FILE.onnx", help="the same, with a name of your own")
     group.add_argument(

@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from sam_med2d.cli import REMEDIES
 from sam_med2d.json_files import parse_json
 from sam_med2d.training.state import RunState
+from segment_anything import flops
 from segment_anything.files import replacing
 from segment_anything.modeling.tuning import count_trained
 
@@ -144,6 +146,24 @@ class Boards:
             self._hook(args)
 
 
+class TensorBoard(SummaryWriter):
+    """TensorBoard, told the flags of the run, which its tab HPARAMS compares between runs beside their scores."""
+
+    def __init__(self, folder: Path, purge_step: int | None, flags: dict[str, Any], scores: Iterable[str]) -> None:
+        """scores: tags of the scalars to compare. purge_step: what a resumed run had logged from there on goes."""
+        super().__init__(str(folder), purge_step=purge_step)
+        experiment, session, _ = hparams({k: _plain(v) for k, v in flags.items()}, dict.fromkeys(scores, 0.0))
+        for told in (experiment, session):
+            self._get_file_writer().add_summary(told)
+
+
+def _plain(value: Any) -> int | float | str:
+    """What the tab HPARAMS can show."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
 def boards_of(args: argparse.Namespace, folder: Path, state: RunState, resumed: bool) -> Boards:
     """Those that the flags of a run ask for, told what is trained. folder: of its logs, which is there.
 
@@ -151,13 +171,17 @@ def boards_of(args: argparse.Namespace, folder: Path, state: RunState, resumed: 
     """
     progress = state.progress
     step = progress.step + 1 if resumed else None
-    boards: list[Any] = [EpochLog(folder / LOG, progress.epoch), SummaryWriter(str(folder), purge_step=step)]
+    flags = {name: value for name, value in vars(args).items() if name != "modes"}
+    scores = ["loss/loss", *(f"val_{metric}/{mode.name}" for metric in args.metrics for mode in args.modes)]
+    boards: list[Any] = [EpochLog(folder / LOG, progress.epoch), TensorBoard(folder, step, flags, scores)]
     if args.wandb:
-        flags = {name: value for name, value in vars(args).items() if name != "modes"}
         boards.append(WandbBoard(args.wandb, args.run_name, folder, flags, resumed))
     board = Boards(boards)
     for group, count in count_trained(state.model).items():
         board.add_scalar(f"trained/{group.replace(' ', '_')}", count, progress.step)
+    if args.count_flops:
+        for name, value in flops.count(state.model)._asdict().items():
+            board.add_scalar(f"cost/{name}", value, progress.step)
     return board
 
 

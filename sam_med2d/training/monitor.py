@@ -182,4 +182,6 @@ def draw_panels(model: Sam, batch: Batch, index: Index, args: argparse.Namespace
         for mode in ("bbox", "3pts"):
             tiles = [tile for one in scored if one.mode.name == mode for tile in tiles_of(batch, one, index, paper)]
             if tiles:
-                board.add_image(f"panel/{mode}", drawing.grid(tiles)[..., ::-1].copy(), step, dataformats="HWC")
+                board.add_image(
+                    f"training_images/{mode}", drawing.grid(tiles)[..., ::-1].copy(), step, dataformats="HWC"
+                )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sam_med2d import drawing
-from sam_med2d.app.handlers import EVENTS, act, takes_long
+from sam_med2d.app.handlers import EVENTS, act, lane_of
 from sam_med2d.app.view import FINEST, path_of, picture_of, view_of
 from sam_med2d.data.reading import read_image
 from sam_med2d.errors import DataError, PromptError
@@ -104,13 +104,14 @@ def test_what_encodes_does_not_go_before_clicks(model):
     session = opened(model)
     session.zoom = "never"
     click = {"do": "click", "x": 1, "y": 1, "on": True}
-    assert takes_long(session, click) and not takes_long(session, {"do": "undo"})
+    assert lane_of(AnnotationSession({WITHOUT: model}), click) == "click"  # refused at once
+    assert lane_of(session, click) == "encode" and lane_of(session, {"do": "undo"}) == "click"
     session.predictor()
-    assert not takes_long(session, click) and takes_long(session, {"do": "carry", "step": 1})
+    assert lane_of(session, click) == "click" and lane_of(session, {"do": "carry", "step": 1}) == "encode"
     session.zoom = "auto"
-    assert takes_long(session, click)  # crops may be encoded
+    assert lane_of(session, click) == "crop" and lane_of(session, {"do": "undo"}) == "click"
     session.zoom, session.scan = "never", session.scan._replace(slices=np.zeros((1, 4000, 3000), np.uint8))
-    assert takes_long(session, click)
+    assert lane_of(session, click) == lane_of(session, {"do": "undo"}) == "encode"
 
 
 def test_there_is_an_end_to_clicks_and_objects(model, monkeypatch):

@@ -24,12 +24,14 @@ from sam_med2d.app import start
 from sam_med2d.app.access import host_of, is_local
 from sam_med2d.app.opening import Opener
 from sam_med2d.errors import DataError
-from tests.app.running import Page, Running, running
+from sam_med2d.inference.session import AnnotationSession
+from tests.app.running import Page, Running, running, running_here
 from tests.inference.test_session import IMAGE, OTHER_IMAGE, expected, model
 
 __all__ = ["model"]  # a fixture
 
 MEGABYTE = 10**6
+THIRD_IMAGE = sorted(IMAGE.parent.glob("*.png"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +257,61 @@ def test_sessions_are_counted_and_end_when_nobody_uses_them(tmp_path):
     assert "stopped by SIGTERM" in app.output and "Traceback" not in app.output and app.process.returncode == 143
 
 
+def test_a_session_that_nobody_uses_goes_with_its_folder(tmp_path):
+    """Also where nobody asks for anything any more; one that is used stays."""
+    with running_here(tmp_path, idle=1 / 30) as app:  # minutes
+        left = Page(app)
+        left.open(IMAGE)
+        used = Page(app)
+        used.open(IMAGE)
+        assert len(app.files()) == 4
+        end = time.monotonic() + 60
+        while len(app.files()) > 2 and time.monotonic() < end:
+            time.sleep(0.1)
+            used.view()
+        assert len([*app.folder.iterdir()]) == 1 and used.view()["file"] == IMAGE.name
+        while app.files() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not [*app.folder.iterdir()]
+        gone = (410, {"error": "this session is over; load the page again"})
+        assert left.send(b'{"do": "look"}') == gone == used.send(b'{"do": "look"}')
+
+
+# ---------------------------------------------------------------- series
+
+
+def test_a_dicom_series_is_uploaded_file_by_file(app, page, tmp_path):
+    pytest.importorskip("pydicom", reason="the extra data is not installed")
+    from tests.volumes.dicom_files import write_series
+
+    volume = np.full((4, 40, 50), 30, np.uint16)
+    for number in range(4):
+        volume[number, 10 : 20 + number, 5:25] = 200
+    series = write_series(tmp_path / "series", volume)
+    for path in (series[2], series[0], series[3]):  # in any order
+        assert page.upload(path.name, path.read_bytes(), more=True) == (200, {})
+    assert page.view()["opened"] == 0
+    status, answer = page.upload(series[1].name, series[1].read_bytes())
+    assert status == 200 and answer["view"]["slices"] == 4
+    assert not any("upload" in name for name in app.files())
+    for number in range(4):
+        page.act(do="slice", number=number)
+        shown = cv2.imdecode(np.frombuffer(page.ask("GET", "/picture")[1], np.uint8), cv2.IMREAD_GRAYSCALE)
+        assert shown.shape == (40, 50) and np.array_equal(shown > shown.min(), volume[number] > 30), number
+    # what is refused takes all of its series with it, and leaves what was open
+    before = app.files()
+    other = write_series(tmp_path / "other", volume)
+    assert page.upload(other[0].name, other[0].read_bytes(), more=True) == (200, {})
+    status, answer = page.upload(other[0].name, other[0].read_bytes(), more=True)
+    assert status == 400 and "s00: is one file too many" in answer["error"]
+    assert app.files() == before and page.view()["slices"] == 4
+    for path in other[:2]:
+        assert page.upload(path.name, path.read_bytes(), more=True) == (200, {})
+    status, answer = page.upload(other[3].name, other[3].read_bytes())  # the third is missing
+    assert status == 400 and "\n" not in answer["error"] and str(app.folder) not in answer["error"]
+    assert app.files() == before and page.view()["slices"] == 4
+
+
 # ---------------------------------------------------------------- too large, and too slow
 
 
@@ -308,6 +365,62 @@ def test_a_slow_file_does_not_stop_clicks(app, page):
     assert done == [OTHER_IMAGE.name] * 3
     for one in slow:
         one.ask("DELETE", "/session")
+
+
+def test_a_slow_slice_and_slow_files_do_not_stop_clicks_of_any_kind(tmp_path, monkeypatch):
+    """One person's slice takes long to encode, another's files to make: a third clicks, also with crops to encode."""
+    goes_on = {"predictor": threading.Event(), "save": threading.Event()}
+    arrived = {name: threading.Event() for name in goes_on}
+
+    def holding_up(name: str, file: str):
+        original = getattr(AnnotationSession, name)
+
+        def method(session, *rest):
+            if session.scan.name == file:
+                arrived[name].set()
+                assert goes_on[name].wait(60)
+            return original(session, *rest)
+
+        monkeypatch.setattr(AnnotationSession, name, method)
+
+    threads_of_boxes: list[str] = []
+    draw_box = AnnotationSession.draw_box
+
+    def noting(session, *corners):
+        threads_of_boxes.append(threading.current_thread().name)
+        return draw_box(session, *corners)
+
+    monkeypatch.setattr(AnnotationSession, "draw_box", noting)
+    with running_here(tmp_path) as app:
+        page, slow, saving = (Page(app) for _ in range(3))
+        page.open(IMAGE)
+        saving.open(THIRD_IMAGE)
+        saving.act(do="click", x=80, y=60, on=True)
+        holding_up("predictor", OTHER_IMAGE.name)
+        holding_up("save", THIRD_IMAGE.name)
+        done: list[object] = []
+        threads = [
+            threading.Thread(target=lambda: done.append(slow.open(OTHER_IMAGE)["file"])),
+            threading.Thread(target=lambda: done.append(saving.ask("POST", "/files", b"")[0])),
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            assert all(one.wait(60) for one in arrived.values())
+            view = page.act(do="box", x0=60, y0=60, x1=90, y1=90)  # small, so that it is looked at closer
+            assert view["objects"][0]["found"] and threads_of_boxes == ["crop_0"]
+            page.act(do="click", x=75, y=75, on=True)
+            page.act(do="undo")
+            assert page.ask("GET", "/picture")[0] == 200 and done == []
+            goes_on["predictor"].set()
+            threads[0].join(60)
+            assert done == [OTHER_IMAGE.name]  # what encodes did not wait for what saves
+        finally:
+            for one in goes_on.values():
+                one.set()
+            for thread in threads:
+                thread.join(60)
+        assert done == [OTHER_IMAGE.name, 200]
 
 
 def children(process: int) -> list[int]:

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam_med2d import drawing
 from sam_med2d.commands import check_index
 from sam_med2d.data.datasets import TestingDataset, TrainingDataset
 from sam_med2d.data.index import read_index
@@ -44,7 +47,7 @@ class Data:
             write(folder / image, picture(i))
             self.groups[split][image] = [f"masks/{i} {k}.png" for k in "ab"]
             for k, mask in enumerate(self.groups[split][image]):
-                write(folder / mask, square(4 + 8 * k, i))
+                write(folder / mask, square(4 + 8 * k, i + 5 * k))
                 self.rows[mask] = {
                     "mask": mask,
                     "image": image,
@@ -333,6 +336,30 @@ def test_contact_sheet(data, tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "other.png")).shape[1] == 2 * 256
 
 
+def test_a_contact_sheet_has_one_colour_a_class_and_a_legend(tmp_path, capsys):
+    index: dict[str, list[str]] = {}
+    for number, classes in enumerate((("liver", "spleen"), ("spleen",), ("liver",))):
+        write(tmp_path / f"images/{number}.png", picture(number))
+        index[f"images/{number}.png"] = [f"masks/{number}_{name}_000.png" for name in classes]
+        for name in classes:
+            mask = np.zeros((20, 30), np.uint8)
+            mask[5:15, slice(4, 12) if name == "liver" else slice(16, 28)] = 255
+            write(tmp_path / f"masks/{number}_{name}_000.png", mask)
+    (tmp_path / "image2label_train.json").write_text(json.dumps(index))
+    check_index.main([str(tmp_path), "--sheet", str(tmp_path / "sheet.png"), "--num_workers", "1"])
+    assert "3 random images with their masks, a colour a class" in capsys.readouterr().out
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    assert sheet.shape == (18 + 256 + drawing.LEGEND_ROW, 3 * 256, 3)
+
+    def shown(colour: tuple[int, int, int]) -> list[bool]:
+        """In each tile, and in the legend."""
+        parts = [sheet[: 18 + 256, 256 * i : 256 * (i + 1)] for i in range(3)] + [sheet[18 + 256 :]]
+        return [bool((part == colour).all(axis=2).any()) for part in parts]
+
+    assert shown(drawing.colour_of(0)) == [True, False, True, True]
+    assert shown(drawing.colour_of(1)) == [True, True, False, True]
+
+
 @pytest.mark.parametrize(
     "name, text, message",
     [
@@ -369,3 +396,68 @@ def test_root_is_found_though_the_first_image_is_missing(data, capsys):
     (data.folder / "images/0.png").unlink()
     assert check(data) == 1
     assert "problems: 1 missing" in capsys.readouterr().out
+
+
+def test_regions_that_are_alike_in_a_slice_are_no_duplicates(tmp_path, capsys):
+    """A core that fills its tumour in one slice, as nnU-Net's regions do; and copies, which are of classes apart."""
+    index: dict[str, list[str]] = {}
+    rows = {"tumour": ((2, 18), (2, 10)), "core": ((5, 9), (2, 10)), "liver": ((2, 6), (2, 10))}
+    for number in range(2):
+        write(tmp_path / f"{number}.png", picture(number))
+        index[f"{number}.png"] = []
+        for name, (top, bottom) in ((name, spans[number]) for name, spans in rows.items()):
+            mask = np.zeros((20, 30), np.uint8)
+            mask[top:bottom, 5 : 25 if name != "liver" or number else 28] = 255
+            write(tmp_path / f"{number}_{name}_000.png", mask)
+            index[f"{number}.png"].append(f"{number}_{name}_000.png")
+    (tmp_path / "image2label_train.json").write_text(json.dumps(index))
+    with pytest.raises(SystemExit):
+        check_index.main([str(tmp_path), "--num_workers", "1"])
+    said = capsys.readouterr().out
+    assert "1_liver_000.png: has the pixels of" in said and "1_core_000.png: has the pixels" not in said
+
+
+def test_classes_and_cases_are_those_that_test_py_knows(tmp_path, capsys):
+    """Of an index that people wrote: by the table of names, by what names have beyond the image's, and by --case."""
+    names = ["ct_00--KiTS--p_0001--x_0001", "mine_7"]
+    masks = ["ct_00--KiTS--p_0001--x_0001--0003_000.png", "mine_7_spleen_000.png"]
+    for number, (image, mask) in enumerate(zip(names, masks)):
+        write(tmp_path / f"{image}.png", picture(number))
+        write(tmp_path / mask, np.eye(20, 30, dtype=np.uint8) * 255)
+    index = {f"{image}.png": [mask] for image, mask in zip(names, masks)}
+    (tmp_path / "image2label_train.json").write_text(json.dumps(index))
+    (tmp_path / "names.json").write_text(json.dumps({"KiTS": {"tumour": 3}}))
+    for flags, classes in (
+        ((), ("KiTS 3", "spleen")),
+        (("--class_names", tmp_path / "names.json"), ("tumour", "spleen")),
+    ):
+        check_index.main([str(tmp_path), "--num_workers", "1", *map(str, flags)])
+        said = capsys.readouterr().out
+        assert all(re.search(rf"^  {name} +1 +1 ", said, re.MULTILINE) for name in classes)
+    with pytest.raises(SystemExit, match="--case x: needs a group"):
+        check_index.main([str(tmp_path), "--num_workers", "1", "--case", "x"])
+
+
+ENDED_BEFORE_IT_BEGAN = """
+import multiprocessing, sys, time
+from sam_med2d.commands import check_index
+from sam_med2d.data import check
+
+def start(*told, start_worker=check._start_worker):
+    if multiprocessing.current_process()._identity[-1] == 2:
+        time.sleep(1.5)
+    start_worker(*told)
+
+check._start_worker = start
+check_index.main([sys.argv[1], "--num_workers", "2"])
+"""
+
+
+def test_a_worker_that_begins_when_all_is_done_does_not_hold_the_command_up(tmp_path):
+    """On a busy machine one worker may have looked at all before the other has begun, and is then told to end."""
+    write(tmp_path / "0.png", picture(0))
+    write(tmp_path / "0_a_000.png", np.eye(20, 30, dtype=np.uint8) * 255)
+    (tmp_path / "image2label_train.json").write_text(json.dumps({"0.png": ["0_a_000.png"]}))
+    command = [sys.executable, "-c", ENDED_BEFORE_IT_BEGAN, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0 and "problems: none" in done.stdout, done.stderr

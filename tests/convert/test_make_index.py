@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -89,13 +90,75 @@ def test_a_case_stays_where_it_is_when_others_are_added():
     ]
 
 
-def test_few_cases_get_a_seed_that_suits_them(masks, capsys):
+def sizes(output: Path) -> list[int]:
+    """Images of train, val and test."""
+    there = [(output / f"image2label_{split}.json").exists() for split in ("train", "val", "test")]
+    return [len(index(output, split)) if is_there else 0 for split, is_there in zip(("train", "val", "test"), there)]
+
+
+def test_three_cases_fill_three_splits_and_a_seed_that_leaves_one_empty_is_said(masks, capsys):
     of_masks(masks)
     said = capsys.readouterr().out
-    seed = int(said.partition("--split_seed ")[2].split()[0])
-    assert "would give train 1, val 1, test 1" in said
-    of_masks(masks, "--split_seed", seed)
-    assert [len(index(masks / "out", split)) for split in ("train", "val", "test")] == [2, 2, 2]
+    assert sizes(masks / "out") == [2, 2, 2] and "no case fell" not in said
+    chosen = int(said.partition("--split_seed ")[2].split()[0])
+    assert json.loads((masks / "out/split_seed.json").read_text()) == {"split_seed": chosen}
+    of_masks(masks, "--split_seed", 0)
+    assert f"--split_seed {chosen} would give train 1, val 1, test 1" in capsys.readouterr().out
+
+
+def where_cases_are(output: Path) -> dict[str, str]:
+    images = {image: split for split in ("train", "val", "test") for image in index(output, split)}
+    return {row["case"]: images[row["image"]] for row in metadata(output)}
+
+
+def test_the_seed_stays_in_the_folder_so_that_no_case_moves(masks, capsys):
+    """Seed 0 would fill all splits of eight cases, but the one that three of them needed stays."""
+    output = of_masks(masks)
+    before = where_cases_are(output)
+    for patient in "defgh":
+        write(masks / "photos" / f"{patient}_1.jpg", picture(seed=ord(patient)))
+        write(masks / "masks" / f"{patient}_1_liver.png", block((24, 30), (2, 12), (3, 13)))
+    of_masks(masks)
+    assert before.items() < where_cases_are(output).items()
+    others = where_cases_are(of_masks(masks, "--split_seed", 7))
+    assert others != before and not before.items() < others.items()
+    assert where_cases_are(of_masks(masks)) == others  # a seed that was given stays as well
+    capsys.readouterr()
+    (output / "split_seed.json").write_text('{"split_seed": "five"}')
+    with pytest.raises(SystemExit, match="split_seed.json: has no whole number under 'split_seed'; give the seed"):
+        of_masks(masks)
+
+
+def test_two_cases_wait_for_a_third_before_a_seed_is_kept(masks, capsys):
+    left = {path: path.read_bytes() for name in ("photos", "masks") for path in (masks / name).glob("c_*")}
+    for path in left:
+        path.unlink()
+    output = of_masks(masks)
+    assert not (output / "split_seed.json").exists()
+    assert "as there are only 2 for 3 splits: add cases, choose --ratios" in capsys.readouterr().out
+    for path, content in left.items():
+        path.write_bytes(content)
+    of_masks(masks)
+    assert sizes(output) == [2, 2, 2] and (output / "split_seed.json").exists()
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 6, 8, 12])
+def test_every_split_has_a_case_from_three_cases_on(tmp_path, count):
+    for start in range(20):
+        groups = {("set", f"patient{start + number}") for number in range(count)}
+        (tmp_path / str(start)).mkdir()
+        splits = Splits(auto=True).settled(tmp_path / str(start), groups, set())
+        assert {splits.of(*group, "")[0] for group in groups} == {"train", "val", "test"}
+
+
+def test_a_source_that_names_its_test_cases_gives_no_others_to_the_test(tmp_path):
+    splits = Splits((0.7, 0.1, 0.2), tested=frozenset({"nn"}))
+    counts = Counter(splits.of("nn", str(i), "")[0] for i in range(2000))
+    assert counts["test"] == 0 and abs(counts["val"] - 250) < 60
+    assert Counter(splits.of("other", str(i), "")[0] for i in range(2000))["test"] > 300
+    assert splits.of("nn", "x", "", given="test") == ["test"]
+    alone = Splits((0, 0, 1), tested=frozenset({"nn"}))
+    assert alone.of("nn", "x", "") == ["test"]
 
 
 def test_folds_hold_out_each_case_once_and_never_the_test():
@@ -144,12 +207,24 @@ def test_a_split_file_counts_and_every_case_must_be_in_it(tmp_path, masks, capsy
 
 def test_pictures_that_may_be_of_one_patient_are_never_split_unasked():
     assert groups_of(["x", "y"], None) == {"x": "x", "y": "y"}
-    with pytest.raises(
-        UsageError, match=r"are amos_1_2 and amos_1_3 of one patient\?.*'\(\.\+\)_.*every picture is a case"
-    ):
+    with pytest.raises(UsageError, match=r"are amos_1_2 and amos_1_3 of one patient\?.*every picture is a case"):
         groups_of(["amos_1_2", "amos_1_3", "other"], None)
-    with pytest.raises(UsageError, match=r"'\(\.\+\)/\.\*'"):
-        groups_of(["p1/x", "p1/y", "p2/x"], None)
+    for names in (
+        ["img-001", "img-002", "scan-001"],
+        ["a1s1", "a1s2"],
+        ["p1/slice 1", "p1/slice 2", "p2/slice 1"],
+        ["amos_1_2", "amos_1_3", "other"],
+        ["p1/x", "p1/y", "p2/x"],
+    ):
+        with pytest.raises(UsageError) as refused:
+            groups_of(names, None)
+        hint = re.search(r"give --case '(.*?)' \(", str(refused.value))[1]
+        groups = groups_of(names, hint)  # which fits them all
+        assert groups[names[0]] == groups[names[1]], hint
+    with pytest.raises(UsageError, match="does not fit img-001; '(.*)' fits all names") as refused:
+        groups_of(["img-001", "img-002"], r"(.+)_\d+")
+    hint = re.search(r"; '(.*)' fits", str(refused.value))[1]
+    assert set(groups_of(["img-001", "img-002"], hint).values()) == {"img"}
     assert groups_of(["p1/x", "p2/x"], None) == {"p1/x": "p1/x", "p2/x": "p2/x"}
     assert groups_of(["p1/x", "p1/y"], "(.+)/.*") == {"p1/x": "p1", "p1/y": "p1"}
     for bad, said in (("p1", "group"), ("(", "regular expression"), ("(p2)/.*", "does not fit")):
@@ -328,6 +403,14 @@ def test_two_data_sets_share_a_folder(masks):
     training_batch(output)
 
 
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_killed_conversion_goes_on(tmp_path):
     """Killed with no chance to clean up, at several moments; what was done is kept, and it ends as a quiet run does."""
     for i in range(30):
@@ -348,14 +431,19 @@ def test_a_killed_conversion_goes_on(tmp_path):
         "--output",
         tmp_path / "killed",
         "--num_workers",
-        "0",
+        "2",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    process = subprocess.Popen(command, **quiet, start_new_session=True)
     done = tmp_path / "killed" / ".cases"
     while process.poll() is None and len(list(done.glob("*.json"))) < 4:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    until = time.monotonic() + 60
+    while alive(process.pid) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not alive(process.pid)  # its workers have seen that it is gone
     whole = {path.name: path.stat().st_mtime_ns for path in done.glob("*.json")}
     assert 4 <= len(whole) < 30 and not (tmp_path / "killed" / "image2label_train.json").exists()
     (tmp_path / "killed" / ".partial" / "d--p29" / "images").mkdir(

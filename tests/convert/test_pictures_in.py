@@ -209,16 +209,22 @@ def test_auto_takes_the_seed_that_fills_the_splits(tmp_path: Path, capsys) -> No
         run(*sources, "--split_seed", "some", output=tmp_path / "bad")
 
 
-def test_every_bad_case_is_said_once(tmp_path: Path, capsys) -> None:
-    sources = folders(tmp_path, "a", "b", "c")
-    for name in "abc":
-        write(tmp_path / "masks" / f"{name}.png", block(SHAPE, (2, 9), (2, 9)))
-    for name in "ab":
-        (tmp_path / "masks" / f"{name}.png").write_bytes(b"no image")
+def test_what_is_wrong_with_many_cases_is_said_once_with_a_count(tmp_path: Path, capsys) -> None:
+    sources = folders(tmp_path, "case1", "case2", "case3", "case4", "case5")
+    for number in range(1, 6):
+        write(tmp_path / "masks" / f"case{number}.png", block(SHAPE, (2, 9), (2, 9)))
+    for number in (1, 2, 4):
+        (tmp_path / "masks" / f"case{number}.png").write_bytes(b"no image")
+    write(tmp_path / "masks" / "case5.png", block((5, 5), (1, 2), (1, 2)))
     with pytest.raises(SystemExit) as end:
         run("masks", *sources, *EVERY, output=tmp_path / "out")
     said = capsys.readouterr().out + str(end.value.code)
-    assert said.count("a.png: not an image") == said.count("b.png: not an image") == 1
+    assert said.count("not an image") == 1 and "case1.png: not an image" in said
+    assert "4 of 5 case(s) could not be converted, such as case1: " in said
+    assert "(and 2 more in the same way: case2, case4)" in said and said.count("bad case: case5: ") == 1
+    run("masks", *sources, *EVERY, "--skip_bad_cases", output=tmp_path / "out")
+    said = capsys.readouterr().out
+    assert said.count("left out: case") == 2 and "(and 2 more in the same way: case2, case4)" in said
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,14 @@ def test_report_of_boxes_alone_without_names_or_results(tmp_path: Path) -> None:
     assert "Dice against number of clicks" not in page.text and "Gallery" not in page.text
 
 
+@pytest.mark.parametrize("modes, curve", [(("1pt",), False), (("bbox", "1pt"), False), (("1pt", "3pts"), True)])
+def test_one_point_is_no_curve(tmp_path: Path, modes: tuple[str, ...], curve: bool) -> None:
+    rows = read_rows(write_run(tmp_path, synthetic_rows(6, modes)))
+    text = Page(write_report(tmp_path, rows, Results(), [])).text
+    assert ("Dice against number of clicks" in text, "Objects that reached a Dice" in text) == (curve, curve)
+    assert "Dice against object size" in text
+
+
 def test_nothing_scored_is_an_error_and_leaves_no_page(tmp_path: Path) -> None:
     rows = read_rows(write_run(tmp_path, synthetic_rows(3, unscored=3)))
     with pytest.raises(DataError, match="3 x empty truth|x empty truth"):

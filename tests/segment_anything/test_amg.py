@@ -1,6 +1,7 @@
 """Everything mode: the grid, the crops, what is kept, the three encodings, and scripts/amg.py."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -296,6 +297,34 @@ def test_the_script_writes_what_sams_does(run, image, weights, capsys) -> None:
         "metadata.csv",
         "notes.png",
     ]  # no mask of the first run is left
+
+
+def test_what_was_dropped_is_counted_and_adds_up(image) -> None:
+    """36 clicks give 108 candidates with predicted IoUs of 0.9, 0.8 and 0.1."""
+    generator = SamAutomaticMaskGenerator(Discs(), points_per_side=6, pred_iou_thresh=0.5)
+    assert generator.generate(image)
+    dropped = generator.dropped
+    assert (dropped.candidates, dropped.uncertain, dropped.unstable) == (108, 36, 0)
+    assert dropped.best_iou == pytest.approx(0.9) and 0.8 < dropped.best_stability <= 1
+    generator.pred_iou_thresh = 0.95
+    assert generator.generate(image) == [] and generator.dropped.uncertain == generator.dropped.candidates == 108
+
+
+def test_an_image_without_masks_says_which_threshold_dropped_how_many(run, capsys) -> None:
+    run("--pred-iou-thresh", 9)
+    said = capsys.readouterr().out
+    match = re.search(
+        r"2 image\(s\) without a mask, such as a.png: of 54 candidates 54 are below --pred-iou-thresh 9 "
+        r"\(the best has (-?\d+\.\d\d)\); lower --pred-iou-thresh\n",
+        said,
+    )
+    assert match and float(match[1]) < 9
+    run("--stability-score-thresh", 1.5)
+    assert re.search(
+        r"54 are below --stability-score-thresh 1.5 \(the best has [01]\.\d\d\); lower --stab", capsys.readouterr().out
+    )
+    run()
+    assert "without a mask" not in capsys.readouterr().out
 
 
 def test_the_script_writes_run_lengths(run) -> None:

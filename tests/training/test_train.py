@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 import test as scoring
 import train
@@ -27,16 +28,19 @@ from sam_med2d.training import epoch, rounds
 from sam_med2d.training.learner import Learner
 from sam_med2d.training.rounds import train_batch
 from sam_med2d.training.state import RunState
-from segment_anything import Sam, sam_model_registry
+from segment_anything import Sam, flops, sam_model_registry
 from segment_anything.build_sam import build_sam
 from segment_anything.checkpoint import save_weights
 from segment_anything.sizes import SIZES, Size
+from segment_anything.weight_files import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64
 MINI = Size(channels=32, depth=4, heads=2, global_blocks=(1, 3))  # nearly all decoder: files of 17 MB
 RUN = "sam-med2d"  # the default --run_name
 FLAGS = [
+    "--replay",
+    "none",
     "--model_type",
     "mini",
     "--image_size",
@@ -705,10 +709,11 @@ def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
     return bool((picture == np.array(colour)).all(axis=-1).any())
 
 
-def test_tensorboard_and_the_best_epoch(validated: Path, work: Path) -> None:
+def test_tensorboard_and_the_best_epoch(validated: Path, work: Path, capsys) -> None:
     fit(
         validated,
         work,
+        "--count_flops",
         "--epochs",
         2,
         "--log_every",
@@ -739,10 +744,11 @@ def test_tensorboard_and_the_best_epoch(validated: Path, work: Path) -> None:
     every_epoch = {f"val_{metric}/{mode}" for metric in ("dice", "iou") for mode in ("bbox", "1pt")}
     of_the_epoch = {"epoch/seconds", "epoch/waiting_for_data", "epoch/memory_gb"}
     of_prompts = {"val_dice_after_click/1", "val_dice_of_swapped/1pt", "val_dice_of_swapped/bbox"}
-    assert (
-        set(board.Tags()["scalars"]) - {"trained/adapters", "trained/prompt_encoder", "trained/mask_decoder"}
-        == every_batch | every_epoch | of_the_epoch | of_prompts
-    )
+    assert {tag for tag in board.Tags()["scalars"] if not tag.startswith("cost/")} - {
+        "trained/adapters",
+        "trained/prompt_encoder",
+        "trained/mask_decoder",
+    } == every_batch | every_epoch | of_the_epoch | of_prompts
     assert all([*points(board, tag)] == [1, 2, 3, 4, 5, 6] for tag in every_batch)
     assert all([*points(board, tag)] == [3, 6] for tag in every_epoch)
 
@@ -761,13 +767,28 @@ def test_tensorboard_and_the_best_epoch(validated: Path, work: Path) -> None:
     assert best["epoch"] == max(means, key=means.get) / 3
     assert set(best) == {"model", "frame", "flags", "epoch", "validation_dice", "made_by"}
 
-    assert set(board.Tags()["images"]) == {"panel/bbox", "panel/3pts"}
-    for tag in ("panel/bbox", "panel/3pts"):
+    told = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    hparams = plugin_data_pb2.HParamsPluginData.FromString(told).session_start_info.hparams
+    assert hparams["lr_scheduler"].string_value == "cosine" and hparams["epochs"].number_value == 2
+    assert hparams["prompt_modes"].string_value == "bbox 1pt" and hparams["augment"].string_value == "False"
+    experiment = board.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    compared = plugin_data_pb2.HParamsPluginData.FromString(experiment).experiment.metric_infos
+    assert {"loss/loss", "val_dice/bbox", "val_dice/1pt"} <= {one.name.tag for one in compared}
+    assert {one.name.tag for one in compared} <= set(board.Tags()["scalars"])
+
+    model = sam_model_registry["mini"](image_size=SIZE)
+    model.train_for("adapters")
+    cost = flops.count(model)
+    assert [points(board, f"cost/{name}")[0] for name in cost._fields] == pytest.approx([*cost])
+    assert f"model: {cost}" in capsys.readouterr().out
+
+    assert set(board.Tags()["images"]) == {"training_images/bbox", "training_images/3pts"}
+    for tag in ("training_images/bbox", "training_images/3pts"):
         shown = pictures(board, tag)
         assert [*shown] == [3, 6]
         for picture in shown.values():
             assert picture.std() > 20 and has_colour(picture, drawing.TRUTH)
-            assert has_colour(picture, drawing.CLICK[True]) == (tag == "panel/3pts")
+            assert has_colour(picture, drawing.CLICK[True]) == (tag == "training_images/3pts")
 
 
 def test_tensorboard_goes_on_where_a_resumed_run_does(validated: Path, work: Path, monkeypatch) -> None:
@@ -780,14 +801,14 @@ def test_tensorboard_goes_on_where_a_resumed_run_does(validated: Path, work: Pat
     board = board_of(work)
     assert [*points(board, "loss/loss")] == [*range(1, 10)]
     assert [*points(board, "val_dice/bbox")] == [3, 6, 9]
-    assert [*pictures(board, "panel/bbox")] == [3, 6, 9]
+    assert [*pictures(board, "training_images/bbox")] == [3, 6, 9]
 
 
 def test_validation_every_other_epoch_and_after_the_last(validated: Path, work: Path, monkeypatch) -> None:
     scores = iter([0.7, 0.5, 0.6])
     monkeypatch.setattr(train, "validate", lambda *_: {"bbox": next(scores)})
     fit(validated, work, "--epochs", 5, "--validate_every", 2)
-    assert [*pictures(board_of(work), "panel/bbox")] == [6, 12, 15]
+    assert [*pictures(board_of(work), "training_images/bbox")] == [6, 12, 15]
     assert next(scores, None) is None and saved(work)["progress"]["epoch"] == 5
     best = saved(work, "best.pth")
     assert (best["epoch"], best["validation_dice"]) == (2, 0.7)  # and no epoch between was judged by its training loss
@@ -805,6 +826,24 @@ def test_weights_of_another_run_do_not_stand_for_one_that_was_not_validated(
     assert saved(work)["progress"]["epoch"] == 1 and not best.exists()
     fit(validated, work, "--resume", "--epochs", 1)
     assert "no epoch was validated" in capsys.readouterr().out and not best.exists()
+
+
+def test_pictures_of_other_kinds_are_shown_unless_told_otherwise() -> None:
+    assert train.parse_args([]).replay == ["phantoms"] and train.parse_args(["--tune", "lora"]).replay == ["phantoms"]
+    for words in ("--replay none", "--tune decoder", "--encoder_adapter False", "--recipe paper"):
+        assert train.parse_args(words.split()).replay == [], words
+    assert train.parse_args(["--tune", "decoder"]).embeddings == "float16"
+    assert train.parse_args(["--recipe", "paper", "--replay", "phantoms"]).replay == ["phantoms"]
+
+
+def test_a_run_that_is_older_than_replay_goes_on_without(data: Path, work: Path) -> None:
+    fit(data, work, "--epochs", 1)
+    path = work / "models" / RUN / "last.pth"
+    content = saved(work)
+    del content["flags"]["replay"]
+    save_checkpoint(content, path)
+    train.main(["--resume", str(path), "--work_dir", str(work), "--run_name", RUN, "--epochs", "2", "--device", "cpu"])
+    assert saved(work)["progress"]["epoch"] == 2 and saved(work)["flags"]["replay"] == []
 
 
 def test_a_short_epoch_is_logged(data: Path, work: Path) -> None:
