@@ -268,8 +268,8 @@ def run(args: argparse.Namespace) -> None:
     for row in rows:
         print(
             f"{row['name']}{numbered.format(**row)}: {row['voxels']} voxels, {row['millilitres']} ml, "
-            f"slices {row['first_slice']} to {row['last_slice']} along {row['axis']} ({row['first_end']}; {row['last_end']}), "
-            f"predicted IoU {row['mean_predicted_iou']}"
+            f"slices {row['first_slice']} to {row['last_slice']} along {row['axis']} "
+            f"({row['first_end']}; {row['last_end']}), predicted IoU {row['mean_predicted_iou']}"
         )
     write_png(shown, picture(results, along, labels))
     print(f"labels: {args.output}")
