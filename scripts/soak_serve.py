@@ -42,6 +42,7 @@ LIFE = (2.0, 20.0)  # seconds, after which a client is killed
 SHAPE = (5, 32, 40)
 FLAGS = (
     *("--device", "cpu", "--threads", "1"),
+    *("--seconds", "600"),  # so that slow moments of the machine change nothing
     *("--max_embeddings", "16", "--max_upload", "2", "--max_sessions", "1000"),
 )
 DONE, RIGHT, REFUSED, HALF = range(4)  # what is counted
@@ -144,7 +145,10 @@ def live(server: Running, name: str, counts: ctypes.Array, known: dict, failures
             for _ in range(draw.randrange(2, 12)):
                 way = draw.randrange(len(WAYS))
                 found = draw_in(client, way, volume)
-                assert np.array_equal(found, known[number, way]), f"another mask: volume {number}, way {way}"
+                assert np.array_equal(found, known[number, way]), (
+                    f"another mask: volume {number}, way {way}: {(found != known[number, way]).sum((1, 2))} voxels of "
+                    f"{known[number, way].sum((1, 2))} differ, on each slice; {found.sum((1, 2))} were found"
+                )
                 counts[RIGHT] += 1
                 kind = draw.random()
                 if kind < 0.4:
