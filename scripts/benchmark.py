@@ -5,6 +5,7 @@
     python scripts/benchmark.py click                   # a further click, with and without the refinement network
     python scripts/benchmark.py train --data_path data_demo         # one training batch, and its parts
     python scripts/benchmark.py tuning --help           # embeddings once; what each --tune takes
+    python scripts/benchmark.py processes --help        # two processes that share every step, against one
     python scripts/benchmark.py data --help             # reading, the cache, an index of 20 million masks
     python scripts/benchmark.py deploy --help           # ONNX Runtime and OpenVINO against PyTorch
 
@@ -35,7 +36,7 @@ from segment_anything import Prompts, answer, look, sam_model_registry
 from segment_anything.modeling.image_encoder import Attention
 
 MODEL_AREAS = ("encoder", "test", "click", "train")  # those of this file
-OTHER_AREAS = ("data", "deploy", "tuning")  # each a module benchmark_{area}.py
+OTHER_AREAS = ("data", "deploy", "processes", "tuning")  # each a module benchmark_{area}.py
 
 
 def parse_args() -> argparse.Namespace:

@@ -176,6 +176,8 @@ def disturb_once(job: Job, run: Run, draw: random.Random, longest: float, disk: 
             (disk / "filler").unlink(missing_ok=True)
     assert set(statuses) <= ALLOWED[what], (what, statuses, run.tail())
     assert "Traceback" not in run.tail(), run.tail()
+    if what != "full disk" and not any(statuses):
+        return None  # it came too late
     return f"{what} after {after:.1f} s, ended with {' and '.join(map(str, statuses))}"
 
 

@@ -370,7 +370,9 @@ def differences(a: object, b: object, where: str = "") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         missing = [f"{where}/{key} is in one of them" for key in a.keys() ^ b.keys()]
         return missing + [
-            place for key in a.keys() & b.keys() for place in differences(a[key], b[key], f"{where}/{key}")
+            place
+            for key in sorted(a.keys() & b.keys(), key=str)
+            for place in differences(a[key], b[key], f"{where}/{key}")
         ]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [place for i in range(len(a)) for place in differences(a[i], b[i], f"{where}/{i}")]
