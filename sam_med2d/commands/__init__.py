@@ -14,6 +14,7 @@ COMMANDS = {  # name: the module whose main() it is, and what it does
     "amg": ("sam_med2d.commands.amg", "find all masks of images, without prompts"),
     "segment-volume": ("sam_med2d.commands.segment_volume", "segment a whole scan from prompts on a few slices"),
     "app": ("sam_med2d.app.start", "segment in the browser"),
+    "serve": ("sam_med2d.serve.start", "a server for napari, 3D Slicer and other tools"),
     "make-index": ("sam_med2d.commands.make_index", "turn scans, label maps, masks or annotations into training data"),
     "check-index": ("sam_med2d.commands.check_index", "check every file of a data folder"),
     "pack-dataset": ("sam_med2d.commands.pack_dataset", "fill the cache of a data folder ahead of training"),
