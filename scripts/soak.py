@@ -18,7 +18,7 @@
 Each job of the first six first runs undisturbed. Then it runs again and again from the start, and at random moments
 one of its processes gets SIGKILL, or all get SIGTERM, or the file system that it writes on, a small one of its own in
 every second run, is filled up; until it has reached its end. What must hold each time: the processes that were left
-end within a minute, with the status that docs/security.md has for it and no traceback, and leave nobody behind; what
+end soon, with the status that docs/security.md has for it and no traceback, and leave nobody behind; what
 lies in its place is whole. In the end the bits are those of the undisturbed run, and of files that were half written
 none is left. The log has a line for every disturbance, with what held, and one for every run that has reached its
 end.

@@ -59,7 +59,7 @@ class Job:
     held: Callable[[Path, Path], str]
     bits: Callable[[Path], dict[str, object]]
     processes: int = 1
-    patience: float = 60  # seconds that a process may take to end
+    patience: float = 180  # seconds that a process may take to end: ten on a machine with nothing else to do
 
     def command(self, folder: Path) -> list[str]:
         if self.program in PROGRAMS:
@@ -171,7 +171,7 @@ def _training(name: str, data: Path) -> Job:
         return [*TRAINING, *own, "--data_path", data, "--work_dir", folder]
 
     compiled = "--compile" in flags
-    part, patience = ("compiled", COMPILING) if compiled else ("training", 60)
+    part, patience = ("compiled", COMPILING) if compiled else ("training", 180)
     return Job(f"training: {name}", part, "train", words, _states_held, _states, processes, patience)
 
 
