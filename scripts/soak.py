@@ -55,7 +55,7 @@ ALLOWED = {  # exit statuses; -SIGTERM: a process that had not yet begun to list
 
 
 class Run:
-    """The processes of one start of a job, each with a group of its own, as a scheduler has them."""
+    """The processes of one start of a job, each with a group of its own."""
 
     def __init__(self, job: Job, folder: Path, beside: Path) -> None:
         """folder: that it writes; beside: a folder for what it says, on another file system where that is filled up."""
@@ -76,7 +76,7 @@ class Run:
                         env={**os.environ, **(shared if own else {"OMP_NUM_THREADS": "1"}), **own},
                         stdout=file,
                         stderr=subprocess.STDOUT,
-                        start_new_session=True,
+                        preexec_fn=os.setpgrp,  # noqa: PLW1509  a session would have a share of the processor of its own
                     )
                 )
 

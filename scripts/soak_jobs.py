@@ -31,6 +31,7 @@ ALL_OF_IT = (
     *("--batch_size", "1", "--num_workers", "2", "--augment", "--ema", "0.9", "--accumulate", "2", "--cache", "CACHE"),
     *("--tune", "lora", "--use_amp", "--checkpoint_encoder", "--clip_norm", "1", "--save_minutes", "0.05"),
 )
+JOIN = 60  # seconds that a process may take to start: one that is killed before it has started is waited for
 COMPILING = 600  # seconds that a step which compiles may take on a busy machine; a signal waits for its end
 CONFIGURATIONS: dict[str, tuple[int, tuple[str, ...]]] = {  # processes, flags beside TRAINING
     "plain": (1, ("--batch_size", "2", "--num_workers", "0")),
@@ -89,7 +90,7 @@ def train(words: list[str]) -> None:
     import train
     from sam_med2d import distributed
 
-    distributed.JOIN = distributed.CONNECT = 20  # one that is killed before it has started is waited for
+    distributed.JOIN = distributed.CONNECT = JOIN
     train.main(words)
 
 
@@ -97,7 +98,7 @@ def test(words: list[str]) -> None:
     import test
     from sam_med2d import distributed
 
-    distributed.JOIN = distributed.CONNECT = 20
+    distributed.JOIN = distributed.CONNECT = JOIN
     test.main(words)
 
 
