@@ -36,7 +36,7 @@ from sam_med2d.data.phantoms import PHANTOMS
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.data.replay import Replay
 from sam_med2d.data.samplers import BalancedSampler, EpochSampler, balance_of, stream_of
-from sam_med2d.data.vanishing import vanished_among
+from sam_med2d.data.vanishing import Vanished, vanished_among, vanished_of
 from sam_med2d.errors import DataError
 from sam_med2d.stopping import holding_sigterm_back, leave_signals_to_the_parent
 from segment_anything.frames import SAM_MED2D
@@ -150,10 +150,9 @@ class TrainingDataset(Dataset):
         )
         present = _present(masks)
         skipped = [name for name, here in zip(names, present) if not here]
-        path = self.index.path
-        # a cache stands for the files, which may be gone: what vanishes is then counted among what is empty
-        asked = [] if self.cache else skipped
-        vanished = vanished_among({name: read_mask(path(name), original_size, path(image_name)) for name in asked})
+        nothing = [(name, k) for name, k, here in zip(names, distinct.tolist(), present) if not here]
+        known = {name: self._nothing_shown(index, k, original_size, image.shape[:2]) for name, k in nothing}
+        vanished = {name: one for name, one in known.items() if one.area}
         if (self.augmentation is not None or self.own_augmentation is not None) and present.any():
             # Before the padding, so that `content` still frames the picture.
             image, masks = self._augment(image, masks, generator)
@@ -172,6 +171,26 @@ class TrainingDataset(Dataset):
             skipped=skipped,
             vanished=vanished,
         )
+
+    def _nothing_shown(self, index: int, k: int, original_size: tuple[int, int], size: tuple[int, int]) -> Vanished:
+        """What the k-th mask of an image, which is empty in the frame, holds at the picture's size.
+
+        size: in the frame. Raises DataError: the file cannot be read, and no cache stands for it.
+        """
+        known = self.cache.nothing_shown(index, k, size) if self.cache else None
+        if known is not None:
+            return known
+        image_name, names = self.index[index]
+        path = self.index.path(names[k])
+        try:
+            whole = read_mask(path, original_size, self.index.path(image_name))
+        except DataError:
+            if self.cache:  # of an earlier version, which does not tell
+                return Vanished(0, 0)
+            raise
+        if self.cache:
+            self.cache.put_mask(index, k, np.zeros(size, bool), _stamp(path), whole)
+        return vanished_of(whole)
 
     def _augment(
         self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator
@@ -288,9 +307,10 @@ def shrunk(
     for row, k in enumerate(which):
         mask = cache.mask(number, k, image.shape[:2], stamp(k)) if cache else None
         if mask is None:
-            mask = shrink(read_mask(path(k), original_size, path(-1)), size, frame)
+            whole = read_mask(path(k), original_size, path(-1))
+            mask = shrink(whole, size, frame)
             if cache:
-                cache.put_mask(number, k, mask, _stamp(path(k)))
+                cache.put_mask(number, k, mask, _stamp(path(k)), whole)
         masks[row] = mask
     return image, masks, original_size
 
