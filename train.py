@@ -26,6 +26,7 @@ from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loade
 from sam_med2d.data.embedding_cache import PRECISIONS
 from sam_med2d.data.index import Index
 from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
+from sam_med2d.data.windows import window_of
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.distributed import Processes, join_processes
 from sam_med2d.errors import DataError, UsageError
@@ -367,6 +368,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) 
         say(f"each of {len(dataset.balance.groups)} groups ({args.balance}) has the same share of every epoch")
     model = build_model(plan, args, say).to(device)
     del plan
+    model.window = window_of(dataset.index.root)  # stays with the weights, for whoever shows scans to them
     model.image_encoder.checkpointing = args.checkpoint_encoder
 
     progress = Progress(steps_an_epoch=math.ceil(len(dataset) / step_images))
