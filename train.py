@@ -42,6 +42,7 @@ from sam_med2d.training.epoch import train_epoch
 from sam_med2d.training.learner import ALONE, Learner, Schedule
 from sam_med2d.training.monitor import PANEL_IMAGES, draw_panels, validate, validation_loader
 from sam_med2d.training.own_parts import MetricNames, OwnAugmentation, load_loss, load_metrics
+from sam_med2d.training.published import RECIPES, pooled_objective
 from sam_med2d.training.rounds import Recipe
 from sam_med2d.training.start import DEFAULT_CHECKPOINT, build_model, check_tuning, settle_model
 from sam_med2d.training.state import Progress, RunState, SavedRun, images_a_step, models_folder, room_for_checkpoints
@@ -117,9 +118,10 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--max_bad_samples", type=int, default=0, metavar="IMAGES",
         help="Leave out training images that cannot be read, or a mask of which cannot, and name them; end where "
              "there are more than so many. Default: %(default)s.")
-    group.add_argument("--replay", nargs="*", default=[], metavar="DATA",
+    group.add_argument("--replay", nargs="*", metavar="DATA",
         help="Show pictures of other kinds too, so that the model does not forget them: folders of other data, or "
-             "phantoms, which are drawn; none shows no others. Default: none.")
+             "phantoms, which are drawn; none shows no others. Default: phantoms, but none with --recipe paper and "
+             "where the encoder learns nothing (--tune decoder), whose embeddings are kept.")
     group.add_argument("--replay_share", type=float, default=0.2, metavar="SHARE",
         help="Number of pictures of --replay for each of --data_path; an epoch takes so much longer. Default: "
              "%(default)s.")
@@ -227,6 +229,11 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
         help="End when so many validations in a row were no better than the best. Default: all --epochs.")
 
     group = parser.add_argument_group("interaction")
+    group.add_argument("--recipe", choices=RECIPES, default="ours",
+        help="paper: learn as SAM-Med2D's public code does, to compare with: losses pooled over a batch, of the answer "
+             "with the highest predicted IoU alone, a frozen prompt encoder, adapters that start at random, one kind "
+             "of first prompt for a whole batch. Other flags keep their defaults, which are the paper's. Default: "
+             "%(default)s.")
     group.add_argument("--iter_point", type=int, default=8,
         help="Number of corrections that follow the first prompt of a batch. Default: %(default)s.")
     group.add_argument("--point_list", type=int, nargs="+", default=[1, 3, 5, 9],
@@ -273,12 +280,13 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     )
     if min(args.point_list) < 1:
         parser.error("each of --point_list must be at least 1")
-    args.replay = [] if args.replay == ["none"] else args.replay
     check_tuning(parser, args)
     if args.compile and args.embeddings != AGAIN:
         parser.error(f"--compile is of the encoder, which with --embeddings {args.embeddings} runs once an image")
     if args.loss and args.rank_weight:
         parser.error("--rank_weight is a term of the loss that --loss replaces: leave one of the two out")
+    if args.recipe == "paper" and (args.loss or args.rank_weight):
+        parser.error("--recipe paper has a loss of its own: leave out --loss and --rank_weight")
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -292,7 +300,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         scribble_share=args.scribble_share,
         lasso_share=args.lasso_share,
         rank_weight=args.rank_weight,
-        loss=load_loss(args.loss) if args.loss else None,
+        coin_a_batch=args.recipe == "paper",
+        loss=pooled_objective if args.recipe == "paper" else load_loss(args.loss) if args.loss else None,
     )
 
 
@@ -358,9 +367,10 @@ def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) 
     loader = train_loader(dataset, step_images, args.num_workers, args.seed, processes.rank, processes.count)
     validation = validation_loader(args, processes)
     panel = panel_of(dataset)
+    shown_too = f" and {dataset.replayed} of {' '.join(args.replay)} (--replay)" if args.replay else ""
     say(
-        f"{len(dataset)} training images, {step_images} a step: {processes.count} process(es) x --batch_size "
-        f"{args.batch_size} x --accumulate {args.accumulate}"
+        f"{len(dataset.index)} training images{shown_too}, {step_images} a step: {processes.count} process(es) x "
+        f"--batch_size {args.batch_size} x --accumulate {args.accumulate}"
     )
     if dataset.index.images_without_masks:
         say(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from sam_med2d.packages import ForeignPackageError, missing_package
@@ -118,7 +118,8 @@ def finish(message: object, status: int = 1, label: str = "error: ") -> NoReturn
     """End the script with one line for people and a failing exit status."""
     if status == 1:
         raise SystemExit(f"{label}{message}")
-    print(f"{label}{message}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # stderr may be a file on the disk that is full
+        print(f"{label}{message}", file=sys.stderr, flush=True)
     raise SystemExit(status)
 
 

@@ -4,6 +4,7 @@
     python scripts/ablate.py --rows ours replay --seeds 0 1 2      # some of them
     python scripts/ablate.py --row "slow: --lr 1e-4"               # a row of your own: a name, and flags of train.py
     python scripts/ablate.py --unseen FOLDER                       # also on pictures of other kinds (score_unseen.py)
+    python scripts/ablate.py --device cuda --at_once 16            # small models leave most of a GPU to others
 
 A run is a row and a seed: train.py with the flags of the demo, those of the row and the seed, then test.py on the
 held-out slices and on drawn phantoms (which none of the runs is chosen by). What a run found is one line of
@@ -19,28 +20,33 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-from demo import FRAME, TRAINING, WEIGHTS
+from demo import FRAME, REFINED, TRAINING, WEIGHTS
 
-from sam_med2d.data.phantoms import PHANTOMS
-from sam_med2d.evaluation.elsewhere import dice_elsewhere, sets_of
 from sam_med2d.evaluation.results import read_results
-from sam_med2d.inference.models import open_model
 
+PAPER = (
+    "--recipe paper --lr 1e-4 --adapter_lr 1e-4 --adapter_norm_lr 1e-4 --lr_scheduler constant --warmup 0 "
+    "--iter_point 8 --keep_clicks False --box_shift 5"
+)
 ROWS = {  # the change -> flags of train.py beside those of the demo
     "ours": "",
+    "paper": PAPER,
+    "paper, as long as ours": f"{PAPER} --epochs 12 --validate_every 12",
+    "paper, our rounds and rates": "--recipe paper",
+    "refined": REFINED,
     "no replay": "--replay none",
-    "replay 10 %": "--replay phantoms --replay_share 0.1",
-    "replay 50 %": "--replay phantoms --replay_share 0.5",
+    "replay 10 %": "--replay_share 0.1",
+    "replay 50 %": "--replay_share 0.5",
     "clicks replaced": "--keep_clicks False",
     "no correction": "--iter_point 0",
     "three corrections": "--iter_point 3",
@@ -54,7 +60,7 @@ ROWS = {  # the change -> flags of train.py beside those of the demo
     "all": "--tune all",
 }
 MODES = ("bbox", "1pt", "3pts", "5pts")
-UNSEEN = ("box, whole", "5 clicks, whole", "box, crop", "5 clicks, crop")  # questions of score_unseen.py
+UNSEEN = tuple(f"{asked}, zoom {zoom}" for zoom in ("never", "auto") for asked in ("box", "5 clicks"))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -67,6 +73,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=38, help="of every run; default: the demo's, %(default)s")
     parser.add_argument("--data_path", default="data_demo")
+    parser.add_argument("--modes", nargs="+", default=[*MODES], help="of test.py; default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--at_once", type=int, default=1, metavar="RUNS", help="how many runs side by side")
     parser.add_argument("--unseen", metavar="FOLDER", help="the data that scripts/score_unseen.py reads")
     args = parser.parse_args(argv)
     args.changes = {name: ROWS[name] for name in args.rows or ([] if args.row else ROWS)}
@@ -86,10 +95,16 @@ def main(argv: list[str] | None = None) -> None:
     log.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")  # without half a line
     done = {(line["row"], line["seed"], line["flags"]) for line in kept}
     runs = [(row, seed, flags) for seed in args.seeds for row, flags in args.changes.items()]
-    for row, seed, flags in tqdm([run for run in runs if run not in done], unit="run", dynamic_ncols=True):
-        line = {"row": row, "seed": seed, "flags": flags, "epochs": args.epochs, **made(args, row, seed, flags)}
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+
+    def make(run: tuple[str, int, str]) -> dict[str, Any]:
+        row, seed, flags = run
+        return {"row": row, "seed": seed, "flags": flags, "epochs": args.epochs, **made(args, row, seed, flags)}
+
+    with ThreadPoolExecutor(args.at_once) as pool:
+        waiting = [pool.submit(make, run) for run in runs if run not in done]
+        for found in tqdm(as_completed(waiting), total=len(waiting), unit="run", dynamic_ncols=True):
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(found.result()) + "\n")
     lines = [line for line in read(log) if (line["row"], line["seed"], line["flags"]) in runs]
     text = table(lines, [*args.changes])
     (args.output / "table.md").write_text(text, encoding="utf-8")
@@ -111,34 +126,32 @@ def made(args: argparse.Namespace, row: str, seed: int, flags: str) -> dict[str,
     failed = run(
         f"train.py --num_workers 0 {FRAME} --sam_checkpoint {WEIGHTS} --data_path {shlex.quote(args.data_path)} "
         f"--epochs {args.epochs} --validate_every {args.epochs} {TRAINING} --overwrite --seed {seed} "
-        f"--work_dir {shlex.quote(str(args.output))} --run_name {name} {flags}"
+        f"--work_dir {shlex.quote(str(args.output))} --run_name {name} --device {args.device} {flags}"
     )
     if failed:
         return {"failed": failed}
     minutes = (time.monotonic() - started) / 60
     weights = args.output / "models" / name / "best.pth"
     failed = run(
-        f"test.py --num_workers 0 --sam_checkpoint {shlex.quote(str(weights))} --prompt_modes {' '.join(MODES)} "
-        f"--data_path {shlex.quote(args.data_path)} --metrics dice --report False --also none --seed {seed} "
-        f"--work_dir {shlex.quote(str(args.output))} --run_name {name}"
+        f"test.py --num_workers 0 --sam_checkpoint {shlex.quote(str(weights))} --prompt_modes {' '.join(args.modes)} "
+        f"--data_path {shlex.quote(args.data_path)} --metrics dice --report False --also phantoms --seed {seed} "
+        f"--work_dir {shlex.quote(str(args.output))} --run_name {name} --device {args.device}"
     )
     results = read_results(args.output / name)
     if failed or results is None:
         return {"failed": failed or "test.py left no results"}
     found = {"own": {mode: 100 * value for mode, value in results.means["dice"].items()}}
-    model = open_model(str(weights), device="cpu")
-    dice = dice_elsewhere(model, sets_of([PHANTOMS], model.image_size), torch.device("cpu"))
-    found["phantoms"] = {mode: 100 * float(np.mean(values)) for (_, mode), values in dice.items()}
+    found["phantoms"] = {row["mode"]: 100 * row["Dice"] for row in results.tables["elsewhere"]}
     if args.unseen:
-        found["unseen"] = unseen(weights, args.unseen, args.output / f"{name}.unseen.jsonl")
+        found["unseen"] = unseen(weights, args.unseen, args.output / f"{name}.unseen.jsonl", args.device)
     (weights.parent / "last.pth").unlink()  # large, and of no more use
     return {"minutes": minutes, "dice": found}
 
 
-def unseen(weights: Path, folder: str, output: Path) -> dict[str, float]:
+def unseen(weights: Path, folder: str, output: Path, device: str) -> dict[str, float]:
     """{question: Dice in %, the mean of the sets of scripts/score_unseen.py}"""
     failed = run(
-        f"scripts/score_unseen.py --data {shlex.quote(folder)} --output {shlex.quote(str(output))} "
+        f"scripts/score_unseen.py --data {shlex.quote(folder)} --output {shlex.quote(str(output))} --device {device} "
         f"{shlex.quote(str(weights))}"
     )
     if failed:

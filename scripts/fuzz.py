@@ -1,4 +1,4 @@
-"""Spoiled files for every reader: each is read, or refused in one line, soon and within bounds.
+"""Spoiled files for every reader, and events for the app: each is taken, or refused in one line, soon and in bounds.
 
     python scripts/fuzz.py --inputs 20000 --log fuzz.jsonl
     python scripts/fuzz.py --reader nifti --number 17 --keep spoiled
@@ -15,6 +15,9 @@ name and the input's number say. Inputs are read in worker processes. What comes
 
 The last four are faults, and end the run with exit status 1 and the commands that repeat them; the spoiled files lie
 beside the log. A run that is started again with its log does what is missing, and the faults again.
+
+Then --events malformed events go to the handlers of the app, and a tenth as many to an app in a process of its own,
+over sockets: see fuzz_app.py.
 """
 
 import argparse
@@ -323,9 +326,22 @@ def faults(results: list[Result], seed: int) -> Iterator[str]:
         yield f"    python scripts/fuzz.py --seed {seed} --reader {reader} --number {ours[0].number}"
 
 
+def events_for_the_app(events: int, seed: int) -> list[str]:
+    """Print what became of them. -> the first fault, if there is one."""
+    import fuzz_app  # only now: it loads the model, and workers are forked from this process
+
+    try:
+        counts = fuzz_app.run(events, seed) + fuzz_app.run_over_sockets(events // 10, seed)
+    except RuntimeError as error:
+        return [f"foreign x 1 in the app: {error}", f"    python scripts/fuzz_app.py --seed {seed} --events {events}"]
+    print(f"\n{'event':24}{'done':>9}{'refused':>9}", *fuzz_app.table(counts), sep="\n")
+    return []
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=20_000, help="how many spoiled inputs, over all readers")
+    parser.add_argument("--events", type=int, default=20_000, help="for the app, unless --reader or --number are given")
     parser.add_argument("--seed", type=int, default=0, help="another one spoils in other ways")
     parser.add_argument("--workers", type=int, default=1, help="processes that read")
     parser.add_argument("--reader", nargs="+", choices=[*fuzz_readers.READERS], help="only these; default: all")
@@ -364,6 +380,8 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{result.reader} {result.number}: {result.outcome} {result.why}")
     print("\n".join(table(results)))
     found = [*faults(results, args.seed)]
+    if args.events and not args.reader and args.number is None:
+        found += events_for_the_app(args.events, args.seed)
     print("\n".join(found or ["no faults"]))
     return 1 if found else 0
 

@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--least", type=int, default=20, help="pixels of a tumour in a slice")
     parser.add_argument("--zoom", nargs="+", default=["never", "auto"], help="of the predictor; default: never auto")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="JSON lines")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -138,7 +139,7 @@ def main() -> None:
     }
     lines = []
     for path in args.weights:
-        model = open_model(path, device="cpu").eval()
+        model = open_model(path, device=args.device).eval()
         for name, objects in sets.items():
             line = {"weights": Path(path).name, "set": name, "objects": len(objects)}
             for zoom in args.zoom:

@@ -1,133 +1,79 @@
-"""Kill real training runs at random moments, go on with --resume auto, and compare how they end, bit for bit.
+"""Disturb real commands at random moments, go on, and compare how they end with an undisturbed run, bit for bit.
 
-    python scripts/soak.py --kills 200 --log docs/soak.log      # started again, it goes on where the log ends
+    python scripts/soak.py --kills 200 --log docs/soak.log          # started again, it goes on where the log ends
+    python scripts/soak.py --what training converters --kills 20
+    python scripts/soak.py --what steps objects                     # long runs, watched for what grows
 
-Each configuration first runs undisturbed. Then it runs again and again from the start, and at random moments one of
-its processes gets SIGKILL, or all get SIGTERM, until it has reached its end; then every tensor of last.pth and best.pth
-must be that of the undisturbed run. What else must hold each time: the processes that were left end within a minute,
-with the status that docs/training.md has for it and no traceback, and leave no worker behind; of a run that has ended
-no half-written file stays.
+--what:
+
+    training     train.py in five configurations, of one process and of two
+    converters   make-index of six kinds of source
+    compiled     train.py of two processes with all of it, and torch.compile, which takes minutes
+    packing      pack-dataset
+    caching      train.py while it fills a cache
+    testing      test.py, of one process and of two
+    steps        2000 steps of train.py: memory and file handles must not grow
+    objects      20,000 objects of test.py: the same
+
+Each job of the first six first runs undisturbed. Then it runs again and again from the start, and at random moments
+one of its processes gets SIGKILL, or all get SIGTERM, or the file system that it writes on, a small one of its own in
+every second run, is filled up; until it has reached its end. What must hold each time: the processes that were left
+end within a minute, with the status that docs/security.md has for it and no traceback, and leave nobody behind; what
+lies in its place is whole. In the end the bits are those of the undisturbed run, and of files that were half written
+none is left. The log has a line for every disturbance, with what held, and one for every run that has reached its
+end.
 """
 
 import argparse
-import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-import cv2
-import numpy as np
-import torch
+import soak_jobs
+from soak_growth import GROWTHS, grow
+from soak_jobs import Job, all_jobs, differences, place_of
 
-MINUTE = 60  # seconds that a process may take to end
-LONGEST = 900  # seconds that a run may take on a busy machine
-FLAGS = (
-    *("--model_type", "mini", "--image_size", "32", "--sam_checkpoint", "none", "--mask_num", "2", "--iter_point", "2"),
-    *("--prompt_modes", "bbox", "--device", "cpu", "--epochs", "3", "--save_every", "1", "--lr_scheduler", "cosine"),
-    *("--resume", "auto", "--keep_last", "1"),
-)
-
-
-class Configuration(NamedTuple):
-    """processes: of the run; flags: beside FLAGS."""
-
-    processes: int
-    flags: tuple[str, ...]
-
-
-CONFIGURATIONS = {
-    "plain": Configuration(1, ("--batch_size", "2", "--num_workers", "0")),
-    "workers, augmented, averaged": Configuration(
-        1, ("--batch_size", "2", "--num_workers", "2", "--augment", "--ema", "0.9")
-    ),
-    "cached, accumulated": Configuration(
-        1, ("--batch_size", "1", "--accumulate", "2", "--num_workers", "0", "--cache")
-    ),
-    "two processes, averaged": Configuration(2, ("--batch_size", "1", "--num_workers", "0", "--ema", "0.9")),
-    "two processes, all of it": Configuration(
-        2, ("--batch_size", "1", "--num_workers", "2", "--augment", "--ema", "0.9", "--accumulate", "2", "--cache")
-    ),
+LONGEST = 1800  # seconds that a run may take on a busy machine
+DISK = "160m"  # the file system of every second run
+PARTS = ("training", "compiled", "converters", "packing", "caching", "testing")
+ALLOWED = {  # exit statuses; -SIGTERM: a process that had not yet begun to listen; 75: it has lost another one
+    "SIGKILL": {-signal.SIGKILL, 75, 0},
+    "SIGTERM": {143, 75, 0, -signal.SIGTERM},
+    "full disk": {74, 75, 0},
 }
 
 
-def train_small(words: list[str]) -> None:
-    """train.py with one more size of model, of which a checkpoint takes few megabytes."""
-    import train
-    from sam_med2d import distributed
-    from segment_anything import build_sam, sam_model_registry, sizes
-    from segment_anything.modeling import image_encoder
-
-    builder = sys.modules[build_sam.__module__]
-    sizes.SIZES["mini"] = sizes.Size(channels=16, depth=2, heads=2, global_blocks=(1,))
-    builder.EMBEDDING_CHANNELS = image_encoder.EMBEDDING_CHANNELS = 32
-    builder.ImageEncoderViT = partial(image_encoder.ImageEncoderViT, out_chans=32)
-    sam_model_registry["mini"] = partial(build_sam, model_type="mini")
-    distributed.JOIN = distributed.CONNECT = MINUTE / 3  # one that is killed before it has started is waited for
-    torch.set_num_threads(1)
-    train.main(words)
-
-
-def make_data(folder: Path) -> Path:
-    """Six pictures with two squares each, for training and validation."""
-    if (folder / "image2label_val.json").exists():
-        return folder
-    draw = np.random.default_rng(0)
-    groups = {}
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(6):
-        picture = draw.integers(0, 90, (40, 48, 3), dtype=np.uint8)
-        groups[f"{i}.png"] = [f"{i}_{k}.png" for k in range(2)]
-        for name in groups[f"{i}.png"]:
-            mask = np.zeros((40, 48), np.uint8)
-            x, y, side = draw.integers(4, 24), draw.integers(4, 20), draw.integers(8, 16)
-            mask[y : y + side, x : x + side] = 255
-            picture[mask > 0] += 100
-            (folder / name).write_bytes(cv2.imencode(".png", mask)[1].tobytes())
-        (folder / f"{i}.png").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
-    for split in ("train", "val"):
-        (folder / f"image2label_{split}.json").write_text(json.dumps(groups))
-    return folder
-
-
 class Run:
-    """The processes of one start of a configuration, each with its own group, as a scheduler has them."""
+    """The processes of one start of a job, each with a group of its own, as a scheduler has them."""
 
-    def __init__(self, name: str, folder: Path, data: Path) -> None:
-        configuration = CONFIGURATIONS[name]
-        words = [*FLAGS, *configuration.flags]
-        if words[-1] == "--cache":
-            words.append(str(folder / "cache"))
-        words += ["--data_path", str(data), "--work_dir", str(folder)]
+    def __init__(self, job: Job, folder: Path, beside: Path) -> None:
+        """folder: that it writes; beside: a folder for what it says, on another file system where that is filled up."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(configuration.processes)}
-        shared["OMP_NUM_THREADS"] = "1"
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(job.processes)}
+        shared |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        self.started = time.monotonic()
+        self.processes, self.said = [], [beside / f"said_{rank}.txt" for rank in range(job.processes)]
         folder.mkdir(parents=True, exist_ok=True)
-        self.said = [folder / f"said_{rank}.txt" for rank in range(configuration.processes)]
-        self.processes = []
         for rank, said in enumerate(self.said):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if job.processes > 1 else {}
             with open(said, "wb") as file:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, str(ROOT / "scripts/soak.py"), "--train", *words],
-                        env={
-                            **os.environ,
-                            **shared,
-                            "RANK": str(rank),
-                            "LOCAL_RANK": str(rank),
-                            "OMP_NUM_THREADS": "1",
-                        },
+                        job.command(folder),
+                        env={**os.environ, **(shared if own else {"OMP_NUM_THREADS": "1"}), **own},
                         stdout=file,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,
@@ -171,66 +117,92 @@ def group_runs(process: subprocess.Popen) -> bool:
     return True
 
 
-def state(folder: Path, name: str) -> dict:
-    """A checkpoint without what says where it was made."""
-    content = torch.load(folder / "models/sam-med2d" / name, weights_only=True)
-    return {key: value for key, value in content.items() if key not in ("flags", "made_by")}
+class Log:
+    """Lines of what was done, which a later start goes on from."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.kills = sum(line.startswith("kill ") for line in lines)
+        self.runs = sum(line.startswith("run ") for line in lines)
+        self.grown = {line.split(":")[0].removeprefix("growth ") for line in lines if line.startswith("growth ")}
+
+    def add(self, line: str) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+        self.kills += line.startswith("kill ")
+        self.runs += line.startswith("run ")
 
 
-def differences(a: object, b: object, where: str = "") -> list[str]:
-    """The places where two checkpoints differ, bitwise."""
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return [place for key in a for place in differences(a[key], b[key], f"{where}/{key}")]
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return [place for i in range(len(a)) for place in differences(a[i], b[i], f"{where}/{i}")]
-    same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
-    return [] if same else [where]
-
-
-def undisturbed(name: str, folder: Path, data: Path) -> float:
-    """Run a configuration to its end, if that was not done. -> the seconds that it took."""
-    told = folder / "seconds"
+def undisturbed(job: Job, folder: Path) -> float:
+    """Run a job to its end, if that was not done. -> the seconds that it took."""
+    told = folder.parent / "seconds"
     if not told.exists():
-        start = time.monotonic()
-        run = Run(name, folder, data)
-        statuses = run.wait(LONGEST)
+        shutil.rmtree(folder, ignore_errors=True)
+        run = Run(job, folder, folder.parent)
+        try:
+            statuses = run.wait(LONGEST)
+        finally:
+            run.end()
         assert set(statuses) == {0}, (statuses, run.tail())
-        told.write_text(str(time.monotonic() - start))
+        told.write_text(str(time.monotonic() - run.started))
     return float(told.read_text())
 
 
-def kill_once(run: Run, draw: random.Random, longest: float) -> str | None:
-    """Wait a random while, and kill. -> what was done; None: the run was over first."""
-    end = time.monotonic() + draw.uniform(0.2, 1.0) * longest
-    while time.monotonic() < end:
+def disturb_once(job: Job, run: Run, draw: random.Random, longest: float, disk: Path | None) -> str | None:
+    """Wait a random while, and disturb. disk: may be filled. -> what was done; None: the run was over first."""
+    what = draw.choice(("SIGKILL", "SIGTERM", "full disk" if disk else "SIGKILL"))
+    moment = time.monotonic() + draw.uniform(0.2, 0.7 if what == "full disk" else 1.0) * longest
+    while time.monotonic() < moment:
         if not run.running():
             return None
         time.sleep(0.01)
-    number = draw.choice((signal.SIGKILL, signal.SIGTERM))
-    victims = run.processes if number == signal.SIGTERM else [draw.choice(run.processes)]
-    for process in victims:
-        if number == signal.SIGTERM and group_runs(process):
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-    statuses = run.wait(MINUTE)
-    # 75: it has lost one; -SIGTERM: it had not yet begun to listen
-    allowed = {-signal.SIGKILL, 75, 0} if number == signal.SIGKILL else {143, 75, 0, -signal.SIGTERM}
-    assert set(statuses) <= allowed, (number.name, statuses, run.tail())
+    if what == "full disk":
+        assert disk is not None
+        fill(disk / "filler")
+    elif what == "SIGTERM":
+        for process in run.processes:
+            if group_runs(process):
+                os.killpg(process.pid, signal.SIGTERM)
+    else:
+        draw.choice(run.processes).send_signal(signal.SIGKILL)
+    after = time.monotonic() - run.started
+    try:
+        statuses = run.wait(LONGEST if what == "full disk" else job.patience)
+    finally:
+        if disk:
+            (disk / "filler").unlink(missing_ok=True)
+    assert set(statuses) <= ALLOWED[what], (what, statuses, run.tail())
     assert "Traceback" not in run.tail(), run.tail()
-    return f"{number.name} {statuses}"
+    return f"{what} after {after:.1f} s, ended with {' and '.join(map(str, statuses))}"
 
 
-def disturbed(name: str, folder: Path, data: Path, draw: random.Random, longest: float, most: int) -> list[str]:
-    """Run a configuration to its end, killed up to `most` times. -> what was done."""
-    done: list[str] = []
+def fill(path: Path) -> None:
+    """Up to the last byte that there is."""
+    with suppress(OSError), open(path, "wb", buffering=0) as file:
+        size = 1 << 20
+        while size:
+            try:
+                file.write(bytes(size))
+            except OSError:
+                size //= 2
+
+
+def disturbed(
+    job: Job, folder: Path, expected: Path, log: Log, draw: random.Random, most: int, disk: Path | None
+) -> int:
+    """Run a job to its end, disturbed up to `most` times. -> how often it was."""
+    done = 0
     while True:
-        run = Run(name, folder, data)
+        run = Run(job, folder, expected.parent)
         try:
-            if len(done) < most:
-                what = kill_once(run, draw, longest)
+            if done < most:
+                what = disturb_once(job, run, draw, undisturbed(job, expected), disk)
                 if what is not None:
-                    done.append(what)
+                    log.add(f"kill {log.kills + 1} | {job.name} | {what} | {job.held(folder, expected)}")
+                    done += 1
                     continue
             statuses = run.wait(LONGEST)
             assert set(statuses) == {0}, (statuses, run.tail())
@@ -239,46 +211,74 @@ def disturbed(name: str, folder: Path, data: Path, draw: random.Random, longest:
             run.end()
 
 
-def soak(kills: int, work: Path, log: Path, names: list[str], kills_a_run: int) -> int:
-    """-> how many kills the log has then. Raises AssertionError where something does not hold."""
-    data = make_data(work / "data")
-    lines = log.read_text().splitlines() if log.exists() else []
-    count = sum(int(line.split()[1]) for line in lines if line.startswith("kills "))
-    number = sum(line.startswith("kills ") for line in lines)
-    while count < kills:
-        name = names[number % len(names)]
-        place = name.replace(" ", "_").replace(",", "")
-        expected = work / place / "undisturbed"
-        longest = undisturbed(name, expected, data)
-        folder = work / place / f"killed_{number}"
-        done = disturbed(name, folder, data, random.Random(f"soak {number}"), longest, min(kills_a_run, kills - count))
-        for checkpoint in ("last.pth", "best.pth"):
-            found = differences(state(expected, checkpoint), state(folder, checkpoint))
-            assert not found, (name, number, checkpoint, found[:5])
-        left = {path.name for path in (folder / "models/sam-med2d").iterdir()}
-        assert left == {"last.pth", "best.pth", "epoch_3.pth"}, left
-        count, number = count + len(done), number + 1
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "a") as file:
-            file.write(f"kills {len(done)} run {number}: {name}: ended with the same bits after {'; '.join(done)}\n")
-        subprocess.run(["rm", "-r", str(folder)], check=True)
-    return count
+@contextmanager
+def disk_of_its_own(folder: Path, wanted: bool) -> Iterator[Path | None]:
+    """An empty folder, on a small file system where that is wanted and this user may mount one. -> it, if it is one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", str(folder)]
+    mounted = wanted and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield folder if mounted else None
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", folder], check=True)
+    shutil.rmtree(folder)
+
+
+def soak(jobs: list[Job], kills: int, kills_a_run: int, work: Path, log: Log) -> None:
+    """Disturb jobs in turns until the log has so many lines of it. Raises AssertionError where one does not hold."""
+    while log.kills < kills:
+        number, job = log.runs, jobs[log.runs % len(jobs)]
+        expected = work / place_of(job.name) / "undisturbed"
+        undisturbed(job, expected)
+        with disk_of_its_own(work / place_of(job.name) / f"run{number}", number % 2 == 1) as disk:
+            folder = work / place_of(job.name) / f"run{number}" / "work"
+            draw = random.Random(f"soak {number} {log.kills}")
+            try:
+                count = disturbed(job, folder, expected, log, draw, min(kills_a_run, kills - log.kills), disk)
+                found = differences(job.bits(expected), job.bits(folder))
+                assert not found, f"other bits at {found[:5]}"
+            except Exception as error:
+                log.add(f"FAILED | {job.name} | {type(error).__name__}: {' '.join(str(error).split())}")
+                raise
+            where = "on a small disk" if disk else "on the disk"
+            log.add(
+                f"run {number + 1} | {job.name} | {where} | after {count} disturbances the bits of the undisturbed run"
+            )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--what", nargs="+", choices=[*PARTS, *GROWTHS], default=[*PARTS, *GROWTHS], help="default: all"
+    )
+    parser.add_argument("--kills", type=int, default=200, help="how many the log shall have in the end; default: 200")
+    parser.add_argument(
+        "--kills_a_run", type=int, default=4, help="at most so many from a start to its end; default: 4"
+    )
+    parser.add_argument("--only", help="of the jobs, only those with this text in their name")
+    parser.add_argument("--work_dir", default="workdir/soak", help="where the runs write; kept for the next start")
+    parser.add_argument("--log", default="workdir/soak/log.txt", help="what is in it is not done again")
+    return parser.parse_args()
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--train"]:
-        train_small(sys.argv[2:])
+    if sys.argv[1:2] == ["--run"]:
+        soak_jobs.with_small_model()
+        soak_jobs.PROGRAMS[sys.argv[2]](sys.argv[3:])
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="How many there shall be in the log in the end.")
-    parser.add_argument("--kills_a_run", type=int, default=5, help="At most so many from a start to its end.")
-    parser.add_argument("--work_dir", default="workdir/soak", help="Where the runs write; kept for the next start.")
-    parser.add_argument("--log", default="workdir/soak/log.txt", help="A line a run; what is in it is not done again.")
-    parser.add_argument("--only", choices=[*CONFIGURATIONS], help="Only this configuration.")
-    args = parser.parse_args()
-    names = [args.only] if args.only else [*CONFIGURATIONS]
-    count = soak(args.kills, Path(args.work_dir).resolve(), Path(args.log), names, args.kills_a_run)
-    print(f"{count} kills: every run ended with the bits of the undisturbed one")
+    args = parse_args()
+    work, log = Path(args.work_dir).resolve(), Log(Path(args.log))
+    jobs = [job for job in all_jobs(work) if job.part in args.what and (not args.only or args.only in job.name)]
+    if jobs:
+        plain = next(job for job in all_jobs(work) if job.name == "training: plain")
+        undisturbed(plain, work / place_of(plain.name) / "undisturbed")  # test.py scores what it leaves
+        soak(jobs, args.kills, args.kills_a_run, work, log)
+        print(f"{log.kills} disturbances in {log.runs} runs, each of which ended with the bits of the undisturbed one")
+    for name in args.what:
+        if name in GROWTHS and name not in log.grown:
+            log.add(f"growth {name}: {grow(name, work)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Files that libraries write, on a disk that is full: one line and the status of what cannot be written."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from sam_med2d.evaluation.evaluate import Scored
 from sam_med2d.evaluation.gallery import Predictions
 from sam_med2d.prompts.modes import parse_mode
 from segment_anything import Prompts
-from tests.conftest import file_system
+from tests.conftest import ROOT, file_system
 
 
 @pytest.fixture
@@ -32,6 +35,18 @@ def test_labels(disk: Path, name: str) -> None:
         write_labels(disk / name, labels, None, None)
     assert caught.value.status == 74 and "\n" not in str(caught.value)
     assert [*disk.iterdir()] == []
+
+
+def test_the_status_is_right_where_not_even_the_line_can_be_written(disk: Path) -> None:
+    """As where a scheduler keeps what a command says on the disk that is full."""
+    with suppress(OSError):
+        (disk / "filler").write_bytes(bytes(65536))
+    program = "raise OutputError('full')", "print('x' * 100_000)"
+    start = "from sam_med2d.cli import ending_in_one_line; from sam_med2d.errors import OutputError\n"
+    for line in program:
+        with open(disk / "said", "wb") as said:
+            command = [sys.executable, "-c", f"{start}with ending_in_one_line(): {line}"]
+            assert subprocess.run(command, cwd=ROOT, stdout=said, stderr=said).returncode == 74
 
 
 def test_predictions_kept_for_the_report(disk: Path) -> None:

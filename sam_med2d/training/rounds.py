@@ -34,7 +34,8 @@ class Recipe(NamedTuple):
     outputs 1 to 3, else output 0; seed: of every draw, together with the number of the batch in the run.
     scribble_share: of the starts from clicks, and of the corrections, that are strokes instead, one an object;
     lasso_share: of the starts from boxes that are lassos instead. rank_weight: of the loss by which the guesses are
-    ranked; loss: in place of `losses.objective`.
+    ranked; coin_a_batch: all objects of a batch start from a box, or all from a click; loss: in place of
+    `losses.objective`.
     """
 
     corrections: int = 8
@@ -46,6 +47,7 @@ class Recipe(NamedTuple):
     scribble_share: float = 0.0
     lasso_share: float = 0.0
     rank_weight: float = 0.0
+    coin_a_batch: bool = False
     loss: Loss | None = None
 
 
@@ -129,12 +131,13 @@ class StartDraws(NamedTuple):
         return StartDraws(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-def draw_start(rows: int, uniform: Uniform, odd_from_box: bool) -> StartDraws:
+def draw_start(rows: int, uniform: Uniform, odd_from_box: bool, alike: bool = False) -> StartDraws:
     """Both kinds in every batch: the paper tosses a coin a batch, which is the same on average but noisier.
 
     odd_from_box: what an odd object starts from; toss a coin, or an object alone would always start from the same.
+    alike: every object starts from what an odd one does, as in the paper.
     """
-    from_box = (rows + odd_from_box) // 2
+    from_box = rows * odd_from_box if alike else (rows + odd_from_box) // 2
     box_rows, click_rows = uniform(rows, 1).squeeze(1).argsort().split([from_box, rows - from_box])
     numbers = uniform(len(box_rows), 2), uniform(len(click_rows), 1)
     return StartDraws(box_rows, numbers[0], click_rows, numbers[1])
@@ -319,7 +322,7 @@ def train_batch(
     share = share or Share(0, sum(len(part.mask_names) for part in parts))
     uniform = uniform_from(torch.Generator().manual_seed(seed_of(recipe.seed, "prompts", step)))
     draw = random.Random(seed_of(recipe.seed, "corrections", step))
-    drawn = draw_start(share.total, uniform, odd_from_box=draw.random() < 0.5)
+    drawn = draw_start(share.total, uniform, odd_from_box=draw.random() < 0.5, alike=recipe.coin_a_batch)
     plan = [*plan_of_corrections(recipe.corrections, recipe.click_counts, draw)]
     rounds = Rounds(model, learner, recipe, step, share, drawn, plan)
 

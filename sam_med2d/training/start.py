@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from sam_med2d.data.embedding_cache import PRECISIONS
+from sam_med2d.data.phantoms import PHANTOMS
 from sam_med2d.errors import UsageError
 from sam_med2d.inference.models import Plan, settle
 from sam_med2d.seeds import seed_of
 from sam_med2d.training.embeddings import AGAIN
+from sam_med2d.training.published import begin_as_published
 from segment_anything import Sam, flops, sam_model_registry
 from segment_anything.checkpoint import Architecture, CheckpointError, check_is_sam
 from segment_anything.frames import SAM_MED2D
@@ -30,7 +32,9 @@ def tuned_without_the_flag(encoder_adapter: bool | None) -> str:
 
 
 def check_tuning(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Settle --tune and --encoder_adapter, and end with the parser's message where flags of tuning contradict."""
+    """Settle --tune, --encoder_adapter, --replay and --embeddings, and end with the parser's message where they
+    contradict.
+    """
     args.tune = args.tune or tuned_without_the_flag(args.encoder_adapter)
     if args.tune == "adapters":
         if args.encoder_adapter is False and not args.resume:  # a run that goes on says itself what does not fit
@@ -45,6 +49,9 @@ def check_tuning(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         if args.tune == "decoder":
             parser.error("--tune_blocks is about the encoder, of which --tune decoder trains nothing")
     frozen = args.tune == "decoder" or (args.tune == "lora" and args.lora_targets == [DECODER])
+    if args.replay is None:
+        args.replay = [] if frozen or args.recipe == "paper" else [PHANTOMS]
+    args.replay = [] if args.replay == ["none"] else args.replay
     varying = [name for name in ("augment", "augment_with", "replay") if getattr(args, name)]  # images of every epoch
     if args.embeddings in PRECISIONS and (varying or not frozen):
         why = f"--{varying[0]} varies the images" if frozen else f"the encoder learns with --tune {args.tune}"
@@ -109,6 +116,8 @@ def build_model(plan: Plan | None, args: argparse.Namespace, say: Callable[[obje
         first_values = torch.Generator().manual_seed(seed_of(args.seed, "LoRA"))
         add_lora(model, args.lora_rank, args.lora_alpha, args.lora_targets, blocks, first_values)
     model.train_for(args.tune, blocks)
+    if args.recipe == "paper":
+        begin_as_published(model)
     say(trained_line(model, args.tune))
     if args.count_flops:
         say(f"model: {flops.count(model)}")

@@ -71,6 +71,7 @@ MUST_AGREE = (
     "ema",
 )
 KEPT = re.compile(r"epoch_(\d+)\.pth")
+OLDER_THAN_THE_FLAG = {"frame": SAM_MED2D, "replay": []}  # what runs had that do not tell, and is no default now
 OF_THE_PLACE = ("resume", "overwrite", "work_dir", "run_name", "device")  # flags that say where and on what a run runs
 NOT_FLAGS = ("modes",)  # what parse_args makes of flags
 
@@ -210,6 +211,7 @@ class SavedRun:
         Raises CheckpointError for values that no flag of the parser can have.
         """
         flags = {name: value for name, value in self.flags.items() if name not in OF_THE_PLACE}
+        flags = OLDER_THAN_THE_FLAG | flags
         impossible = impossible_values(parser, flags)
         if impossible:
             raise CheckpointError(f"{self.path}: says that its run had {', '.join(impossible)}, which no run has")
@@ -298,7 +300,7 @@ class RunState:
         CheckpointError where its weights do not fit.
         """
         # runs that do not tell are older than any other frame, and than several processes
-        flags = {"processes": 1} | defaults | {"frame": SAM_MED2D} | saved.flags
+        flags = {"processes": 1} | defaults | OLDER_THAN_THE_FLAG | saved.flags
         changed = [name for name in MUST_AGREE if getattr(self.args, name) != flags[name]]
         if changed:
             raise UsageError(

@@ -191,11 +191,13 @@ class ImageEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1:] != (3, self.img_size, self.img_size):
             raise ValueError(f"expected images (B, 3, {self.img_size}, {self.img_size}), got {tuple(x.shape)}")
-        x = self.patch_embed(x) + self.pos_embed
+        precision = self.pos_embed.dtype  # float32, or what `Sam.for_inference` made of it
+        x = self.patch_embed(x.to(precision)) + self.pos_embed
         again = self.checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
-        return self.neck(x.permute(0, 3, 1, 2))
+        embeddings = self.neck(x.permute(0, 3, 1, 2))
+        return embeddings if precision == torch.float32 else embeddings.float()
 
 
 class ImageEncoderViT(ImageEncoder):

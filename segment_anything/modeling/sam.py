@@ -323,6 +323,19 @@ class Sam(nn.Module):
         size = (self.image_size, self.image_size)
         return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
 
+    def for_inference(self, precision: torch.dtype = torch.float32, compiled: bool = False) -> "Sam":
+        """Make this model one that answers and learns no more; -> itself.
+
+        precision: of the encoder, whose weights are cast once: float32, bfloat16 or float16; its embeddings stay
+        float32, and so does the decoder. compiled: by torch.compile, which takes a minute at the first picture and
+        again at another batch size. Both change answers by rounding alone; docs/performance.md says by how much.
+        """
+        self.eval().requires_grad_(False)
+        self.image_encoder.to(precision)
+        if compiled:
+            self.image_encoder.compile(dynamic=False)
+        return self
+
     def train_for(self, tune: str = "adapters", last_blocks: int | None = None) -> list[nn.Parameter]:
         """Decide, for the whole project, what is trained; returns those parameters. See `tuning.choose_trained`.
 

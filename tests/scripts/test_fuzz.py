@@ -25,7 +25,7 @@ import fuzz, fuzz_readers
 from sam_med2d.errors import DataError
 
 log, each, count = sys.argv[1], int(sys.argv[2]), len(fuzz_readers.READERS)
-print("STATUS", fuzz.main(["--inputs", str(each * count), "--seconds", "60", "--log", log]))
+print("STATUS", fuzz.main(["--inputs", str(each * count), "--seconds", "60", "--log", log, "--events", "50"]))
 
 def hold():
     held = b"x" * 500_000_000
@@ -49,7 +49,8 @@ fuzz_readers.READERS.update(
     foreign=reader(lambda: 1 / 0), lines=reader(of_two_lines), hang=reader(lambda: time.sleep(60)),
     memory=reader(hold), crash=reader(os.abort), fine=reader(lambda: None),
 )
-print("STATUS", fuzz.main(["--inputs", "6", "--seconds", "3", "--megabytes", "300", "--log", log + ".bad"]))
+bad = ["--inputs", "6", "--seconds", "3", "--megabytes", "300", "--log", log + ".bad", "--events", "0"]
+print("STATUS", fuzz.main(bad))
 """
 
 
@@ -68,6 +69,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
 def test_no_reader_fails_on_spoiled_inputs(said) -> None:
     (report, *_), log = said
     assert "no faults" in report, report
+    (sockets,) = [line.split() for line in report.splitlines() if line.startswith("over sockets")]
+    assert int(sockets[2]) + int(sockets[3]) == 5, "of 50 events"
     count = EACH * len(fuzz_readers.READERS)
     results = [json.loads(line) for line in log.read_text().splitlines()]
     assert len(results) == count and {one["outcome"] for one in results} == {"accepted", "refused"}

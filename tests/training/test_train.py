@@ -32,12 +32,15 @@ from segment_anything import Sam, flops, sam_model_registry
 from segment_anything.build_sam import build_sam
 from segment_anything.checkpoint import save_weights
 from segment_anything.sizes import SIZES, Size
+from segment_anything.weight_files import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64
 MINI = Size(channels=32, depth=4, heads=2, global_blocks=(1, 3))  # nearly all decoder: files of 17 MB
 RUN = "sam-med2d"  # the default --run_name
 FLAGS = [
+    "--replay",
+    "none",
     "--model_type",
     "mini",
     "--image_size",
@@ -823,6 +826,24 @@ def test_weights_of_another_run_do_not_stand_for_one_that_was_not_validated(
     assert saved(work)["progress"]["epoch"] == 1 and not best.exists()
     fit(validated, work, "--resume", "--epochs", 1)
     assert "no epoch was validated" in capsys.readouterr().out and not best.exists()
+
+
+def test_pictures_of_other_kinds_are_shown_unless_told_otherwise() -> None:
+    assert train.parse_args([]).replay == ["phantoms"] and train.parse_args(["--tune", "lora"]).replay == ["phantoms"]
+    for words in ("--replay none", "--tune decoder", "--encoder_adapter False", "--recipe paper"):
+        assert train.parse_args(words.split()).replay == [], words
+    assert train.parse_args(["--tune", "decoder"]).embeddings == "float16"
+    assert train.parse_args(["--recipe", "paper", "--replay", "phantoms"]).replay == ["phantoms"]
+
+
+def test_a_run_that_is_older_than_replay_goes_on_without(data: Path, work: Path) -> None:
+    fit(data, work, "--epochs", 1)
+    path = work / "models" / RUN / "last.pth"
+    content = saved(work)
+    del content["flags"]["replay"]
+    save_checkpoint(content, path)
+    train.main(["--resume", str(path), "--work_dir", str(work), "--run_name", RUN, "--epochs", "2", "--device", "cpu"])
+    assert saved(work)["progress"]["epoch"] == 2 and saved(work)["flags"]["replay"] == []
 
 
 def test_a_short_epoch_is_logged(data: Path, work: Path) -> None:

@@ -1,0 +1,44 @@
+"""--recipe paper: what SAM-Med2D's public training code does otherwise than the paper says or this code does, so that
+the two can be compared. Nothing here is meant for models that are to be used.
+
+- Dice and the IoU that the model learns to expect are pooled over the objects of a batch, which lets a large object
+  hide a small one; only the answer with the highest predicted IoU learns, output 0 never (`pooled_objective`).
+- Every object of a batch starts from a box, or every one from a click (`Recipe.coin_a_batch`).
+- The prompt encoder never learns, neither its points nor its mask branch; a new adapter starts at random behind a
+  LayerNorm of scale one, so that the first step meets an encoder whose features are gone (`begin_as_published`).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sam_med2d.training.losses import WEIGHTS, focal
+from segment_anything import MULTIPLE, Prediction, Sam, best_of
+from segment_anything.modeling.image_encoder import Adapter
+
+RECIPES = ("ours", "paper")
+
+
+def pooled_objective(prediction: Prediction, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    """A loss as --loss takes it. prediction: all four outputs; logits: (N, 4, S, S); masks: (N, 1, S, S) bool."""
+    chosen = best_of(Prediction(logits[:, MULTIPLE].float(), prediction.iou[:, MULTIPLE].float()))
+    target = masks.float()
+    probability = chosen.logits.sigmoid()
+    overlap, size = (probability * target).sum(), probability.sum() + target.sum()
+    with torch.no_grad():
+        answered = chosen.logits > 0
+        union = (answered | masks).sum().clamp(min=1)
+        true_iou = (answered & masks).sum() / union
+    terms = {
+        "focal": focal(chosen.logits, target).mean(),
+        "dice": 1 - (2 * overlap + 1) / (size + 1),
+        "iou": ((chosen.iou - true_iou) ** 2).mean(),
+    }
+    return {"loss": torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum(), **terms}
+
+
+def begin_as_published(model: Sam) -> None:
+    """Freeze the prompt encoder, and let adapters that add nothing yet, which are new, add what they are at random."""
+    model.prompt_encoder.requires_grad_(False)
+    for layer in model.modules():
+        if isinstance(layer, Adapter) and not layer.norm.weight.any():
+            nn.init.ones_(layer.norm.weight)

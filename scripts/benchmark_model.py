@@ -1,0 +1,249 @@
+"""What the model takes: pictures encoded, clicks answered, batches trained, test sets scored; for
+scripts/benchmark.py encode, decode, train and evaluate.
+
+Weights are random: they change nothing about the work.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timing import Contender, Sheet, Work, by_convolutions, gflop_of, products_in_tf32
+from torch import Tensor
+
+from sam_med2d.data.batch import Batch, collate
+from sam_med2d.data.datasets import TestingDataset, TrainingDataset, train_loader
+from sam_med2d.device import amp_dtype
+from sam_med2d.evaluation.evaluate import evaluate
+from sam_med2d.prompts.modes import DEFAULT_MODES, parse_mode
+from sam_med2d.training.learner import Learner
+from sam_med2d.training.rounds import Recipe, train_batch
+from segment_anything import Prompts, Sam, answer, look, sam_model_registry
+from segment_anything.modeling.image_encoder import Attention
+
+AREAS = ("encode", "decode", "train", "evaluate")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
+    parser.add_argument("--image_size", type=int, default=256)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", help="default: 1 8, on a GPU 1 8 64")
+    parser.add_argument("--data_path", default="data_demo", help="what is trained on and scored")
+    parser.add_argument("--mask_num", type=int, default=5, help="masks that a training image has")
+    parser.add_argument("--train_images", type=int, help="of a training batch; default: 2, on a GPU 16")
+    parser.add_argument("--compile", action="store_true", help="compiled contenders too, whose start takes minutes")
+    parser.add_argument("--references", action="store_true", help="also the plain ways that ours replaced")
+
+
+def model_of(args: argparse.Namespace, device: torch.device, **parts: bool) -> Sam:
+    parts = {"encoder_adapter": True, **parts}
+    return sam_model_registry[args.model_type](image_size=args.image_size, **parts).to(device).eval()
+
+
+def pictures(args: argparse.Namespace, count: int, device: torch.device) -> Tensor:
+    return torch.randint(0, 256, (count, 3, args.image_size, args.image_size), device=device)
+
+
+# ---------------------------------------------------------------- encode
+
+
+def encode(args: argparse.Namespace, sheet: Sheet) -> None:
+    device = sheet.device
+    plain = model_of(args, device)
+    ways: dict[str, tuple[Sam, str, bool]] = {"float32": (plain, "float32", False)}
+    if device.type == "cuda":
+        ways["tf32"] = (plain, "tf32", True)
+        ways["float16, prepared"] = (model_of(args, device).for_inference(torch.float16), "float16", False)
+    ways["bfloat16, prepared"] = (model_of(args, device).for_inference(torch.bfloat16), "bfloat16", False)
+    if args.compile:
+        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+            ways[f"{name}, compiled"] = (model_of(args, device).for_inference(dtype, compiled=True), name, False)
+    for count in args.batch_sizes or ([1, 8, 64] if device.type == "cuda" else [1, 8]):
+        images = pictures(args, count, device)
+        gflop = gflop_of(encoding(plain, images))
+        print(f"\nencode: {count} picture(s), {gflop / count:.1f} GFLOP each")
+        contenders = {
+            name: Contender(encoding(model, images, tf32), kind, gflop, count)
+            for name, (model, kind, tf32) in ways.items()
+        }
+        with_autocast = encoding(plain, images, False, amp_dtype(device))
+        contenders["bfloat16, autocast"] = Contender(with_autocast, "bfloat16", gflop, count)
+        if args.references:
+            contenders["adapters as convolutions"] = Contender(by_convolutions(encoding(plain, images)))
+            contenders["padded tokens computed"] = Contender(padded(encoding(plain, images), plain))
+        sheet.compare(f"encode {count}", contenders)
+
+
+def encoding(model: Sam, images: Tensor, tf32: bool = False, autocast: torch.dtype | None = None) -> Work:
+    @torch.inference_mode()
+    def work() -> Tensor:
+        with products_in_tf32(tf32), torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+            return model.encode(images)
+
+    return work
+
+
+def padded(work: Work, model: Sam) -> Work:
+    """The same where padded tokens are computed, as the reference does it."""
+    attention = [block.attn for block in model.image_encoder.blocks]
+
+    def other() -> object:
+        for layer in attention:
+            layer.forward = padded_attention.__get__(layer)
+        try:
+            return work()
+        finally:
+            for layer in attention:
+                del layer.forward
+
+    return other
+
+
+def padded_attention(self: Attention, x: Tensor) -> Tensor:
+    """The reference: pad with zeros, compute everything on whole windows, crop."""
+    window = self.window
+    if not window:
+        return Attention.forward(self, x)
+    batch, height, width, channels = x.shape
+    x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+    rows, columns = x.shape[1] // window, x.shape[2] // window
+    x = x.view(batch, rows, window, columns, window, channels).transpose(2, 3).reshape(-1, window, window, channels)
+    q, k, v = self.qkv(x).view(len(x), window, window, 3, self.heads, -1).permute(3, 0, 4, 1, 2, 5)
+    attended = F.scaled_dot_product_attention(
+        q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), attn_mask=self.position_bias(q, window, window)
+    )
+    x = self.proj(attended.transpose(1, 2).reshape(len(x), window, window, channels))
+    x = x.view(batch, rows, columns, window, window, channels).transpose(2, 3)
+    return x.reshape(batch, rows * window, columns * window, channels)[:, :height, :width]
+
+
+# ---------------------------------------------------------------- decode
+
+
+@torch.inference_mode()
+def decode(args: argparse.Namespace, sheet: Sheet) -> None:
+    """A fifth click on a picture that is encoded: the best of three answers, at the full size of the frame."""
+    size, device = args.image_size, sheet.device
+    model = model_of(args, device, refine=True)
+    seen = look(model, pictures(args, 1, device))
+    draw = torch.Generator().manual_seed(0)
+    for objects in (1, 10):
+        points = torch.rand(objects, 5, 2, generator=draw) * size
+        labels = torch.tensor([[1, 0, 1, 1, 0]]).expand(objects, -1)
+        masks = torch.rand(objects, 1, size // 4, size // 4, generator=draw)
+        prompts = Prompts(points, labels, masks=masks).to(device)
+
+        def asked(with_parts: bool, best: bool, prompts: Prompts = prompts, objects: int = objects) -> Contender:
+            own = (seen if with_parts else seen._replace(details=None)).for_each(objects)
+
+            @torch.inference_mode()
+            def work() -> Tensor:
+                return model.upscale(answer(model, own, prompts, True, best=best).logits)
+
+            return Contender(work, gflop=gflop_of(work), items=objects)
+
+        print(f"\ndecode: a fifth click on {objects} object(s)")
+        sheet.compare(
+            f"decode {objects}",
+            {
+                "the decoder alone": asked(False, True),
+                "with the refinement network": asked(True, True),
+                "all three answers refined": asked(True, False),
+            },
+        )
+
+
+# ---------------------------------------------------------------- train
+
+
+def train(args: argparse.Namespace, sheet: Sheet) -> None:
+    device, recipe = sheet.device, Recipe()
+    count = args.train_images or (16 if device.type == "cuda" else 2)
+    dataset = TrainingDataset(args.data_path, args.image_size, "train", args.mask_num)
+    batch = collate([dataset[0, i % len(dataset)] for i in range(count)]).to(device)
+    print(f"\ntrain: {count} images, {len(batch.mask_names)} objects, {recipe.corrections + 1} rounds")
+
+    def way(name: str, tf32: bool = False, **learning) -> Contender:
+        step = training(args, batch, recipe, device, **learning)
+
+        def work() -> None:
+            with products_in_tf32(tf32):
+                step()
+
+        return Contender(work, name, items=count)
+
+    contenders = {"adapters, float32": way("float32")}
+    if args.references:
+        contenders["adapters as convolutions, float32"] = Contender(by_convolutions(contenders["adapters, float32"][0]))
+    contenders["decoder side alone (FT-SAM), float32"] = way("float32", adapters=False)
+    contenders["adapters, mixed precision (bfloat16)"] = way("bfloat16", use_amp=True)
+    contenders["the same, blocks computed again"] = way("bfloat16", use_amp=True, again=True)
+    if device.type == "cuda":
+        contenders["adapters, tf32"] = way("tf32", tf32=True)
+        contenders["adapters, mixed precision (float16)"] = way("float16", use_amp=True, amp_type=torch.float16)
+    if args.compile:
+        contenders["mixed precision, compiled"] = way("bfloat16", use_amp=True, compiled=True)
+    sheet.compare("train", contenders)
+    if device.type == "cuda":
+        read_alone(args, dataset, count)
+
+
+def training(
+    args: argparse.Namespace,
+    batch: Batch,
+    recipe: Recipe,
+    device: torch.device,
+    adapters: bool = True,
+    again: bool = False,
+    **learning,
+) -> Callable[[], object]:
+    model = model_of(args, device, encoder_adapter=adapters).train()
+    model.train_for("adapters")
+    model.image_encoder.checkpointing = again
+    learner = Learner(model, lr=1e-6, **learning)
+    return lambda: train_batch(model, [batch], learner, recipe, 0)
+
+
+def read_alone(args: argparse.Namespace, dataset: TrainingDataset, count: int) -> None:
+    """How many training images a second the loader brings, which must be more than are trained on."""
+    workers = os.cpu_count() or 1
+    loader = train_loader(dataset, count, workers, seed=0)
+    for epoch in range(2):  # the first starts the workers
+        started, images = time.perf_counter(), 0
+        for repeat in range(20):
+            loader.batch_sampler.set_epoch(20 * epoch + repeat)  # type: ignore[union-attr]
+            images += sum(len(part.images) for part in loader)
+    print(f"the loader alone, {workers} workers: {images / (time.perf_counter() - started):.0f} images/s")
+
+
+# ---------------------------------------------------------------- evaluate
+
+
+def score(args: argparse.Namespace, sheet: Sheet) -> None:
+    """Decoding and scoring of a test set, beside one encoder pass an image. Reading is left out."""
+    device = sheet.device
+    model = model_of(args, device)
+    dataset = TestingDataset(args.data_path, args.image_size, "test")
+    items = [dataset[i] for i in range(len(dataset))]
+    size = 16 if device.type == "cuda" else 1
+    batches = [collate(items[i : i + size]) for i in range(0, len(items), size)]
+    objects = sum(len(batch.mask_names) for batch in batches)
+    print(f"\nevaluate: {len(items)} images, {objects} objects")
+
+    @torch.inference_mode()
+    def passes() -> None:
+        for batch in batches:
+            model.encode(batch.images.to(device), batch.content.to(device))
+
+    def modes(*names: str) -> Contender:
+        parsed = [parse_mode(name) for name in names]
+        return Contender(lambda: [*evaluate(model, batches, parsed, device=device)], items=objects * len(names))
+
+    contenders = {"encoder passes alone": passes, "bbox": modes("bbox"), " ".join(DEFAULT_MODES): modes(*DEFAULT_MODES)}
+    sheet.compare("evaluate", contenders)
+
+
+RUN = {"encode": encode, "decode": decode, "train": train, "evaluate": score}
