@@ -17,6 +17,7 @@ EXTRAS = {
     "openvino": "deploy",
     "starlette": "app",
     "uvicorn": "app",
+    "blosc2": "serve",
     "wandb": "track",
 }
 

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,18 +55,20 @@ class Running:
 
 
 @contextmanager
-def running(temporary: Path, *flags: str) -> Iterator[Running]:
-    """temporary: for the files of the app."""
-    command = [sys.executable, "app.py", "--port", "0", *flags]
+def running(
+    temporary: Path, *flags: str, command: Sequence[str] = ("app.py",), says: str = r"open (\S+) in a browser"
+) -> Iterator[Running]:
+    """temporary: for the files of the app; command: what Python runs; says: the line with the address."""
+    words = [sys.executable, *command, "--port", "0", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, cwd=ROOT, text=True, env=environment, **pipes) as process:
+    with subprocess.Popen(words, cwd=ROOT, text=True, env=environment, **pipes) as process:
         said, app = "", None
         try:
             assert process.stdout is not None
             for line in process.stdout:
                 said += line
-                if found := re.match(r"open (\S+) in a browser", line):
+                if found := re.match(says, line):
                     break
             else:
                 raise AssertionError(said)

@@ -49,6 +49,32 @@ HUGGING_FACE = [
         (r"\.layer_norm(\d|_final_attn)\.", r".norm\1."),
     )
 ]
+TO_HUGGING_FACE = [  # and back
+    (re.compile(pattern), theirs)
+    for pattern, theirs in (
+        (rf"^{re.escape(GAUSSIAN)}$", "shared_image_embedding.positional_embedding"),
+        (r"^image_encoder\.blocks\.", "vision_encoder.layers."),
+        (r"^image_encoder\.", "vision_encoder."),
+        (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
+        (r"\.neck\.0\.", ".neck.conv1."),
+        (r"\.neck\.1\.", ".neck.layer_norm1."),
+        (r"\.neck\.2\.", ".neck.conv2."),
+        (r"\.neck\.3\.", ".neck.layer_norm2."),
+        (r"\.point_embeddings\.", ".point_embed."),
+        (r"\.mask_downscaling\.0\.", ".mask_embed.conv1."),
+        (r"\.mask_downscaling\.1\.", ".mask_embed.layer_norm1."),
+        (r"\.mask_downscaling\.3\.", ".mask_embed.conv2."),
+        (r"\.mask_downscaling\.4\.", ".mask_embed.layer_norm2."),
+        (r"\.mask_downscaling\.6\.", ".mask_embed.conv3."),
+        (r"\.output_upscaling\.0\.", ".upscale_conv1."),
+        (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
+        (r"\.output_upscaling\.3\.", ".upscale_conv2."),
+        (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.0\.", r"\1.proj_in."),
+        (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.1\.", r"\1.layers.0."),
+        (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.2\.", r"\1.proj_out."),
+        (r"\.norm(\d|_final_attn)\.", r".layer_norm\1."),
+    )
+]
 OTHER_MODELS = (  # part of a name, whose it is
     ("image_encoder.trunk.", "SAM 2"),
     ("vision_encoder.backbone.", "SAM 2"),
@@ -166,6 +192,16 @@ def _without_prefix(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, T
         raise CheckpointError(f"{path}: has names that differ in wrappers alone, such as 'module.'; save it again")
     wrapped = sorted({part for name in tensors for part in name.split(".") if part in WRAPPERS})
     return stripped, prefix or "".join(f"{part}." for part in wrapped)
+
+
+def to_hugging_face(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A plain SAM's state dict under the names of Hugging Face's SamModel; shared positions are named once."""
+    theirs = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in TO_HUGGING_FACE:
+            name = pattern.sub(replacement, name)
+        theirs[name] = tensor
+    return theirs
 
 
 def _from_hugging_face(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

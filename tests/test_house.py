@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 # A room may import from the floors below its own, and from itself.
 FLOORS = (
     {"commands"},
+    {"serve"},
     {"app", "export", "training"},
     {"inference", "evaluation"},
     {"convert", "drawing", "prompts"},

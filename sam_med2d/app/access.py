@@ -108,11 +108,14 @@ class Guard:
         if site not in ("same-origin", "none") and not (opens and headers.get("sec-fetch-mode") == "navigate"):
             return 403, "This app answers its own page alone, and this was asked by that of another site."
         if self._token and not self._has_token(scope, headers):
-            return 401, "Open the address that the app printed when it was started: the token in it is missing here."
+            return 401, (
+                "Open the address that was printed at the start: the token in it is missing here. Programs send it as "
+                "Authorization: Bearer TOKEN."
+            )
         return 200, ""
 
     def _has_token(self, scope: Scope, headers: Headers) -> bool:
-        given = [headers.get("authorization", "").removeprefix("Bearer ")]
+        given = [headers.get("authorization", "").removeprefix("Bearer "), headers.get("token", "")]
         try:
             cookies = SimpleCookie(headers.get("cookie", ""))
         except CookieError:

@@ -18,7 +18,7 @@ import asyncio
 import shutil
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from sam_med2d.app.opening import Opener
 from sam_med2d.app.store import Held, Refused, Sessions
 from sam_med2d.app.view import picture_of, view_of
 from sam_med2d.errors import DataError, UserError
+from sam_med2d.inference.session import AnnotationSession
 from sam_med2d.json_files import JsonError, parse_json
 from sam_med2d.outputs import below
 from sam_med2d.volumes.intensity import WINDOWS
@@ -50,6 +51,7 @@ STALLED = 30.0  # seconds without a byte of a body, after which nobody waits for
 OPENING = 2  # files at a time
 
 Result = TypeVar("Result")
+Page = Held[AnnotationSession]
 
 
 class Lane:
@@ -74,7 +76,7 @@ class Lane:
 class Server:
     """The app without its guard (access.py). `app` is the ASGI application."""
 
-    def __init__(self, sessions: Sessions, opener: Opener, examples: Sequence[Path] = ()) -> None:
+    def __init__(self, sessions: Sessions[AnnotationSession], opener: Opener, examples: Sequence[Path] = ()) -> None:
         """examples: pictures that the page offers, by their names."""
         self._sessions, self._opener = sessions, opener
         self._examples = {path.name: path for path in examples}
@@ -104,14 +106,14 @@ class Server:
 
         return give
 
-    def _held(self, request: Request) -> Held:
+    def _held(self, request: Request) -> Page:
         return self._sessions.find(request.headers.get("x-session", ""))
 
-    async def _view(self, held: Held) -> Response:
+    async def _view(self, held: Page) -> Response:
         lane = self._lane(held, {"do": "look"})
         return JSONResponse({"view": await lane.run(lambda: view_of(held.session))})
 
-    def _lane(self, held: Held, event: dict[str, Any]) -> Lane:
+    def _lane(self, held: Page, event: dict[str, Any]) -> Lane:
         return self._lanes[handlers.lane_of(held.session, event)]
 
     # ---------------------------------------------------------------- sessions
@@ -154,25 +156,19 @@ class Server:
                 held.measure()
                 raise
 
-    async def _receive(self, request: Request, held: Held, path: Path) -> None:
+    async def _receive(self, request: Request, held: Page, path: Path) -> None:
         """Write a body. Raises Refused: too large for a file, the session, or all of them; it stalls."""
         said = request.headers.get("content-length", "0")
         self._check_room(held, path, int(said) if said.isdecimal() and len(said) < 19 else 0, 0)
-        written, chunks = 0, aiter(request.stream())
+        written = 0
         with path.open("xb") as file:
-            while True:
-                try:
-                    chunk = await asyncio.wait_for(anext(chunks), STALLED)
-                except StopAsyncIteration:
-                    break
-                except asyncio.TimeoutError:
-                    raise Refused(f"{path.name}: no more of it came for {STALLED:g} s; try again", 408) from None
+            async for chunk in chunks_of(request, path.name):
                 self._check_room(held, path, written + len(chunk), len(chunk))
                 file.write(chunk)
                 written += len(chunk)
                 held.bytes += len(chunk)
 
-    def _check_room(self, held: Held, path: Path, size: int, more: int) -> None:
+    def _check_room(self, held: Page, path: Path, size: int, more: int) -> None:
         """size: of the file, as far as it is known; more: bytes that are to be written now. Raises Refused."""
         quotas, room = self._sessions.quotas, self._sessions.room(held)
         if size > quotas.file:
@@ -184,7 +180,7 @@ class Server:
                 413,
             )
 
-    async def _open(self, held: Held, path: Path) -> Response:
+    async def _open(self, held: Page, path: Path) -> Response:
         """Open a file, or a folder with the files of a series, in place of what is open. Raises DataError."""
         folder = held.new_folder("scan")
         room = self._sessions.room(held)
@@ -218,7 +214,7 @@ class Server:
             await self._lane(held, event).run(lambda: handlers.act(held.session, event))
             return await self._view(held)
 
-    async def _example(self, held: Held, name: object) -> Response:
+    async def _example(self, held: Page, name: object) -> Response:
         path = self._examples.get(name) if isinstance(name, str) else None
         if path is None:
             raise DataError(f"there is no example {name!r:.40}")
@@ -227,16 +223,10 @@ class Server:
     async def _json(self, request: Request) -> Any:
         """Raises DataError, Refused."""
         body = b""
-        chunks = aiter(request.stream())
-        try:
-            while len(body) <= LARGEST_EVENT:
-                body += await asyncio.wait_for(anext(chunks), STALLED)
-        except StopAsyncIteration:
-            pass
-        except asyncio.TimeoutError:
-            raise Refused("the rest of the event did not come", 408) from None
-        if len(body) > LARGEST_EVENT:
-            raise Refused(f"an event has at most {LARGEST_EVENT} bytes", 413)
+        async for chunk in chunks_of(request, "the event"):
+            body += chunk
+            if len(body) > LARGEST_EVENT:
+                raise Refused(f"an event has at most {LARGEST_EVENT} bytes", 413)
         try:
             return parse_json(body)
         except JsonError as error:
@@ -278,28 +268,45 @@ class Server:
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
 
-def show(held: Held, scan: Any) -> None:
+def show(held: Page, scan: Any) -> None:
     """Make a scan the session's, with its first slice encoded, so that the first click is as quick as the others."""
     with handlers.or_as_it_was(held.session):
         held.session.take(scan)
         held.session.predictor()
 
 
-def answering(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """What goes wrong becomes a line for the person at the page; what is a fault of the app is told its terminal."""
+async def chunks_of(request: Request, name: str) -> AsyncIterator[bytes]:
+    """The body of a request, as it comes. name: of what it is. Raises Refused: it stalls."""
+    chunks = aiter(request.stream())
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(chunks), STALLED)
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError:
+            raise Refused(f"{name}: no more of it came for {STALLED:g} s; try again", 408) from None
+
+
+def answering(
+    handler: Callable[[Request], Awaitable[Response]], key: str = "error"
+) -> Callable[[Request], Awaitable[Response]]:
+    """What goes wrong becomes a line for the person at the page; what is a fault of the app is told its terminal.
+
+    key: under which clients look for that line.
+    """
 
     async def answer(request: Request) -> Response:
         try:
             return await handler(request)
         except UserError as error:
-            return JSONResponse({"error": str(error)}, error.http_status if isinstance(error, Refused) else 400)
+            return JSONResponse({key: str(error)}, error.http_status if isinstance(error, Refused) else 400)
         except ClientDisconnect:
-            return JSONResponse({"error": "the page went away"}, 400)
+            return JSONResponse({key: "the page went away"}, 400)
         except OSError as error:
             print(f"warning: {error}", file=sys.stderr)
-            return JSONResponse({"error": f"the app cannot write or read its files ({error.strerror})"}, 507)
+            return JSONResponse({key: f"the app cannot write or read its files ({error.strerror})"}, 507)
         except Exception:
             traceback.print_exc()
-            return JSONResponse({"error": "something is wrong with the app itself; its terminal says what"}, 500)
+            return JSONResponse({key: "something is wrong with the app itself; its terminal says what"}, 500)
 
     return answer

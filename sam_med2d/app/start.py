@@ -16,11 +16,12 @@ import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from sam_med2d.app.access import Guard, is_local
 from sam_med2d.app.opening import Opener
@@ -40,7 +41,8 @@ EXAMPLES = Path("data_demo/images")  # in the current folder, where that is a cl
 MOST_PIXELS = 2**26  # 8192 x 8192: larger pictures are for those who say so
 MEGABYTE = 10**6
 CONNECTIONS = 512  # at a time; the server answers the next one that it is full
-LIMITS = (  # flags: name, default, unit, help
+Limit = tuple[str, int, str, str]
+LIMITS: tuple[Limit, ...] = (  # flags: name, default, unit, help
     ("max_upload", 500, "MB", "the largest file that is taken"),
     ("max_session", 2000, "MB", "what one page may have on the disk: files, slices, results"),
     ("max_disk", 8000, "MB", "the same of all pages together"),
@@ -64,35 +66,49 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "which the model was trained with, if it says one, else each slice's own range",
     )
     add_backend_flags(parser)
+    add_server_flags(parser, port=7860)
+    add_reading_flags(add_limits(parser, LIMITS))
+    parser.set_defaults(max_pixels=MOST_PIXELS)
+    args = parser.parse_args(argv)
+    check_server(parser, args, LIMITS)
+    return args
+
+
+def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
+    """port: the default."""
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="the address to listen at; default: %(default)s")
-    group.add_argument("--port", type=int, default=7860, help="0: any that is free; default: %(default)s")
+    group.add_argument("--port", type=int, default=port, help="0: any that is free; default: %(default)s")
     group.add_argument(
         "--allow_host",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="names that the app may be called by beside localhost and the address it is reached at, such as that of a "
-        "proxy before it",
+        help="names that the server may be called by beside localhost and the address it is reached at, such as that "
+        "of a proxy before it",
     )
     group.add_argument(
         "--token",
         help="the word that people need where --host lets in others; default: one that is made up and printed",
     )
+
+
+def add_limits(parser: argparse.ArgumentParser, limits: Iterable[Limit]) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("limits")
-    for name, default, unit, what in LIMITS:
+    for name, default, unit, what in limits:
         group.add_argument(f"--{name}", type=int, default=default, metavar=unit, help=f"{what}; default: {default}")
-    add_reading_flags(group)
-    parser.set_defaults(max_pixels=MOST_PIXELS)
-    args = parser.parse_args(argv)
-    for name, *_ in LIMITS:
+    return group
+
+
+def check_server(parser: argparse.ArgumentParser, args: argparse.Namespace, limits: Iterable[Limit]) -> None:
+    """End with the parser's message where flags of `add_server_flags` or `add_limits` make no sense."""
+    for name, *_ in limits:
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
     if not 0 <= args.port < 2**16:
         parser.error("--port must be from 0 to 65535")
     if args.token is not None and (len(args.token) < 8 or not args.token.isascii() or not args.token.isalnum()):
         parser.error("--token must have 8 letters and digits or more, and nothing else")
-    return args
 
 
 @contextmanager
@@ -110,12 +126,11 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
         *(megabytes * MEGABYTE for megabytes in (args.max_upload, args.max_session, args.max_disk)),
     )
     examples = sorted(path.resolve() for path in EXAMPLES.glob("*.png"))
-    names = [*args.allow_host, args.host, *([] if is_local(args.host) else [socket.gethostname()])]
     with tempfile.TemporaryDirectory(prefix="sam_med2d_app_") as folder:
         sessions = Sessions(Path(folder), lambda: AnnotationSession(models, window), quotas)
         server = Server(sessions, Opener(args.open_seconds, args.open_memory, args.max_voxels), examples)
         try:
-            yield Guard(server.app, names, token, port)
+            yield Guard(server.app, names_of(args), token, port)
         finally:
             server.close()
 
@@ -143,31 +158,49 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def names_of(args: argparse.Namespace) -> list[str]:
+    """What the server may be called by, beside localhost."""
+    return [*args.allow_host, args.host, *([] if is_local(args.host) else [socket.gethostname()])]
+
+
+def shown_host(host: str) -> str:
+    """As it stands in an address."""
+    return socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+
+
 def address_of(host: str, port: int, token: str) -> str:
-    shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
+    return f"http://{shown_host(host)}:{port}/" + (f"?token={token}" if token else "")
+
+
+def serve(app: ASGIApp, listening: socket.socket) -> None:
+    """Answer what arrives there, until a signal ends it."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        proxy_headers=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=3,
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def token_of(args: argparse.Namespace) -> str:
+    """What clients need: nothing on this machine, unless somebody asked for it."""
+    return args.token or ("" if is_local(args.host) else secrets.token_urlsafe(16))
 
 
 @ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with listen(args.host, args.port) as listening:
-        port = listening.getsockname()[1]
-        token = args.token or ("" if is_local(args.host) else secrets.token_urlsafe(16))
+        port, token = listening.getsockname()[1], token_of(args)
         with application(args, port, token) as app:
-            config = uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                lifespan="off",
-                ws="none",
-                proxy_headers=False,
-                limit_concurrency=CONNECTIONS,
-                timeout_graceful_shutdown=3,
-            )
             print(f"open {address_of(args.host, port, token)} in a browser; Ctrl-C ends it", flush=True)
-            uvicorn.Server(config).run(sockets=[listening])
+            serve(app, listening)
 
 
 if __name__ == "__main__":

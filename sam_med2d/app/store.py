@@ -1,4 +1,4 @@
-"""The sessions of all people: each with a secret key, a folder of its own, and its share of the disk.
+"""The sessions of all people: each with a secret key, a folder of its own, and its share of the disk, or of the memory.
 
     sessions = Sessions(folder, new_session, quotas)
     held = sessions.create()                            # held.key is told to one page, and to nobody else
@@ -10,6 +10,7 @@ All of this runs in the event loop's thread.
 
 import asyncio
 import itertools
+import math
 import secrets
 import shutil
 import time
@@ -17,13 +18,24 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 from sam_med2d.errors import DataError
-from sam_med2d.inference.session import AnnotationSession
 
 WAITING = 8  # requests of one session that wait for one another; more are refused
 LOOK = 60.0  # seconds between two looks for sessions that nobody uses
 SPARE = 60  # seconds, after which a session that holds nothing makes room for another one
+OVER = "this session is over; load the page again"
+
+
+class Opens(Protocol):
+    """What people work on in a session. scan: what is open, or None."""
+
+    @property
+    def scan(self) -> object: ...
+
+
+Session = TypeVar("Session", bound=Opens)
 
 
 class Refused(DataError):
@@ -38,7 +50,8 @@ class Refused(DataError):
 class Quotas:
     """sessions: how many at a time; idle: seconds, after which one that nobody uses is over.
 
-    file, session, total: bytes of one upload, of one session's folder, and of all of them.
+    file, session, total: bytes of one upload, of one session, and of all of them. silent: seconds, after which one that
+    gives no sign of life is over.
     """
 
     sessions: int
@@ -46,16 +59,21 @@ class Quotas:
     file: int
     session: int
     total: int
+    silent: float = math.inf
 
 
 @dataclass
-class Held:
-    """One person's session, as the server keeps it. bytes: of its folder; results: files to take away."""
+class Held(Generic[Session]):
+    """One person's session, as the server keeps it. seen, alive: when it was last used, and when it last gave a sign;
+    bytes: of its folder, or of what it holds in memory; results: files to take away.
+    """
 
     key: str
-    session: AnnotationSession
+    session: Session
     folder: Path
     seen: float
+    alive: float
+    gone: str = OVER
     bytes: int = 0
     results: list[Path] = field(default_factory=list)
     over: bool = False
@@ -72,9 +90,9 @@ class Held:
         try:
             async with self._turn:
                 if self.over:
-                    raise gone()
+                    raise Refused(self.gone, 410)
                 yield
-                self.seen = time.monotonic()
+                self.seen = self.alive = time.monotonic()
         finally:
             self._waiting -= 1
 
@@ -98,24 +116,20 @@ class Held:
         self.bytes = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
 
-def gone() -> Refused:
-    return Refused("this session is over; load the page again", 410)
-
-
-class Sessions:
+class Sessions(Generic[Session]):
     """All that there are."""
 
-    def __init__(self, folder: Path, new_session: Callable[[], AnnotationSession], quotas: Quotas) -> None:
-        """folder: an empty one, where each session gets a folder of its own."""
+    def __init__(self, folder: Path, new_session: Callable[[], Session], quotas: Quotas, gone: str = OVER) -> None:
+        """folder: an empty one, where each session gets a folder of its own; gone: what to say of one that is over."""
         self.quotas = quotas
-        self._folder, self._new_session = folder, new_session
-        self._held: dict[str, Held] = {}
+        self._folder, self._new_session, self._gone = folder, new_session, gone
+        self._held: dict[str, Held[Session]] = {}
         self._looks = False  # whether it will look for idle ones by itself
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def create(self) -> Held:
+    def create(self) -> Held[Session]:
         """Raises Refused where there are too many."""
         self.sweep()
         if len(self) >= self.quotas.sessions:
@@ -125,7 +139,8 @@ class Sessions:
         key = secrets.token_urlsafe(32)
         folder = self._folder / secrets.token_hex(16)
         folder.mkdir(mode=0o700)
-        self._held[key] = Held(key, self._new_session(), folder, time.monotonic())
+        now = time.monotonic()
+        self._held[key] = Held(key, self._new_session(), folder, now, now, self._gone)
         if not self._looks:
             self._look_later()
         return self._held[key]
@@ -134,36 +149,42 @@ class Sessions:
         """Remove idle ones also where nobody asks for anything any more."""
         self._looks = bool(self._held)
         if self._looks:
-            asyncio.get_running_loop().call_later(min(self.quotas.idle / 2, LOOK), self._look)
+            shortest = min(self.quotas.idle, self.quotas.silent)
+            asyncio.get_running_loop().call_later(min(shortest / 2, LOOK), self._look)
 
     def _look(self) -> None:
         self.sweep()
         self._look_later()
 
-    def find(self, key: str) -> Held:
-        """Raises Refused where there is none, or none any more."""
+    def find(self, key: str, used: bool = True) -> Held[Session]:
+        """used: False for what shows that somebody is there, and no more. Raises Refused: none, or none any more."""
+        self.sweep()
         held = self._held.get(key)
         if held is None:
-            raise gone()
-        held.seen = time.monotonic()
+            raise Refused(self._gone, 410)
+        held.alive = time.monotonic()
+        if used:
+            held.seen = held.alive
         return held
 
-    def remove(self, held: Held) -> None:
+    def remove(self, held: Held[Session]) -> None:
         self._held.pop(held.key, None)
         held.over = True
         shutil.rmtree(held.folder, ignore_errors=True)
 
     def sweep(self, idle: float | None = None, only_empty: bool = False) -> None:
-        """Remove those that nobody has used for `idle` seconds, by default the quota's.
+        """Remove those that are silent too long, or unused for `idle` seconds, by default the quota's.
 
         only_empty: of those with nothing open.
         """
-        before = time.monotonic() - (self.quotas.idle if idle is None else idle)
+        now = time.monotonic()
+        unused, silent = now - (self.quotas.idle if idle is None else idle), now - self.quotas.silent
         for held in [*self._held.values()]:
-            if held.seen < before and not held.busy and not (only_empty and held.session.scan):
+            over = held.seen < unused or held.alive < silent
+            if over and not held.busy and not (only_empty and held.session.scan is not None):
                 self.remove(held)
 
-    def room(self, held: Held) -> int:
+    def room(self, held: Held[Session]) -> int:
         """Bytes that a session may still write."""
         total = sum(one.bytes for one in self._held.values())
         return max(0, min(self.quotas.session - held.bytes, self.quotas.total - total))

@@ -14,11 +14,13 @@ COMMANDS = {  # name: the module whose main() it is, and what it does
     "amg": ("sam_med2d.commands.amg", "find all masks of images, without prompts"),
     "segment-volume": ("sam_med2d.commands.segment_volume", "segment a whole scan from prompts on a few slices"),
     "app": ("sam_med2d.app.start", "segment in the browser"),
+    "serve": ("sam_med2d.serve.start", "a server for napari, 3D Slicer and other tools"),
     "make-index": ("sam_med2d.commands.make_index", "turn scans, label maps, masks or annotations into training data"),
     "check-index": ("sam_med2d.commands.check_index", "check every file of a data folder"),
     "pack-dataset": ("sam_med2d.commands.pack_dataset", "fill the cache of a data folder ahead of training"),
     "compare-runs": ("sam_med2d.commands.compare_runs", "compare finished test runs, with intervals and tests"),
     "convert-checkpoint": ("sam_med2d.commands.convert_checkpoint", "turn a checkpoint into a small file of weights"),
+    "export": ("sam_med2d.commands.export", "write files with which other tools open a model"),
     "export-encoder": ("sam_med2d.commands.export_encoder", "export the image encoder to ONNX"),
     "export-decoder": ("sam_med2d.commands.export_decoder", "export the prompt encoder and mask decoder to ONNX"),
 }

@@ -134,17 +134,19 @@ class EncoderGraph(nn.Module):
     float, one BGR image of any size with values 0..255; stretching (nearest neighbour) and normalisation are then part
     of the graph.
     batch: a fixed B, which runtimes plan for, or None for any.
+    rgb: input_image is RGB, normalised in that order, for clients that know no other, whatever the model reads.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, model: Sam, *, preprocess: bool = False, batch: int | None = 1) -> None:
+    def __init__(self, model: Sam, *, preprocess: bool = False, batch: int | None = 1, rgb: bool = False) -> None:
         super().__init__()
         if preprocess and model.frame == SAM:
             raise UsageError("--use-preprocess is for models in SAM-Med2D's frame; this one is in SAM's: leave it out")
         encoder: ImageEncoder = model.image_encoder
         self.image_size, self.preprocess, self.batch = model.image_size, preprocess, batch
+        self.turned = rgb and model.image_format == "BGR"
         self.patch_embed, self.pos_embed, self.neck = encoder.patch_embed, encoder.pos_embed, encoder.neck
         self.blocks = nn.ModuleList(self._block(block) for block in encoder.blocks if isinstance(block, Block))
         self.places = Places(model.image_size) if preprocess else None
@@ -161,6 +163,8 @@ class EncoderGraph(nn.Module):
 
     def forward(self, input_image: Tensor) -> Tensor:
         x = self._preprocessed(input_image) if self.preprocess else input_image
+        if self.turned:  # each place of the three has its own mean and deviation, whichever colour stands there
+            x = ((x * self.pixel_std + self.pixel_mean).flip(1) - self.pixel_mean) / self.pixel_std
         x = self.patch_embed(x) + self.pos_embed
         for block in self.blocks:
             x = block(x)
@@ -239,6 +243,20 @@ class DecoderGraph(nn.Module):
         has_mask_input: Tensor,
         orig_im_size: Tensor,
     ) -> tuple[Tensor, ...]:
+        low_res, scores = self.answer(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
+        masks = self._upscale(low_res, orig_im_size)
+        extra = (stability_of(masks), (masks > 0).sum(dim=(-2, -1)).float()) if self.extra_metrics else ()
+        return masks, scores, *extra, low_res
+
+    def answer(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """All but the upscaling: low_res_masks (N, K, S/4, S/4), iou_predictions (N, K)."""
         rows = point_coords.shape[0]
         if self.logits_in:
             mask_input = mask_prompt(self.frame, mask_input)
@@ -254,9 +272,7 @@ class DecoderGraph(nn.Module):
             scores = stability_of(low_res)
         if self.single_mask:
             low_res, scores = best_of(Prediction(low_res[:, MULTIPLE], scores[:, MULTIPLE]))
-        masks = self._upscale(low_res, orig_im_size)
-        extra = (stability_of(masks), (masks > 0).sum(dim=(-2, -1)).float()) if self.extra_metrics else ()
-        return masks, scores, *extra, low_res
+        return low_res, scores
 
     def _tokens(self, coordinates: Tensor, labels: Tensor) -> Tensor:
         rows, points = labels.shape

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from sam_med2d.errors import UsageError
+from sam_med2d.export.frame1024 import GRID, LOW_RES, PADDED, WHOLE, Decoder1024, Encoder1024
 from sam_med2d.export.graphs import DecoderGraph, EncoderGraph, RefinementGraph
 from sam_med2d.packages import missing_package
+from segment_anything.frames import SAMS_SIZE
 
 TRACE, DYNAMO = "trace", "dynamo"
 # The opsets that each writes. The tracing exporter, whose files are older runtimes' and smaller, will leave PyTorch.
@@ -109,6 +111,34 @@ def trace_refinement(graph: RefinementGraph, opset: int | None = None, exporter:
     return _to_onnx(graph, inputs, ["refined_masks"], axes, opset, exporter)
 
 
+def trace_encoder_1024(graph: Encoder1024, opset: int | None = None) -> onnx.ModelProto:
+    """As `trace_encoder`, by the tracing exporter."""
+    if graph.reads == PADDED:
+        return _to_onnx(graph, {PADDED: torch.rand(1, 3, SAMS_SIZE, SAMS_SIZE)}, ["image_embeddings"], {}, opset, TRACE)
+    axes = {WHOLE: {0: "image_height", 1: "image_width"}}
+    return _to_onnx(graph, {WHOLE: torch.rand(684, SAMS_SIZE, 3) * 255}, ["image_embeddings"], axes, opset, TRACE)
+
+
+def trace_decoder_1024(graph: Decoder1024, opset: int | None = None) -> onnx.ModelProto:
+    """As `trace_encoder_1024`."""
+    inputs = {
+        "image_embeddings": torch.randn(1, 256, GRID, GRID).abs() * 300,  # a cell of it says where a picture ends
+        "point_coords": torch.rand(5, 3, 2) * SAMS_SIZE,
+        "point_labels": torch.ones(5, 3),
+        "mask_input": torch.rand(1, 1, LOW_RES, LOW_RES),
+        "has_mask_input": torch.zeros(1),
+        "orig_im_size": torch.tensor([50.0, 70.0]),
+    }
+    axes = {
+        "point_coords": {0: "objects", 1: "points"},
+        "point_labels": {0: "objects", 1: "points"},
+        "masks": {0: "objects", 2: "height", 3: "width"},
+        "iou_predictions": {0: "objects"},
+        "low_res_masks": {0: "objects"},
+    }
+    return _to_onnx(graph, inputs, [*graph.output_names], axes, opset, TRACE)
+
+
 def _to_onnx(
     graph: torch.nn.Module,
     inputs: dict[str, Tensor],
@@ -195,6 +225,3 @@ def halve(proto: onnx.ModelProto, precision: str) -> None:
     nodes = [*casts, *proto.graph.node]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-
-
-# ---------------------------------------------------------------- compared with the eager model

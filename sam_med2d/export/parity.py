@@ -21,9 +21,14 @@ from segment_anything.zoom import NEVER
 
 TABLE_MODES = ("bbox", "1pt", "3pts")
 
-PARITY = 1e-4  # largest difference that a float32 file may have
+PARITY = 1e-4  # largest difference that a float32 file may have; of numbers above 1, as a share of the largest
 
 PROMPT_KINDS = ("box", "point", "points", "box + point", "mask", "box + mask", "points + mask")
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest, as a share of the largest number that is expected where that is above 1: float32 knows 7 digits."""
+    return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
 
 
 def encoder_difference(model: Sam, session: Session, images: list[np.ndarray]) -> float:
@@ -32,7 +37,7 @@ def encoder_difference(model: Sam, session: Session, images: list[np.ndarray]) -
     for image in images:
         predictor.set_image(image, "BGR")
         found = session(encoder_inputs(model, session, image))["image_embeddings"]
-        largest = max(largest, float(np.abs(found[0] - predictor.get_image_embedding()[0].cpu().numpy()).max()))
+        largest = max(largest, difference(found[0], predictor.get_image_embedding()[0].cpu().numpy()))
     return largest
 
 
@@ -81,8 +86,8 @@ def decoder_differences(
                 )
                 found = session(decoder_inputs(embedding.cpu(), given(graph, prompts), image.shape[:2]))
                 for name, value in expected.items():
-                    difference = float(np.abs(found[name] - value.cpu().numpy()).max())
-                    differences[kind][name] = max(differences[kind].get(name, 0.0), difference)
+                    apart = difference(found[name], value.cpu().numpy())
+                    differences[kind][name] = max(differences[kind].get(name, 0.0), apart)
     return differences
 
 
@@ -110,7 +115,7 @@ def refinement_difference(
                     prompts.to(model.device),
                 ).logits
                 found = runtime.refined(ready.expand(rows, -1, -1, -1), answer, prompts).logits
-                largest = max(largest, float((found - expected.cpu()).abs().max()))
+                largest = max(largest, difference(found.numpy(), expected.cpu().numpy()))
     return largest
 
 

@@ -28,6 +28,8 @@ RING = 0.15  # of the side of a square as large as the object: how far around it
 KEPT_BYTES = 1 << 29  # of embeddings: those of 2000 slices at 256 px, of 128 at 1024 px
 CARRIED = ("box", "mask", "point")
 END_OF_VOLUME, END_OF_BOX = "end of the volume", "end of the box"  # why an object ends where it was not the slice
+OUT_OF_TIME = "no time was left"
+BARELY = np.nextafter(np.float16(0.5), np.float16(1))  # of a pixel whose probability float16 rounds to one half
 AGREEMENT = 0.7  # IoU with what is known, below which another axis speaks of something else
 
 
@@ -96,16 +98,26 @@ def best_slice(predictor: SamPredictor, prompt: ObjectPrompt, like: np.ndarray |
     if like is not None:
         scores = scores.clip(0) * overlap(found.masks[0] > 0, like)
     best = int(scores.argmax())
-    probability = 1 / (1 + np.exp(-found.masks[0, best].clip(-30, 30)))
-    return Slice(probability.astype(np.float16), found.low_res[0, best], float(found.iou[0, best]))
+    logits = found.masks[0, best]
+    probability = (1 / (1 + np.exp(-logits.clip(-30, 30)))).astype(np.float16)
+    probability[(logits > 0) & (probability <= 0.5)] = BARELY
+    return Slice(probability, found.low_res[0, best], float(found.iou[0, best]))
 
 
 class Slices:
     """The slices of a volume along one axis, each encoded once as long as memory allows."""
 
-    def __init__(self, predictor: SamPredictor, array: np.ndarray, axis: int, intensity: Intensity) -> None:
-        """array: (Z, Y, X) numbers, finite; intensity: how they become 8 bits."""
+    def __init__(
+        self,
+        predictor: SamPredictor,
+        array: np.ndarray,
+        axis: int,
+        intensity: Intensity,
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
+        """array: (Z, Y, X) numbers, finite; intensity: how they become 8 bits; kept_bytes: of embeddings."""
         self.predictor = predictor
+        self.kept_bytes = kept_bytes
         self.array = array
         self.axis = axis
         self.intensity = intensity
@@ -135,15 +147,14 @@ class Slices:
         like: (h, w) bool. A box around a part is often answered with the whole as well: without `like`, an object would
         jump to what it lies in.
         """
-        self._show(number)
-        found = best_slice(self.predictor, prompt, like)
+        found = best_slice(self.at(number), prompt, like)
         self._keep(number)
         return found
 
-    def _show(self, number: int) -> None:
-        """Give slice `number` to the predictor."""
+    def at(self, number: int) -> SamPredictor:
+        """The predictor, with slice `number` as its picture, which is encoded when that is needed."""
         if self._picture is not None and self.predictor.picture is self._picture and number == self._shown:
-            return
+            return self.predictor
         picture = to_bgr(self.image(number))
         if number in self._kept:
             self._kept.move_to_end(number)
@@ -151,6 +162,7 @@ class Slices:
         else:
             self.predictor.set_image(picture, "BGR", encode=False)
         self._picture, self._shown = self.predictor.picture, number
+        return self.predictor
 
     def _keep(self, number: int) -> None:
         """What was seen of the whole slice, where it was looked at."""
@@ -159,7 +171,7 @@ class Slices:
         seen = self.predictor.seen()
         self._kept[number] = seen
         size = sum(part.numel() * part.element_size() for part in seen if part is not None)
-        while len(self._kept) > 1 and len(self._kept) * size > KEPT_BYTES:
+        while len(self._kept) > 1 and len(self._kept) * size > self.kept_bytes:
             self._kept.popitem(last=False)
 
     def assemble(self, slices: dict[int, Slice]) -> np.ndarray:
@@ -177,11 +189,13 @@ def propagate(
     rule: Rule,
     bounds: tuple[int, int] | None = None,
     progress: Callable[[], object] = lambda: None,
+    late: Callable[[], bool] = lambda: False,
 ) -> Propagated:
     """One object. seeds: slice -> what is said of the object there; at least one.
 
     bounds: first slice and one past the last that it may reach. Between two seeds, each reaches half-way.
-    progress: called after every slice. Raises PromptError: a prompt that is no prompt, or outside the slice.
+    progress: called after every slice; late: asked before every slice that no seed lies on, which then is left out.
+    Raises PromptError: a prompt that is no prompt, or outside the slice.
     """
     first, end = bounds or (0, len(sliced))
     found = {number: sliced.predict(number, prompt) for number, prompt in sorted(seeds.items())}
@@ -196,7 +210,7 @@ def propagate(
             (0, range(place - 1, low - 1, -1), before),
             (1, range(place + 1, high), after),
         ):
-            why = _walk(sliced, found, place, numbers, rule, progress)
+            why = _walk(sliced, found, place, numbers, rule, progress, late)
             if neighbour is None:
                 limit = END_OF_VOLUME if (first, end)[side] == (0, len(sliced))[side] else END_OF_BOX
                 ends[side] = why or limit
@@ -204,7 +218,13 @@ def propagate(
 
 
 def _walk(
-    sliced: Slices, found: dict[int, Slice], place: int, numbers: range, rule: Rule, progress: Callable[[], object]
+    sliced: Slices,
+    found: dict[int, Slice],
+    place: int,
+    numbers: range,
+    rule: Rule,
+    progress: Callable[[], object],
+    late: Callable[[], bool],
 ) -> str:
     """Go on from the slice at `place` over `numbers`, adding to `found`. -> why it ended early, or nothing."""
     last = found[place]
@@ -212,6 +232,8 @@ def _walk(
         return "nothing found where it was prompted"
     reference = reference_of(sliced, place, last, rule)
     for number in numbers:
+        if late():
+            return OUT_OF_TIME
         here, why = follow(sliced, number, last, reference, rule)
         progress()
         if why:
