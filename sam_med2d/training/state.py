@@ -58,6 +58,7 @@ MUST_AGREE = (
     "balance",
     "replay",
     "replay_share",
+    "zoom_share",
     "iter_point",
     "point_list",
     "keep_clicks",
