@@ -50,6 +50,7 @@ from sam_med2d.evaluation.results import Results, write_results
 from sam_med2d.evaluation.rows import read_rows, write_rows
 from sam_med2d.evaluation.summary import all_tables
 from sam_med2d.evaluation.surface import Tolerance
+from sam_med2d.inference.backends import PRECISIONS
 from sam_med2d.inference.models import DEFAULT_CHECKPOINT, SMALL, Plan, add_frame_flag, plan_model, settle
 from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import owned
@@ -120,6 +121,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_flag(group, "--multimask", True, "Score the best of outputs 1 to 3; False: output 0.")
     add_flag(group, "--use_amp", False,
         "Run the model in mixed precision: bfloat16 where the device has it, else float16.")
+    group.add_argument("--precision", choices=[*PRECISIONS], default="float32",
+        help="Cast the encoder once, in place of --use_amp, which casts at each use and the decoder too. Default: "
+             "%(default)s.")
+    add_flag(group, "--compile", False, "Compile the encoder by torch.compile.")
 
     group = parser.add_argument_group("prompts and scores")
     group.add_argument(
@@ -176,6 +181,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.nsd_tolerance = Tolerance.of(args.nsd_tolerance).plain()
     except ValueError as error:
         parser.error(f"--nsd_tolerance {error}")
+    if args.use_amp and args.precision != "float32":
+        parser.error("--use_amp and --precision both say in what the encoder computes: leave one of the two out")
     check_numbers(parser, args, positive=("batch_size", "image_size"), not_negative=("seed", "num_workers"))
     return args
 
@@ -248,7 +255,7 @@ def run(args: argparse.Namespace, processes: Processes, folder: Path) -> None:
     check_tolerance(Tolerance.of(args.nsd_tolerance), describer, dataset.index)
     check_no_input(outputs_of(args, folder), inputs_of(args, dataset.index))
     also = other_sets(args, plan)
-    model = plan.build(say).to(device)
+    model = plan.build(say).to(device).for_inference(getattr(torch, args.precision), args.compile)
     if dataset.index.images_without_masks:
         say(f"{dataset.index.images_without_masks} image(s) of the index have no mask and are left out")
 

@@ -23,6 +23,7 @@ from sam_med2d.training.learner import Learner
 from sam_med2d.training.rounds import Recipe, train_batch
 from segment_anything import Prompts, Sam, answer, look, sam_model_registry
 from segment_anything.modeling.image_encoder import Attention
+from segment_anything.modeling.lora import product_of
 
 AREAS = ("encode", "decode", "train", "evaluate")
 
@@ -73,7 +74,11 @@ def encode(args: argparse.Namespace, sheet: Sheet) -> None:
         contenders["bfloat16, autocast"] = Contender(with_autocast, "bfloat16", gflop, count)
         if args.references:
             contenders["adapters as convolutions"] = Contender(by_convolutions(encoding(plain, images)))
-            contenders["padded tokens computed"] = Contender(padded(encoding(plain, images), plain))
+            for name, attend in (
+                ("padded tokens ask too", asking_attention),
+                ("... and are computed", padded_attention),
+            ):
+                contenders[name] = Contender(with_attention(attend, encoding(plain, images), plain))
         sheet.compare(f"encode {count}", contenders)
 
 
@@ -86,13 +91,13 @@ def encoding(model: Sam, images: Tensor, tf32: bool = False, autocast: torch.dty
     return work
 
 
-def padded(work: Work, model: Sam) -> Work:
-    """The same where padded tokens are computed, as the reference does it."""
+def with_attention(attend: Callable[[Attention, Tensor], Tensor], work: Work, model: Sam) -> Work:
+    """The same with another attention in every block of the encoder."""
     attention = [block.attn for block in model.image_encoder.blocks]
 
     def other() -> object:
         for layer in attention:
-            layer.forward = padded_attention.__get__(layer)
+            layer.forward = attend.__get__(layer)
         try:
             return work()
         finally:
@@ -100,6 +105,23 @@ def padded(work: Work, model: Sam) -> Work:
                 del layer.forward
 
     return other
+
+
+def asking_attention(self: Attention, x: Tensor) -> Tensor:
+    """As ours was up to version 2.0: padded tokens are filled in, but all windows are alike, so that they ask too."""
+    height, width = x.shape[1:3]
+    side_h, side_w = (self.window, self.window) if self.window else (height, width)
+    rest = (0, 0, 0, -width % side_w, 0, -height % side_h)
+    qkv = F.pad(product_of(self.qkv, x), rest) + self.qkv.bias
+    windows = qkv.unflatten(1, (-1, side_h)).unflatten(3, (-1, side_w)).unflatten(-1, (3, self.heads, -1))
+    n_h, n_w = windows.shape[1], windows.shape[3]
+    windows = windows.permute(5, 0, 1, 3, 6, 2, 4, 7)
+    q, k, v = windows.reshape(3, len(x) * n_h * n_w, self.heads, side_h, side_w, -1).unbind(0)
+    attended = F.scaled_dot_product_attention(
+        q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), attn_mask=self.position_bias(q, side_h, side_w)
+    )
+    attended = attended.view(len(x), n_h, n_w, self.heads, side_h, side_w, -1).permute(0, 1, 4, 2, 5, 3, 6)
+    return self.proj(attended.reshape(len(x), n_h * side_h, n_w * side_w, -1)[:, :height, :width])
 
 
 def padded_attention(self: Attention, x: Tensor) -> Tensor:

@@ -80,7 +80,8 @@ class Attention(nn.Module):
 
     window: the side of the windows in tokens, 0 for global attention. The reference pads the map with zeros to
     whole windows, so that a padded token's q, k and v are the bias of `qkv`. Here only real tokens go through
-    the linear layers, and the padding is filled with that bias: the same numbers for a third of the work.
+    the linear layers and ask; the padding is filled with that bias, and is only asked: the same numbers for a third
+    of the work. So windows that the edge of the map cuts off are computed apart from whole ones.
     """
 
     def __init__(self, channels: int, heads: int, window: int, map_size: int) -> None:
@@ -94,24 +95,29 @@ class Attention(nn.Module):
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, channels // heads))
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
+        height, width = x.shape[1:3]
         side_h, side_w = (self.window, self.window) if self.window else (height, width)
-        # queries of padded tokens are never used: a map smaller than one window needs only its own
-        query_h, query_w = min(side_h, height), min(side_w, width)
         qkv = product_of(self.qkv, x)  # without its bias, which padded tokens have too
-        qkv = F.pad(qkv, (0, 0, 0, -width % side_w, 0, -height % side_h)) + self.qkv.bias.to(qkv.dtype)
-        windows = qkv.unflatten(1, (-1, side_h)).unflatten(3, (-1, side_w))  # B, nH, sh, nW, sw, 3C
-        n_h, n_w = windows.shape[1], windows.shape[3]
-        windows = windows.unflatten(-1, (3, self.heads, -1)).permute(5, 0, 1, 3, 6, 2, 4, 7)
-        q, k, v = windows.reshape(3, batch * n_h * n_w, self.heads, side_h, side_w, -1).unbind(0)
-        q = q[:, :, :query_h, :query_w]
+        rows = [
+            torch.cat([self._attended(part, side_h, side_w) for part in _whole_and_rest(strip, 2, side_w)], dim=2)
+            for strip in _whole_and_rest(qkv, 1, side_h)
+        ]
+        return self.proj(torch.cat(rows, dim=1))
 
-        attended = F.scaled_dot_product_attention(
-            q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), attn_mask=self.position_bias(q, side_h, side_w)
-        )
+    def _attended(self, qkv: Tensor, side_h: int, side_w: int) -> Tensor:
+        """qkv: (B, h, w, 3 C) of windows that are whole, or all cut off alike -> (B, h, w, C)."""
+        batch, height, width, _ = qkv.shape
+        query_h, query_w = min(side_h, height), min(side_w, width)  # padded tokens are asked nothing
+        qkv = F.pad(qkv, (0, 0, 0, -width % side_w, 0, -height % side_h)) + self.qkv.bias.to(qkv.dtype)
+        windows = qkv.unflatten(1, (-1, side_h)).unflatten(3, (-1, side_w))  # B, nH, sh, nW, sw, 3 C
+        n_h, n_w = windows.shape[1], windows.shape[3]
+        q, k, v = windows.unflatten(-1, (3, self.heads, -1)).permute(5, 0, 1, 3, 6, 2, 4, 7).unbind(0)
+        q = q[..., :query_h, :query_w, :].reshape(batch * n_h * n_w, self.heads, query_h, query_w, -1)
+        k, v = (keys.reshape(batch * n_h * n_w, self.heads, side_h * side_w, -1) for keys in (k, v))
+        bias = self.position_bias(q, side_h, side_w)
+        attended = F.scaled_dot_product_attention(q.flatten(2, 3), k, v, attn_mask=bias)
         attended = attended.view(batch, n_h, n_w, self.heads, query_h, query_w, -1)
-        attended = attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, n_h * query_h, n_w * query_w, channels)
-        return self.proj(attended[:, :height, :width])
+        return attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, -1)
 
     def position_bias(self, q: Tensor, side_h: int, side_w: int) -> Tensor:
         """q: (B, heads, qh, qw, d), unscaled -> (B, heads, qh * qw, side_h * side_w)."""
@@ -120,6 +126,13 @@ class Attention(nn.Module):
         bias_h = torch.einsum("bnhwd,hkd->bnhwk", q, table_h)
         bias_w = torch.einsum("bnhwd,wkd->bnhwk", q, table_w)
         return (bias_h.unsqueeze(-1) + bias_w.unsqueeze(-2)).flatten(4, 5).flatten(2, 3)
+
+
+def _whole_and_rest(x: Tensor, dim: int, side: int) -> tuple[Tensor, ...]:
+    """Cut a map behind its last whole window."""
+    length = x.shape[dim]
+    whole = length - length % side
+    return x.split([whole, length - whole], dim) if 0 < whole < length else (x,)
 
 
 def _relative_table(rel_pos: Tensor, queries: int, keys: int) -> Tensor:

@@ -310,7 +310,8 @@ def test_exported_models_take_the_place_of_weights(run, model, monkeypatch) -> N
     )
     ends_with("say with which --backend", run, "--box", *BOX, "--encoder_model", "e.onnx")
     ends_with("say with which --backend", run, "--box", *BOX, "--encoder_model", "e.onnx", "--backend", "torch")
-    ends_with("is for --backend openvino", run, "--box", *BOX, "--precision", "float16")
+    files = ("--encoder_model", "e.onnx", "--decoder_model", "d.onnx")
+    ends_with("--compile is for --backend pytorch", run, "--box", *BOX, "--backend", "openvino", *files, "--compile")
     ends_with("--threads must be at least 1, not 0", run, "--box", *BOX, "--threads", 0)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from argparse import Namespace
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segment_anything import Prediction, Prompts, Sam, best_of, sam_model_registry
-from segment_anything.modeling.image_encoder import Adapter, Attention
+from segment_anything.modeling.image_encoder import Adapter, Attention, ImageEncoder
 from segment_anything.sizes import SIZES
 
 PROMPT_KINDS = ("box", "point", "points", "box+point", "mask", "point+mask")
@@ -468,3 +469,33 @@ def test_bfloat16_autocast_is_finite_and_near(adapter: bool) -> None:
             assert low.isfinite().all()
             error = (low.float() - full).norm() / full.norm()
             assert error < 0.05, (kind, error)  # 0.03 is what rounding the weights alone costs
+
+
+@pytest.mark.parametrize("precision, allowed", [(torch.float32, 0.0), (torch.bfloat16, 0.02)])
+def test_an_encoder_prepared_for_inference_is_near_and_answers_in_float32(precision, allowed) -> None:
+    model = sam_model_registry["vit_t"](image_size=64, encoder_adapter=True)
+    with torch.no_grad():
+        for adapter in model.image_encoder.adapters():
+            adapter.norm.weight.fill_(0.5)
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model.eval().encode(images)
+        assert model.for_inference(precision) is model
+        found = model.encode(images)
+    assert found.dtype == torch.float32 and not any(p.requires_grad for p in model.parameters())
+    assert {p.dtype for p in model.image_encoder.parameters()} == {precision}
+    assert {p.dtype for p in model.mask_decoder.parameters()} == {torch.float32}
+    assert (found - expected).norm() <= allowed * expected.norm()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_encoder_gives_the_same() -> None:
+    encoder = ImageEncoder(32, channels=16, depth=2, heads=2, global_blocks=(1,), adapter=True).eval()
+    model = sam_model_registry["vit_t"](image_size=32)
+    model.image_encoder = encoder
+    images = torch.randint(0, 256, (1, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model.encode(images)
+        names = [*model.state_dict()]
+        found = model.for_inference(compiled=True).encode(images)
+    assert torch.allclose(found, expected, atol=1e-5) and [*model.state_dict()] == names
