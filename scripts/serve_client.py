@@ -40,7 +40,7 @@ class Client:
 
     def open(self, array: np.ndarray, **properties: object) -> None:
         status, told, _ = self.ask("/set_image", array[None], {"image_properties": properties})
-        assert (status, told) == (200, {"original_image_shape": [1, *array.shape]})
+        assert (status, told) == (200, {"original_image_shape": [1, *array.shape]}), (status, told)
         self.buffer = np.zeros(array.shape, np.uint8)
         assert self.ask("/set_target_buffer", {"shape": [*array.shape], "dtype": "uint8"})[0] == 200
 

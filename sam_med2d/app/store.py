@@ -135,7 +135,7 @@ class Sessions(Generic[Session]):
         if len(self) >= self.quotas.sessions:
             self.sweep(SPARE, only_empty=True)
         if len(self) >= self.quotas.sessions:
-            raise Refused(f"all {self.quotas.sessions} sessions are taken; close other tabs, or try again later", 503)
+            raise Refused(f"all {self.quotas.sessions} sessions are taken; close one, or try again later", 503)
         key = secrets.token_urlsafe(32)
         folder = self._folder / secrets.token_hex(16)
         folder.mkdir(mode=0o700)

@@ -1,12 +1,13 @@
-"""A server for tools that people annotate with already: napari-nninteractive and 3D Slicer's nnInteractive.
+"""A server for tools that people annotate with already: napari, 3D Slicer, QuPath, X-AnyLabeling.
 
     sam-med2d serve                                                     # the small model that comes with the package
     sam-med2d serve --sam_checkpoint pretrain_model/sam-med2d_b.pth --window 40 400
     sam-med2d serve --host 0.0.0.0                                      # for other machines, with the token printed
 
-The tool is given the address that is printed, as its server. It speaks nnInteractive 2. One model answers all clients;
-each has a volume and an object of its own, of which no other client sees anything. What is sent stays in memory, until
-the client ends, or is silent or idle for too long. Listens on this machine alone (127.0.0.1) unless --host says more.
+The tool is given the address that is printed, as its server. It speaks nnInteractive 2 (napari-nninteractive, and the
+Remote mode of 3D Slicer's nnInteractive), X-AnyLabeling's remote server, and samapi (QuPath). One model answers all
+clients; no client sees anything of another one. What is sent stays in memory, but for the moment in which a picture's
+file is read. Listens on this machine alone (127.0.0.1) unless --host says more.
 """
 
 import argparse
@@ -20,9 +21,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from sam_med2d.app.access import Guard
+from sam_med2d.app.opening import Opener
 from sam_med2d.app.server import Lane
 from sam_med2d.app.start import (
     MEGABYTE,
+    MOST_PIXELS,
     add_limits,
     add_server_flags,
     check_server,
@@ -34,19 +37,27 @@ from sam_med2d.app.start import (
 )
 from sam_med2d.app.store import Quotas, Sessions
 from sam_med2d.cli import Parser, add_flag, ending_in_one_line
+from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
 from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, add_zoom_flag, load_segmenter
 from sam_med2d.inference.shared import SharedModel
 from sam_med2d.limits import MOST_VOXELS
 from sam_med2d.serve.nninteractive import OVER, NnInteractive
+from sam_med2d.serve.pictures import Pictures
+from sam_med2d.serve.samapi import SamApi
 from sam_med2d.serve.service import Service
 from sam_med2d.serve.volume import VolumeSession
+from sam_med2d.serve.x_anylabeling import XAnyLabeling
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
 
 THREADS = 4  # requests at a time; the model itself answers one after the other
+SPOKEN = "nnInteractive 2, samapi and X-AnyLabeling's remote"
 LIMITS = (  # flags: name, default, unit, help
     ("max_upload", 2000, "MB", "the largest image that is taken, unpacked"),
     ("max_session", 4000, "MB", "of memory that one client may have, what it is just sending included"),
     ("max_memory", 8000, "MB", "the same of all clients together"),
+    ("max_picture", 50, "MB", "the largest picture file that is taken, of tools that send one with each request"),
+    ("open_seconds", 60, "S", "that a picture file may take to open"),
+    ("open_memory", 6000, "MB", "that a picture file may take to open"),
     ("max_embeddings", 500, "MB", "of memory for what was encoded; the oldest is forgotten"),
     ("max_sessions", 16, "N", "clients at a time; the next one is told that the server is full"),
     ("idle", 600, "S", "after which a client that does nothing is let go"),
@@ -82,7 +93,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_zoom_flag(group)
     add_server_flags(parser, port=1527)
-    add_limits(parser, LIMITS)
+    add_reading_flags(add_limits(parser, LIMITS))
+    parser.set_defaults(max_pixels=MOST_PIXELS)
     args = parser.parse_args(argv)
     check_server(parser, args, LIMITS)
     return args
@@ -91,6 +103,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @contextmanager
 def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Guard]:
     """The whole server, as ASGI. Raises CheckpointError, UsageError."""
+    use_reading_flags(args)
     window = parse_window(args.window) if args.window else None
     service = Service(
         SharedModel(load_segmenter(args), args.max_embeddings * MEGABYTE),
@@ -103,12 +116,19 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
     )
     upload, session, total = (most * MEGABYTE for most in (args.max_upload, args.max_session, args.max_memory))
     quotas = Quotas(args.max_sessions, args.idle, upload, session, total, args.silent)
-    lane = Lane(THREADS, "serve")
+    lane, opener = Lane(THREADS, "serve"), Opener(args.open_seconds, args.open_memory, args.max_voxels)
     with tempfile.TemporaryDirectory(prefix="sam_med2d_serve_") as folder:
-        sessions = Sessions(Path(folder), lambda: VolumeSession(service), quotas, OVER)
-        app = Starlette(
-            routes=NnInteractive(service, sessions, lane).routes(), exception_handlers={404: _unknown, 405: _unknown}
-        )
+        places = [Path(folder) / name for name in ("sessions", "pictures")]
+        for place in places:
+            place.mkdir()
+        sessions = Sessions(places[0], lambda: VolumeSession(service), quotas, OVER)
+        pictures = Pictures(opener, places[1], args.max_picture * MEGABYTE)
+        routes = [
+            *NnInteractive(service, sessions, lane).routes(),
+            *XAnyLabeling(service, pictures, lane).routes(),
+            *SamApi(service, pictures, lane).routes(),
+        ]
+        app = Starlette(routes=routes, exception_handlers={404: _unknown, 405: _unknown})
         try:
             yield Guard(app, names_of(args), token, port)
         finally:
@@ -116,7 +136,7 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
-    line = f"there is no {request.method} {request.url.path} here; this server speaks nnInteractive 2"
+    line = f"there is no {request.method} {request.url.path} here; this server speaks {SPOKEN}"
     return JSONResponse({"detail": line}, getattr(error, "status_code", 404))
 
 

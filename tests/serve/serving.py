@@ -1,10 +1,7 @@
 """The server in a thread of this process; in one of its own, and its client: scripts/serve_client.py."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from unittest.mock import patch
 
 from app_client import Running
 from serve_client import Client, blobs
@@ -17,9 +14,9 @@ __all__ = ["Client", "Running", "blobs", "serving_here"]
 
 
 @contextmanager
-def serving_here(temporary: Path, *flags: str) -> Iterator[Running]:
+def serving_here(*flags: str) -> Iterator[Running]:
     args = start.parse_args(["--port", "0", "--device", "cpu", *flags])
-    with patch.object(tempfile, "tempdir", str(temporary)), listen(args.host, 0) as listening:
+    with listen(args.host, 0) as listening:
         port = listening.getsockname()[1]
         with start.application(args, port, "") as guard, in_a_thread(guard, listening):
             yield Running(None, f"http://127.0.0.1:{port}")

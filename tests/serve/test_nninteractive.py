@@ -20,10 +20,10 @@ SHAPE = VOLUMES[0].shape
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Running]:
+def server() -> Iterator[Running]:
     """One with narrow limits."""
     flags = ("--max_sessions", "3", "--max_upload", "1", "--max_session", "3", "--max_voxels", "100000")
-    with serving_here(tmp_path_factory.mktemp("serve"), *flags) as one:
+    with serving_here(*flags) as one:
         yield one
 
 

@@ -1,0 +1,96 @@
+"""samapi, the protocol of QuPath's extension SAM.
+
+    GET  /sam/version/  text
+    GET  /sam/weights/  [{"type": ..., "name": ..., "url": ...}]: the one model that there is
+    POST /sam/          {"b64img": ..., "bbox": [x0, y0, x1, y1], "point_coords": [[x, y]], "point_labels": [1],
+                         "b64mask": ..., "multimask_output": false} -> GeoJSON features with their "quality"
+
+`type` and `checkpoint_url` name weights of others; this server has its own, and says so in "sam_model".
+"""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from sam_med2d import __version__
+from sam_med2d.app.server import Lane, answering
+from sam_med2d.errors import DataError
+from sam_med2d.serve.pictures import Asked, Found, Pictures, bytes_of, find, json_of, numbers_of, rows_of
+from sam_med2d.serve.service import Service
+
+MODEL = "sam-med2d"
+
+
+class SamApi:
+    """The routes, over one service."""
+
+    def __init__(self, service: Service, pictures: Pictures, lane: Lane) -> None:
+        self._service, self._pictures, self._lane = service, pictures, lane
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/sam/version/", answering(self._version, "detail"), methods=["GET"]),
+            Route("/sam/weights/", answering(self._weights, "detail"), methods=["GET"]),
+            Route("/sam/", answering(self._predict, "detail"), methods=["POST"]),
+        ]
+
+    async def _version(self, request: Request) -> Response:
+        return PlainTextResponse(__version__)
+
+    async def _weights(self, request: Request) -> Response:
+        return JSONResponse([{"type": MODEL, "name": "default", "url": ""}])
+
+    async def _predict(self, request: Request) -> Response:
+        values = await json_of(request, self._pictures.most_bytes)
+        box = values.get("bbox")
+        points = rows_of(values.get("point_coords"), "point_coords", 2)
+        labels = values.get("point_labels") or []
+        if not isinstance(labels, list) or len(labels) != len(points) or any(one not in (0, 1) for one in labels):
+            raise DataError("point_labels must be 1 (on the object) or 0 (off it), one for each of point_coords")
+        box = None if box is None else numbers_of(box, "bbox", 4)
+        image = bytes_of(values.get("b64img"), "b64img")
+        given = bytes_of(values["b64mask"], "b64mask") if values.get("b64mask") else None
+
+        def work() -> Found:
+            mask = None if given is None else self._pictures.read(given)[..., 0] > 0
+            return find(self._service, self._pictures.read(image), Asked(points, labels, box, mask))
+
+        return JSONResponse([feature_of(await self._lane.run(work))])
+
+
+def feature_of(found: Found) -> dict[str, Any]:
+    """GeoJSON of a mask: its pieces with their holes, along the edges of pixels."""
+    return {
+        "type": "Feature",
+        "geometry": {"type": "MultiPolygon", "coordinates": pieces_of(found.mask)},
+        "properties": {
+            "object_idx": 0,
+            "label": "object",
+            "quality": found.iou,
+            "sam_model": MODEL,
+        },
+    }
+
+
+def pieces_of(mask: np.ndarray) -> list[list[list[list[float]]]]:
+    """(H, W) bool -> of each piece its outline and those of its holes, closed rings of [x, y].
+
+    They run half-way between the centres of pixels and their edges, as `sam_med2d.coco.polygons` does.
+    """
+    large = cv2.resize(mask.astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    found, hierarchy = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    rings = [((one.reshape(-1, 2) + 0.5) / 2).tolist() for one in found]
+    pieces: dict[int, list] = {}
+    for number, ring in enumerate(rings):
+        parent = int(hierarchy[0][number][3])
+        if parent < 0:
+            pieces[number] = [[*ring, ring[0]], *pieces.get(number, [])]
+    for number, ring in enumerate(rings):
+        parent = int(hierarchy[0][number][3])
+        if parent >= 0:
+            pieces[parent].append([*ring, ring[0]])
+    return [*pieces.values()]
