@@ -222,9 +222,8 @@ def run(args: argparse.Namespace) -> None:
     check_writable(args.output.parent)
     files = files_of(args.input)
     read = [files] if isinstance(files, str) else files
-    check_no_input([args.output, table, shown], [*read, *filter(None, [args.prompts])])
-    slices = slices_to_refer_to(args, read, stored)
     check_no_input([args.output, table, drawn], [*read, *filter(None, [args.prompts])])
+    slices = slices_to_refer_to(args, read, stored)
     objects = objects_of_file(args.prompts, args.axis) if args.prompts else [object_of_flags(args)]
     earlier = None
     if args.merge_into:
@@ -294,6 +293,8 @@ def slices_to_refer_to(args: argparse.Namespace, files: list[str], stored: sitk.
             "end its name in .nii.gz"
         )
     return slices_of(files, stored)
+
+
 def intensity_of(args: argparse.Namespace, trained: Window | None, kind: np.dtype) -> Intensity:
     """What the flags ask for, else the window that the model was trained with; says so where there is one.
 
