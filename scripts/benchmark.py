@@ -7,6 +7,7 @@
     python scripts/benchmark.py train                   # a training batch
     python scripts/benchmark.py evaluate --data_path ../data_demo   # four prompt modes against encoder passes alone
     python scripts/benchmark.py tuning --help           # embeddings once; what each --tune takes
+    python scripts/benchmark.py processes --help        # two processes that share every step, against one
     python scripts/benchmark.py data --help             # reading, the cache, an index of 20 million masks
     python scripts/benchmark.py deploy --help           # ONNX Runtime and OpenVINO against PyTorch
 
@@ -28,7 +29,7 @@ from timing import Sheet, ceilings, machine
 from sam_med2d.device import best_device
 from sam_med2d.provenance import commit
 
-OTHER_AREAS = ("data", "deploy", "tuning")  # each a module benchmark_{area}.py
+OTHER_AREAS = ("data", "deploy", "processes", "tuning")  # each a module benchmark_{area}.py
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

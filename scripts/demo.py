@@ -19,6 +19,7 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -75,27 +76,25 @@ def main() -> None:
         runs["all"] = ("--tune all --layer_decay 0.8", "all")
     # validated once, so that best.pth is the last epoch: the rate ends at zero, and few slices would choose by chance
     epochs = f"--epochs {args.epochs} --validate_every {args.epochs}"
-    train_side_by_side(
-        {
-            trained: f"train.py --num_workers 0 {FRAME} --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} {flags} "
-            f"--overwrite --work_dir {args.work_dir} --run_name {trained}"
-            for flags, trained in runs.values()
-            if trained
-        },
-        ROOT / args.work_dir,
-    )
+    chains = {}
     for flags, trained in runs.values():
+        chain = []
         if trained:
+            chain.append(
+                f"train.py --num_workers 0 {FRAME} --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} {flags} --overwrite "
+                f"--work_dir {args.work_dir} --run_name {trained}"
+            )
             flags = f"--sam_checkpoint {args.work_dir}/models/{trained}/best.pth"
-        run(
+        chain.append(
             f"test.py --num_workers 0 {flags} --work_dir {args.work_dir} --run_name {trained or 'sam'} --save_pred "
             f"--prompt_modes {' '.join(SCORED)}"
         )
+        chains[trained or "sam"] = chain
+    side_by_side(chains, ROOT / args.work_dir, shown="refined")
     folders = {name: ROOT / args.work_dir / (trained or "sam") for name, (_, trained) in runs.items()}
     table = run(
         f"scripts/compare_runs.py {' '.join(str(Path(args.work_dir) / folder.name) for folder in folders.values())} "
-        f"--names {' '.join(folders)} --modes {' '.join(TABLE)} --differences False",
-        read=True,
+        f"--names {' '.join(folders)} --modes {' '.join(TABLE)} --differences False"
     )
     pictures = [compare(folders, mode, ROOT / args.work_dir / f"compare_{mode}.png") for mode in MODES]
     pictures.append(draw_clicks(folders, ROOT / args.work_dir / "clicks.png"))
@@ -117,33 +116,37 @@ def main() -> None:
     )
 
 
-def train_side_by_side(commands: dict[str, str], folder: Path) -> None:
-    """All at once, each with its share of the cores: faster than one after the other with all of them.
+def side_by_side(chains: dict[str, list[str]], folder: Path, shown: str) -> None:
+    """All chains of commands at once, each with its share of the cores, which takes less time than one after the other.
 
-    The last one's output is shown, the others' goes to {name}.log.
+    The output of the chain `shown` is shown, that of the others goes to {name}.log.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // len(commands)))
-    running = []
-    for name, command in commands.items():
-        print(f"\n$ OMP_NUM_THREADS={threads} python {command}", flush=True)
+    threads = str(max(1, (os.cpu_count() or 1) // len(chains)))
+    for commands in chains.values():
+        for command in commands:
+            print(f"$ OMP_NUM_THREADS={threads} python {command}\n", flush=True)
+
+    def run_chain(name: str) -> bool:
+        """Whether all of it ended well."""
         with open(folder / f"{name}.log", "w") as log:
-            shown = name == [*commands][-1]
-            running.append(
-                (
-                    name,
-                    subprocess.Popen(
-                        [sys.executable, *shlex.split(command)],
-                        cwd=ROOT,
-                        stdout=None if shown else log,
-                        stderr=None if shown else log,
-                        env={**os.environ, "OMP_NUM_THREADS": threads},
-                    ),
-                )
+            output = None if name == shown else log
+            return not any(
+                subprocess.run(
+                    [sys.executable, *shlex.split(command)],
+                    check=False,
+                    cwd=ROOT,
+                    stdout=output,
+                    stderr=output,
+                    env={**os.environ, "OMP_NUM_THREADS": threads},
+                ).returncode
+                for command in chains[name]
             )
-    failed = [name for name, process in running if process.wait()]
+
+    with ThreadPoolExecutor(len(chains)) as pool:
+        failed = [name for name, well in zip(chains, pool.map(run_chain, chains)) if not well]
     if failed:
-        raise SystemExit(f"error: training {' and '.join(failed)} failed; its output is above or in {folder}/*.log")
+        raise SystemExit(f"error: {' and '.join(failed)} failed; the output is above or in {folder}/*.log")
 
 
 def table_of_trainings(runs: dict[str, str], folder: Path) -> str:
@@ -159,17 +162,12 @@ def table_of_trainings(runs: dict[str, str], folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run(command: str, read: bool = False) -> str | None:
-    """read: -> what it printed, in place of showing it."""
+def run(command: str) -> str:
+    """-> what it printed."""
     print(f"\n$ python {command}", flush=True)
-    done = subprocess.run(
-        [sys.executable, *shlex.split(command)],
-        cwd=ROOT,
-        check=True,
-        text=True,
-        stdout=subprocess.PIPE if read else None,
-    )
-    return done.stdout
+    return subprocess.run(
+        [sys.executable, *shlex.split(command)], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE
+    ).stdout
 
 
 def draw_clicks(folders: dict[str, Path], output: Path) -> Path:

@@ -326,12 +326,12 @@ def faults(results: list[Result], seed: int) -> Iterator[str]:
         yield f"    python scripts/fuzz.py --seed {seed} --reader {reader} --number {ours[0].number}"
 
 
-def events_for_the_app(events: int, seed: int) -> list[str]:
+def events_for_the_app(events: int, seed: int, seconds: float) -> list[str]:
     """Print what became of them. -> the first fault, if there is one."""
     import fuzz_app  # only now: it loads the model, and workers are forked from this process
 
     try:
-        counts = fuzz_app.run(events, seed) + fuzz_app.run_over_sockets(events // 10, seed)
+        counts = fuzz_app.run(events, seed) + fuzz_app.run_over_sockets(events // 10, seed, seconds)
     except RuntimeError as error:
         return [f"foreign x 1 in the app: {error}", f"    python scripts/fuzz_app.py --seed {seed} --events {events}"]
     print(f"\n{'event':24}{'done':>9}{'refused':>9}", *fuzz_app.table(counts), sep="\n")
@@ -381,7 +381,7 @@ def main(argv: list[str] | None = None) -> int:
     print("\n".join(table(results)))
     found = [*faults(results, args.seed)]
     if args.events and not args.reader and args.number is None:
-        found += events_for_the_app(args.events, args.seed)
+        found += events_for_the_app(args.events, args.seed, args.seconds)
     print("\n".join(found or ["no faults"]))
     return 1 if found else 0
 

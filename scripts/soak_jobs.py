@@ -31,6 +31,7 @@ ALL_OF_IT = (
     *("--batch_size", "1", "--num_workers", "2", "--augment", "--ema", "0.9", "--accumulate", "2", "--cache", "CACHE"),
     *("--tune", "lora", "--use_amp", "--checkpoint_encoder", "--clip_norm", "1", "--save_minutes", "0.05"),
 )
+JOIN = 60  # seconds that a process may take to start: one that is killed before it has started is waited for
 COMPILING = 600  # seconds that a step which compiles may take on a busy machine; a signal waits for its end
 CONFIGURATIONS: dict[str, tuple[int, tuple[str, ...]]] = {  # processes, flags beside TRAINING
     "plain": (1, ("--batch_size", "2", "--num_workers", "0")),
@@ -59,7 +60,7 @@ class Job:
     held: Callable[[Path, Path], str]
     bits: Callable[[Path], dict[str, object]]
     processes: int = 1
-    patience: float = 60  # seconds that a process may take to end
+    patience: float = 180  # seconds that a process may take to end: ten on a machine with nothing else to do
 
     def command(self, folder: Path) -> list[str]:
         if self.program in PROGRAMS:
@@ -89,7 +90,7 @@ def train(words: list[str]) -> None:
     import train
     from sam_med2d import distributed
 
-    distributed.JOIN = distributed.CONNECT = 20  # one that is killed before it has started is waited for
+    distributed.JOIN = distributed.CONNECT = JOIN
     train.main(words)
 
 
@@ -97,7 +98,7 @@ def test(words: list[str]) -> None:
     import test
     from sam_med2d import distributed
 
-    distributed.JOIN = distributed.CONNECT = 20
+    distributed.JOIN = distributed.CONNECT = JOIN
     test.main(words)
 
 
@@ -171,7 +172,7 @@ def _training(name: str, data: Path) -> Job:
         return [*TRAINING, *own, "--data_path", data, "--work_dir", folder]
 
     compiled = "--compile" in flags
-    part, patience = ("compiled", COMPILING) if compiled else ("training", 60)
+    part, patience = ("compiled", COMPILING) if compiled else ("training", 180)
     return Job(f"training: {name}", part, "train", words, _states_held, _states, processes, patience)
 
 
@@ -370,7 +371,9 @@ def differences(a: object, b: object, where: str = "") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         missing = [f"{where}/{key} is in one of them" for key in a.keys() ^ b.keys()]
         return missing + [
-            place for key in a.keys() & b.keys() for place in differences(a[key], b[key], f"{where}/{key}")
+            place
+            for key in sorted(a.keys() & b.keys(), key=str)
+            for place in differences(a[key], b[key], f"{where}/{key}")
         ]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [place for i in range(len(a)) for place in differences(a[i], b[i], f"{where}/{i}")]

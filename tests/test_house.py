@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -107,3 +108,19 @@ def test_doors_hand_on_the_names_of_their_users(door: str) -> None:
     module = __import__(door)
     assert module.__doc__ or door == "segment_anything"
     assert [name for name in DOORS[door].split() if not hasattr(module, name)] == []
+
+
+def test_the_help_of_training_loads_no_tables() -> None:
+    """What takes long to import is imported where it is used."""
+    slow = {
+        "pandas",
+        "matplotlib",
+        "albumentations",
+        "scipy.integrate",
+        "scipy.sparse.csgraph",
+        "pydicom",
+        "transformers",
+    }
+    code = f"import sys, train; train.parse_args([]); print(*{slow!r} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == []

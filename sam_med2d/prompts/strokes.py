@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 from scipy import ndimage
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import dijkstra
 
 from sam_med2d.prompts.clicks import largest_error
 from sam_med2d.regions import depth_of, innermost_pixel
@@ -123,6 +122,8 @@ def lasso(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _centre_line(region: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The longest way through a region that keeps to its middle."""
+    from scipy.sparse.csgraph import dijkstra  # takes a while to load, and every --help would wait
+
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     step = max(1, int(np.ceil(max(np.ptp(rows), np.ptp(columns)) / THIN)))
     thinned = region[::step, ::step]

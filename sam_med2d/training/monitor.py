@@ -20,7 +20,6 @@ from sam_med2d.data.vanishing import Vanished, told
 from sam_med2d.distributed import Processes
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.evaluate import Means, evaluate
-from sam_med2d.evaluation.gallery import tiles_of
 from sam_med2d.evaluation.sensitivity import sensitivity, values_of, with_swapped
 from sam_med2d.prompts.annotators import SimulatedAnnotator
 from sam_med2d.prompts.modes import parse_mode
@@ -169,6 +168,8 @@ def validate(
 
 def draw_panels(model: Sam, batch: Batch, index: Index, args: argparse.Namespace, board: Boards, step: int) -> None:
     """Some training images with predictions, truths and prompts, from a box and after three clicks."""
+    from sam_med2d.evaluation.gallery import tiles_of  # loads pandas, which --help can do without
+
     paper = by_centres(model.frame, EXACT)
     for _, scored in evaluate(
         model,
