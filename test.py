@@ -30,6 +30,7 @@ from sam_med2d.data.datasets import TestingDataset, test_loader
 from sam_med2d.data.description import Describer
 from sam_med2d.data.index import Index
 from sam_med2d.data.phantoms import PHANTOMS
+from sam_med2d.data.windows import difference
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.distributed import Processes, join_processes
 from sam_med2d.errors import DataError
@@ -244,6 +245,8 @@ def run(args: argparse.Namespace, processes: Processes, folder: Path) -> None:
         plan.warn()
     closer = any(mode.zoomed for mode in args.modes)
     dataset = TestingDataset(args.data_path, args.image_size, "test", args.frame, closer)
+    if processes.rank == 0 and (said := difference(plan.file.window, dataset.index.root)):
+        print(f"warning: {said}", file=sys.stderr)
     annotator = annotator_of(args.seed, args.click_strategy, args.prompt_path, args.image_size, args.frame)
     annotator.check([mask for _, masks in dataset.index for mask in masks], args.modes)
     describer = Describer(args.data_path, args.metadata, args.class_names, args.case)

@@ -26,6 +26,7 @@ from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loade
 from sam_med2d.data.embedding_cache import PRECISIONS
 from sam_med2d.data.index import Index
 from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
+from sam_med2d.data.windows import window_of
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.distributed import Processes, join_processes
 from sam_med2d.errors import DataError, UsageError
@@ -124,6 +125,9 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--replay_share", type=float, default=0.2, metavar="SHARE",
         help="Number of pictures of --replay for each of --data_path; an epoch takes so much longer. Default: "
              "%(default)s.")
+    group.add_argument("--zoom_share", type=float, default=0.0, metavar="SHARE",
+        help="Share of the training images that are crops around one of their objects, at scales drawn log-uniformly "
+             "up to the whole picture, as the predictor looks at small objects. Default: %(default)s.")
     group.add_argument("--cache", metavar="DIR",
         help="Keep images and masks in this folder, decoded and resized, for the epochs and runs that follow; at "
              "256 px an image takes 64 KB if grey, a mask 8 KB.")
@@ -274,7 +278,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         args,
         positive=(*positive, "patience"),
         not_negative=(*not_negative, "warmup", "weight_decay", "rank_weight", "max_bad_samples"),
-        shares=("scribble_share", "lasso_share", "ema"),
+        shares=("scribble_share", "lasso_share", "zoom_share", "ema"),
         rates=(*rates, "embeddings_gb", "replay_share"),
     )
     if min(args.point_list) < 1:
@@ -361,6 +365,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) 
         *(args.replay, args.replay_share, OwnAugmentation(args.augment_with) if args.augment_with else None),
         frame=args.frame,
         skip_bad=args.max_bad_samples > 0,
+        zoom_share=args.zoom_share,
     )
     step_images = images_a_step(vars(args))
     loader = train_loader(dataset, step_images, args.num_workers, args.seed, processes.rank, processes.count)
@@ -377,6 +382,7 @@ def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) 
         say(f"each of {len(dataset.balance.groups)} groups ({args.balance}) has the same share of every epoch")
     model = build_model(plan, args, say).to(device)
     del plan
+    model.window = window_of(dataset.index.root)  # stays with the weights, for whoever shows scans to them
     model.image_encoder.checkpointing = args.checkpoint_encoder
 
     progress = Progress(steps_an_epoch=math.ceil(len(dataset) / step_images))

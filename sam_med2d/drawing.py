@@ -332,9 +332,14 @@ def _write(picture: np.ndarray, text: str, x: int, y: int, colour: Colour) -> No
 
 
 def _closer(box: np.ndarray, size: tuple[int, int], side: int) -> Crop | None:
-    """The crop in which an object is shown; None where a tile of this side shows it well. size: of the picture."""
-    drawn = max(box[2:] - box[:2]) * side / max(size)
-    return crop_around(box, CONTEXT, size) if max(size) > side and drawn < SMALL * side else None
+    """The crop in which an object is shown, a square where the picture has room for one; None where a tile of this side
+    shows it well. size: of the picture.
+    """
+    longest = max(box[2:] - box[:2])
+    if max(size) <= side or longest * side / max(size) >= SMALL * side:
+        return None
+    middle = (box[:2] + box[2:]) / 2
+    return crop_around(np.concatenate([middle - longest / 2, middle + longest / 2]), CONTEXT, size)
 
 
 def _draw_crop(picture: np.ndarray, crop: Crop, size: tuple[int, int]) -> None:

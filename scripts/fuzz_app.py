@@ -31,7 +31,7 @@ from sam_med2d.inference.session import AnnotationSession
 
 PICTURE = ROOT / "data_demo/images/mni152_axial_094.png"
 OVER_SOCKETS = {("over sockets", outcome) for outcome in ("done", "refused")}
-NAMES = ("x", "y", "on", "x0", "y0", "x1", "y1", "number", "name", "low", "high", "step")
+NAMES = ("line", "x", "y", "on", "x0", "y0", "x1", "y1", "number", "name", "low", "high", "step")
 ODD = (None, True, False, "", "1", [], {}, [[]], {"x": 1}, -1, 0, 1, 0.5, 1e400, -1e400, float("nan"), 10**400, 1e308)
 TEXTS = ("\0", "\ud800", "<script>", "../..", "=1+1", "x" * 5000, "\u202e")
 
@@ -43,7 +43,14 @@ def event_of(seed: int, number: int) -> object:
         return rng.choice((*ODD, *TEXTS))
     event: dict[str, object] = {"do": rng.choice([*EVENTS]) if rng.random() < 0.95 else rng.choice((*ODD, *TEXTS))}
     for name in NAMES:
-        sound = {"on": rng.random() < 0.5, "name": "object", "step": rng.choice((-1, 1)), "number": rng.randrange(4)}
+        places = [[rng.uniform(0, 159), rng.uniform(0, 159)] for _ in range(rng.randrange(7))]
+        sound = {
+            "line": places,
+            "on": rng.random() < 0.5,
+            "name": "object",
+            "step": rng.choice((-1, 1)),
+            "number": rng.randrange(4),
+        }
         event[name] = sound.get(name, rng.uniform(0, 159))
         if rng.random() < 0.1:
             event[name] = rng.choice((*ODD, *TEXTS))

@@ -36,6 +36,7 @@ from soak_growth import Taken, taken, verdict
 AT_A_TIME = 5  # sessions
 LOOK = 2.0  # seconds between two looks while people click
 MINUTE = 60.0
+HELD = 40  # MB that sessions which are open at one look may have more than those at another
 GOODBYES = ("closed",) * 6 + ("left",) * 2 + ("cut off",) * 2
 
 
@@ -117,7 +118,7 @@ def sessions(app: Running, sources: Sources, count: int, idle: float) -> str:
     kept = taken(app.process.pid).handles - len(handles_beside_scans(app))
     assert kept < AT_A_TIME, f"{kept} scans of sessions that are over are open"  # until the next collection of garbage
     told = ", ".join(f"{ends.count(end)} {end}" for end in ("closed", "left", "cut off"))
-    return f"{count} sessions ({told}), no folder left, {verdict(seen, least=8)}"
+    return f"{count} sessions ({told}), no folder left, {verdict(seen, least=8, megabytes=HELD)}"
 
 
 def handles_beside_scans(app: Running) -> list[str]:

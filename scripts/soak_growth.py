@@ -78,9 +78,9 @@ def watch(process: subprocess.Popen) -> list[Taken]:
     return seen
 
 
-def verdict(seen: list[Taken], least: int = 40) -> str:
+def verdict(seen: list[Taken], least: int = 40, megabytes: float = MEGABYTES) -> str:
     """What it took in the second quarter, and in the end. Raises AssertionError where that is more, or where there were
-    not `least` looks.
+    not `least` looks. megabytes: more are too many; twice as many with workers.
     """
     assert len(seen) >= least, f"it was over after {len(seen)} looks"
     early, late = seen[len(seen) // 4 : len(seen) // 2], seen[-max(1, len(seen) // 10) :]
@@ -92,7 +92,7 @@ def verdict(seen: list[Taken], least: int = 40) -> str:
         f"memory {own[0]:.0f} -> {own[1]:.0f} MB, with workers {everything[0]:.0f} -> {everything[1]:.0f} MB, "
         f"open files {handles[0]} -> {handles[1]}, in {len(seen)} looks"
     )
-    grown = own[1] - own[0] > MEGABYTES or everything[1] - everything[0] > 2 * MEGABYTES or handles[1] > handles[0]
+    grown = own[1] - own[0] > megabytes or everything[1] - everything[0] > 2 * megabytes or handles[1] > handles[0]
     assert not grown, told
     return told
 

@@ -25,7 +25,7 @@ SIDE = 32  # of the frame of the small model
 TRAINING = (
     *("--model_type", "mini", "--image_size", str(SIDE), "--sam_checkpoint", "none", "--mask_num", "2"),
     *("--iter_point", "2", "--prompt_modes", "bbox", "--device", "cpu", "--epochs", "3", "--save_every", "1"),
-    *("--lr_scheduler", "cosine", "--resume", "auto", "--keep_last", "1"),
+    *("--lr_scheduler", "cosine", "--resume", "auto", "--keep_last", "1", "--replay", "none"),
 )
 ALL_OF_IT = (
     *("--batch_size", "1", "--num_workers", "2", "--augment", "--ema", "0.9", "--accumulate", "2", "--cache", "CACHE"),

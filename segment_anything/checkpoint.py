@@ -135,6 +135,7 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     fitted = {name: _resize(offered[name], wanted[name].shape) for name in resized}
     for name, tensor in wanted.items():
         tensor.copy_(fitted.get(name, offered[name]))  # casts to the model's dtype and device
+    model.window = file.window
     usual = frame_of(file, bool(target.adapters))
     frame = described(model.frame) + ("" if model.frame == usual else f"; the file's own is {usual}")
     return LoadReport(path, source, target.image_size, len(wanted), resized, new, left_out, merged, file.notes, frame)

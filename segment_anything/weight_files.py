@@ -10,6 +10,7 @@ archive with the CRC-32 of every tensor, a `.safetensors` has a SHA-256 of its t
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from .weight_pickles import Archive, read_archive, read_old_pickle
 
 DIGEST = "sha256"  # the key in the metadata of a safetensors file
 FRAME = "frame"  # the key there, and in a .pth beside its weights
+WINDOW = "window"  # the same: two numbers, in safetensors as "-150 250"
 # never rounded: these 256 numbers are multiplied by coordinates, and cost as much accuracy as all others together
 FULL_PRECISION = GAUSSIAN
 DEEPEST = 8  # levels of a checkpoint's content
@@ -43,13 +45,15 @@ Verify = Callable[[Iterable[Named]], None]
 class WeightFile:
     """What a weight file holds. tensors: {SAM's name: tensor on the CPU}; notes: how they were found, a line each;
     flags: those of the run of train.py that made it, empty where it is of none; frame: of
-    segment_anything.frames.FRAMES, None where the file does not tell."""
+    segment_anything.frames.FRAMES, None where the file does not tell; window: (lowest, highest) value of a scanner's
+    that became 0 and 255 in the pictures it was trained on, None where none did or the file does not tell."""
 
     path: Path
     tensors: dict[str, Tensor]
     notes: list[str] = field(default_factory=list)
     flags: dict[str, object] = field(default_factory=dict)
     frame: str | None = None
+    window: tuple[float, float] | None = None
 
 
 def open_weights(path: str | Path) -> WeightFile:
@@ -65,17 +69,32 @@ def open_weights(path: str | Path) -> WeightFile:
     named = [(name, tensor.detach()) for name, tensor in tensors.items()]
     _check_tensors(path, named, verify)
     flags = content.get("flags") if isinstance(content, dict) else None
-    frame = _frame_in(path, kind, content)
-    return WeightFile(path, dict(named), notes, flags if isinstance(flags, dict) else {}, frame)
+    beside = _metadata(path) if kind == "safetensors" else content
+    beside = beside if isinstance(beside, dict) else {}
+    frame = _frame_in(path, beside, content)
+    flags = flags if isinstance(flags, dict) else {}
+    return WeightFile(path, dict(named), notes, flags, frame, window_in(path, beside.get(WINDOW)))
 
 
-def _frame_in(path: Path, kind: Kind, content: object) -> str | None:
+def window_in(path: Path, said: object) -> tuple[float, float] | None:
+    """Raises CheckpointError: what is said is no window."""
+    if said is None:
+        return None
+    try:
+        low, high = map(float, said.split() if isinstance(said, str) else said)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise CheckpointError(f"{path}: says {said!r:.40} for the window of its training; get the file again")
+    return low, high
+
+
+def _frame_in(path: Path, beside: dict, content: object) -> str | None:
     """The frame that a file says; runs of this project that name none are older than any but SAM-Med2D's.
 
-    Raises CheckpointError: it names one that is unknown here.
+    beside: what the file says beside its weights. Raises CheckpointError: it names one that is unknown here.
     """
-    beside = _metadata(path) if kind == "safetensors" else content
-    said = beside.get(FRAME) if isinstance(beside, dict) else None
+    said = beside.get(FRAME)
     if isinstance(said, str) and said not in FRAMES:
         raise CheckpointError(
             f"{path}: is of the frame {said!r}, which this version does not know; install a newer sam-med2d"

@@ -44,6 +44,15 @@ class Values:
             raise self._wrong(name, "true or false")
         return value
 
+    def line(self, name: str, size: tuple[int, int]) -> tuple[tuple[float, float], ...]:
+        """Places [x, y] in a picture of this (height, width), its left and upper edges being 0 -> pixels' indexes."""
+        value, (height, width) = self.given.get(name), size
+        if not isinstance(value, list) or not all(isinstance(place, list) and len(place) == 2 for place in value):
+            raise self._wrong(name, "a list of places [x, y]")
+        places = [Values({"do": self.given.get("do"), "x": x, "y": y}) for x, y in value]
+        checked = [(one.number("x", 0, width), one.number("y", 0, height)) for one in places]
+        return tuple((min(max(x - 0.5, 0.0), width - 1.0), min(max(y - 0.5, 0.0), height - 1.0)) for x, y in checked)
+
     def text(self, name: str, default: str | None = None) -> str:
         value = self.given.get(name, default)
         if not isinstance(value, str):
@@ -76,6 +85,16 @@ def _box(session: AnnotationSession, values: Values) -> None:
     session.draw_box(float(x0), float(y0), float(x1), float(y1))
 
 
+def _scribble(session: AnnotationSession, values: Values) -> None:
+    """line: places [x, y] as of a click, of a stroke; on: whether it is on the object."""
+    session.draw_stroke(values.line("line", session.size()), values.truth("on"))
+
+
+def _lasso(session: AnnotationSession, values: Values) -> None:
+    """line: the corners of a rough outline, places [x, y] as of a click."""
+    session.draw_lasso(values.line("line", session.size()))
+
+
 def _slice(session: AnnotationSession, values: Values) -> None:
     session.turn_to(values.whole("number", 0, _last_slice(session)))
 
@@ -86,7 +105,7 @@ def _last_slice(session: AnnotationSession) -> int:
 
 
 def _choose(session: AnnotationSession, values: Values) -> None:
-    """number: of an object, counted from 0, that clicks and boxes are for from now on."""
+    """number: of an object, counted from 0, that prompts are for from now on."""
     session.current = values.whole("number", 0, len(session.objects) - 1)
 
 
@@ -118,6 +137,8 @@ EVENTS: dict[str, Callable[[AnnotationSession, Values], None]] = {
     "look": lambda session, values: None,
     "click": _click,
     "box": _box,
+    "scribble": _scribble,
+    "lasso": _lasso,
     "undo": lambda session, values: session.undo(),
     "reset": lambda session, values: session.reset(),
     "add": lambda session, values: session.add_object(values.text("name", "")),
@@ -128,7 +149,7 @@ EVENTS: dict[str, Callable[[AnnotationSession, Values], None]] = {
     "adapters": _adapters,
     "carry": _carry,
 }
-ENCODING = ("click", "box")
+ENCODING = ("click", "box", "scribble", "lasso")
 
 
 def name_of(event: object) -> str:

@@ -20,6 +20,7 @@ let frame = null;       // the element with the picture and what lies on it
 let place = {x: 0, y: 0, scale: 1};
 let press = null;       // the pointer, while it is down
 let carrying = false;
+const MOST_PLACES = 400;  // of a line; the server takes a few more
 
 // ---------------------------------------------------------------- the server
 
@@ -149,7 +150,17 @@ function drawMarks() {
         }
     }
     for (const one of view.objects.filter((one) => one.found)) {
-        if (one.box) {
+        for (const [line, on] of one.strokes) {
+            const stroke = drawn('g', {class: 'stroke'}, svg);
+            const look_ = {d: pathOf(line), fill: 'none', 'stroke-linecap': 'round', 'stroke-linejoin': 'round'};
+            drawn('path', {...look_, stroke: 'black', 'stroke-opacity': look.rim, 'stroke-width': radius + 2 * thick}, stroke);
+            drawn('path', {...look_, stroke: (on ? look.on : look.off)[0], 'stroke-width': radius}, stroke);
+        }
+        if (one.lasso) {
+            const lasso = drawn('g', {class: 'lasso'}, svg), d = pathOf(one.lasso) + 'Z';
+            drawn('path', {d, fill: 'none', stroke: 'black', 'stroke-opacity': look.rim, 'stroke-width': 3 * thick}, lasso);
+            drawn('path', {d, fill: 'none', stroke: one.colour, 'stroke-width': thick}, lasso);
+        } else if (one.box) {
             const [x0, y0, x1, y1] = one.box;
             const box = drawn('g', {class: 'box'}, svg);
             const edges = {x: x0, y: y0, width: x1 - x0, height: y1 - y0, fill: 'none'};
@@ -164,6 +175,7 @@ function drawMarks() {
             drawn('path', {d: `M${-arm} 0H${arm}` + (on ? `M0 ${-arm}V${arm}` : ''), stroke: sign, 'stroke-width': radius / 4}, click);
         }
     }
+    drawn('path', {class: 'band line', 'stroke-width': pixel, 'stroke-dasharray': `${4 * pixel} ${3 * pixel}`}, svg);
     drawn('rect', {class: 'band', 'stroke-width': pixel, 'stroke-dasharray': `${4 * pixel} ${3 * pixel}`}, svg);
 }
 
@@ -292,7 +304,18 @@ function at(event) {
     ];
 }
 
-const dragged = (event) => Math.hypot(event.clientX - press.x, event.clientY - press.y) > DRAG;
+const pathOf = (line) => 'M' + line.map(([x, y]) => `${x} ${y}`).join('L');
+const tool = () => document.querySelector('[name=tool]:checked').value;
+// a right drag means something with the brush alone
+const draws = () => !press.moves && (tool() === 'brush' ? press.button !== 1 : tool() === 'lasso' && press.button === 0);
+
+// As many places as are sent, evenly chosen, the first and the last among them, to tenths of a pixel
+function thinned(line) {
+    const most = Math.min(line.length, MOST_PLACES), step = (line.length - 1) / Math.max(most - 1, 1);
+    return Array.from({length: most}, (_, k) => line[Math.round(k * step)].map((value) => Math.round(value * 10) / 10));
+}
+
+const dragged = (event) => press.longest > DRAG || Math.hypot(event.clientX - press.x, event.clientY - press.y) > DRAG;
 
 stage.addEventListener('contextmenu', (event) => event.preventDefault());
 stage.addEventListener('pointerdown', (event) => {
@@ -300,7 +323,8 @@ stage.addEventListener('pointerdown', (event) => {
     const moves = event.button === 1 || event.shiftKey || !event.target.closest('.picture');
     event.preventDefault();
     document.activeElement?.blur();
-    press = {x: event.clientX, y: event.clientY, button: event.button, moves, from: {...place}, at: at(event)};
+    const from = {...place}, start = at(event);
+    press = {x: event.clientX, y: event.clientY, button: event.button, moves, from, at: start, line: [start], longest: 0};
 });
 window.addEventListener('pointermove', (event) => {
     if (!press || !frame) return;
@@ -308,8 +332,12 @@ window.addEventListener('pointermove', (event) => {
         place = {...place, x: press.from.x + event.clientX - press.x, y: press.from.y + event.clientY - press.y};
         frame.classList.add('moved');
         move();
+    } else if (draws()) {
+        press.longest = Math.max(press.longest, Math.hypot(event.clientX - press.x, event.clientY - press.y));
+        press.line.push(at(event));
+        frame.querySelector('path.band').setAttribute('d', pathOf(press.line));
     } else if (press.button === 0 && dragged(event)) {
-        const [x, y] = at(event), [x0, y0] = press.at, band = frame.querySelector('.band');
+        const [x, y] = at(event), [x0, y0] = press.at, band = frame.querySelector('rect.band');
         const edges = {x: Math.min(x, x0), y: Math.min(y, y0), width: Math.abs(x - x0), height: Math.abs(y - y0)};
         for (const [name, value] of Object.entries(edges)) band.setAttribute(name, value);
     }
@@ -319,7 +347,11 @@ window.addEventListener('pointerup', (event) => {
     if (done && frame) {
         frame.classList.remove('moved');
         const [x, y] = done.at;
-        if (!done.moves && done.button === 0 && dragged(event)) {
+        if (draws() && dragged(event)) {
+            const line = thinned([...done.line, at(event)]);
+            const drawing = tool() === 'lasso' ? {do: 'lasso', line} : {do: 'scribble', line, on: done.button === 0};
+            act(drawing).then(drawMarks);
+        } else if (!done.moves && done.button === 0 && dragged(event)) {
             const [x1, y1] = at(event);
             act({do: 'box', x0: x, y0: y, x1, y1}).then(drawMarks);  // without the band, where there was no box
         } else if (!done.moves) {
@@ -392,7 +424,12 @@ async function carry(step, count) {
     carrying = false;
 }
 
+const choose = (name) => { document.querySelector(`[name=tool][value=${name}]`).checked = true; };
+
 const KEYS = {
+    c: () => choose('click'),
+    b: () => choose('brush'),
+    l: () => choose('lasso'),
     z: () => act({do: 'undo'}),
     n: () => act({do: 'add'}),
     m: () => { $('masks').checked = !$('masks').checked; drawMarks(); },
@@ -408,7 +445,7 @@ const KEYS = {
 };
 
 window.addEventListener('keydown', (event) => {
-    const typing = event.target.matches?.('input:not([type=range]):not([type=checkbox]), select');
+    const typing = event.target.matches?.('input:not([type=range]):not([type=checkbox]):not([type=radio]), select');
     if (!view || event.altKey || (typing && event.key !== 'Escape')) return;
     if (typing || ((event.ctrlKey || event.metaKey) && event.key !== 'z')) return;
     const number = /^[1-9]$/.test(event.key) ? Number(event.key) - 1 : -1;

@@ -12,7 +12,7 @@ import numpy as np
 from sam_med2d import drawing
 from sam_med2d.image_files import encode_png
 from sam_med2d.inference.models import WITH, WITHOUT
-from sam_med2d.inference.session import Action, AnnotationSession
+from sam_med2d.inference.session import Action, AnnotationSession, Line
 
 FINEST = 2048  # pixels of the longer side of a mask that are outlined one by one; larger ones are halved until they fit
 
@@ -61,10 +61,17 @@ def _object(session: AnnotationSession, number: int, action: Action | None) -> d
             "area": action.area,
             "box": action.box,
             "clicks": [[x + 0.5, y + 0.5, bool(label)] for (x, y), label in zip(action.points, action.labels)],
+            "strokes": [[_line(line), bool(label)] for line, label in action.strokes],
+            "lasso": _line(action.lasso) if action.lasso else None,
             "carried": action.carried_from is not None,
             "path": path_of(action.mask) if action.area else "",
         }
     return found
+
+
+def _line(line: Line) -> list[list[float]]:
+    """Between pixels' edges, as clicks are shown."""
+    return [[x + 0.5, y + 0.5] for x, y in line]
 
 
 def path_of(mask: np.ndarray) -> str:

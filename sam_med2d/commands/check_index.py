@@ -41,6 +41,7 @@ from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
 from sam_med2d.data.description import Describer
 from sam_med2d.data.metadata import METADATA
 from sam_med2d.data.reading import read_image, read_mask
+from sam_med2d.data.windows import copy_windows
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import write_png
 from sam_med2d.outputs import check_no_input
@@ -129,6 +130,7 @@ def fix(splits: list[Split], folder: str, output: Path) -> None:
             f"{output}: {split.name} of {images} images and {masks} masks ({len(split.index) - images} and "
             f"{split.index.mask_count - masks} left out)"
         )
+    copy_windows(splits[0].index.root, output)
     table = os.path.join(folder, METADATA)
     if os.path.isfile(table):
         try:

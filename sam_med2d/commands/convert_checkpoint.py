@@ -22,7 +22,7 @@ from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.outputs import check_no_input
 from sam_med2d.ownership import check_writable
 from segment_anything.checkpoint import check_is_sam, frame_of, merged_weights, open_weights, save_weights
-from segment_anything.weight_files import FRAME
+from segment_anything.weight_files import FRAME, WINDOW
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,7 +40,7 @@ def convert(source: Path, output: Path, half: bool, merge: bool = False) -> None
     file = open_weights(source)
     architecture = check_is_sam(file)
     print(f"{source}: {architecture}, {megabytes(source)}", *file.notes, sep="; ")
-    facts = {FRAME: frame_of(file)}
+    facts = {FRAME: frame_of(file)} | ({WINDOW: "{:g} {:g}".format(*file.window)} if file.window else {})
     if merge:
         if not architecture.lora:
             raise CheckpointError(f"{source}: has no LoRA pairs to merge; leave --merge out")

@@ -30,6 +30,7 @@ from sam_med2d.convert.pipeline import convert
 from sam_med2d.convert.splits import Splits, read_split_file
 from sam_med2d.convert.writer import WRITTEN, check_apart
 from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
+from sam_med2d.data.windows import keep_windows
 from sam_med2d.errors import UsageError
 from sam_med2d.limits import MOST_VOXELS
 from sam_med2d.outputs import check_no_input
@@ -485,6 +486,9 @@ def _convert(
             skip_bad_cases=args.skip_bad_cases,
             prune=args.prune,
         )
+        if isinstance(intensity, Intensity):
+            windows = dict(intensity.windows) | ({"": intensity.window} if intensity.window else {})
+            keep_windows(args.output, args.dataset or args.output.resolve().name, windows)
 
 
 @ending_in_one_line(kept="the same command goes on where this one was")

@@ -28,6 +28,7 @@ import argparse
 import csv
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,9 @@ from tqdm import tqdm
 from sam_med2d import drawing
 from sam_med2d.cli import Parser, add_flag, ending_in_one_line
 from sam_med2d.coco import Annotations
+from sam_med2d.data.decoding import open_picture
 from sam_med2d.data.reading import read_image, read_mask
+from sam_med2d.data.windows import Window, shown
 from sam_med2d.errors import DataError
 from sam_med2d.image_files import ENDINGS, check_output, find_images, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, add_zoom_flag, load_segmenter
@@ -111,12 +114,13 @@ def run(args: argparse.Namespace) -> None:
         print(f"{len(images) - len(wanted)} of {len(images)} images have no prompts in {args.prompts} and are left out")
     check_places(args, folder, wanted, masks)
     predictor = SamPredictor(load_segmenter(args), zoom=args.zoom)
-    annotations, rows, closer = Annotations(), [], 0
+    annotations, rows, closer, deep = Annotations(), [], 0, 0
     mask_files, overlays = places_of(wanted)
     colours = drawing.class_colours(one.name for objects in wanted.values() for one in objects)
     try:
         for name, objects in tqdm(wanted.items(), unit="image", dynamic_ncols=True):
             image = read_image(str(folder / name))
+            deep += open_picture(str(folder / name)).header.bits > 8
             predicted = predict(predictor, image, name, objects, args.multimask, masks)
             number = annotations.add_image(name, image.shape[:2])
             closer += sum(one.closer for one in predicted)
@@ -132,6 +136,14 @@ def run(args: argparse.Namespace) -> None:
                 )
     finally:  # also of the images before one that cannot be read
         write_tables(args.output, annotations, rows)
+    trained: Window | None = getattr(predictor.model, "window", None)
+    if trained and deep:
+        print(
+            f"warning: {deep} image(s) of more than 8 bits were scaled from their own minimum and maximum, but the "
+            f"model was trained with the window {shown(trained)}; window them yourself, or give the scan to "
+            "sam-med2d segment-volume",
+            file=sys.stderr,
+        )
     empty = sum(area == 0 for *_, area in rows)
     print(
         f"{len(rows)} objects in {len(wanted)} images"

@@ -27,6 +27,7 @@ where it is) and a .png to look at. The volume is only read. Needs the extra "da
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from tqdm import tqdm
 
 from sam_med2d import drawing
 from sam_med2d.cli import Parser, add_flag, ending_in_one_line
+from sam_med2d.data.windows import Window, shown
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import check_output, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, add_zoom_flag, load_segmenter
@@ -111,10 +113,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--window",
         nargs="+",
         metavar="WORD",
-        help=f"centre and width, such as 40 400, or one of {', '.join(WINDOWS)}; default: minimum to maximum",
+        help=f"centre and width, such as 40 400, or one of {', '.join(WINDOWS)}; default: that which the model was "
+        "trained with, if it says one",
     )
     group.add_argument(
-        "--scale", choices=["slice", "volume"], default="slice", help="whose minimum and maximum; default: %(default)s"
+        "--scale",
+        choices=["slice", "volume"],
+        help="minimum to maximum of each slice, or of the volume, in place of a window; default, without one: slice",
     )
     group = parser.add_argument_group("from slice to slice")
     rule = Rule()
@@ -197,11 +202,11 @@ def run(args: argparse.Namespace) -> None:
     if args.output.exists() and args.input.is_file() and args.output.samefile(args.input):
         raise UsageError(f"--output {args.output}: is the volume itself; choose another name")
     base = args.output.with_name(stem_of(args.output))
-    table, shown = base.with_name(f"{base.name}.csv"), base.with_name(f"{base.name}.png")
+    table, drawn = base.with_name(f"{base.name}.csv"), base.with_name(f"{base.name}.png")
     check_writable(args.output.parent)
     files = files_of(args.input)
     read = [files] if isinstance(files, str) else files
-    check_no_input([args.output, table, shown], [*read, *filter(None, [args.prompts])])
+    check_no_input([args.output, table, drawn], [*read, *filter(None, [args.prompts])])
     objects = objects_of_file(args.prompts, args.axis) if args.prompts else [object_of_flags(args)]
     for one in objects:
         check_inside(one, stored.GetSize(), str(args.prompts or args.input))
@@ -212,8 +217,9 @@ def run(args: argparse.Namespace) -> None:
     rule = Rule(
         tuple(args.carry), args.margin, args.least_iou, args.least_area, args.shrink, args.grow, args.least_contrast
     )
-    intensity = Intensity(parse_window(args.window) if args.window else None, args.scale == "volume")
-    predictor = SamPredictor(load_segmenter(args), zoom=args.zoom)
+    model = load_segmenter(args)
+    intensity = intensity_of(args, getattr(model, "window", None), array.dtype)
+    predictor = SamPredictor(model, zoom=args.zoom)
     along = {axis: Slices(predictor, array, 2 - AXES.index(axis), intensity) for axis in AXES}
 
     results = []
@@ -241,10 +247,25 @@ def run(args: argparse.Namespace) -> None:
             f"{row['last_slice']} along {row['axis']} ({row['first_end']}; {row['last_end']}), "
             f"predicted IoU {row['mean_predicted_iou']}"
         )
-    write_png(shown, picture(results, along, labels))
+    write_png(drawn, picture(results, along, labels))
     print(f"labels: {args.output}")
     if warning := warning_of(rows):
         print(warning)
+
+
+def intensity_of(args: argparse.Namespace, trained: Window | None, kind: np.dtype) -> Intensity:
+    """What the flags ask for, else the window that the model was trained with; says so where there is one.
+
+    kind: of the voxels; 8 bits are a picture already, which no window made.
+    """
+    window = parse_window(args.window) if args.window else None
+    if window is None and args.scale is None and trained and kind != np.uint8:
+        print(f"window: {shown(trained)}, as in the training (--window or --scale for another)")
+        return Intensity(trained)
+    if trained and trained != window:
+        seen = shown(window) if window else f"minimum to maximum of each {args.scale or 'slice'}"
+        print(f"warning: the model was trained with the window {shown(trained)}, and sees {seen}", file=sys.stderr)
+    return Intensity(window, args.scale == "volume")
 
 
 def check_axis(one: Object3d, scan: sitk.Image, args: argparse.Namespace) -> None:

@@ -6,6 +6,9 @@
         masks           a slot a mask: h x w bits
         records         a record an image, then a record a mask: sizes, and a checksum of the slot
 
+The slot of a mask that is empty in the frame says what it holds at the picture's size: its area, 0 if none, and
+the frame that would show it.
+
 Slots have the size of the largest picture, and the files are sparse: what was never written takes no room on the disk
 (`du` tells what they take, `ls` their length). Any process may fill any slot at any time, and all write the same; see
 slots.py. Half-written ones are read again from the files and written again.
@@ -24,11 +27,14 @@ from xxhash import xxh3_64_hexdigest
 
 from sam_med2d.data.index import Index
 from sam_med2d.data.slots import HEADER, Slots, checksum_of, open_slots
+from sam_med2d.data.vanishing import Vanished, vanished_of
 from segment_anything.frames import SAM_MED2D
 
 FORMAT = 1  # of the files, and of how images and masks are read and resized; raise it with either
 IMAGE = struct.Struct("<QQIIHHHxx")  # checksum, stamp of the file, original height and width, height, width, channels
 MASK = struct.Struct("<QQ")  # checksum, stamp of the file
+NOTHING_SHOWN = struct.Struct("<QQ")  # in the slot of a mask that is empty in the frame: a Vanished
+MARK = 1  # in the checksum of such a slot
 Size = tuple[int, int]
 
 
@@ -65,10 +71,24 @@ class PackedCache:
         """-> (h, w) bool, or None if it is not there. size: that of image(i)."""
         number = self.index.first_mask(i) + k
         checksum, stored = MASK.unpack_from(self.slots.view("records"), self._mask_record(number))
-        slot = self.slots.view("masks")[number * self._mask_slot :][: -(-size[0] * size[1] // 8)]
-        if not checksum or stamp not in (None, stored) or checksum != checksum_of(slot, *size):
+        slot = self._mask_bytes(number, -(-size[0] * size[1] // 8))
+        if not checksum or stamp not in (None, stored):
             return None
+        if checksum != checksum_of(slot, *size):
+            return None if self.nothing_shown(i, k, size) is None else np.zeros(size, bool)
         return np.unpackbits(np.frombuffer(slot, np.uint8), count=size[0] * size[1]).reshape(size).view(bool)
+
+    def nothing_shown(self, i: int, k: int, size: Size) -> Vanished | None:
+        """What a mask that is empty in the frame holds at the picture's size; None where that is not known, or there is
+        something to be seen. size: that of image(i).
+        """
+        number = self.index.first_mask(i) + k
+        checksum, _ = MASK.unpack_from(self.slots.view("records"), self._mask_record(number))
+        slot = self._mask_bytes(number, NOTHING_SHOWN.size)
+        return Vanished(*NOTHING_SHOWN.unpack(slot)) if checksum == checksum_of(slot, *size, MARK) else None
+
+    def _mask_bytes(self, number: int, count: int) -> memoryview:
+        return self.slots.view("masks")[number * self._mask_slot :][:count]
 
     def put_image(self, i: int, image: np.ndarray, original_size: Size, stamp: int) -> None:
         """image: (h, w, 3) uint8, at most S x S."""
@@ -84,16 +104,20 @@ class PackedCache:
             IMAGE.pack(checksum_of(slot, *sizes), stamp, *sizes),
         )
 
-    def put_mask(self, i: int, k: int, mask: np.ndarray, stamp: int) -> None:
-        """mask: (h, w) bool, as large as image(i)."""
+    def put_mask(self, i: int, k: int, mask: np.ndarray, stamp: int, whole: np.ndarray | None = None) -> None:
+        """mask: (h, w) bool, as large as image(i); whole: the same at the picture's own size, to be told of one that
+        is empty in the frame.
+        """
         number = self.index.first_mask(i) + k
-        slot = np.packbits(mask).tobytes()
+        slot, mark = np.packbits(mask).tobytes(), tuple[int, ...]()
+        if whole is not None and not mask.any():
+            slot, mark = NOTHING_SHOWN.pack(*vanished_of(whole)), (MARK,)
         self.slots.write(
             "masks",
             number * self._mask_slot,
             slot,
             self._mask_record(number),
-            MASK.pack(checksum_of(slot, *mask.shape), stamp),
+            MASK.pack(checksum_of(slot, *mask.shape, *mark), stamp),
         )
 
     def _image_record(self, i: int) -> int:

@@ -20,7 +20,7 @@ Conventions, here and wherever a Batch is used:
 import os
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,13 +30,14 @@ from torch.utils.data import DataLoader, Dataset
 from sam_med2d.data.augmentation import build_augmentation
 from sam_med2d.data.batch import Sample, collate, empty_sample, image_tensor
 from sam_med2d.data.cache import PackedCache, open_cache
+from sam_med2d.data.closer import drawn_crop, filling
 from sam_med2d.data.geometry import fit, pad, shrink
 from sam_med2d.data.index import Index, read_index
 from sam_med2d.data.phantoms import PHANTOMS
 from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.data.replay import Replay
 from sam_med2d.data.samplers import BalancedSampler, EpochSampler, balance_of, stream_of
-from sam_med2d.data.vanishing import vanished_among
+from sam_med2d.data.vanishing import Vanished, vanished_among, vanished_of
 from sam_med2d.errors import DataError
 from sam_med2d.stopping import holding_sigterm_back, leave_signals_to_the_parent
 from segment_anything.frames import SAM_MED2D
@@ -70,16 +71,19 @@ class TrainingDataset(Dataset):
         own_augmentation: OwnAugmentation | None = None,
         frame: str = SAM_MED2D,
         skip_bad: bool = False,
+        zoom_share: float = 0.0,
     ) -> None:
         """cache: folder of packed caches (see cache.py). balance: "dataset" or "class", or None (see samplers.py).
         replay: folders of other data, or "phantoms"; of them come replay_share pictures for each one of data_path.
         skip_bad: an image that cannot be read, or has a mask that cannot, is a sample without objects that says why.
         own_augmentation: what varies an image last, see OwnAugmentation; it goes to the workers.
         frame: of the model, one of segment_anything.frames.FRAMES.
+        zoom_share: of the images, how many are crops around one of their objects (see closer.py), read from the files.
 
         Raises DataError as read_index and balance_of do.
         """
         self.index = read_index(data_path, split)
+        self.zoom_share = zoom_share
         self.image_size = image_size
         self.mask_num = mask_num
         self.seed = seed
@@ -101,6 +105,7 @@ class TrainingDataset(Dataset):
                 cache,
                 own_augmentation=own_augmentation,
                 frame=frame,
+                zoom_share=zoom_share,
             )
             for source in replay
         ]
@@ -136,42 +141,90 @@ class TrainingDataset(Dataset):
 
     def drawn(self, index: int, generator: np.random.Generator) -> Sample:
         """An image of the index with masks, and changes to them, that the generator draws. Raises DataError."""
-        image_name, mask_names = self.index[index]
+        _, mask_names = self.index[index]
         shares = self.balance.mask_shares(index) if self.balance else None
         if shares is None:
             draws = generator.integers(len(mask_names), size=self.mask_num)
         else:
             draws = generator.choice(len(mask_names), size=self.mask_num, p=shares)
         distinct, which = np.unique(draws, return_inverse=True)
-        names = [mask_names[i] for i in distinct]
+        if self.zoom_share and generator.random() < self.zoom_share:
+            found = self._closer(index, distinct.tolist(), generator)
+        else:
+            found = self._whole(index, distinct.tolist())
+        return self._sample_of(index, found, which.tolist(), generator)
 
-        image, masks, original_size = shrunk(
-            self.index, index, distinct.tolist(), self.image_size, self.cache, frame=self.frame
-        )
+    def _whole(self, index: int, distinct: list[int]) -> "_Read":
+        """The image with these of its masks."""
+        names = [self.index[index][1][k] for k in distinct]
+        image, masks, original_size = shrunk(self.index, index, distinct, self.image_size, self.cache, frame=self.frame)
         present = _present(masks)
         skipped = [name for name, here in zip(names, present) if not here]
-        path = self.index.path
-        # a cache stands for the files, which may be gone: what vanishes is then counted among what is empty
-        asked = [] if self.cache else skipped
-        vanished = vanished_among({name: read_mask(path(name), original_size, path(image_name)) for name in asked})
+        nothing = [(name, k) for name, k, here in zip(names, distinct, present) if not here]
+        known = {name: self._nothing_shown(index, k, original_size, image.shape[:2]) for name, k in nothing}
+        vanished = {name: one for name, one in known.items() if one.area}
+        return _Read(image, masks, names, original_size, skipped, vanished)
+
+    def _closer(self, index: int, distinct: list[int], generator: np.random.Generator) -> "_Read":
+        """A crop around one of these masks of the image, with what there is of the others. Empty ones are skipped; what
+        lies outside the crop is another time's.
+        """
+        image_name, mask_names = self.index[index]
+        path, paths = self.index.path(image_name), [self.index.path(mask_names[k]) for k in distinct]
+        image = read_image(path, [self.index.path(name) for name in mask_names])
+        masks = [read_mask(one, image.shape[:2], path) for one in paths]
+        names = [mask_names[k] for k in distinct]
+        skipped = [name for name, mask in zip(names, masks) if not mask.any()]
+        there = [mask for mask in masks if mask.any()]
+        if not there:
+            return self._whole(index, distinct)
+        crop = drawn_crop(there[int(generator.integers(len(there)))], generator)
+        small = [filling(mask[crop.pixels], self.image_size, self.frame) for mask in masks]
+        image = filling(image[crop.pixels], self.image_size, self.frame)
+        return _Read(image, np.stack(small), names, crop.size, skipped, {})
+
+    def _sample_of(self, index: int, found: "_Read", which: list[int], generator: np.random.Generator) -> Sample:
+        """Varied, and in the frame. which: of the masks that were read, each that was drawn."""
+        image, masks, names = found.image, found.masks, found.names
+        present = _present(masks)
         if (self.augmentation is not None or self.own_augmentation is not None) and present.any():
             # Before the padding, so that `content` still frames the picture.
             image, masks = self._augment(image, masks, generator)
             # A small object can be moved out of the picture. Its file is sound, so this is no entry of `skipped`.
             present = _present(masks)
         image, masks, content = pad(image, masks, self.image_size, self.frame)
-        rows = [i for i in which.tolist() if present[i]]
+        rows = [i for i in which if present[i]]
         return Sample(
             image=image_tensor(image),
             content=content,
             masks=torch.from_numpy(masks[rows])[:, None],
-            image_name=image_name,
+            image_name=self.index[index][0],
             mask_names=[names[i] for i in rows],
-            original_size=original_size,
+            original_size=found.size,
             original_masks=None,
-            skipped=skipped,
-            vanished=vanished,
+            skipped=found.skipped,
+            vanished=found.vanished,
         )
+
+    def _nothing_shown(self, index: int, k: int, original_size: tuple[int, int], size: tuple[int, int]) -> Vanished:
+        """What the k-th mask of an image, which is empty in the frame, holds at the picture's size.
+
+        size: in the frame. Raises DataError: the file cannot be read, and no cache stands for it.
+        """
+        known = self.cache.nothing_shown(index, k, size) if self.cache else None
+        if known is not None:
+            return known
+        image_name, names = self.index[index]
+        path = self.index.path(names[k])
+        try:
+            whole = read_mask(path, original_size, self.index.path(image_name))
+        except DataError:
+            if self.cache:  # of an earlier version, which does not tell
+                return Vanished(0, 0)
+            raise
+        if self.cache:
+            self.cache.put_mask(index, k, np.zeros(size, bool), _stamp(path), whole)
+        return vanished_of(whole)
 
     def _augment(
         self, image: np.ndarray, masks: np.ndarray, generator: np.random.Generator
@@ -185,6 +238,17 @@ class TrainingDataset(Dataset):
         if self.own_augmentation is not None:
             image, masks = self.own_augmentation(image, masks, generator)
         return image, masks
+
+
+class _Read(NamedTuple):
+    """An image with some of its masks, at most S x S, before they are varied. size: at which it was read."""
+
+    image: np.ndarray
+    masks: np.ndarray
+    names: list[str]
+    size: tuple[int, int]
+    skipped: list[str]
+    vanished: dict[str, Vanished]
 
 
 class TestingDataset(Dataset):
@@ -288,9 +352,10 @@ def shrunk(
     for row, k in enumerate(which):
         mask = cache.mask(number, k, image.shape[:2], stamp(k)) if cache else None
         if mask is None:
-            mask = shrink(read_mask(path(k), original_size, path(-1)), size, frame)
+            whole = read_mask(path(k), original_size, path(-1))
+            mask = shrink(whole, size, frame)
             if cache:
-                cache.put_mask(number, k, mask, _stamp(path(k)))
+                cache.put_mask(number, k, mask, _stamp(path(k)), whole)
         masks[row] = mask
     return image, masks, original_size
 

@@ -38,9 +38,14 @@ def shown_from(mask: np.ndarray) -> int:
     return side
 
 
+def vanished_of(mask: np.ndarray) -> Vanished:
+    """Of a mask that is empty in the frame, (H, W) bool at the picture's size; Vanished(0, 0) of an empty one."""
+    return Vanished(int(mask.sum()), shown_from(mask)) if mask.any() else Vanished(0, 0)
+
+
 def vanished_among(masks: Mapping[str, np.ndarray]) -> dict[str, Vanished]:
     """masks: by name, (H, W) bool at the original size, of those that are empty in the frame -> those that are not."""
-    return {name: Vanished(int(mask.sum()), shown_from(mask)) for name, mask in masks.items() if mask.any()}
+    return {name: vanished_of(mask) for name, mask in masks.items() if mask.any()}
 
 
 def told(vanished: Mapping[str, Vanished], image_size: int) -> str:

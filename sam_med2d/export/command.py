@@ -23,6 +23,7 @@ from sam_med2d.outputs import folded
 from sam_med2d.ownership import check_writable
 from segment_anything import Sam
 from segment_anything.geometry import EXACT, PROTOCOLS
+from segment_anything.weight_files import WINDOW
 
 DEMO = Path("data_demo")  # of a clone
 COMPARED = 3  # images, in the comparison with the eager model
@@ -139,6 +140,7 @@ def write(
         "image_size": model.image_size,
         "channels": model.image_format,
         "frame": model.frame,
+        **({WINDOW: "{:g} {:g}".format(*model.window)} if model.window else {}),
         "source": Path(weights_file(args.sam_checkpoint)).name,
         "exporter": args.exporter,
         **facts,

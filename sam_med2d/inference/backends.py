@@ -22,6 +22,7 @@ from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam
 from segment_anything.frames import SAM, SAM_MED2D
 from segment_anything.modeling.prompt_encoder import labels_of_corners
 from segment_anything.modeling.sam import PIXEL_MEAN, PIXEL_STD, normalised
+from segment_anything.weight_files import WINDOW, window_in
 
 if TYPE_CHECKING:  # an extra
     import openvino
@@ -272,6 +273,7 @@ class RuntimeSam:
         self._encoder, self._decoder = RuntimeEncoder(encoder), RuntimeDecoder(decoder)
         self.encode, self.predict = self._encoder.encode, self._decoder.predict
         self.image_size, self.frame = self._encoder.image_size, self._encoder.frame
+        self.window = window_in(Path(encoder.path), encoder.facts.get(WINDOW))
         if self._decoder.image_size != self.image_size:
             raise UsageError(
                 f"{decoder.path}: is for {self._decoder.image_size} px, but {encoder.path} for {self.image_size}; "

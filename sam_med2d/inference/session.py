@@ -1,4 +1,4 @@
-"""What one person annotates: an image or a scan, its objects, clicks and boxes, undo, and files to take away.
+"""What one person annotates: an image or a scan, its objects, clicks, boxes, strokes and lassos, undo, and files.
 
     session = AnnotationSession({"adapters": model})
     session.open("scan.nii.gz")
@@ -12,7 +12,7 @@ Coordinates are pixels of the picture, x before y; boxes are x0 y0 x1 y1, x1 and
 import json
 import zlib
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from sam_med2d.image_files import write_png
 from sam_med2d.inference.uploads import Scan, read_upload, write_volume_labels
 from sam_med2d.outputs import below
 from segment_anything import ObjectPrompt, SamPredictor, Seen
+from segment_anything.drawings import CLICKS_ALONG, region_of_lasso
 from segment_anything.files import replacing
 from segment_anything.predictor import Segmenter
 from segment_anything.zoom import AUTO, Crop, Zoom
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # it needs SimpleITK, which is optional
 MOST_OBJECTS = 255  # a label map of 8 bits
 LONGEST_NAME = 100  # letters of an object's name
 MOST_CLICKS = 200  # on one object of a slice; each is a token of the decoder's
+MOST_VERTICES = 500  # of a stroke or a lasso
 MOST_ACTIONS = 20_000  # of a session; one takes a few kilobytes
 KEPT_BYTES = 1 << 26  # of a session's embeddings: those of 256 slices at 256 px, of 16 at 1024 px
 
@@ -51,9 +53,16 @@ class Packed:
         return np.unpackbits(bits, count=self._shape[0] * self._shape[1]).reshape(self._shape).astype(bool)
 
 
+Line = tuple[tuple[float, float], ...]
+Stroke = tuple[Line, int]
+
+
 @dataclass(frozen=True)
 class Action:
-    """One click or box on an object, all prompts of that object on that slice so far, and what came of them."""
+    """One click, box, stroke or lasso on an object, all prompts of that object on that slice so far, and what came of
+    them. strokes: each a line of places (x, y), and its label, 1 on the object; lasso: its corners, and then the box is
+    the one around it.
+    """
 
     object: int
     slice: int
@@ -66,6 +75,8 @@ class Action:
     low_res: np.ndarray  # (S/4, S/4) logits, fed back with the next click
     carried_from: int | None = None  # the slice with the prompts, where this one was reached from there
     closer: bool = False  # whether it was looked at in a crop
+    strokes: tuple[Stroke, ...] = ()
+    lasso: Line | None = None
 
     @property
     def mask(self) -> np.ndarray:
@@ -184,23 +195,43 @@ class AnnotationSession:
 
         Raises PromptError, DataError.
         """
-        before = self.last(self.current)
-        if before and len(before.points) >= MOST_CLICKS:
-            raise DataError(f"{MOST_CLICKS} clicks are the most on one object of a slice; draw a box to start it anew")
-        points, labels = ([*before.points], [*before.labels]) if before else ([], [])
-        return self._predict(
-            [*points, (x, y)],
-            [*labels, int(foreground)],
-            before.box if before else None,
-            before.low_res if before else None,
-        )
+        return self._go_on(points=((x, y),), labels=(int(foreground),))
+
+    def draw_stroke(self, line: Line, foreground: bool) -> Action:
+        """Of a brush: heard as clicks along it, which are added as `click` adds one. Raises PromptError, DataError."""
+        return self._go_on(strokes=((line, int(foreground)),))
 
     def draw_box(self, x0: float, y0: float, x1: float, y1: float) -> Action:
         """Starts the object on this slice anew. Raises PromptError, DataError."""
         return self._predict([], [], (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), None)
 
+    def draw_lasso(self, line: Line) -> Action:
+        """A rough outline: starts the object on this slice anew. Raises PromptError, DataError."""
+        rows, columns = np.nonzero(region_of_lasso(_within(line), self.size()))
+        box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        return self._predict([], [], tuple(map(float, box)), None, lasso=line)
+
+    def _go_on(self, points: Line = (), labels: tuple[int, ...] = (), strokes: tuple[Stroke, ...] = ()) -> Action:
+        """With more prompts than the object has on this slice. Raises PromptError, DataError."""
+        before = self.last(self.current)
+        earlier = (len(before.points) + CLICKS_ALONG * len(before.strokes)) if before else 0
+        if earlier >= MOST_CLICKS:
+            raise DataError(f"{MOST_CLICKS} clicks are the most on one object of a slice; draw a box to start it anew")
+        for line, _ in strokes:
+            _within(line)
+        if before is None:
+            return self._predict([*points], [*labels], None, None, strokes)
+        return self._predict(
+            [*before.points, *points],
+            [*before.labels, *labels],
+            before.box,
+            before.low_res,
+            (*before.strokes, *strokes),
+            before.lasso,
+        )
+
     def undo(self) -> None:
-        """Take back the last click or box, or all that was last carried from one; its object and slice are shown."""
+        """Take back the last prompt, or all that was last carried from one; its object and slice are shown."""
         if not self.actions:
             return
         action = self.actions.pop()
@@ -251,13 +282,27 @@ class AnnotationSession:
         labels: list[int],
         box: tuple[float, ...] | None,
         low_res: np.ndarray | None,
+        strokes: tuple[Stroke, ...] = (),
+        lasso: Line | None = None,
     ) -> Action:
+        """box: with a lasso, the one around it. low_res: of the answer before, None for the first."""
         predictor = self.predictor()
+        lines, kinds = [line for line, _ in strokes], [label for _, label in strokes]
+        first = lasso is not None and low_res is None  # hears what the lasso encloses, and so needs no box
         with torch.inference_mode():
-            masks, iou, logits = predictor.predict(points or None, labels or None, box, low_res)
+            masks, iou, logits = predictor.predict(
+                points or None,
+                labels or None,
+                None if first else box,
+                low_res,
+                scribbles=lines or None,
+                scribble_labels=kinds or None,
+                lasso=lasso if first else None,
+            )
         best, closer = int(iou.argmax()), predictor.crops != [Crop.whole(self.size())]
         found = Packed(masks[best]), int(masks[best].sum()), float(iou[best]), logits[best].copy()
-        return self._add(Action(self.current, self.slice, points, labels, box, *found, closer=closer))
+        action = Action(self.current, self.slice, points, labels, box, *found, closer=closer)
+        return self._add(replace(action, strokes=strokes, lasso=lasso))
 
     def _add(self, action: Action) -> Action:
         if len(self.actions) >= MOST_ACTIONS:
@@ -359,6 +404,13 @@ def _name(text: str) -> str:
     if len(name) > LONGEST_NAME:
         raise DataError(f"a name has at most {LONGEST_NAME} letters, not {len(name)}")
     return name
+
+
+def _within(line: Line) -> Line:
+    """Raises DataError where a line has more corners than there are worked at."""
+    if len(line) > MOST_VERTICES:
+        raise DataError(f"a line has at most {MOST_VERTICES} places, not {len(line)}; draw a shorter one")
+    return line
 
 
 class _Sliced:

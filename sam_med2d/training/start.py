@@ -52,7 +52,8 @@ def check_tuning(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if args.replay is None:
         args.replay = [] if frozen or args.recipe == "paper" else [PHANTOMS]
     args.replay = [] if args.replay == ["none"] else args.replay
-    varying = [name for name in ("augment", "augment_with", "replay") if getattr(args, name)]  # images of every epoch
+    of_an_epoch = ("augment", "augment_with", "replay", "zoom_share")
+    varying = [name for name in of_an_epoch if getattr(args, name)]
     if args.embeddings in PRECISIONS and (varying or not frozen):
         why = f"--{varying[0]} varies the images" if frozen else f"the encoder learns with --tune {args.tune}"
         parser.error(f"--embeddings {args.embeddings} keeps what does not change, but {why}; leave one of the two out")

@@ -36,7 +36,7 @@ from sam_med2d.training.start import tuned_without_the_flag
 from segment_anything import Sam
 from segment_anything.checkpoint import WeightFile, fit_weights
 from segment_anything.frames import SAM_MED2D
-from segment_anything.weight_files import FRAME, is_finite, read_checkpoint, save_checkpoint
+from segment_anything.weight_files import FRAME, WINDOW, is_finite, read_checkpoint, save_checkpoint
 
 MUST_AGREE = (
     "model_type",
@@ -58,6 +58,7 @@ MUST_AGREE = (
     "balance",
     "replay",
     "replay_share",
+    "zoom_share",
     "iter_point",
     "point_list",
     "keep_clicks",
@@ -445,5 +446,6 @@ class RunState:
                 f"last checkpoint in {self.folder}; lower --lr or switch --use_amp off, and --resume"
             )
         flags = {name: value for name, value in vars(self.args).items() if name not in NOT_FLAGS}
-        content = {"model": weights, FRAME: self.model.frame, **content, "made_by": self.made_by, "flags": flags}
+        about = {FRAME: self.model.frame} | ({WINDOW: list(self.model.window)} if self.model.window else {})
+        content = {"model": weights, **about, **content, "made_by": self.made_by, "flags": flags}
         save_checkpoint(content, self.folder / name)

@@ -202,6 +202,8 @@ class Sam(nn.Module):
         # what encodes in place of the encoder: something that remembers embeddings, which no longer change
         self.remembered: Callable[[Tensor, Tensor | None], Tensor] | None = None
         self.refinement = refinement
+        # (lowest, highest) value of a scanner's that became 0 and 255 in the pictures of the training, if one did
+        self.window: tuple[float, float] | None = None
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
 

@@ -102,6 +102,29 @@ class Tab:
         self.page.mouse.move(*self.at(x1 - 0.5, y1 - 0.5))
         self.page.mouse.up()
 
+    def draw(self, places: list[tuple[float, float]], button: str = "left") -> None:
+        """Press at the first place, and move over the others."""
+        self.page.mouse.move(*self.at(*places[0]))
+        self.page.mouse.down(button=button)
+        for x, y in places[1:]:
+            self.page.mouse.move(*self.at(x, y), steps=4)
+        self.page.mouse.up(button=button)
+
+    def heard(self, script: str, asked: list[tuple[float, float]]) -> list[list[float]]:
+        """A line that the server tells, as the predictor takes it, after a look that it runs where it was drawn."""
+        line = np.array(self.page.evaluate(script)) - 0.5
+        for corner in np.array(asked):
+            assert np.abs(line - corner).max(axis=1).min() < 1, corner
+        assert np.abs(line[[0, -1]] - np.array(asked)[[0, -1]]).max() < 1
+        return line.tolist()
+
+    def wait_for_lines(self, strokes: int, lassos: int) -> None:
+        self.until(
+            "([s, l]) => document.querySelectorAll('#canvas .stroke').length == s && "
+            "document.querySelectorAll('#canvas .lasso').length == l",
+            arg=[strokes, lassos],
+        )
+
     def text(self, selector: str, wanted: str) -> None:
         """Wait until an element says something."""
         self.until(
@@ -163,6 +186,44 @@ def test_upload_click_undo_box_download_in_a_browser(tab, app, model):
     tab.wait_for(clicks=0, boxes=0)
     elsewhere = [url for url in tab.requests if not url.startswith((app.address, "blob:"))]
     assert not elsewhere, f"the page asked other machines: {elsewhere}"
+
+
+def test_brush_and_lasso_in_a_browser(tab, model):
+    """A stroke on the object and one off it, undone one by one; a lasso; and with either tool a click is a click."""
+    tab.upload(IMAGE)
+    tab.shows(IMAGE.name)
+    tab.page.keyboard.press("b")
+    assert tab.page.is_checked("[name=tool][value=brush]")
+    on, off = [(100, 40), (118, 60), (120, 90)], [(30, 60), (40, 80)]
+    tab.draw(on)
+    tab.wait_for_lines(strokes=1, lassos=0)
+    drawn = {"scribbles": [tab.heard("view.objects[0].strokes[0][0]", on)], "scribble_labels": [1]}
+    mask, _, low_res = expected(model, **drawn)
+    assert np.array_equal(tab.label_map(), mask)
+    tab.draw(off, button="right")
+    tab.wait_for_lines(strokes=2, lassos=0)
+    assert tab.page.evaluate("view.objects[0].strokes.map(([, on]) => on)") == [True, False]
+    second = tab.heard("view.objects[0].strokes[1][0]", off)
+    drawn = {"scribbles": [*drawn["scribbles"], second], "scribble_labels": [1, 0]}
+    assert np.array_equal(tab.label_map(), expected(model, mask_input=low_res, **drawn)[0])
+    tab.click(60, 120)
+    tab.wait_for(clicks=1, boxes=0)
+    for strokes in (2, 1, 0):
+        tab.page.click("#undo")
+        tab.wait_for_lines(strokes=strokes, lassos=0)
+
+    tab.page.check("[name=tool][value=lasso]")
+    around = [(81, 10), (150, 12), (149, 180), (82, 178), (81, 14)]
+    tab.draw(around)
+    tab.wait_for_lines(strokes=0, lassos=1)
+    assert np.array_equal(tab.label_map(), expected(model, lasso=tab.heard("view.objects[0].lasso", around))[0])
+    tab.draw([(10, 10), (60, 60), (60, 10), (10, 100)])
+    tab.text("#message", "lasso crosses itself")
+    tab.wait_for_lines(strokes=0, lassos=1)
+    tab.page.keyboard.press("c")
+    tab.drag(80, 9, 150, 181)
+    tab.wait_for(clicks=0, boxes=1)
+    tab.wait_for_lines(strokes=0, lassos=0)
 
 
 def test_two_people_do_not_see_each_others_image(browser, app, model):

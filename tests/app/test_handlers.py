@@ -40,6 +40,88 @@ def test_a_drag_is_a_box_between_pixels(model):
     assert np.array_equal(session.shown()[0].mask, expected(model, box=[80, 9, 150, 181])[0])
 
 
+LASSO = [[81, 10], [150, 12], [149, 180], [82, 178]]
+
+
+def indexes(line: list[list[float]]) -> list[list[float]]:
+    """Of pixels, from places between their edges."""
+    return [[x - 0.5, y - 0.5] for x, y in line]
+
+
+def test_a_stroke_of_the_brush_is_heard_as_the_predictor_hears_scribbles(model):
+    session = opened(model)
+    line, off = [[100, 40], [118.5, 60], [120, 90]], [[30, 60], [40, 80]]
+    do(session, "scribble", line=line, on=True)
+    first = session.shown()[0]
+    mask, _, low_res = expected(model, scribbles=[indexes(line)])
+    assert np.array_equal(first.mask, mask) and first.points == []
+    do(session, "scribble", line=off, on=False)
+    do(session, "click", x=110.5, y=60.5, on=True)
+    second, third = session.actions[1:]
+    drawn = {"scribbles": [indexes(line), indexes(off)], "scribble_labels": [1, 0]}
+    mask, _, fed_back = expected(model, mask_input=low_res, **drawn)
+    assert np.array_equal(second.mask, mask)
+    clicked = expected(model, point_coords=[[110, 60]], point_labels=[1], mask_input=fed_back, **drawn)
+    assert np.array_equal(third.mask, clicked[0])
+    told = view_of(session)["objects"][0]
+    assert told["strokes"] == [[line, True], [off, False]] and told["lasso"] is None and len(told["clicks"]) == 1
+    do(session, "undo")
+    do(session, "undo")
+    assert session.shown()[0] == first
+
+
+def test_a_lasso_starts_anew_and_clicks_go_on_from_it(model):
+    session = opened(model)
+    do(session, "click", x=20, y=20, on=True)
+    do(session, "lasso", line=LASSO)
+    action = session.shown()[0]
+    mask, _, low_res = expected(model, lasso=indexes(LASSO))
+    assert np.array_equal(action.mask, mask) and action.points == [] and action.box == (80, 10, 151, 181)
+    assert view_of(session)["objects"][0]["lasso"] == LASSO
+    do(session, "click", x=110, y=60, on=True)
+    mask = expected(model, point_coords=[[110, 60]], point_labels=[1], box=list(action.box), mask_input=low_res)[0]
+    assert np.array_equal(session.shown()[0].mask, mask) and session.shown()[0].lasso == action.lasso
+
+
+def test_lines_end_at_the_edges_of_the_picture(model):
+    session = opened(model)
+    do(session, "scribble", line=[[0, 0], [159, 192]], on=True)
+    assert session.shown()[0].strokes == ((((0.0, 0.0), (158.0, 191.0)), 1),)
+
+
+@pytest.mark.parametrize(
+    "event, said",
+    [
+        ({"do": "scribble", "line": [], "on": True}, r"scribble 0 of shape \(0,\)"),
+        ({"do": "scribble", "line": [[1, 2]]}, "needs on, true or false"),
+        ({"do": "scribble", "line": [[1, 2, 3]], "on": True}, r"needs line, a list of places \[x, y\]"),
+        ({"do": "scribble", "line": [[1, 500]], "on": True}, "needs y, a number from 0 to 192"),
+        ({"do": "scribble", "line": [[1, 1]] * 501, "on": True}, "a line has at most 500 places, not 501"),
+        ({"do": "lasso", "line": [[1, 1], [9, 9]]}, "at least three corners"),
+        ({"do": "lasso", "line": [[1, 1], [9, 9], [9, 1], [1, 30]]}, "lasso crosses itself; draw its line once"),
+        ({"do": "lasso", "line": [[5, 5], [5, 5], [5, 5]]}, "encloses less than a pixel"),
+        ({"do": "lasso", "line": "around"}, "needs line, a list of places"),
+        ({"do": "lasso", "line": [[float("nan"), 1], [2, 3], [4, 4]]}, "needs x, a number from 0 to 159"),
+    ],
+)
+def test_lines_that_are_none_leave_the_session_as_it_was(model, event, said):
+    session = opened(model)
+    do(session, "click", x=110, y=60, on=True)
+    before = view_of(session)
+    with pytest.raises((DataError, PromptError), match=said):
+        act(session, event)
+    assert view_of(session) == before
+
+
+def test_an_object_hears_so_many_strokes_and_no_more(model, monkeypatch):
+    monkeypatch.setattr("sam_med2d.inference.session.MOST_CLICKS", 10)
+    session = opened(model)
+    for _ in range(2):
+        do(session, "scribble", line=[[100, 40], [120, 90]], on=True)
+    with pytest.raises(DataError, match="10 clicks are the most"):
+        do(session, "scribble", line=[[100, 40], [120, 90]], on=True)
+
+
 def test_objects_are_added_named_chosen_and_taken_back(model):
     session = opened(model)
     do(session, "rename", name="  left\n half ")

@@ -60,8 +60,8 @@ def same(ours: list, theirs: list) -> bool:
     fields = ("images", "content", "masks", "image_index")
     return len(ours) == len(theirs) > 0 and all(
         all(torch.equal(getattr(a, name), getattr(b, name)) for name in fields)
-        and (a.image_names, a.mask_names, a.original_sizes, a.skipped)
-        == (b.image_names, b.mask_names, b.original_sizes, b.skipped)
+        and (a.image_names, a.mask_names, a.original_sizes, a.skipped, a.vanished)
+        == (b.image_names, b.mask_names, b.original_sizes, b.skipped, b.vanished)
         for a, b in zip(ours, theirs)
     )
 
@@ -357,3 +357,35 @@ def test_bad_ends_of_the_script(data, tmp_path, monkeypatch, capsys):
     )
     assert pack_by_script(data, tmp_path / "cache", "--num_workers", "0") == 74
     assert "is full; make room" in capsys.readouterr().err
+
+
+def test_what_vanishes_counts_the_same_with_a_cache(data: Path, tmp_path: Path) -> None:
+    """One pixel of 64 x 64 that the frame does not show, and an empty mask, which is none of these."""
+    mask = np.zeros((64, 64), np.uint8)
+    mask[63, 63] = 255
+    write(data / "masks/4_2.png", mask)
+    options = {"mask_num": 9, "epochs": 4}
+    plain = batches(data, **options)
+    vanished = {name: one for batch in plain for name, one in batch.vanished.items()}
+    assert [*vanished] == ["masks/4_2.png"] and vanished["masks/4_2.png"].area == 1
+    assert "masks/3_1.png" in {name for batch in plain for name in batch.skipped}
+    for _ in range(2):  # while it is filled, and when it is
+        assert same(batches(data, tmp_path / "cache", **options), plain)
+    dataset = TrainingDataset(data, SIZE, mask_num=9, cache=tmp_path / "cache")
+    shutil.rmtree(data / "masks")
+    assert [*dataset[0, 4].vanished] == ["masks/4_2.png"]  # no file is opened to ask
+
+
+def test_a_cache_of_an_earlier_version_learns_what_vanishes(data: Path, tmp_path: Path) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[63, 63] = 255
+    write(data / "masks/4_2.png", mask)
+    dataset = TrainingDataset(data, SIZE, mask_num=30, cache=tmp_path / "cache")
+    size = dataset[0, 4].image.shape[1:]
+    dataset.cache.put_mask(4, 2, np.zeros(size, bool), 5)  # as these did: nothing says what it holds
+    assert dataset.cache.nothing_shown(4, 2, size) is None and dataset.cache.mask(4, 2, size) is not None
+    assert [*dataset[0, 4].vanished] == ["masks/4_2.png"]
+    assert dataset.cache.nothing_shown(4, 2, size).area == 1
+    dataset.cache.put_mask(4, 2, np.zeros(size, bool), 5)
+    (data / "masks/4_2.png").unlink()
+    assert dataset[0, 4].vanished == {} and "masks/4_2.png" in dataset[0, 4].skipped
