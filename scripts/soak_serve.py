@@ -194,8 +194,8 @@ class Slot:
         self._process.close()
 
 
-def soak(server: Running, requests: int, folder: Path, least: int) -> str:
-    """-> what was done, and what it took. Raises AssertionError. least: looks."""
+def soak(server: Running, requests: int, minutes: float, folder: Path, least: int) -> str:
+    """-> what was done, and what it took. Raises AssertionError. minutes: at most; least: looks."""
     context = multiprocessing.get_context("fork")
     first = RawArray(ctypes.c_longlong, 4)
     known = alone(server, first)
@@ -208,9 +208,10 @@ def soak(server: Running, requests: int, folder: Path, least: int) -> str:
 
     slots = [Slot(number, start) for number in range(CLIENTS)]
     seen: list[Taken] = []
+    until = time.monotonic() + 60 * minutes
     assert server.process is not None
     try:
-        while (done := first[DONE] + sum(slot.counts[DONE] for slot in slots)) < requests:
+        while (done := first[DONE] + sum(slot.counts[DONE] for slot in slots)) < requests and time.monotonic() < until:
             seen.append(taken(server.process.pid))
             for slot in slots:
                 slot.look()
@@ -238,6 +239,7 @@ def alone_again(server: Running, known: dict[tuple[int, int], np.ndarray]) -> bo
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000, help="how many are sent; default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=600, help="after which it ends; default: %(default)s")
     parser.add_argument("--log", default="workdir/soak/log.txt", help="where a line of what was seen is added")
     parser.add_argument("--least", type=int, default=40, help="looks at the memory; default: %(default)s")
     return parser.parse_args(argv)
@@ -249,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(temporary)
         (folder / "serve").mkdir()
         with serving(folder / "serve", *FLAGS) as server:
-            Log(Path(args.log)).add(f"growth serve: {soak(server, args.requests, folder, args.least)}")
+            Log(Path(args.log)).add(f"growth serve: {soak(server, args.requests, args.minutes, folder, args.least)}")
         assert "Traceback" not in server.output and "warning" not in server.output, server.output[-3000:]
         assert server.process is not None and server.process.returncode == 143, server.process
         assert not [*(folder / "serve").iterdir()], "files of the server are left"

@@ -28,7 +28,7 @@ TOP = {
     *("segment_anything", "sam_med2d", "scripts", "data_demo", "pretrain_model", "examples", "docs", "tests"),
     "tests_clients",
     *("pyproject.toml", "requirements.txt", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE"),
-    *("Makefile", "predictor_example.ipynb", "MANIFEST.in"),
+    *("Makefile", "Dockerfile", "predictor_example.ipynb", "MANIFEST.in"),
 }
 DOORS = {
     "DataLoader": "TrainingDataset TestingDataset train_loader test_loader Batch Sample collate Index read_index fit "

@@ -22,7 +22,8 @@ the area jumps, or what it lies on is no longer as bright or dark as the object 
 reaches both ends of the volume, or grows several times its first area, is named in capitals at the end. Slices are cut
 along --axis: z (axial), y (coronal), x (sagittal), of the patient, however the volume is stored.
 
-Written: the labels, with the volume's own geometry; beside them a .csv (voxels, millilitres, slices, why each end is
+Written: the labels, with the volume's own geometry, or, of a DICOM series and where the name ends in .dcm, a DICOM-SEG
+on its frame of reference; beside them a .csv (voxels, millilitres, slices, why each end is
 where it is) and a .png to look at. The volume is only read. Needs the extra "data": pip install "sam-med2d[data]".
 """
 
@@ -32,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from pydicom import Dataset
 from tqdm import tqdm
 
 from sam_med2d import drawing
@@ -43,12 +45,15 @@ from sam_med2d.inference.models import add_backend_flags, add_model_flags, add_z
 from sam_med2d.limits import MOST_VOXELS
 from sam_med2d.outputs import check_no_input
 from sam_med2d.ownership import check_writable
+from sam_med2d.volumes.dicom_bytes import is_dicom
+from sam_med2d.volumes.dicom_seg import DICOM, slices_of, write_segmentation
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
 from sam_med2d.volumes.prompts import Object3d, check_inside, object_of, objects_of_file
 from sam_med2d.volumes.propagation import CARRIED, Rule, Slices
 from sam_med2d.volumes.scans import (
     AXES,
     VOLUMES,
+    as_stored,
     as_viewed,
     files_of,
     notes_of,
@@ -59,10 +64,13 @@ from sam_med2d.volumes.scans import (
 )
 from sam_med2d.volumes.segmentation import (
     Result,
+    earlier_labels,
     label_volume,
+    merged,
     row_of,
     segment,
     spread_slices,
+    unused_labels,
     warning_of,
     write_table,
 )
@@ -79,7 +87,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        help=f"a label volume ({' '.join(VOLUMES)}); default: workdir/volumes/{{name}}_labels.nii.gz",
+        help=f"a label volume ({' '.join(VOLUMES)}), or {DICOM}: a DICOM-SEG, of a DICOM series; default: "
+        "workdir/volumes/{name}_labels.nii.gz",
+    )
+    parser.add_argument(
+        "--merge_into",
+        type=Path,
+        metavar="FILE",
+        help="a label volume of this scan, whose labels are kept: new ones take what is free, and numbers that are "
+        "taken become the next free ones; it may be --output as well",
     )
     parser.add_argument("--frame", type=int, help="of a 4D volume, from 0")
     add_flag(
@@ -175,8 +191,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not 0 <= args.shrink < 1 < args.grow:
         parser.error("--shrink must be between 0 and 1, and --grow above 1")
     args.output = args.output or Path("workdir/volumes") / f"{stem_of(args.input)}_labels.nii.gz"
-    if not args.output.name.endswith(VOLUMES):
-        parser.error(f"--output {args.output}: its name must end in {', '.join(VOLUMES)}")
+    if not args.output.name.endswith((*VOLUMES, DICOM)):
+        parser.error(f"--output {args.output}: its name must end in {', '.join(VOLUMES)} or {DICOM}")
     return args
 
 
@@ -207,7 +223,14 @@ def run(args: argparse.Namespace) -> None:
     files = files_of(args.input)
     read = [files] if isinstance(files, str) else files
     check_no_input([args.output, table, drawn], [*read, *filter(None, [args.prompts])])
+    slices = slices_to_refer_to(args, read, stored)
     objects = objects_of_file(args.prompts, args.axis) if args.prompts else [object_of_flags(args)]
+    earlier = None
+    if args.merge_into:
+        if args.merge_into != args.output:
+            check_no_input([args.output], [args.merge_into])
+        earlier = earlier_labels(args.merge_into, scan)
+        objects = unused_labels(objects, earlier)
     for one in objects:
         check_inside(one, stored.GetSize(), str(args.prompts or args.input))
         check_axis(one, scan, args)
@@ -238,19 +261,38 @@ def run(args: argparse.Namespace) -> None:
                 "the range (--window) that of this scan?"
             )
     labels = label_volume(results, array.shape)
-    write_labels(args.output, labels, scan, stored)
+    if earlier is not None:
+        labels = merged(earlier, labels)
+    if slices:
+        names = {one.label: one.name for one in objects}
+        write_segmentation(args.output, sitk.GetArrayFromImage(as_stored(labels, scan, stored)), slices, names)
+    else:
+        write_labels(args.output, labels, scan, stored)
     rows = [row_of(result, labels, stored, scan) for result in results]
     write_table(table, rows)
+    numbered = " (label {label})" if args.merge_into else ""
     for row in rows:
         print(
-            f"{row['name']}: {row['voxels']} voxels, {row['millilitres']} ml, slices {row['first_slice']} to "
-            f"{row['last_slice']} along {row['axis']} ({row['first_end']}; {row['last_end']}), "
-            f"predicted IoU {row['mean_predicted_iou']}"
+            f"{row['name']}{numbered.format(**row)}: {row['voxels']} voxels, {row['millilitres']} ml, "
+            f"slices {row['first_slice']} to {row['last_slice']} along {row['axis']} "
+            f"({row['first_end']}; {row['last_end']}), predicted IoU {row['mean_predicted_iou']}"
         )
     write_png(drawn, picture(results, along, labels))
     print(f"labels: {args.output}")
     if warning := warning_of(rows):
         print(warning)
+
+
+def slices_to_refer_to(args: argparse.Namespace, files: list[str], stored: sitk.Image) -> list[Dataset]:
+    """Those of the series, where labels are to become a DICOM-SEG, else none. Raises DataError, UsageError."""
+    if not args.output.name.endswith(DICOM):
+        return []
+    if not any(is_dicom(path) for path in files):
+        raise UsageError(
+            f"--output {args.output}: a DICOM-SEG refers to the slices of a DICOM series, and {args.input} is none; "
+            "end its name in .nii.gz"
+        )
+    return slices_of(files, stored)
 
 
 def intensity_of(args: argparse.Namespace, trained: Window | None, kind: np.dtype) -> Intensity:

@@ -46,7 +46,7 @@ TARGETS = {
     "sam1024": Target(
         "an encoder and a decoder in SAM's 1024 px frame, around any model: labelme, AnyLabeling, samexporter",
         write_sam1024,
-        "- labelme (osam): put the files at the places that `osam` looks its own up at, see docs/interop.md.\n"
+        "- osam, with which labelme segments: a class with these two files, which docs/interop.md has.\n"
         "- samexporter: `python -m samexporter.inference --encoder_model {name}.encoder.onnx --decoder_model "
         "{name}.decoder.onnx --image IMAGE --prompt PROMPT.json --output RESULT.png`.\n"
         "- AnyLabeling, and X-AnyLabeling's model segment_anything: export with `--encoder_input input_image`, and "

@@ -204,20 +204,27 @@ def as_viewed(stored: sitk.Image) -> tuple[sitk.Image, str]:
     return turned, thin[0] if len(thin) == 1 else AXES[2]
 
 
+def as_stored(labels: np.ndarray, turned: sitk.Image, stored: sitk.Image) -> sitk.Image:
+    """Labels (Z, Y, X), made on the grid of `turned` (canonical) -> on that of `stored`."""
+    image = sitk.GetImageFromArray(labels)
+    image.CopyInformation(turned)
+    orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(stored.GetDirection())
+    image = sitk.DICOMOrient(image, orientation)
+    image.CopyInformation(stored)
+    return image
+
+
 def write_labels(path: Path, labels: np.ndarray, turned: sitk.Image | None, stored: sitk.Image | None) -> None:
     """Write labels (Z, Y, X), made on the grid of `turned` (canonical), on that of `stored`, in one step.
 
     A NIfTI of a scan that was one gets its header, so that both of its forms of geometry stay. None: labels that no
     scan belongs to. Raises OutputError where the file cannot be written.
     """
-    image = sitk.GetImageFromArray(labels)
     header = b""
-    if stored is not None:
-        image.CopyInformation(turned)
-        image = sitk.DICOMOrient(
-            image, sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(stored.GetDirection())
-        )
-        image.CopyInformation(stored)
+    if turned is None or stored is None:
+        image = sitk.GetImageFromArray(labels)
+    else:
+        image = as_stored(labels, turned, stored)
         header = bytes.fromhex(_meta(stored, HEADER)) if is_nifti(path.name) else b""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp_{path.name}")  # ITK goes by the ending, so that must stay

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
+from sam_med2d.errors import DataError
 from sam_med2d.outputs import cell
 from sam_med2d.volumes.prompts import Object3d, seeds_of
 from sam_med2d.volumes.propagation import (
@@ -20,7 +21,7 @@ from sam_med2d.volumes.propagation import (
     propagate,
     refine_along,
 )
-from sam_med2d.volumes.scans import AXES, turned
+from sam_med2d.volumes.scans import AXES, as_viewed, grids_differ, read_label_volume, turned
 from segment_anything.files import replacing
 
 GROWN = 3  # times the area on its prompted slices, above which an object has most likely run into something else
@@ -80,6 +81,38 @@ def label_volume(results: list[Result], shape: tuple[int, ...]) -> np.ndarray:
         labels[here] = result.wanted.label
         np.maximum(highest, result.probability, out=highest)
     return labels
+
+
+def earlier_labels(path: Path, scan: sitk.Image) -> np.ndarray:
+    """A label volume on the grid of `scan`, turned to the patient as it is: (Z, Y, X) integers. Raises DataError."""
+    layers, _ = read_label_volume(str(path))
+    if len(layers) > 1:
+        raise DataError(f"{path}: has {len(layers)} layers that overlap; give a label volume of one")
+    image, _ = as_viewed(layers[0])
+    if difference := grids_differ(image, scan):
+        raise DataError(f"{path}: is not on the grid of the scan ({difference}); give labels of this scan")
+    labels = sitk.GetArrayFromImage(image)
+    if (labels != labels.astype(np.uint16)).any():
+        raise DataError(f"{path}: has values that are no labels, whole numbers from 0 to {np.iinfo(np.uint16).max}")
+    return labels.astype(np.uint16)
+
+
+def unused_labels(objects: list[Object3d], earlier: np.ndarray) -> list[Object3d]:
+    """Objects whose labels are taken get the next free ones above all others."""
+    taken = {int(label) for label in np.unique(earlier)}
+    free = max(taken | {one.label for one in objects}) + 1
+    found = []
+    for one in objects:
+        if one.label in taken:
+            one, free = one._replace(label=free), free + 1
+        found.append(one)
+    return found
+
+
+def merged(earlier: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Both, the earlier ones where there are any; uint8 where that holds them all."""
+    both = np.where(earlier > 0, earlier, labels)
+    return both.astype(np.uint8) if both.max(initial=0) < 256 else both
 
 
 def row_of(result: Result, labels: np.ndarray, stored: sitk.Image, scan: sitk.Image) -> dict[str, object]:
