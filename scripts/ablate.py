@@ -44,6 +44,7 @@ ROWS = {  # the change -> flags of train.py beside those of the demo
     "paper, as long as ours": f"{PAPER} --epochs 12 --validate_every 12",
     "paper, our rounds and rates": "--recipe paper",
     "refined": REFINED,
+    "refined, no replay": f"{REFINED} --replay none",
     "no replay": "--replay none",
     "replay 10 %": "--replay_share 0.1",
     "replay 50 %": "--replay_share 0.5",

@@ -21,7 +21,7 @@ from sam_med2d.evaluation.evaluate import evaluate
 from sam_med2d.prompts.modes import DEFAULT_MODES, parse_mode
 from sam_med2d.training.learner import Learner
 from sam_med2d.training.rounds import Recipe, train_batch
-from segment_anything import Prompts, Sam, answer, look, sam_model_registry
+from segment_anything import Prompts, Sam, answer, flops, look, sam_model_registry
 from segment_anything.modeling.image_encoder import Attention
 from segment_anything.modeling.lora import product_of
 
@@ -64,7 +64,7 @@ def encode(args: argparse.Namespace, sheet: Sheet) -> None:
             ways[f"{name}, compiled"] = (model_of(args, device).for_inference(dtype, compiled=True), name, False)
     for count in args.batch_sizes or ([1, 8, 64] if device.type == "cuda" else [1, 8]):
         images = pictures(args, count, device)
-        gflop = gflop_of(encoding(plain, images))
+        gflop = count * flops.count(plain).picture / 1e9
         print(f"\nencode: {count} picture(s), {gflop / count:.1f} GFLOP each")
         contenders = {
             name: Contender(encoding(model, images, tf32), kind, gflop, count)
@@ -145,12 +145,12 @@ def padded_attention(self: Attention, x: Tensor) -> Tensor:
 # ---------------------------------------------------------------- decode
 
 
-@torch.inference_mode()
 def decode(args: argparse.Namespace, sheet: Sheet) -> None:
     """A fifth click on a picture that is encoded: the best of three answers, at the full size of the frame."""
     size, device = args.image_size, sheet.device
     model = model_of(args, device, refine=True)
-    seen = look(model, pictures(args, 1, device))
+    with torch.no_grad():
+        seen = look(model, pictures(args, 1, device))
     draw = torch.Generator().manual_seed(0)
     for objects in (1, 10):
         points = torch.rand(objects, 5, 2, generator=draw) * size
@@ -161,11 +161,10 @@ def decode(args: argparse.Namespace, sheet: Sheet) -> None:
         def asked(with_parts: bool, best: bool, prompts: Prompts = prompts, objects: int = objects) -> Contender:
             own = (seen if with_parts else seen._replace(details=None)).for_each(objects)
 
-            @torch.inference_mode()
             def work() -> Tensor:
                 return model.upscale(answer(model, own, prompts, True, best=best).logits)
 
-            return Contender(work, gflop=gflop_of(work), items=objects)
+            return Contender(torch.inference_mode()(work), gflop=gflop_of(work), items=objects)
 
         print(f"\ndecode: a fifth click on {objects} object(s)")
         sheet.compare(

@@ -46,10 +46,10 @@ TRAINING = (
     "--iter_point 1 --keep_clicks --box_shift 4"
 )
 REFINED = (
-    "--encoder_adapter True --replay none --refine True --refine_lr 2e-3 --iter_point 2 --point_list 1 2 4 8 "
+    "--encoder_adapter True --refine True --refine_lr 2e-3 --iter_point 2 --point_list 1 2 4 8 "
     "--scribble_share 0.2 --lasso_share 0.1 --rank_weight 0.2"
 )
-SHARE_OF_EPOCHS = 0.85  # of the refined one, whose batches are longer
+SHARE_OF_EPOCHS = 0.75  # of the refined one, whose batches are longer
 LABEL_WIDTH = 110  # pixels
 
 

@@ -143,10 +143,9 @@ def compare(contenders: dict[str, Work], rounds: int, device: torch.device | Non
     return {figure.name: figure.median for figure in figures}
 
 
-@torch.inference_mode()
 def gflop_of(work: Work) -> float:
     """Billions of operations (a multiplication and an addition are two) in the products of one call."""
-    with FlopCounterMode(display=False) as counter:
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # without gradients attention is not counted
         work()
     return counter.get_total_flops() / 1e9
 

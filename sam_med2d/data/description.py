@@ -121,7 +121,7 @@ class Describer:
         if not match or not match[1]:
             raise UsageError(
                 f"--case {self._case.pattern}: does not fit {name} (the whole path of an image in the index, without "
-                f"its ending); {case_hint([name])!r} does"
+                f"its ending); '{case_hint([name])}' does"
             )
         return match[1]
 

@@ -82,11 +82,14 @@ HINTS = (
 
 def case_hint(names: Sequence[str], together: Sequence[str] = ()) -> str:
     """An expression for --case that fits all these names, paths without their endings, and puts those of `together`
-    into one case.
+    into one case; one that tells nothing, as that all lie in one folder or each name is its own, is passed over.
     """
+    every = {*names, *together}
     for hint in HINTS[:-1]:
-        found = {name: match[1] for name in (*names, *together) if (match := re.fullmatch(hint, name))}
-        if found.keys() == {*names, *together} and len({found[name] for name in together}) <= 1:
+        found = {name: match[1] for name in every if (match := re.fullmatch(hint, name))}
+        cases = set(found.values())
+        tells_nothing = cases == every or (len(cases) == 1 and cases == {os.path.dirname(name) for name in every})
+        if found.keys() == every and len({found[name] for name in together}) <= 1 and not tells_nothing:
             return hint
     return HINTS[-1]
 
