@@ -154,7 +154,10 @@ def test_backends_have_one_name_and_the_old_one_is_taken(words, backend):
     [
         (["--encoder_model", "e.onnx"], "say with which --backend"),
         (["--backend", "openvino", "--encoder_model", "e.onnx"], "openvino needs --encoder_model and --decoder_model"),
-        (["--precision", "bfloat16"], "--precision bfloat16 is for --backend openvino"),
+        (
+            ["--backend", "openvino", "--encoder_model", "e.onnx", "--decoder_model", "d.onnx", "--compile"],
+            "--compile is for --backend pytorch",
+        ),
         (["--threads", "0"], "--threads must be at least 1, not 0"),
     ],
 )
