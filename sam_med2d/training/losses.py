@@ -65,6 +65,12 @@ def ranking(predicted_iou: Tensor, true_iou: Tensor) -> Tensor:
     return -(wanted * (predicted_iou.float() / RANK_TEMPERATURE).log_softmax(dim=1)).sum(dim=1)
 
 
+def weighed(terms: dict[str, Tensor]) -> Tensor:
+    """The sum of the terms "focal", "dice" and "iou", each with its weight of WEIGHTS."""
+    focal_part, dice_part, iou_part = (WEIGHTS[name] * terms[name] for name in WEIGHTS)
+    return focal_part + dice_part + iou_part
+
+
 def objective(prediction: Prediction, logits: Tensor, masks: Tensor, rank_weight: float = 0.0) -> dict[str, Tensor]:
     """What training lowers, averaged over objects.
 
@@ -85,8 +91,7 @@ def objective(prediction: Prediction, logits: Tensor, masks: Tensor, rank_weight
         "dice": (share * dice_terms).sum(dim=1).mean(),
         "iou": iou_error(prediction.iou, logits, target).mean(),
     }
-    focal_part, dice_part, iou_part = (WEIGHTS[name] * term for name, term in terms.items())
-    loss = focal_part + dice_part + iou_part
+    loss = weighed(terms)
     if rank_weight:
         true_iou = iou(logits.detach(), target, from_logits=True)
         terms["rank"] = ranking(prediction.iou[:, MULTIPLE], true_iou[:, MULTIPLE]).mean()

@@ -8,10 +8,9 @@ the two can be compared. Nothing here is meant for models that are to be used.
   LayerNorm of scale one, so that the first step meets an encoder whose features are gone (`begin_as_published`).
 """
 
-import torch
 from torch import Tensor, nn
 
-from sam_med2d.training.losses import WEIGHTS, focal
+from sam_med2d.training.losses import dice, focal, iou_error, weighed
 from segment_anything import MULTIPLE, Prediction, Sam, best_of
 from segment_anything.modeling.image_encoder import Adapter
 
@@ -21,19 +20,15 @@ RECIPES = ("ours", "paper")
 def pooled_objective(prediction: Prediction, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """A loss as --loss takes it. prediction: all four outputs; logits: (N, 4, S, S); masks: (N, 1, S, S) bool."""
     chosen = best_of(Prediction(logits[:, MULTIPLE].float(), prediction.iou[:, MULTIPLE].float()))
-    target = masks.float()
-    probability = chosen.logits.sigmoid()
-    overlap, size = (probability * target).sum(), probability.sum() + target.sum()
-    with torch.no_grad():
-        answered = chosen.logits > 0
-        union = (answered | masks).sum().clamp(min=1)
-        true_iou = (answered & masks).sum() / union
+    pooled, target = (  # one tall picture of all objects
+        pixels.reshape(1, 1, -1, pixels.shape[-1]) for pixels in (chosen.logits, masks.float())
+    )
     terms = {
-        "focal": focal(chosen.logits, target).mean(),
-        "dice": 1 - (2 * overlap + 1) / (size + 1),
-        "iou": ((chosen.iou - true_iou) ** 2).mean(),
+        "focal": focal(pooled, target).mean(),
+        "dice": dice(pooled, target).mean(),
+        "iou": iou_error(chosen.iou, pooled, target).mean(),
     }
-    return {"loss": torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum(), **terms}
+    return {"loss": weighed(terms), **terms}
 
 
 def begin_as_published(model: Sam) -> None:
