@@ -99,10 +99,10 @@ class Attention(nn.Module):
         side_h, side_w = (self.window, self.window) if self.window else (height, width)
         qkv = product_of(self.qkv, x)  # without its bias, which padded tokens have too
         rows = [
-            torch.cat([self._attended(part, side_h, side_w) for part in _whole_and_rest(strip, 2, side_w)], dim=2)
+            _joined([self._attended(part, side_h, side_w) for part in _whole_and_rest(strip, 2, side_w)], 2)
             for strip in _whole_and_rest(qkv, 1, side_h)
         ]
-        return self.proj(torch.cat(rows, dim=1))
+        return self.proj(_joined(rows, 1))
 
     def _attended(self, qkv: Tensor, side_h: int, side_w: int) -> Tensor:
         """qkv: (B, h, w, 3 C) of windows that are whole, or all cut off alike -> (B, h, w, C)."""
@@ -133,6 +133,11 @@ def _whole_and_rest(x: Tensor, dim: int, side: int) -> tuple[Tensor, ...]:
     length = x.shape[dim]
     whole = length - length % side
     return x.split([whole, length - whole], dim) if 0 < whole < length else (x,)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """The reverse of `_whole_and_rest`; a part alone, as of global attention, is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _relative_table(rel_pos: Tensor, queries: int, keys: int) -> Tensor:
