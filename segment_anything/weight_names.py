@@ -22,30 +22,34 @@ USUAL = ("model", "state_dict", "model_state_dict", "model_state", "net", "netwo
 AVERAGES = ("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "teacher")
 GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 
-# Hugging Face's names, in this order: (pattern, ours).
-HUGGING_FACE = [
+# Parts of names in Hugging Face's SamModel, and here.
+PARTS = (
+    (".patch_embed.projection.", ".patch_embed.proj."),
+    (".neck.conv1.", ".neck.0."),
+    (".neck.layer_norm1.", ".neck.1."),
+    (".neck.conv2.", ".neck.2."),
+    (".neck.layer_norm2.", ".neck.3."),
+    (".point_embed.", ".point_embeddings."),
+    (".mask_embed.conv1.", ".mask_downscaling.0."),
+    (".mask_embed.layer_norm1.", ".mask_downscaling.1."),
+    (".mask_embed.conv2.", ".mask_downscaling.3."),
+    (".mask_embed.layer_norm2.", ".mask_downscaling.4."),
+    (".mask_embed.conv3.", ".mask_downscaling.6."),
+    (".upscale_conv1.", ".output_upscaling.0."),
+    (".upscale_layer_norm.", ".output_upscaling.1."),
+    (".upscale_conv2.", ".output_upscaling.3."),
+)
+HEAD = r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)"
+HUGGING_FACE = [  # patterns and what they become here, in this order
     (re.compile(pattern), ours)
     for pattern, ours in (
         (r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$", GAUSSIAN),
         (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
         (r"^vision_encoder\.", "image_encoder."),
-        (r"\.patch_embed\.projection\.", ".patch_embed.proj."),
-        (r"\.neck\.conv1\.", ".neck.0."),
-        (r"\.neck\.layer_norm1\.", ".neck.1."),
-        (r"\.neck\.conv2\.", ".neck.2."),
-        (r"\.neck\.layer_norm2\.", ".neck.3."),
-        (r"\.point_embed\.", ".point_embeddings."),
-        (r"\.mask_embed\.conv1\.", ".mask_downscaling.0."),
-        (r"\.mask_embed\.layer_norm1\.", ".mask_downscaling.1."),
-        (r"\.mask_embed\.conv2\.", ".mask_downscaling.3."),
-        (r"\.mask_embed\.layer_norm2\.", ".mask_downscaling.4."),
-        (r"\.mask_embed\.conv3\.", ".mask_downscaling.6."),
-        (r"\.upscale_conv1\.", ".output_upscaling.0."),
-        (r"\.upscale_layer_norm\.", ".output_upscaling.1."),
-        (r"\.upscale_conv2\.", ".output_upscaling.3."),
-        (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.0\.", r"\1.layers.1."),
-        (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.proj_in\.", r"\1.layers.0."),
-        (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.proj_out\.", r"\1.layers.2."),
+        *((re.escape(theirs), ours) for theirs, ours in PARTS),
+        (rf"{HEAD}\.layers\.0\.", r"\1.layers.1."),
+        (rf"{HEAD}\.proj_in\.", r"\1.layers.0."),
+        (rf"{HEAD}\.proj_out\.", r"\1.layers.2."),
         (r"\.layer_norm(\d|_final_attn)\.", r".norm\1."),
     )
 ]
@@ -55,23 +59,10 @@ TO_HUGGING_FACE = [  # and back
         (rf"^{re.escape(GAUSSIAN)}$", "shared_image_embedding.positional_embedding"),
         (r"^image_encoder\.blocks\.", "vision_encoder.layers."),
         (r"^image_encoder\.", "vision_encoder."),
-        (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
-        (r"\.neck\.0\.", ".neck.conv1."),
-        (r"\.neck\.1\.", ".neck.layer_norm1."),
-        (r"\.neck\.2\.", ".neck.conv2."),
-        (r"\.neck\.3\.", ".neck.layer_norm2."),
-        (r"\.point_embeddings\.", ".point_embed."),
-        (r"\.mask_downscaling\.0\.", ".mask_embed.conv1."),
-        (r"\.mask_downscaling\.1\.", ".mask_embed.layer_norm1."),
-        (r"\.mask_downscaling\.3\.", ".mask_embed.conv2."),
-        (r"\.mask_downscaling\.4\.", ".mask_embed.layer_norm2."),
-        (r"\.mask_downscaling\.6\.", ".mask_embed.conv3."),
-        (r"\.output_upscaling\.0\.", ".upscale_conv1."),
-        (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
-        (r"\.output_upscaling\.3\.", ".upscale_conv2."),
-        (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.0\.", r"\1.proj_in."),
-        (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.1\.", r"\1.layers.0."),
-        (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.2\.", r"\1.proj_out."),
+        *((re.escape(ours), theirs) for theirs, ours in PARTS),
+        (rf"{HEAD}\.layers\.0\.", r"\1.proj_in."),
+        (rf"{HEAD}\.layers\.1\.", r"\1.layers.0."),
+        (rf"{HEAD}\.layers\.2\.", r"\1.proj_out."),
         (r"\.norm(\d|_final_attn)\.", r".layer_norm\1."),
     )
 ]
