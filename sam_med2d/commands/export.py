@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     source = Path(weights_file(args.sam_checkpoint))
     check_no_input([args.output], [source])
     check_writable(args.output)
-    model = load_model(args).eval().requires_grad_(False)
+    model = load_model(args).for_inference()
     args.output.mkdir(parents=True, exist_ok=True)
     name = below(args.name or source.stem).replace("/", "_")
     images = images_of(args.data_path, "test", COMPARED)

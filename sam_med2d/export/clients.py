@@ -8,8 +8,10 @@ from typing import Protocol
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 
+from sam_med2d.evaluation.metrics import dice
 from sam_med2d.export.frame1024 import LOW_RES, WHOLE
 from sam_med2d.inference.backends import Session
 from segment_anything import ABSENT, Sam, SamPredictor
@@ -152,6 +154,4 @@ def compare(model: Sam, client: Client, images: Sequence[np.ndarray]) -> dict[st
 
 
 def _dice(first: np.ndarray, second: np.ndarray) -> float:
-    """Two empty masks agree."""
-    total = first.sum() + second.sum()
-    return 1.0 if total == 0 else float(2 * (first & second).sum() / total)
+    return dice(torch.from_numpy(first), torch.from_numpy(second), from_logits=False).item()

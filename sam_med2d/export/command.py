@@ -103,7 +103,7 @@ def load_for_export(args: argparse.Namespace) -> Sam:
             raise UsageError(
                 "--data_path: there is no data_demo in this folder; name a folder of images to compare the export on"
             )
-    model = load_model(args).eval().requires_grad_(False)
+    model = load_model(args).for_inference()
     if args.gelu_approximate:
         approximate_gelu(model)
     return model
