@@ -47,7 +47,7 @@ from sam_med2d.training.rounds import Recipe
 from sam_med2d.training.start import DEFAULT_CHECKPOINT, build_model, check_tuning, settle_model
 from sam_med2d.training.state import Progress, RunState, SavedRun, images_a_step, models_folder, room_for_checkpoints
 from segment_anything import Sam, sam_model_registry
-from segment_anything.frames import FRAMES, SAM_MED2D
+from segment_anything.frames import FRAMES
 from segment_anything.modeling.lora import TARGETS
 from segment_anything.modeling.tuning import TUNE
 
@@ -359,7 +359,6 @@ def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) 
     recipe = recipe_of(args)
     load_metrics(args.metrics)
     plan = None if saved else settle_model(args)
-    args.frame = args.frame or SAM_MED2D  # of a saved run that is older than any other frame
     dataset = TrainingDataset(
         *(args.data_path, args.image_size, "train", args.mask_num, args.augment, args.seed, args.cache, args.balance),
         *(args.replay, args.replay_share, OwnAugmentation(args.augment_with) if args.augment_with else None),
