@@ -8,6 +8,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -74,10 +75,8 @@ def encode(args: argparse.Namespace, sheet: Sheet) -> None:
         contenders["bfloat16, autocast"] = Contender(with_autocast, "bfloat16", gflop, count)
         if args.references:
             contenders["adapters as convolutions"] = Contender(by_convolutions(encoding(plain, images)))
-            for name, attend in (
-                ("padded tokens ask too", asking_attention),
-                ("... and are computed", padded_attention),
-            ):
+            for name, computed in (("padded tokens ask too", False), ("... and are computed", True)):
+                attend = partial(whole_windows, computed=computed)
                 contenders[name] = Contender(with_attention(attend, encoding(plain, images), plain))
         sheet.compare(f"encode {count}", contenders)
 
@@ -97,7 +96,7 @@ def with_attention(attend: Callable[[Attention, Tensor], Tensor], work: Work, mo
 
     def other() -> object:
         for layer in attention:
-            layer.forward = attend.__get__(layer)
+            layer.forward = partial(attend, layer)
         try:
             return work()
         finally:
@@ -107,12 +106,14 @@ def with_attention(attend: Callable[[Attention, Tensor], Tensor], work: Work, mo
     return other
 
 
-def asking_attention(self: Attention, x: Tensor) -> Tensor:
-    """As ours was up to version 2.0: padded tokens are filled in, but all windows are alike, so that they ask too."""
+def whole_windows(self: Attention, x: Tensor, computed: bool) -> Tensor:
+    """Padded tokens ask too: all windows are alike. computed: and are computed, as in the original; else they are
+    filled in, as in version 1.0.
+    """
     height, width = x.shape[1:3]
     side_h, side_w = (self.window, self.window) if self.window else (height, width)
     rest = (0, 0, 0, -width % side_w, 0, -height % side_h)
-    qkv = F.pad(product_of(self.qkv, x), rest) + self.qkv.bias
+    qkv = self.qkv(F.pad(x, rest)) if computed else F.pad(product_of(self.qkv, x), rest) + self.qkv.bias
     windows = qkv.unflatten(1, (-1, side_h)).unflatten(3, (-1, side_w)).unflatten(-1, (3, self.heads, -1))
     n_h, n_w = windows.shape[1], windows.shape[3]
     windows = windows.permute(5, 0, 1, 3, 6, 2, 4, 7)
@@ -122,24 +123,6 @@ def asking_attention(self: Attention, x: Tensor) -> Tensor:
     )
     attended = attended.view(len(x), n_h, n_w, self.heads, side_h, side_w, -1).permute(0, 1, 4, 2, 5, 3, 6)
     return self.proj(attended.reshape(len(x), n_h * side_h, n_w * side_w, -1)[:, :height, :width])
-
-
-def padded_attention(self: Attention, x: Tensor) -> Tensor:
-    """The reference: pad with zeros, compute everything on whole windows, crop."""
-    window = self.window
-    if not window:
-        return Attention.forward(self, x)
-    batch, height, width, channels = x.shape
-    x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
-    rows, columns = x.shape[1] // window, x.shape[2] // window
-    x = x.view(batch, rows, window, columns, window, channels).transpose(2, 3).reshape(-1, window, window, channels)
-    q, k, v = self.qkv(x).view(len(x), window, window, 3, self.heads, -1).permute(3, 0, 4, 1, 2, 5)
-    attended = F.scaled_dot_product_attention(
-        q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), attn_mask=self.position_bias(q, window, window)
-    )
-    x = self.proj(attended.transpose(1, 2).reshape(len(x), window, window, channels))
-    x = x.view(batch, rows, columns, window, window, channels).transpose(2, 3)
-    return x.reshape(batch, rows * window, columns * window, channels)[:, :height, :width]
 
 
 # ---------------------------------------------------------------- decode

@@ -64,17 +64,17 @@ class Sheet:
         self.rounds, self.device, self.limits = rounds, device, limits or {}
         self.figures: list[Figure] = []
 
-    def compare(self, area: str, contenders: dict[str, Contender | Work], rounds: int | None = None) -> list[Figure]:
+    def compare(self, area: str, contenders: dict[str, Contender | Work]) -> list[Figure]:
         """Print and keep a figure each. The contenders take turns; a first turn warms up."""
         asked = {name: c if isinstance(c, Contender) else Contender(c) for name, c in contenders.items()}
         times: dict[str, list[float]] = {name: [] for name in asked}
         memory: dict[str, float] = {}
-        for i in range((rounds or self.rounds) + 1):
+        for i in range(self.rounds + 1):
             for name, contender in asked.items():
                 with self._peak(name, memory):
                     started = time.perf_counter()
                     contender.work()
-                    self._wait()
+                    self.wait()
                 if i:
                     times[name].append(1000 * (time.perf_counter() - started))
         first = statistics.median(next(iter(times.values())))
@@ -96,7 +96,8 @@ class Sheet:
             1000 * contender.items / median if contender.items else None, memory,
         )  # fmt: skip
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until the device has done what it was asked for."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -195,7 +196,7 @@ def _times(work: Work, sheet: Sheet) -> list[float]:
         started = time.perf_counter()
         for _ in range(10):
             work()
-        sheet._wait()
+        sheet.wait()
         if i:
             times.append((time.perf_counter() - started) / 10)
     return times
