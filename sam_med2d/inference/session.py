@@ -398,7 +398,11 @@ class AnnotationSession:
                 return [volume]
             write_dicom_seg(scan, labels, dict(enumerate(self.objects, start=1)), segmentation)
         except ModuleNotFoundError:
-            return [path for path in (volume,) if path.exists()]
+            return [volume] if volume.exists() else []
+        except DataError:  # DICOM that lacks what every file has to say; the volume is there all the same
+            if not volume.exists():
+                raise
+            return [volume]
         return [volume, segmentation]
 
 

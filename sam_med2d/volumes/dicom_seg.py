@@ -17,6 +17,10 @@ from segment_anything.files import replacing
 DICOM = ".dcm"  # how the name of a DICOM-SEG ends
 SAME_PLACE = 0.01  # mm
 MAKER = "sam-med2d"
+MAY_BE_EMPTY = (  # of patient and study; each has to be there, and highdicom copies it
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+)
 LONG = 4096  # bytes of an element that is of no use to a DICOM-SEG
 PIXELS = pydicom.tag.Tag("PixelData")
 
@@ -65,6 +69,9 @@ def _head_of(slice: pydicom.Dataset) -> pydicom.Dataset:
         element = slice.get_item(tag, keep_deferred=True)
         if tag == PIXELS or (isinstance(element, RawDataElement) and element.value is None and element.length):
             del slice[tag]
+    for name in MAY_BE_EMPTY:
+        if name not in slice:
+            setattr(slice, name, "")
     return slice
 
 
