@@ -31,7 +31,7 @@ from sam_med2d.cli import Parser, ending_in_one_line
 from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
 from sam_med2d.data.windows import Window, shown
 from sam_med2d.errors import UsageError
-from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, models_of
+from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, add_zoom_flag, models_of
 from sam_med2d.inference.session import AnnotationSession
 from sam_med2d.limits import MOST_VOXELS
 from sam_med2d.volumes.intensity import WINDOWS, parse_window
@@ -65,6 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"the window that scans are opened with: centre and width, or one of {', '.join(WINDOWS)}; default: that "
         "which the model was trained with, if it says one, else each slice's own range",
     )
+    add_zoom_flag(parser)
     add_backend_flags(parser)
     add_server_flags(parser, port=7860)
     add_reading_flags(add_limits(parser, LIMITS))
@@ -127,7 +128,7 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
     )
     examples = sorted(path.resolve() for path in EXAMPLES.glob("*.png"))
     with tempfile.TemporaryDirectory(prefix="sam_med2d_app_") as folder:
-        sessions = Sessions(Path(folder), lambda: AnnotationSession(models, window), quotas)
+        sessions = Sessions(Path(folder), lambda: AnnotationSession(models, window, zoom=args.zoom), quotas)
         server = Server(sessions, Opener(args.open_seconds, args.open_memory, args.max_voxels), examples)
         try:
             yield Guard(server.app, names_of(args), token, port)
