@@ -4,16 +4,20 @@
     python scripts/pretrain.py --pictures workdir/pictures.npz --steps 5000 # stopped or killed: the same goes on
     python scripts/pretrain.py --pictures workdir/pictures.npz --steps 20000        # the same run, more steps
     python scripts/pretrain.py --steps 4 --batch_size 2 --evaluate_every 2 --run /tmp/run --output /tmp/a.safetensors
+    python scripts/pretrain.py --device cuda --use_amp --num_workers 15 --image_size 192 --refine True \\
+        --batch_size 128 --lr 8e-4 --steps 2000 --pictures workdir/pictures.npz     # a GPU, and cores that draw for it
 
 A step is a function of --seed and its number: pictures, prompts and the learning rate (warm-up, then a cosine to
 --lr_end over --steps). So a run that was killed and goes on ends as one that was not; with another --steps the rate
 follows the new cosine from there on.
 
-A batch: half of the objects start from a box, half from a click, and after none to three corrections of one click each,
-which only look ahead, one more correction learns. Two thirds of the batches keep earlier clicks and boxes, as an
+A batch: half of the objects start from a box, half from a click (in some batches from a stroke, and from a lasso in
+place of the box), and after none to three corrections of one click each, which only look ahead, one more correction
+learns. Two thirds of the batches keep earlier clicks and boxes, as an
 annotator works; a quarter replaces them, as the paper does; a tenth corrects with the last mask alone. Start and last
 correction share one encoding, and everything learns. Losses are taken at half the frame's size, on masks whose edges
-are shares of pixels: the logits have a quarter of it, and at full size the loss took a third of a step.
+are shares of pixels: the logits have a quarter of it, and at full size the loss took a third of a step. With --refine
+a refinement network learns along, from the answer that is chosen, and its masks are what is corrected.
 
 Left: RUN/last.pt (weights, their average, optimizer, step; replaced whole), RUN/log.jsonl, and every --evaluate_every
 steps the averaged weights, float16, in --output, with a copy of the log beside them.
@@ -27,26 +31,42 @@ import random
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 from synthesis import Tasks
 
+from sam_med2d.cli import boolean
+from sam_med2d.data.datasets import Loader
 from sam_med2d.evaluation.metrics import dice
-from sam_med2d.prompts.clicks import Clicks, clicks_on, corrective_clicks, join_clicks
-from sam_med2d.training.losses import WEIGHTS, focal, output_shares
+from sam_med2d.prompts.clicks import boxes_of, clicks_in, clicks_on, corrective_clicks, join_clicks
+from sam_med2d.seeds import seed_of
+from sam_med2d.training.losses import WEIGHTS, focal, output_shares, refinement_loss
 from sam_med2d.training.losses import dice as dice_loss
-from sam_med2d.training.rounds import predict_start, starting_prompts, uniform_from
-from segment_anything import Prediction, Prompts, Sam, best_of, sam_model_registry
+from sam_med2d.training.rounds import (
+    Recipe,
+    StartingPrompts,
+    Uniform,
+    drawn_start,
+    predict_start,
+    starting_prompts,
+    uniform_from,
+)
+from segment_anything import Prediction, Prompts, Sam, best_of, low_resolution, ranked, sam_model_registry
 from segment_anything.checkpoint import load_checkpoint, save_weights
 
 VALIDATION_SEED = 10**6  # of the draws that are never trained on
+KINDS = ("box", "click", "5 clicks")
+DRAWINGS = Recipe(scribble_share=0.15, lasso_share=0.1)
 SETS = {"generated": {"scene": 1.0}, "phantoms": {"phantom": 1.0}, "pictures": {"picture": 1.0}}
 
 
@@ -78,6 +98,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save_minutes", type=float, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--use_amp", action="store_true", help="bfloat16 where it may be")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that draw the tasks; default: this one")
+    parser.add_argument("--refine", type=boolean, default=False, help="with a refinement network")
     parser.add_argument(
         "--compile", action="store_true", help="the encoder: two thirds of its time, after minutes of a C++ compiler"
     )
@@ -94,6 +118,41 @@ def batch_of(tasks: Tasks, seed: int, step: int, size: int) -> tuple[Tensor, Ten
         torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
         torch.from_numpy(np.concatenate(masks)).unsqueeze(1),
     )
+
+
+class Drawn(NamedTuple):
+    """What a step learns from, whatever its place: pictures, masks and starting prompts, see `batch_of`."""
+
+    images: Tensor
+    masks: Tensor
+    start: StartingPrompts
+
+    def to(self, device: torch.device) -> "Drawn":
+        move = lambda tensor: tensor.to(device, non_blocking=True)
+        box_rows, boxes, click_rows, clicks = self.start
+        start = StartingPrompts(move(box_rows), boxes.to(device), move(click_rows), clicks.to(device))
+        return Drawn(move(self.images), move(self.masks), start)
+
+
+class Steps(Dataset):
+    """The draws of steps: a function of the seed and of the step's number."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.tasks = Tasks(args.image_size, args.objects, args.pictures)
+        self.seed, self.size = args.seed, args.batch_size
+
+    def __getitem__(self, step: int) -> Drawn:
+        images, masks = batch_of(self.tasks, self.seed, step, self.size)
+        draw = random.Random(seed_of(self.seed, "start", step))
+        uniform = uniform_from(torch.Generator().manual_seed(draw.getrandbits(62)))
+        start = starting_prompts(masks, uniform, odd_from_box=draw.random() < 0.5, box_shift=draw.choice((0, 0, 2, 4)))
+        return Drawn(images, masks, drawn_start(start, masks, DRAWINGS._replace(seed=self.seed), step))
+
+
+def uniform_on(device: torch.device, seed: int) -> Uniform:
+    """Numbers that are the same on every device."""
+    drawn = uniform_from(torch.Generator().manual_seed(seed))
+    return lambda rows, columns: drawn(rows, columns).to(device, non_blocking=True)
 
 
 def learning_rate(step: int, args: argparse.Namespace) -> float:
@@ -117,57 +176,77 @@ def loss_of(prediction: Prediction, masks: Tensor) -> Tensor:
     ] * error.mean()
 
 
-def chosen(prediction: Prediction) -> Tensor:
-    """Logits (N, 1, S/4, S/4) of the guess of outputs 1..3 that the model would give."""
-    return best_of(Prediction(prediction.logits[:, 1:], prediction.iou[:, 1:])).logits.detach()
+class Answer(NamedTuple):
+    """What the model would give of each object. logits: (N, 1, S/4, S/4), to be fed back; masks: (N, 1, S, S) bool."""
+
+    logits: Tensor
+    masks: Tensor
 
 
-def corrected(
-    model: Sam, last: Tensor, masks: Tensor, earlier: Clicks | None, clicks: int, uniform
-) -> tuple[Prompts, Clicks]:
-    """The prompts of one more correction: the last mask, and so many clicks on its errors after the earlier ones."""
-    points, labels = join_clicks(
-        earlier, corrective_clicks(masks, model.upscale(last) > 0, uniform(len(masks), clicks))
-    )
-    return Prompts(points=points, labels=labels, masks=last.float().sigmoid()), (points, labels)
+def answered(
+    model: Sam, prediction: Prediction, details: Tensor | None, prompts: Prompts, masks: Tensor | None = None
+) -> tuple[Answer, Tensor | float]:
+    """The guess of outputs 1..3 that the model would give, refined where it can; and with `masks`, (N, 1, S, S) bool,
+    the loss of the refinement.
+
+    prediction: all four outputs; details: of each object's picture; prompts: of all objects.
+    """
+    guesses = Prediction(prediction.logits[:, 1:].detach(), prediction.iou[:, 1:].detach())
+    if details is None:
+        logits = best_of(guesses).logits
+        return Answer(logits, model.upscale(logits) > 0), 0.0
+    refined = model.refined(details, best_of(ranked(guesses, prompts)), prompts).logits
+    loss = 0.0 if masks is None else refinement_loss(refined, masks, prompts)
+    return Answer(low_resolution(refined.detach(), model.image_size), refined.detach() > 0), loss
 
 
-def predict_corrected(model: Sam, embeddings: Tensor, prompts: Prompts, box_rows: Tensor, boxes: Tensor) -> Prediction:
-    """All four outputs, where the objects of `box_rows` keep their boxes. box_rows: (M,); boxes: (M, 4)."""
-    rest = torch.ones(len(embeddings), dtype=torch.bool)
-    rest[box_rows] = False
-    rows = torch.cat([box_rows, rest.nonzero().squeeze(1)])
+def corrected(last: Answer, masks: Tensor, earlier: Prompts, clicks: int, uniform: Uniform) -> Prompts:
+    """The prompts of one more correction: the last mask, and so many clicks on its errors after what was kept."""
+    more = corrective_clicks(masks, last.masks, uniform(len(masks), clicks))
+    points, labels = join_clicks(clicks_in(earlier), more)
+    return earlier._replace(points=points, labels=labels, masks=last.logits.float().sigmoid())
+
+
+def predict_corrected(model: Sam, embeddings: Tensor, prompts: Prompts, start: StartingPrompts) -> Prediction:
+    """All four outputs, where objects that started from a box keep theirs, if `prompts` have boxes at all."""
+    if prompts.boxes is None:
+        return model.predict(embeddings, prompts, multimask_output=None)
+    order = torch.cat([start.box_rows, start.click_rows]).argsort()
     parts = [
-        model.predict(embeddings[own], prompts.rows(own)._replace(boxes=own_boxes), multimask_output=None)
-        for own, own_boxes in ((box_rows, boxes), (rows[len(box_rows) :], None))
+        model.predict(embeddings[own], prompts.rows(own)._replace(**without), multimask_output=None)
+        for own, without in ((start.box_rows, {}), (start.click_rows, {"boxes": None}))
         if len(own)
     ]
-    order = rows.argsort()
     return Prediction(*(torch.cat(values)[order] for values in zip(*parts)))
 
 
-def losses_of(model: Sam, images: Tensor, masks: Tensor, draw: random.Random, uniform) -> tuple[Tensor, Tensor]:
+def losses_of(model: Sam, drawn: Drawn, draw: random.Random, uniform: Uniform) -> tuple[Tensor, Tensor]:
     """Of the start and of the last correction."""
-    embeddings = model.encode(images).repeat_interleave(len(masks) // len(images), dim=0)
-    start = starting_prompts(masks, uniform, odd_from_box=True, box_shift=draw.choice((0, 0, 2, 4)))
-    prediction = predict_start(model, embeddings, start)
-    first, last = loss_of(prediction, masks), chosen(prediction)
+    images, masks, start = drawn
+    each = len(masks) // len(images)
+    embeddings = model.encode(images).repeat_interleave(each, dim=0)
+    details = model.details(images)
+    details = None if details is None else details.repeat_interleave(each, dim=0)
+    prediction, prompts = predict_start(model, embeddings, start), start.of_all()
+    last, refining = answered(model, prediction, details, prompts, masks)
+    first = loss_of(prediction, masks) + refining
 
     plan = draw.random()
     if plan < 0.1:  # the mask alone
-        alone = Prompts(masks=last.float().sigmoid())
-        return first, loss_of(model.predict(embeddings, alone, multimask_output=None), masks)
-    # as annotators work: clicks add up, and a box stays; or as in the paper: new clicks in the place of all before
-    keeps = plan < 0.75
-    clicks = start.clicks_of_all() if keeps else None
-    box_rows = start.box_rows if keeps else start.box_rows[:0]
-    boxes = start.boxes.boxes[: len(box_rows)]
-    with torch.no_grad():
-        for _ in range(draw.choice((0, 0, 1, 2, 3))):
-            prompts, clicks = corrected(model, last, masks, clicks, 1, uniform)
-            last = chosen(predict_corrected(model, embeddings, prompts, box_rows, boxes))
-    prompts, _ = corrected(model, last, masks, clicks, draw.choice((1, 1, 1, 2, 4)), uniform)
-    return first, loss_of(predict_corrected(model, embeddings, prompts, box_rows, boxes), masks)
+        kept = Prompts(masks=last.logits.float().sigmoid())
+        prediction = model.predict(embeddings, kept, multimask_output=None)
+    else:  # clicks add up, and a box stays, as annotators work; or new clicks replace all before, as in the paper
+        keeps = plan < 0.75
+        kept = prompts if keeps else Prompts()
+        with torch.no_grad():
+            for _ in range(draw.choice((0, 0, 1, 2, 3))):
+                prompts = corrected(last, masks, kept, 1, uniform)
+                last, _ = answered(model, predict_corrected(model, embeddings, prompts, start), details, prompts)
+                kept = prompts if keeps else kept
+        kept = corrected(last, masks, kept, draw.choice((1, 1, 1, 2, 4)), uniform)
+        prediction = predict_corrected(model, embeddings, kept, start)
+    _, refining = answered(model, prediction, details, kept, masks)
+    return first, loss_of(prediction, masks) + refining
 
 
 # ---------------------------------------------------------------- validation
@@ -178,24 +257,30 @@ def evaluate(model: Sam, held_out: list[tuple[Tensor, Tensor]]) -> dict[str, flo
     """Mean Dice from a box, from one click, and after five clicks that were kept."""
     was_training = model.training
     model.eval()
-    uniform = uniform_from(torch.Generator().manual_seed(VALIDATION_SEED))
-    found: dict[str, list[Tensor]] = {"box": [], "click": [], "5 clicks": []}
-    full = lambda logits, masks: dice(model.upscale(logits) > 0, masks, from_logits=False).squeeze(1)
+    uniform = uniform_on(model.device, VALIDATION_SEED)
+    found: dict[str, list[Tensor]] = {"box": [], "click": [], "5 clicks": [], "of no account": []}
     for images, masks in held_out:
-        embeddings = model.encode(images).repeat_interleave(len(masks) // len(images), dim=0)
-        boxes = starting_prompts(masks, uniform, odd_from_box=True, box_shift=0)
-        start = chosen(predict_start(model, embeddings, boxes))
-        found["box"].append(full(start, masks)[boxes.box_rows])
+        images, masks = images.to(model.device), masks.to(model.device)
+        of_all = partial(torch.repeat_interleave, repeats=len(masks) // len(images), dim=0)
+        embeddings, details = of_all(model.encode(images)), model.details(images)
+
+        def ask(
+            prompts: Prompts, kind: str, embeddings=embeddings, masks=masks, details=details, of_all=of_all
+        ) -> Answer:
+            prediction = model.predict(embeddings, prompts, multimask_output=None)
+            answer, _ = answered(model, prediction, None if details is None else of_all(details), prompts)
+            found[kind].append(dice(answer.masks, masks, from_logits=False).squeeze(1))
+            return answer
+
+        ask(Prompts(boxes=boxes_of(masks)), "box")
         points, labels = clicks_on(masks, uniform(len(masks), 1))
-        last = chosen(model.predict(embeddings, Prompts(points=points, labels=labels), multimask_output=None))
-        found["click"].append(full(last, masks))
-        clicks = (points, labels)
-        for _ in range(4):
-            prompts, clicks = corrected(model, last, masks, clicks, 1, uniform)
-            last = chosen(model.predict(embeddings, prompts, multimask_output=None))
-        found["5 clicks"].append(full(last, masks))
+        prompts = Prompts(points=points, labels=labels)
+        last = ask(prompts, "click")
+        for number in range(4):
+            prompts = corrected(last, masks, prompts, 1, uniform)
+            last = ask(prompts, "5 clicks" if number == 3 else "of no account")
     model.train(was_training)
-    return {name: round(torch.cat(values).mean().item(), 4) for name, values in found.items()}
+    return {name: round(torch.cat(values).mean().item(), 4) for name, values in found.items() if name in KINDS}
 
 
 def validation_sets(args: argparse.Namespace) -> dict[str, list[tuple[Tensor, Tensor]]]:
@@ -222,18 +307,23 @@ def save(path: Path, content: dict) -> None:
     os.replace(part, path)
 
 
+def new_model(args: argparse.Namespace) -> Sam:
+    model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=False, refine=args.refine)
+    return model.to(args.device)
+
+
 class Run:
     """The model with its average, the optimizer and the place in the run: what a checkpoint holds, and one step."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.checkpoint = args.run / "last.pt"
-        self.model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=False).train()
+        self.model = new_model(args).train()
         self.parameters = self.model.train_for("all")
         self.optimizer = torch.optim.AdamW(self.parameters, lr=args.lr, weight_decay=args.weight_decay)
         self.step = 0
         if self.checkpoint.exists():
-            state = torch.load(self.checkpoint, weights_only=True)
+            state = torch.load(self.checkpoint, weights_only=True, map_location=args.device)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.average, self.step = state["average"], state["step"]
@@ -244,16 +334,21 @@ class Run:
             self.average = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         if args.compile:
             self.model.image_encoder.compile()
-        self.tasks = Tasks(args.image_size, args.objects, args.pictures)
+        remaining = range(self.step, args.steps)
+        workers = {"prefetch_factor": 4} if args.num_workers else {}
+        pinned = args.device != "cpu"
+        loader = Loader(Steps(args), args.num_workers, batch_size=None, sampler=remaining, pin_memory=pinned, **workers)
+        self.draws = iter(loader)
 
-    def learn(self) -> tuple[float, float]:
-        """One step. -> the losses of the start and of the correction. Ends the script where they are not finite."""
+    def learn(self) -> Tensor:
+        """One step. -> the losses of the start and of the correction, (2,), on the model's device."""
         args = self.args
-        images, masks = batch_of(self.tasks, args.seed, self.step, args.batch_size)
+        drawn = next(self.draws).to(self.model.device)
         draw = random.Random(f"{args.seed} {self.step}")
-        uniform = uniform_from(torch.Generator().manual_seed(draw.getrandbits(62)))
+        uniform = uniform_on(self.model.device, draw.getrandbits(62))
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.step, args)
-        start, correction = losses_of(self.model, images, masks, draw, uniform)
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.use_amp):
+            start, correction = losses_of(self.model, drawn, draw, uniform)
         (start + correction).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
@@ -261,12 +356,9 @@ class Run:
         self.step += 1
         keep = min(args.ema, self.step / (self.step + 10))  # the first steps are not averaged with where they began
         with torch.no_grad():
-            for name, tensor in self.model.named_parameters():
-                self.average[name].lerp_(tensor, 1 - keep)
-        losses = start.item(), correction.item()
-        if not all(map(math.isfinite, losses)):
-            raise SystemExit(f"the losses are {losses} at step {self.step}: lower --lr")
-        return losses
+            averages = [self.average[name] for name, _ in self.model.named_parameters()]
+            torch._foreach_lerp_(averages, [*self.model.parameters()], 1 - keep)
+        return torch.stack([start, correction]).detach()
 
     def save(self) -> None:
         state = {"model": self.model.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict()}
@@ -276,7 +368,7 @@ class Run:
         """Write the averaged weights. -> what they score on held-out tasks."""
         args = self.args
         save_weights(self.average, args.output, dtype=torch.float16)
-        judge = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=False)
+        judge = new_model(args)
         judge.load_state_dict(self.average)
         return {"step": self.step, **{name: evaluate(judge, held_out) for name, held_out in sets.items()}}
 
@@ -307,19 +399,21 @@ def run(args: argparse.Namespace) -> None:
         if not state.step:
             judge()
         saved = logged = time.monotonic()
-        recent: list[tuple[float, float]] = []
+        recent: list[Tensor] = []
         end = min(args.steps, args.stop_after or args.steps)
         while state.step < end:
             recent.append(state.learn())
             last = state.step == end
             if state.step % 50 == 0 or last:
+                start, correction = torch.stack(recent).mean(dim=0).tolist()  # waits for the device
+                if not math.isfinite(start + correction):
+                    raise SystemExit(f"the losses are {start, correction} before step {state.step}: lower --lr")
                 now = time.monotonic()
-                start, correction = np.mean(recent, axis=0)
-                means = {"start": round(float(start), 4), "correction": round(float(correction), 4)}
+                means = {"start": round(start, 4), "correction": round(correction, 4)}
                 rate = {"lr": round(state.optimizer.param_groups[0]["lr"], 7)}
                 note({"step": state.step, **means, **rate, "seconds_a_step": round((now - logged) / len(recent), 3)})
                 recent, logged = [], now
-            if time.monotonic() - saved > 60 * args.save_minutes or last:
+            if (time.monotonic() - saved > 60 * args.save_minutes and not recent) or last:  # never what is not finite
                 state.save()
                 saved = time.monotonic()
             if state.step % args.evaluate_every == 0 or last:

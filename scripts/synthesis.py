@@ -32,7 +32,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sam_med2d.data.phantoms import depth, draw_once, filled, noise_blob, smooth_field, star
 
-CANVASES = (160, 192, 256)  # pixels; what is cropped from must have more detail than the frame
+CANVASES = (1.25, 1.5, 2.0)  # sides of the frame: what is cropped from must have more detail than it
 SHARES = {"scene": 0.45, "phantom": 0.2, "picture": 0.35}
 MIN_PIXELS = 24  # of an object in a frame of 128 px: 0.15 % of it, the paper's least object
 THICK = np.ones((3, 3), np.uint8)  # fits into every object of a frame somewhere: no dust, no hair
@@ -379,7 +379,7 @@ class Tasks:
         return None if not masks else self._frame(rng, image, masks)
 
     def _scene(self, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
-        size = int(rng.choice(CANVASES))
+        size = int(self.size * rng.choice(CANVASES))
         ids, groups, whole = scene_regions(rng, size)
         flow = warped(rng, size)
         image = cv2.remap(paint(rng, ids, groups), flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
@@ -405,7 +405,7 @@ class Tasks:
         return image, masks
 
     def _phantom(self, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
-        image, masks = draw_once(rng, int(rng.choice([128, 192])), 6)
+        image, masks = draw_once(rng, int(self.size * rng.choice([1.0, 1.5])), 6)
         return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), masks
 
     def _picture(self, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -131,6 +131,8 @@ def args(folder: Path, pictures: Path, *more: str):
             "none",
             "--warm_up",
             "1",
+            "--refine",
+            "True",
             "--pictures",
             str(pictures),
             *more,
@@ -141,13 +143,14 @@ def args(folder: Path, pictures: Path, *more: str):
 def test_a_stopped_run_that_goes_on_equals_one_that_was_not(tmp_path, pictures, mini):
     pretrain.run(args(tmp_path / "whole", pictures))
     pretrain.run(args(tmp_path / "parts", pictures, "--stop_after", "1"))
-    pretrain.run(args(tmp_path / "parts", pictures))
+    pretrain.run(args(tmp_path / "parts", pictures, "--num_workers", "1"))
     whole, parts = (torch.load(tmp_path / name / "run/last.pt", weights_only=True) for name in ("whole", "parts"))
     assert whole["step"] == parts["step"] == 2
     for part in ("model", "average"):
         for name, tensor in whole[part].items():
             assert torch.equal(tensor, parts[part][name]), name
     whole, parts = (load_file(tmp_path / name / "out.safetensors") for name in ("whole", "parts"))
+    assert "refinement.write.weight" in whole
     assert whole.keys() == parts.keys() and all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
     lines = [json.loads(line) for line in (tmp_path / "parts/run/log.jsonl").read_text().splitlines()]
     assert [line["from_step"] for line in lines if "from_step" in line] == [0, 1]
