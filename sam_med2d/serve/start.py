@@ -5,9 +5,9 @@
     sam-med2d serve --host 0.0.0.0                                      # for other machines, with the token printed
 
 The tool is given the address that is printed, as its server. It speaks nnInteractive 2 (napari-nninteractive, and the
-Remote mode of 3D Slicer's nnInteractive), MONAI Label (3D Slicer, OHIF), X-AnyLabeling's remote server, and samapi
-(QuPath). One model answers all clients; no client sees anything of another one. What is sent stays in memory, or in a
-temporary folder until it is over. Listens on this machine alone (127.0.0.1) unless --host says more.
+Remote mode of 3D Slicer's nnInteractive), MONAI Label (3D Slicer, OHIF), Label Studio, X-AnyLabeling's remote server,
+and samapi (QuPath). One model answers all clients; no client sees anything of another one. What is sent stays in
+memory, or in a temporary folder until it is over. Listens on this machine alone (127.0.0.1) unless --host says more.
 """
 
 import argparse
@@ -45,6 +45,7 @@ from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags
 from sam_med2d.inference.shared import SharedModel
 from sam_med2d.inference.windows import add_scale_flag, add_window_flag, shown_by
 from sam_med2d.limits import MOST_VOXELS
+from sam_med2d.serve.label_studio import KEY, LabelStudio
 from sam_med2d.serve.monai import OBJECT
 from sam_med2d.serve.monai_label import DOORS, GONE, MonaiLabel, Opened
 from sam_med2d.serve.nninteractive import OVER, NnInteractive
@@ -58,7 +59,7 @@ from sam_med2d.serve.x_anylabeling import XAnyLabeling
 THREADS = 4  # requests at a time; the model itself answers one after the other
 ORIGIN = re.compile(r"https?://[^/*]+/?")
 HOUR = 3600  # seconds that images of MONAI Label's clients stay unused; these give no signs of life in between
-SPOKEN = "nnInteractive 2, MONAI Label, samapi and X-AnyLabeling's remote"
+SPOKEN = "nnInteractive 2, MONAI Label, Label Studio, samapi and X-AnyLabeling's remote"
 LIMITS = (  # flags: name, default, unit, help
     ("max_upload", 2000, "MB", "the largest image that is taken, unpacked"),
     ("max_session", 4000, "MB", "of memory that one client may have, what it is just sending included"),
@@ -111,14 +112,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="URL",
         help="of pages that may ask as well, such as that of an OHIF viewer: http://localhost:3000",
     )
+    parser.add_argument_group("Label Studio").add_argument(
+        "--label_studio",
+        metavar="URL",
+        help="of the Label Studio whose pictures may be asked for, such as http://localhost:8080, with the key in the "
+        f"environment's {KEY}; default: none, and pictures are data URIs in the tasks",
+    )
     add_server_flags(parser, port=1527)
     add_reading_flags(add_limits(parser, LIMITS))
     parser.set_defaults(max_pixels=MOST_PIXELS)
     args = parser.parse_args(argv)
     check_server(parser, args, LIMITS)
-    for origin in args.allow_origin:
-        if not ORIGIN.fullmatch(origin):
-            parser.error(f"--allow_origin {origin}: give the address of a page's server, such as http://localhost:3000")
+    for flag, origins in (("allow_origin", args.allow_origin), ("label_studio", [args.label_studio or "http://a"])):
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                parser.error(f"--{flag} {origin}: give the address of a server, such as http://localhost:3000")
     return args
 
 
@@ -155,6 +163,7 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
             *XAnyLabeling(service, pictures, lane).routes(),
             *SamApi(service, pictures, lane).routes(),
             *monai.routes(),
+            *LabelStudio(service, pictures, lane, args.label_studio).routes(),
         ]
         app = Starlette(routes=routes, exception_handlers={404: _unknown, 405: _unknown})
         try:
