@@ -187,7 +187,8 @@ function showObjects() {
         const first = element('td');
         first.append(swatch);
         row.append(first, element('td', {}, one.name));
-        row.append(element('td', {}, one.found ? `IoU ${one.iou.toFixed(2)}` : ''));
+        const closer = one.closer ? ', seen closer' : '';
+        row.append(element('td', {}, one.found ? `IoU ${one.iou.toFixed(2)}${closer}` : ''));
         row.append(element('td', {}, one.found ? `${one.area} px` : ''));
         row.addEventListener('click', () => act({do: 'choose', number}));
         return row;

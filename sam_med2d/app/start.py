@@ -29,7 +29,7 @@ from sam_med2d.app.store import Quotas, Sessions
 from sam_med2d.cli import Parser, ending_in_one_line
 from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
 from sam_med2d.errors import UsageError
-from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, models_of
+from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, add_zoom_flag, models_of
 from sam_med2d.inference.session import AnnotationSession
 from sam_med2d.inference.windows import add_window_flag, shown_by
 from sam_med2d.limits import MOST_VOXELS
@@ -56,6 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_model_flags(parser)
     parser.set_defaults(sam_checkpoint=SMALL)
     add_window_flag(parser)
+    add_zoom_flag(parser)
     add_backend_flags(parser)
     add_server_flags(parser, port=7860)
     add_reading_flags(add_limits(parser, LIMITS))
@@ -119,7 +120,7 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
     )
     examples = sorted(path.resolve() for path in EXAMPLES.glob("*.png"))
     with tempfile.TemporaryDirectory(prefix="sam_med2d_app_") as folder:
-        sessions = Sessions(Path(folder), lambda: AnnotationSession(models, seen.window), quotas)
+        sessions = Sessions(Path(folder), lambda: AnnotationSession(models, seen.window, zoom=args.zoom), quotas)
         server = Server(sessions, Opener(args.open_seconds, args.open_memory, args.max_voxels), examples)
         try:
             yield Guard(server.app, names_of(args), token, port)

@@ -298,9 +298,10 @@ class AnnotationSession:
                 scribbles=lines or None,
                 scribble_labels=kinds or None,
                 lasso=lasso if first else None,
+                best=True,
             )
-        best, closer = int(iou.argmax()), predictor.crops != [Crop.whole(self.size())]
-        found = Packed(masks[best]), int(masks[best].sum()), float(iou[best]), logits[best].copy()
+        closer = predictor.crops != [Crop.whole(self.size())]
+        found = Packed(masks[0]), int(masks[0].sum()), float(iou[0]), logits[0].copy()
         action = Action(self.current, self.slice, points, labels, box, *found, closer=closer)
         return self._add(replace(action, strokes=strokes, lasso=lasso))
 

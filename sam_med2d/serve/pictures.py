@@ -98,9 +98,8 @@ def find(service: Service, picture: np.ndarray, asked: Asked) -> Found:
     labels = np.array(asked.labels, int) if len(asked.points) else None
     box = None if asked.box is None else np.array(asked.box, np.float32)
     mask = None if asked.mask is None else predictor.logits_of(asked.mask)
-    found = predictor.predict_objects([ObjectPrompt(points, labels, box, mask)])
-    best = int(found.iou[0].argmax())
-    return Found(found.masks[0, best], float(found.iou[0, best]))
+    found = predictor.predict_objects([ObjectPrompt(points, labels, box, mask)], best=True)
+    return Found(found.masks[0, 0], float(found.iou[0, 0]))
 
 
 def outlines(mask: np.ndarray, fineness: float = 0.0) -> list[list[list[float]]]:

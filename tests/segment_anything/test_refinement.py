@@ -11,7 +11,7 @@ import torch
 from segment_anything import Prediction, Prompts, Sam, SamPredictor, Seen, answer, best_of, look, low_resolution, ranked
 from segment_anything.build_sam import build_sam
 from segment_anything.checkpoint import load_checkpoint, save_weights
-from segment_anything.modeling.refinement import CLICK_SIGMA, SURE, box_maps, gaussians, marks_of
+from segment_anything.modeling.refinement import CLICK_SIGMA, SURE, box_maps, gaussians, marks_of, pixels_of
 from segment_anything.sizes import SIZES, Size
 
 SIDE = 64
@@ -166,6 +166,33 @@ def test_the_predictor_refines_and_feeds_back() -> None:
         frame = torch.from_numpy(predictor.apply_coords(np.array([[[30, 20]]])))
         raw = model.predict(predictor.get_image_embedding(), Prompts(frame, torch.tensor([[1]])), True)
     np.testing.assert_allclose(other.predict([[30, 20]], [1]).low_res, raw.logits[0].numpy(), atol=1e-5)
+
+
+def test_the_best_alone_is_what_the_best_of_all_is() -> None:
+    model = trained(build(refine=True))
+    asked: list[int] = []
+    refine = model.refinement.forward
+    model.refinement.forward = lambda *given: (asked.append(len(given[1])), refine(*given))[1]
+    image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    predictor = SamPredictor(model, zoom="never")
+    predictor.set_image(image)
+    for more in ({}, {"multimask_output": False}, {"box": [[5, 5, 40, 40], [30, 10, 70, 40]]}):
+        given = dict(more) if "box" in more else {"point_coords": [[30, 20]], "point_labels": [1], **more}
+        every = predictor.predict(**given, return_logits=True)
+        asked.clear()
+        alone = predictor.predict(**given, return_logits=True, best=True)
+        assert len(asked) == 1
+        place = every.iou.argmax(axis=-1)[..., None]
+        np.testing.assert_array_equal(alone.iou, np.take_along_axis(every.iou, place, -1))
+        for got, want in ((alone.masks, every.masks), (alone.low_res, every.low_res)):
+            np.testing.assert_allclose(got, np.take_along_axis(want, place[..., None, None], -3), atol=1e-5)
+
+
+def test_clicked_pixels_are_those_nearest_to_the_clicks() -> None:
+    points = torch.tensor([[[10.4, 20.6], [63.0, 0.0], [63.6, 5.0], [30.0, 30.0]]])
+    found = pixels_of(points, torch.tensor([[True, True, True, False]]), SIDE)
+    assert found.nonzero().tolist() == [[0, 0, 63], [0, 21, 10]]  # the third rounds to a pixel beyond the frame
+    assert not pixels_of(torch.zeros(2, 0, 2), torch.zeros(2, 0, dtype=torch.bool), SIDE).any()
 
 
 # ---------------------------------------------------------------- weights
