@@ -13,7 +13,7 @@ from sam_med2d.errors import UsageError
 from sam_med2d.export.graphs import DecoderGraph, EncoderGraph, RefinementGraph
 from sam_med2d.export.onnx_files import describe, save, trace_decoder, trace_encoder, trace_refinement
 from sam_med2d.export.parity import PROMPT_KINDS, prompts_of
-from sam_med2d.inference.backends import BACKENDS, REFINED, open_runtime, open_session
+from sam_med2d.inference.backends import BACKENDS, CHOOSING, REFINED, open_runtime, open_session
 from segment_anything import ObjectPrompt, Sam, SamPredictor, best_of
 from segment_anything.frames import SAM_MED2D
 from segment_anything.modeling import ImageEncoder, MaskDecoder, PromptEncoder, Refinement
@@ -177,7 +177,7 @@ def three(refining, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("three")
     save(trace_encoder(EncoderGraph(refining), 17), folder / "encoder.onnx")
     decoder = trace_decoder(DecoderGraph(refining), 17)
-    describe(decoder, **{REFINED: True})
+    describe(decoder, **{REFINED: True, CHOOSING: 1})
     save(decoder, folder / "decoder.onnx")
     save(trace_refinement(RefinementGraph(refining), 17), folder / "refinement.onnx")
     return folder
