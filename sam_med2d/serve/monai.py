@@ -9,6 +9,10 @@ Places are voxels of the file as it is stored, x y z from 0 at their centres. Sl
 tools show and number them, whichever way that runs in the patient.
 """
 
+import os
+import shutil
+import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sam_med2d.errors import DataError, PromptError
-from sam_med2d.inference.uploads import Scan, image_of, write_dicom_seg, write_volume_labels
+from sam_med2d.inference.models import open_model
+from sam_med2d.inference.shared import SharedModel
+from sam_med2d.inference.uploads import Scan, image_of, read_upload, write_dicom_seg, write_volume_labels
+from sam_med2d.inference.windows import Shown
 from sam_med2d.serve.pictures import MOST_PROMPTS, Asked, find, numbers_of
 from sam_med2d.serve.service import Service
 from sam_med2d.volumes.prompts import check_inside, object_of, seeds_of
@@ -70,6 +77,44 @@ class Answer(NamedTuple):
         path = folder / f"{MODEL}.dcm"
         write_dicom_seg(self.scan, self.labels, {1: self.wanted.label}, path)
         return path
+
+
+class Answers:
+    """What the app folder of the target `monai` calls: requests as MONAI Label hands them to an InferTask.
+
+    answers = Answers("model/mine.safetensors")
+    path, told = answers({"image": "/studies/ct.nii.gz", "foreground": [[80, 90, 40]]})     # whoever asks removes it
+    """
+
+    def __init__(self, weights: str | Path, device: str | None = None) -> None:
+        """Raises CheckpointError."""
+        model = open_model(str(weights), device=device)
+        self._service = Service(SharedModel(model), shown=Shown(trained=model.window))
+        self._opened: tuple[tuple[str, int], Scan] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """-> the file with the mask, and what JSON says of it. Raises DataError, PromptError."""
+        image = request.get("image")
+        if not isinstance(image, str):
+            raise DataError(f"image must be the path of a file, or of the folder of a DICOM series, not {image!r:.40}")
+        scan = self._scan(Path(image))
+        answer = infer(self._service, scan, asked_of(request, scan))
+        with tempfile.TemporaryDirectory() as folder:
+            handle, path = tempfile.mkstemp(prefix=f"{MODEL}_", suffix=answer.wanted.ending)
+            os.close(handle)
+            shutil.move(answer.write(Path(folder)), path)
+        return path, answer.told
+
+    def _scan(self, path: Path) -> Scan:
+        """Opened once while a person clicks on it."""
+        with self._lock:
+            key = (str(path), path.stat().st_mtime_ns if path.exists() else 0)
+            if self._opened is None or self._opened[0] != key:
+                scan = read_upload(path)
+                check_scan(scan)
+                self._opened = key, scan
+            return self._opened[1]
 
 
 def check_scan(scan: Scan) -> None:
