@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
         single_mask=args.return_single_mask,
         mask_input=LOGITS if graph.logits_in else PROBABILITIES,
         protocol=args.protocol,
-        **({} if model.refinement is None else {REFINED: True, CHOOSING: int(model.refinement.choosing)}),
+        **({} if model.refinement is None else {REFINED: True, CHOOSING: int(model.refinement.choosing > 0)}),
     )
     if model.refinement is not None:
         write_refinement(args, model, trace_refinement(RefinementGraph(model), args.opset, args.exporter))
