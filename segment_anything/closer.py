@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from .modeling import ABSENT, FOREGROUND, Seen
+from .modeling.sam import SHAKE
 from .zoom import MOST_LOOKS, Crop, Zoom, around_click, box_of, crop_around, grown, with_points
 
 if TYPE_CHECKING:
     from .predictor import Masks, ObjectPrompt, SamPredictor
 
 OUTSIDE = -8.0  # the logit of pixels beyond the crop: probability 0.0003
-SHAKE = 1.0  # of logits, up and down: how much of a mask stays then says how sure it is
 LOOSE = 2.0  # times as long as it needs to be in both directions: such a crop is left for a closer one
 KEPT_BYTES = 2**26  # of the features of crops: 256 of them at 256 px; as many of answers
 

@@ -186,9 +186,10 @@ function showObjects() {
         swatch.style.background = one.colour;
         const first = element('td');
         first.append(swatch);
-        row.append(first, element('td', {}, one.name));
-        const closer = one.closer ? ', seen closer' : '';
-        row.append(element('td', {}, one.found ? `IoU ${one.iou.toFixed(2)}${closer}` : ''));
+        const name = element('td', {}, one.name);
+        if (one.closer) name.append(element('small', {}, 'seen closer'));
+        row.append(first, name);
+        row.append(element('td', {}, one.found ? `IoU ${one.iou.toFixed(2)}` : ''));
         row.append(element('td', {}, one.found ? `${one.area} px` : ''));
         row.addEventListener('click', () => act({do: 'choose', number}));
         return row;

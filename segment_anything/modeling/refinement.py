@@ -121,6 +121,8 @@ class Refinement(nn.Module):
     `look` is computed once a picture, `forward` once an answer.
     """
 
+    choosing: Tensor  # (1,), kept with the weights: how answers are chosen, see `sam.ranked`; 0 in files without it
+
     def __init__(self, channels: tuple[int, int, int] = (16, 32, 48)) -> None:
         super().__init__()
         fine, middle, coarse = channels
@@ -138,6 +140,7 @@ class Refinement(nn.Module):
         self.write = nn.Conv2d(fine, 4, 1)
         for parameter in self.write.parameters():
             nn.init.zeros_(parameter)
+        self.register_buffer("choosing", torch.ones(1))
 
     def look(self, images: Tensor) -> Tensor:
         """images: (B, 3, S, S), normalised -> what the network keeps of a picture, (B, C, S/2, S/2)."""

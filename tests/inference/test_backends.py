@@ -13,7 +13,7 @@ from sam_med2d.errors import UsageError
 from sam_med2d.export.graphs import DecoderGraph, EncoderGraph, RefinementGraph
 from sam_med2d.export.onnx_files import describe, save, trace_decoder, trace_encoder, trace_refinement
 from sam_med2d.export.parity import PROMPT_KINDS, prompts_of
-from sam_med2d.inference.backends import BACKENDS, REFINED, open_runtime, open_session
+from sam_med2d.inference.backends import BACKENDS, CHOOSING, REFINED, open_runtime, open_session
 from segment_anything import ObjectPrompt, Sam, SamPredictor, best_of
 from segment_anything.frames import SAM_MED2D
 from segment_anything.modeling import ImageEncoder, MaskDecoder, PromptEncoder, Refinement
@@ -167,9 +167,9 @@ def test_onnxruntime_has_no_other_precision(files):
 @pytest.fixture(scope="module")
 def refining() -> Sam:
     base = small()
-    return randomise(
-        Sam(base.image_encoder, base.prompt_encoder, base.mask_decoder, refinement=Refinement(channels=(8, 8, 8)))
-    ).eval()
+    model = Sam(base.image_encoder, base.prompt_encoder, base.mask_decoder, refinement=Refinement(channels=(8, 8, 8)))
+    randomise(model).refinement.choosing.fill_(1)
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def three(refining, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("three")
     save(trace_encoder(EncoderGraph(refining), 17), folder / "encoder.onnx")
     decoder = trace_decoder(DecoderGraph(refining), 17)
-    describe(decoder, **{REFINED: True})
+    describe(decoder, **{REFINED: True, CHOOSING: 1})
     save(decoder, folder / "decoder.onnx")
     save(trace_refinement(RefinementGraph(refining), 17), folder / "refinement.onnx")
     return folder
@@ -185,8 +185,8 @@ def three(refining, tmp_path_factory) -> Path:
 
 def test_a_refinement_network_answers_as_in_the_model(refining, three, backend):
     files = (three / f"{name}.onnx" for name in ("encoder", "decoder", "refinement"))
-    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    predictors = [SamPredictor(model) for model in (refining, open_runtime(backend, *files, threads=1))]
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)  # whose pixels are the frame's
+    predictors = [SamPredictor(model, zoom="never") for model in (refining, open_runtime(backend, *files, threads=1))]
     for predictor in predictors:
         predictor.set_image(image)
     first = [predictor.predict([[30, 20], [60, 50]], [1, 0], return_logits=True) for predictor in predictors]
