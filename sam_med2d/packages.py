@@ -18,6 +18,7 @@ EXTRAS = {
     "starlette": "app",
     "uvicorn": "app",
     "blosc2": "serve",
+    "python_multipart": "serve",
     "wandb": "track",
 }
 

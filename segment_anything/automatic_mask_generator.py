@@ -5,8 +5,7 @@
 
 Options and results have SAM's names. Two things differ, with the reasons:
   - Duplicates are told by the overlap of the masks, not of their boxes: an organ and what lies inside or around it
-  often
-    have nearly the same box. (`box_nms_thresh` below 1 adds SAM's rule.)
+    often have nearly the same box. (`box_nms_thresh` below 1 adds SAM's rule.)
   - The defaults are for 256 px, where the object of one click is larger than at 1024 px.
 """
 
@@ -23,11 +22,12 @@ from torch import Tensor
 
 from .images import to_bgr
 from .modeling import FOREGROUND, Prompts
-from .predictor import SamPredictor, Segmenter
-from .zoom import NEVER
+from .predictor import ObjectPrompt, SamPredictor, Segmenter
+from .zoom import NEVER, Zoom
 
 PIXELS_AT_ONCE = 2**24  # of full-size logits that are held at a time, 64 MB; a mask at least
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+SAME = 0.5  # IoU: a second look that shares less with the first one has found another object
 CROP_EDGE = 0.02  # of a crop's side: a mask that ends so near to the crop's edge was probably cut by it
 
 
@@ -84,21 +84,26 @@ class SamAutomaticMaskGenerator:
         point_grids: list[np.ndarray] | None = None,
         min_mask_region_area: int = 0,
         output_mode: str = "binary_mask",
+        zoom: Zoom | str | float = NEVER,
     ) -> None:
         """
         points_per_side: of the grid, so its square is the number of clicks; or give point_grids, for each crop layer
             (P, 2) xy between 0 and 1
         points_per_batch: clicks decoded at a time; it bounds the memory
         pred_iou_thresh, stability_score_thresh: what the predicted IoU and the stability of a mask must reach.
-        Stability is
-            the IoU between the masks at logits of +stability_score_offset and -stability_score_offset
+            Stability is the IoU between the masks at logits of +stability_score_offset and -stability_score_offset
         mask_nms_thresh, box_nms_thresh: of two masks (boxes) whose IoU is higher, the less certain one is dropped; 1:
-        off crop_n_layers: layer i repeats all on 4 ** i overlapping crops, for objects too small for the whole image
+            off
+        crop_n_layers: layer i repeats all on 4 ** i overlapping crops, for objects too small for the whole image
         crop_nms_thresh: of two masks of different crops whose IoU is higher, the one from the smaller crop stays
         crop_overlap_ratio: of the crops of layer 1, as a share of the image's short side; halved in each further layer
         crop_n_points_downscale_factor: points_per_side in layer i is divided by its ith power
         min_mask_region_area: holes and islands of fewer pixels are removed; 0: off
         output_mode: "binary_mask", "uncompressed_rle", or "coco_rle" as pycocotools reads and writes it
+        zoom: which of the masks that were found are looked at a second time, each in a crop around it that fills the
+            frame: "auto" those that are small in the image, "always", "never", or a number, as of `SamPredictor`. Each
+            costs an encoding. What the second look says counts where it is as sure as a mask must be, and the same
+            object
 
         Raises ValueError: an option that makes no sense.
         """
@@ -118,7 +123,7 @@ class SamAutomaticMaskGenerator:
             )
         if points_per_batch < 1 or crop_n_layers < 0 or min_mask_region_area < 0:
             raise ValueError("points_per_batch must be at least 1, crop_n_layers and min_mask_region_area at least 0")
-        self.predictor = SamPredictor(model, zoom=NEVER)
+        self.predictor = SamPredictor(model, zoom=zoom)  # clicks of the grid are decoded as they are
         self.point_grids = point_grids
         self.points_per_batch = points_per_batch
         self.pred_iou_thresh = pred_iou_thresh
@@ -136,7 +141,8 @@ class SamAutomaticMaskGenerator:
         """image: as for `SamPredictor.set_image`. -> one dictionary a mask, the highest predicted IoU first:
 
         segmentation: (H, W) bool, or a run-length encoding; bbox: [x, y, width, height]; area: pixels;
-        predicted_iou, stability_score; point_coords: [[x, y]], the click; crop_box: [x, y, width, height] of the crop.
+        predicted_iou, stability_score; point_coords: [[x, y]], the click; crop_box: [x, y, width, height] of the crop
+        that it was last looked at in.
         What was left out, and why, is then in `dropped`.
         """
         picture = to_bgr(image, image_format)  # once: crops of a 16-bit image share its range
@@ -145,6 +151,8 @@ class SamAutomaticMaskGenerator:
         if self.crop_n_layers:
             smallest_first = -found.crops[:, 2] * found.crops[:, 3]
             found = found.rows(_distinct(found, smallest_first, self.crop_nms_thresh, self.box_nms_thresh))
+        if self.predictor.zoom.is_on:
+            found = self._closer(picture, found)
         if self.min_mask_region_area:
             found = self._without_small_regions(found)
         found = found.rows(np.argsort(-found.iou, kind="stable"))
@@ -231,6 +239,39 @@ class SamAutomaticMaskGenerator:
             clicked,
             np.tile(np.array(crop, float), (len(clicked), 1)),
         )
+
+    @torch.no_grad()
+    def _closer(self, picture: np.ndarray, found: Found) -> Found:
+        """With a second look at what is small, asked by its click and the box around it. picture: (H, W, 3) BGR."""
+        size = picture.shape[:2]
+        boxes = coco_mask.toBbox(found.rles).reshape(-1, 4).astype(np.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        self.predictor.set_image(picture, "BGR", encode=False)
+        looks = [
+            self._second_look(found.rows(np.array([i])), box) if self.predictor.zoom.wants(box, size) else None
+            for i, box in enumerate(boxes)
+        ]
+        self.predictor.reset_image()
+        if not any(looks):
+            return found
+        found = _together([look or found.rows(np.array([i])) for i, look in enumerate(looks)])
+        return found.rows(_distinct(found, found.iou, self.mask_nms_thresh, self.box_nms_thresh))
+
+    def _second_look(self, first: Found, box: np.ndarray) -> Found | None:
+        """first: one mask; box: (4,) x0 y0 x1 y1 around it -> the same object, seen closer.
+
+        None where that is not as sure as a mask must be, or another object.
+        """
+        prompt = ObjectPrompt(first.points.astype(np.float32), np.array([FOREGROUND]), box)
+        logits, iou, _ = self.predictor.predict_objects([prompt], return_logits=True, best=True)
+        stability = stability_score(torch.from_numpy(logits[0]), self.stability_score_offset).numpy()
+        if iou[0, 0] < self.pred_iou_thresh or stability[0] < self.stability_score_thresh:
+            return None
+        mask = np.asfortranarray((logits[0, 0] > self.predictor.mask_threshold).astype(np.uint8))
+        rle = coco_mask.encode(mask)
+        if not coco_mask.iou([rle], first.rles, [0])[0, 0] >= SAME:
+            return None
+        return Found([rle], iou[0], stability, first.points, np.array([self.predictor.crops[0]], float))
 
     def _without_small_regions(self, found: Found) -> Found:
         """Fill small holes and drop small islands. Of masks that have become alike, one that needed no change stays."""

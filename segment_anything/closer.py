@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from .modeling import ABSENT, FOREGROUND, Seen
+from .modeling.sam import SHAKE
 from .zoom import MOST_LOOKS, Crop, Zoom, around_click, box_of, crop_around, grown, with_points
 
 if TYPE_CHECKING:
     from .predictor import Masks, ObjectPrompt, SamPredictor
 
 OUTSIDE = -8.0  # the logit of pixels beyond the crop: probability 0.0003
-SHAKE = 1.0  # of logits, up and down: how much of a mask stays then says how sure it is
 LOOSE = 2.0  # times as long as it needs to be in both directions: such a crop is left for a closer one
 KEPT_BYTES = 2**26  # of the features of crops: 256 of them at 256 px; as many of answers
 
@@ -77,22 +77,25 @@ class Closer:
         return self.predictor.original_size
 
     def predict(
-        self, objects: Sequence["ObjectPrompt"], multimask_output: bool, return_logits: bool
+        self, objects: Sequence["ObjectPrompt"], return_logits: bool, **asked: bool
     ) -> "tuple[Masks, list[Crop]]":
-        """N objects, whose prompts were checked -> as `SamPredictor.predict_objects`, and what was looked at."""
+        """N objects, whose prompts were checked -> as `SamPredictor.predict_objects`, and what was looked at.
+
+        asked: which of the outputs, multimask_output and best of `SamPredictor.predict_objects`.
+        """
         if any(all(part is None for part in prompt) for prompt in objects):
-            return self.predictor.predict_whole(objects, multimask_output, return_logits), []  # which refuses them
+            return self.predictor.predict_whole(objects, return_logits=return_logits, **asked), []  # which refuses them
         crops = [self._start(prompt) for prompt in objects]
         at_once = [i for i, crop in enumerate(crops) if crop == self._whole and not self._may_be_small(objects[i])]
         if len(at_once) == len(objects):
-            return self.predictor.predict_whole(objects, multimask_output, return_logits), crops
+            return self.predictor.predict_whole(objects, return_logits=return_logits, **asked), crops
         rows: dict[int, Masks] = {}
         if at_once:
-            found = self.predictor.predict_whole([objects[i] for i in at_once], multimask_output, return_logits)
+            found = self.predictor.predict_whole([objects[i] for i in at_once], return_logits=return_logits, **asked)
             rows = {i: type(found)(*(part[row : row + 1] for part in found)) for row, i in enumerate(at_once)}
         for i, prompt in enumerate(objects):
             if i not in rows:
-                look = self._look(prompt, crops[i], multimask_output)
+                look = self._look(prompt, crops[i], asked)
                 rows[i], crops[i] = self._put_back(look, return_logits), look.crop
         return type(rows[0])(*(np.concatenate(values) for values in zip(*(rows[i] for i in range(len(rows)))))), crops
 
@@ -126,30 +129,28 @@ class Closer:
         wanted = crop_around(around, self.zoom.context, self.size)
         return seen.crop if seen and seen.crop.holds(around) and not _is_loose(seen.crop, wanted) else wanted
 
-    def _look(self, prompt: "ObjectPrompt", crop: Crop, multimask_output: bool) -> _Look:
+    def _look(self, prompt: "ObjectPrompt", crop: Crop, asked: dict[str, bool]) -> _Look:
         """One object in this crop, or in another one that suits it better."""
         look = None
         if prompt.box is not None or prompt.mask is not None:
-            look = self._look_at(prompt, crop, multimask_output)
+            look = self._look_at(prompt, crop, asked)
         if look is None or (self._may_be_small(prompt) and not look.fits):
             looks = [] if look is None else [look]
-            looks += [
-                self._look_at(prompt, at, multimask_output) for at in self._scales(prompt) if not look or at != crop
-            ]
+            looks += [self._look_at(prompt, at, asked) for at in self._scales(prompt) if not look or at != crop]
             look = max(looks, key=lambda one: one.worth)  # the first, which is the widest, of those that are alike
             if closer := self._closer_than(look, prompt):
-                near = self._until_it_fits(self._look_at(prompt, closer, multimask_output), prompt, multimask_output)
+                near = self._until_it_fits(self._look_at(prompt, closer, asked), prompt, asked)
                 is_nearer = near.crop.width * near.crop.height < look.crop.width * look.crop.height
                 look = near if is_nearer and near.worth[:2] >= look.worth[:2] else look
-        return self._until_it_fits(look, prompt, multimask_output)
+        return self._until_it_fits(look, prompt, asked)
 
-    def _until_it_fits(self, look: _Look, prompt: "ObjectPrompt", multimask_output: bool) -> _Look:
+    def _until_it_fits(self, look: _Look, prompt: "ObjectPrompt", asked: dict[str, bool]) -> _Look:
         """Further out, as long as the answer reaches beyond its crop."""
         for _ in range(MOST_LOOKS):
             if look.wider is None:
                 return look
-            look = self._look_at(prompt, look.wider, multimask_output)
-        return self._look_at(prompt, self._whole, multimask_output)
+            look = self._look_at(prompt, look.wider, asked)
+        return self._look_at(prompt, self._whole, asked)
 
     def _scales(self, prompt: "ObjectPrompt") -> Iterator[Crop]:
         """The whole picture, and crops around the first click on the object that hold the others too."""
@@ -169,12 +170,12 @@ class Closer:
         wanted = crop_around(box + np.tile(corner, 2), self.zoom.context, self.size)
         return wanted if _is_loose(look.crop, wanted) else None
 
-    def _look_at(self, prompt: "ObjectPrompt", crop: Crop, multimask_output: bool) -> _Look:
+    def _look_at(self, prompt: "ObjectPrompt", crop: Crop, asked: dict[str, bool]) -> _Look:
         if crop == self._whole:
-            inside, found = prompt, self.predictor.predict_whole([prompt], multimask_output, return_logits=True)
+            inside, found = prompt, self.predictor.predict_whole([prompt], return_logits=True, **asked)
         else:
             inside = self._inside(prompt, crop)
-            found = self._at(crop).predict_whole([inside], multimask_output, return_logits=True)
+            found = self._at(crop).predict_whole([inside], return_logits=True, **asked)
         mask = found.masks[0, found.iou[0].argmax()] > self.predictor.mask_threshold
         return _Look(crop, found, grown(crop, mask, self.size), _agreement(mask, inside))
 

@@ -372,6 +372,7 @@ class SamPredictor:
         scribbles: Sequence | np.ndarray | None = None,
         scribble_labels: Sequence[int] | None = None,
         lasso: Sequence | np.ndarray | None = None,
+        best: bool = False,
     ) -> Masks:
         """One object, as in SAM, or many at once.
 
@@ -385,6 +386,8 @@ class SamPredictor:
             They are heard as five clicks along each, after point_coords.
         lasso: a rough outline of one object, (n, 2): heard as the box around it and, where there is no mask_input, as a
             mask of what it encloses
+        best: of three guesses the one with the highest iou alone, K = 1: what to ask for where no other is wanted, as a
+            refinement network then answers once in place of three times
 
         -> masks (K, H, W), iou (K,), low_res (K, S/4, S/4); for many objects each with N before it.
         Objects do not see each other: many at once give what each gives alone. Where a list may hold one object or
@@ -400,7 +403,7 @@ class SamPredictor:
             objects, many = [ObjectPrompt()], False
         else:
             objects, many = _objects_of(point_coords, point_labels, box, mask_input)
-        found = self.predict_objects(objects, multimask_output, return_logits)
+        found = self.predict_objects(objects, multimask_output, return_logits, best)
         return found if many else Masks(*(part[0] for part in found))
 
     def _with_drawings(self, prompts, scribbles, scribble_labels, lasso) -> tuple:
@@ -425,9 +428,14 @@ class SamPredictor:
         return point_coords, point_labels, box, mask_input
 
     def predict_objects(
-        self, objects: Sequence[ObjectPrompt], multimask_output: bool = True, return_logits: bool = False
+        self,
+        objects: Sequence[ObjectPrompt],
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        best: bool = False,
     ) -> Masks:
-        """N objects, each with prompts of its own kind and number. Raises PromptError, RuntimeError.
+        """N objects, each with prompts of its own kind and number; best: as of `predict`. Raises PromptError,
+        RuntimeError.
 
         `crops` then has of each object what was looked at.
         """
@@ -437,17 +445,23 @@ class SamPredictor:
             for number, prompt in enumerate(objects)
         ]
         if self.closer.zoom.is_on and self.picture is not None:
-            found, self.crops = self.closer.predict(objects, multimask_output, return_logits)
+            found, self.crops = self.closer.predict(
+                objects, return_logits, multimask_output=multimask_output, best=best
+            )
             return found
         self.crops = [Crop.whole(size)] * len(objects)
-        return self.predict_whole(objects, multimask_output, return_logits)
+        return self.predict_whole(objects, multimask_output, return_logits, best)
 
     def predict_whole(
-        self, objects: Sequence[ObjectPrompt], multimask_output: bool = True, return_logits: bool = False
+        self,
+        objects: Sequence[ObjectPrompt],
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        best: bool = False,
     ) -> Masks:
         """As `predict_objects`, with the whole picture in the frame and prompts that were checked."""
         height, width = self._size()
-        outputs = 3 if multimask_output else 1
+        outputs = 3 if multimask_output and not best else 1
         step = max(1, PIXELS_AT_ONCE // (outputs * max(height * width, self.model.image_size**2)))
         parts: list[Masks] = []
         order: list[int] = []
@@ -455,9 +469,7 @@ class SamPredictor:
             for start in range(0, len(group), step):
                 rows = group[start : start + step]
                 prompts = self._stack([objects[row] for row in rows])
-                found = self.predict_torch(
-                    prompts.points, prompts.labels, prompts.boxes, prompts.masks, multimask_output, return_logits
-                )
+                found = self.predict_torch(*prompts[:4], multimask_output, return_logits, best)
                 parts.append(
                     Masks(
                         *(
@@ -481,6 +493,7 @@ class SamPredictor:
         mask_input: Tensor | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        best: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """N objects at once, with coordinates of the S x S frame (see `apply_coords_torch`), on the model's device.
 
@@ -493,20 +506,22 @@ class SamPredictor:
         )
         if self.needs_prompts or any(p is not None for p in prompts):
             _check_shapes(prompts, self.model.image_size // 4)
-        found, iou = self.decode(prompts, multimask_output)
+        found, iou = self.decode(prompts, multimask_output, best=best)
         logits = self.upscale(found)
         masks = logits if return_logits else logits > self.mask_threshold
         return masks, iou, low_resolution(found, self.model.image_size)
 
-    def decode(self, prompts: Prompts, multimask_output: bool, *, refine: bool = True) -> Prediction:
+    def decode(
+        self, prompts: Prompts, multimask_output: bool, *, refine: bool = True, best: bool = False
+    ) -> Prediction:
         """Prompts in the S x S frame, masks as its mask prompts -> iou (N, K) and logits (N, K, S/4, S/4), or of S
         where the model has a refinement network.
 
-        refine: False leaves the logits to the decoder.
+        refine: False leaves the logits to the decoder; best: as of `predict`.
         """
         rows = next((len(p) for p in prompts if p is not None), 1)
         one = self._image().seen if refine else self._image().seen._replace(details=None)
-        return answer(self.model, one.for_each(rows), prompts.to(self.device), multimask_output)
+        return answer(self.model, one.for_each(rows), prompts.to(self.device), multimask_output, best=best)
 
     def upscale(self, low_res: Tensor) -> Tensor:
         """(N, K, S/4, S/4), or of S -> (N, K, H, W) float32, linear: first to the frame, then to the image."""

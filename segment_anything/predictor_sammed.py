@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .frames import SAM_MED2D
 from .geometry import PAPER
-from .modeling import Prediction, Prompts, best_of
+from .modeling import Prediction, Prompts
 from .predictor import ObjectPrompt, PromptError, SamPredictor, Segmenter, StretchToSquare, frame_of
 from .zoom import NEVER
 
@@ -49,10 +49,11 @@ class SammedPredictor(SamPredictor):
         mask_input: Tensor | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
+        best: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As of `SamPredictor`, but masks are float32, 0 and 1, and multimask_output answers with the best alone."""
         masks, iou, low_res = super().predict_torch(
-            point_coords, point_labels, boxes, mask_input, multimask_output, return_logits
+            point_coords, point_labels, boxes, mask_input, multimask_output, return_logits, best
         )
         return masks.float(), iou, low_res
 
@@ -60,9 +61,10 @@ class SammedPredictor(SamPredictor):
         """Any prompt is answered."""
         return prompt
 
-    def decode(self, prompts: Prompts, multimask_output: bool, *, refine: bool = True) -> Prediction:
-        prediction = super().decode(prompts, multimask_output, refine=refine)
-        return best_of(prediction) if multimask_output else prediction
+    def decode(
+        self, prompts: Prompts, multimask_output: bool, *, refine: bool = True, best: bool = False
+    ) -> Prediction:
+        return super().decode(prompts, multimask_output, refine=refine, best=best or multimask_output)
 
     def _probabilities(self, mask_input: Tensor) -> Tensor:
         return mask_input.float()  # logits as well, as they are: so does the original

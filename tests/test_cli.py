@@ -113,7 +113,7 @@ def test_every_extra_of_the_table_is_declared_and_brings_its_package():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
     with open(ROOT / "pyproject.toml", "rb") as file:
         declared = tomllib.load(file)["project"]["optional-dependencies"]
-    brought_as = {"PIL": "pillow"}
+    brought_as = {"PIL": "pillow", "python_multipart": "python-multipart"}
     for module, extra in EXTRAS.items():
         name = brought_as.get(module, module)
         assert any(one.partition(">")[0].partition("=")[0] == name for one in declared[extra]), (module, extra)

@@ -1,10 +1,13 @@
 """Tools that no registry has, or that need what no machine here has: what they call, by shapes and names.
 
 MedSAM             no package; its inference script calls the parts of the model one by one
-QuPath's samapi    no package of that name can be had; it loads plain SAM weights strictly, as micro-sam does
+QuPath's samapi    no package of that name can be had; its protocol is tested in tests/serve/test_pictures.py
 CVAT               its browser plug-in and its nuclio functions run inside of CVAT, on Docker
-Label Studio       label-studio-ml 1.0.9 pins Flask and Jinja2 of 2022, beside which nothing else here installs
-MONAI Label        monailabel 0.8.5 imports DICOMweb, Girder and ITK clients, and a torchvision
+Label Studio       a site of Django's, which asks a backend; label-studio-ml 1.0.9, which answers, pins Flask and
+                   Jinja2 of 2022, beside which nothing else here installs
+OHIF               a page of JavaScript; what it asks of MONAI Label is tested in tests/serve/test_monai_label.py
+MONAI Label        its server imports DICOMweb, Girder and ITK clients, and a torchvision; its client is tested
+                   in test_monai_label_client.py
 """
 
 import numpy as np

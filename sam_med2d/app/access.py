@@ -2,7 +2,8 @@
 
 - The Host of a request is the address that it arrived at, a name of this machine's own, or one that --allow_host names:
   no page of another site that points its own name here (DNS rebinding) gets an answer.
-- A request that a page of another origin started is refused, whatever it asks for, but for opening the page itself.
+- A request that a page of another origin started is refused, whatever it asks for, but for opening the page itself, and
+  of an origin that --allow_origin names.
 - Where the app listens beyond this machine, a token is needed, which comes with the address that is printed.
 
 Every answer, refusals included, tells the browser to load nothing from elsewhere, to run no other script, not to show
@@ -31,6 +32,11 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cache-Control": "no-store",
 }
+INVITED = {  # to pages of other origins that may ask
+    "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
+    "Access-Control-Allow-Headers": "authorization, content-type",
+    "Access-Control-Max-Age": "600",
+}
 
 
 def is_local(host: str) -> bool:
@@ -57,15 +63,25 @@ def host_of(value: str) -> str:
 class Guard:
     """An ASGI app around another one."""
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str] = (), token: str = "", port: int = 0) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Sequence[str] = (),
+        token: str = "",
+        port: int = 0,
+        origins: Sequence[str] = (),
+        doors: Sequence[str] = (),
+    ) -> None:
         """hosts: names that it may be called by, beside those of this machine. token: nothing where none is needed.
 
-        port: of the server, which tells its cookie from those of others on this machine.
+        port: of the server, which tells its cookie from those of others on this machine. origins: of other pages that
+        may ask, such as http://localhost:3000. doors: paths that are answered without a token, where it is asked for.
         """
         self._app = app
         self._hosts = {*LOCAL_NAMES, *map(host_of, hosts)}
         self._token = token
         self._cookie = f"sam_med2d_{port}"
+        self._origins, self._doors = {origin.lower().rstrip("/") for origin in origins}, {*doors}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -75,17 +91,25 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         headers, new_cookie = Headers(scope=scope), ""
+        origin = headers.get("origin", "")
+        invited = origin.lower() in self._origins
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answer = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     answer[name] = value
+                if invited:
+                    for name, value in {"Access-Control-Allow-Origin": origin, "Vary": "Origin", **INVITED}.items():
+                        answer[name] = value
                 if new_cookie:
                     answer.append("Set-Cookie", new_cookie)
             await send(message)
 
-        status, refusal = self._refusal(scope, headers)
+        status, refusal = self._refusal(scope, headers, invited)
+        if not refusal and invited and scope["method"] == "OPTIONS":
+            await PlainTextResponse("")(scope, receive, with_headers)
+            return
         if refusal:
             await PlainTextResponse(refusal, status)(scope, receive, with_headers)
             return
@@ -93,8 +117,8 @@ class Guard:
             new_cookie = f"{self._cookie}={self._token}; Path=/; HttpOnly; SameSite=Strict"
         await self._app(scope, receive, with_headers)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str]:
-        """A status and a line, or no line."""
+    def _refusal(self, scope: Scope, headers: Headers, invited: bool) -> tuple[int, str]:
+        """A status and a line, or no line. invited: whether a page asks that may."""
         named = headers.getlist("host")
         host = host_of(named[0]) if len(named) == 1 else ""
         arrived_at = (scope.get("server") or ("",))[0]
@@ -102,12 +126,15 @@ class Guard:
             return 421, "This app does not answer to that name. Start it with --allow_host NAME, if it is yours."
         opens = scope["method"] == "GET" and scope["path"] == "/"
         origins = headers.getlist("origin")
-        if any(origin.partition("://")[2].lower() != named[0].strip().lower() for origin in origins):
+        foreign = any(origin.partition("://")[2].lower() != named[0].strip().lower() for origin in origins)
+        if foreign and not (invited and len(origins) == 1):
             return 403, "This app answers its own page alone, and this was asked by that of another site."
         site = headers.get("sec-fetch-site", "same-origin")
-        if site not in ("same-origin", "none") and not (opens and headers.get("sec-fetch-mode") == "navigate"):
+        navigates = opens and headers.get("sec-fetch-mode") == "navigate"
+        if site not in ("same-origin", "none") and not navigates and not invited:
             return 403, "This app answers its own page alone, and this was asked by that of another site."
-        if self._token and not self._has_token(scope, headers):
+        asks_how = invited and scope["method"] == "OPTIONS"  # of a browser, before it sends the token
+        if self._token and not asks_how and scope["path"] not in self._doors and not self._has_token(scope, headers):
             return 401, (
                 "Open the address that was printed at the start: the token in it is missing here. Programs send it as "
                 "Authorization: Bearer TOKEN."

@@ -186,7 +186,9 @@ function showObjects() {
         swatch.style.background = one.colour;
         const first = element('td');
         first.append(swatch);
-        row.append(first, element('td', {}, one.name));
+        const name = element('td', {}, one.name);
+        if (one.closer) name.append(element('small', {}, 'seen closer'));
+        row.append(first, name);
         row.append(element('td', {}, one.found ? `IoU ${one.iou.toFixed(2)}` : ''));
         row.append(element('td', {}, one.found ? `${one.area} px` : ''));
         row.addEventListener('click', () => act({do: 'choose', number}));

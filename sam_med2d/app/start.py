@@ -14,7 +14,6 @@ in, for those who have the address with the token that is printed.
 import argparse
 import secrets
 import socket
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,13 +28,11 @@ from sam_med2d.app.server import Server
 from sam_med2d.app.store import Quotas, Sessions
 from sam_med2d.cli import Parser, ending_in_one_line
 from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
-from sam_med2d.data.windows import Window, shown
 from sam_med2d.errors import UsageError
-from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, models_of
+from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, add_zoom_flag, models_of
 from sam_med2d.inference.session import AnnotationSession
+from sam_med2d.inference.windows import add_window_flag, shown_by
 from sam_med2d.limits import MOST_VOXELS
-from sam_med2d.volumes.intensity import WINDOWS, parse_window
-from segment_anything.predictor import Segmenter
 
 EXAMPLES = Path("data_demo/images")  # in the current folder, where that is a clone
 MOST_PIXELS = 2**26  # 8192 x 8192: larger pictures are for those who say so
@@ -58,13 +55,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add_model_flags(parser)
     parser.set_defaults(sam_checkpoint=SMALL)
-    parser.add_argument(
-        "--window",
-        nargs="+",
-        metavar="WORD",
-        help=f"the window that scans are opened with: centre and width, or one of {', '.join(WINDOWS)}; default: that "
-        "which the model was trained with, if it says one, else each slice's own range",
-    )
+    add_window_flag(parser)
+    add_zoom_flag(parser)
     add_backend_flags(parser)
     add_server_flags(parser, port=7860)
     add_reading_flags(add_limits(parser, LIMITS))
@@ -119,7 +111,8 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
     """
     use_reading_flags(args)
     models = models_of(args)
-    window = window_of(args, next(iter(models.values())))
+    seen = shown_by(args, next(iter(models.values())))
+    seen.say()
     quotas = Quotas(
         args.max_sessions,
         args.idle * 60,
@@ -127,24 +120,12 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
     )
     examples = sorted(path.resolve() for path in EXAMPLES.glob("*.png"))
     with tempfile.TemporaryDirectory(prefix="sam_med2d_app_") as folder:
-        sessions = Sessions(Path(folder), lambda: AnnotationSession(models, window), quotas)
+        sessions = Sessions(Path(folder), lambda: AnnotationSession(models, seen.window, zoom=args.zoom), quotas)
         server = Server(sessions, Opener(args.open_seconds, args.open_memory, args.max_voxels), examples)
         try:
             yield Guard(server.app, names_of(args), token, port)
         finally:
             server.close()
-
-
-def window_of(args: argparse.Namespace, model: Segmenter) -> Window | None:
-    """With which scans are opened: that of the flag, else the one that the model was trained with."""
-    trained = getattr(model, "window", None)
-    if not args.window:
-        return trained
-    window = parse_window(args.window)
-    if trained and trained != window:
-        said = f"--window is {shown(window)}, but the model was trained with {shown(trained)}"
-        print(f"warning: {said}; without the flag the model's is taken", file=sys.stderr)
-    return window
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -64,6 +64,7 @@ def _object(session: AnnotationSession, number: int, action: Action | None) -> d
             "strokes": [[_line(line), bool(label)] for line, label in action.strokes],
             "lasso": _line(action.lasso) if action.lasso else None,
             "carried": action.carried_from is not None,
+            "closer": action.closer,
             "path": path_of(action.mask) if action.area else "",
         }
     return found

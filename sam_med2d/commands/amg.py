@@ -27,12 +27,13 @@ from sam_med2d.data.reading import read_image
 from sam_med2d.drawing import overlay
 from sam_med2d.errors import UsageError
 from sam_med2d.image_files import check_output, find_images, write_png
-from sam_med2d.inference.models import add_backend_flags, add_model_flags, load_segmenter
+from sam_med2d.inference.models import add_backend_flags, add_model_flags, add_zoom_flag, load_segmenter
 from sam_med2d.outputs import check_no_input, distinct, place, without_endings
 from sam_med2d.ownership import check_writable
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.automatic_mask_generator import Dropped
 from segment_anything.files import replacing
+from segment_anything.zoom import NEVER
 
 COLUMNS = (
     "id",
@@ -83,6 +84,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("masks; what is not given is as in SamAutomaticMaskGenerator")
     for name, (kind, text) in OPTIONS.items():
         group.add_argument(f"--{name.replace('_', '-')}", f"--{name}", type=kind, help=text)
+    add_zoom_flag(group, NEVER)
     return parser.parse_args(argv)
 
 
@@ -103,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     model = load_segmenter(args)
     try:
         mode = "coco_rle" if args.convert_to_rle else "binary_mask"
-        generator = SamAutomaticMaskGenerator(model, output_mode=mode, **options)
+        generator = SamAutomaticMaskGenerator(model, output_mode=mode, zoom=args.zoom, **options)
     except ValueError as error:
         raise UsageError(str(error)) from error
     count, without, dropped = 0, list[str](), Dropped()

@@ -26,7 +26,15 @@ from sam_med2d.export.command import add_export_flags, load_for_export, write, w
 from sam_med2d.export.graphs import DecoderGraph, RefinementGraph
 from sam_med2d.export.onnx_files import trace_decoder, trace_refinement
 from sam_med2d.export.parity import PROMPT_KINDS, decoder_differences, given, prompts_of
-from sam_med2d.inference.backends import LOGITS, PROBABILITIES, REFINED, RuntimeDecoder, Session, decoder_inputs
+from sam_med2d.inference.backends import (
+    CHOOSING,
+    LOGITS,
+    PROBABILITIES,
+    REFINED,
+    RuntimeDecoder,
+    Session,
+    decoder_inputs,
+)
 from segment_anything import Sam, SamPredictor
 from segment_anything.geometry import PAPER
 from segment_anything.zoom import NEVER
@@ -120,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
         single_mask=args.return_single_mask,
         mask_input=LOGITS if graph.logits_in else PROBABILITIES,
         protocol=args.protocol,
-        **({REFINED: True} if model.refinement is not None else {}),
+        **({} if model.refinement is None else {REFINED: True, CHOOSING: int(model.refinement.choosing > 0)}),
     )
     if model.refinement is not None:
         write_refinement(args, model, trace_refinement(RefinementGraph(model), args.opset, args.exporter))

@@ -195,15 +195,11 @@ def predict(
         for one in objects
     ]
     try:
-        found = predictor.predict_objects(prompts, multimask)
+        found = predictor.predict_objects(prompts, multimask, best=True)
     except PromptError as error:
         raise DataError(f"{name}: {error}") from error
-    best = found.iou.argmax(axis=1)
     closer = [crop != Crop.whole(image.shape[:2]) for crop in predictor.crops]
-    return [
-        Predicted(one.name, found.masks[i, best[i]], float(found.iou[i, best[i]]), closer[i])
-        for i, one in enumerate(objects)
-    ]
+    return [Predicted(one.name, found.masks[i, 0], float(found.iou[i, 0]), closer[i]) for i, one in enumerate(objects)]
 
 
 def picture_of(

@@ -28,7 +28,6 @@ where it is) and a .png to look at. The volume is only read. Needs the extra "da
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +37,15 @@ from tqdm import tqdm
 
 from sam_med2d import drawing
 from sam_med2d.cli import Parser, add_flag, ending_in_one_line
-from sam_med2d.data.windows import Window, shown
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.image_files import check_output, write_png
 from sam_med2d.inference.models import add_backend_flags, add_model_flags, add_zoom_flag, load_segmenter
+from sam_med2d.inference.windows import add_scale_flag, add_window_flag, shown_by
 from sam_med2d.limits import MOST_VOXELS
 from sam_med2d.outputs import check_no_input
 from sam_med2d.ownership import check_writable
 from sam_med2d.volumes.dicom_bytes import is_dicom
 from sam_med2d.volumes.dicom_seg import DICOM, slices_of, write_segmentation
-from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
 from sam_med2d.volumes.prompts import Object3d, check_inside, object_of, objects_of_file
 from sam_med2d.volumes.propagation import CARRIED, Rule, Slices
 from sam_med2d.volumes.scans import (
@@ -125,18 +123,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="that slices are perpendicular to; default: z, or the one that a volume of a single slice is cut across",
     )
     group = parser.add_argument_group("intensities, which should be as those of the training data")
-    group.add_argument(
-        "--window",
-        nargs="+",
-        metavar="WORD",
-        help=f"centre and width, such as 40 400, or one of {', '.join(WINDOWS)}; default: that which the model was "
-        "trained with, if it says one",
-    )
-    group.add_argument(
-        "--scale",
-        choices=["slice", "volume"],
-        help="minimum to maximum of each slice, or of the volume, in place of a window; default, without one: slice",
-    )
+    add_window_flag(group)
+    add_scale_flag(group)
     group = parser.add_argument_group("from slice to slice")
     rule = Rule()
     group.add_argument(
@@ -241,9 +229,10 @@ def run(args: argparse.Namespace) -> None:
         tuple(args.carry), args.margin, args.least_iou, args.least_area, args.shrink, args.grow, args.least_contrast
     )
     model = load_segmenter(args)
-    intensity = intensity_of(args, getattr(model, "window", None), array.dtype)
+    seen = shown_by(args, model)
+    seen.say(array.dtype)
     predictor = SamPredictor(model, zoom=args.zoom)
-    along = {axis: Slices(predictor, array, 2 - AXES.index(axis), intensity) for axis in AXES}
+    along = {axis: Slices(predictor, array, 2 - AXES.index(axis), seen.of(array.dtype)) for axis in AXES}
 
     results = []
     with tqdm(unit="slice", dynamic_ncols=True) as bar:
@@ -293,21 +282,6 @@ def slices_to_refer_to(args: argparse.Namespace, files: list[str], stored: sitk.
             "end its name in .nii.gz"
         )
     return slices_of(files, stored)
-
-
-def intensity_of(args: argparse.Namespace, trained: Window | None, kind: np.dtype) -> Intensity:
-    """What the flags ask for, else the window that the model was trained with; says so where there is one.
-
-    kind: of the voxels; 8 bits are a picture already, which no window made.
-    """
-    window = parse_window(args.window) if args.window else None
-    if window is None and args.scale is None and trained and kind != np.uint8:
-        print(f"window: {shown(trained)}, as in the training (--window or --scale for another)")
-        return Intensity(trained)
-    if trained and trained != window:
-        seen = shown(window) if window else f"minimum to maximum of each {args.scale or 'slice'}"
-        print(f"warning: the model was trained with the window {shown(trained)}, and sees {seen}", file=sys.stderr)
-    return Intensity(window, args.scale == "volume")
 
 
 def check_axis(one: Object3d, scan: sitk.Image, args: argparse.Namespace) -> None:

@@ -80,12 +80,11 @@ def _sequence(
     while True:
         points, labels, box = (None if part is None else part[0].cpu().numpy() for part in prompts[:3])
         try:
-            found = predictor.predict_objects([ObjectPrompt(points, labels, box, low_res)], multimask)
+            found = predictor.predict_objects([ObjectPrompt(points, labels, box, low_res)], multimask, best=True)
         except PromptError as error:
             raise DataError(f"{name}: {error}; make the prompts file anew on these pictures") from error
-        best = found.iou[0].argmax()
-        low_res = found.low_res[0, best]
-        steps.append(_Step(torch.from_numpy(found.masks[0, best]), float(found.iou[0, best]), prompts))
+        low_res = found.low_res[0, 0]
+        steps.append(_Step(torch.from_numpy(found.masks[0, 0]), float(found.iou[0, 0]), prompts))
         if clicks_of(prompts) >= mode.clicks:
             return steps
         more = annotator.correct(mode, clicks_of(prompts), square, _square(steps[-1].mask), [name])

@@ -10,6 +10,7 @@ from sam_med2d.errors import UsageError
 from sam_med2d.export.clients import Client, compare
 from sam_med2d.export.graph_targets import write_onnx, write_sam1024, write_x_anylabeling
 from sam_med2d.export.job import Job, said
+from sam_med2d.export.monai_app import write_monai
 from sam_med2d.export.weight_targets import write_isat, write_sam_pth, write_transformers
 from segment_anything.files import replacing
 
@@ -57,6 +58,12 @@ TARGETS = {
         write_sam_pth,
         "Wherever a tool asks for SAM's checkpoint: `sam_model_registry[...](checkpoint=...)`, micro-sam's "
         "`get_sam_model(checkpoint_path=...)`, samgeo's `SamGeo(checkpoint=...)`.",
+    ),
+    "monai": Target(
+        "an app folder for MONAI Label's own server",
+        write_monai,
+        'In an environment with `monailabel` and this project (`pip install "sam-med2d[serve]"`): `monailabel '
+        "start_server --app FOLDER --studies STUDIES`. `sam-med2d serve` answers 3D Slicer and OHIF without it.",
     ),
     "transformers": Target(
         "a folder that Hugging Face's SamModel opens",

@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # an extra
 BACKENDS = ("onnxruntime", "openvino")
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # as OpenVINO calls them
 PROBABILITIES, LOGITS = "probabilities", "logits"  # what a decoder's mask_input holds, as its facts say
+CHOOSING = (
+    "choosing"  # the fact of a decoder's file: how answers are chosen, see `segment_anything.modeling.sam.ranked`
+)
 REFINED = "refinement"  # the fact of a decoder's file that its model has a refinement network
 REFINEMENT_INPUTS = {
     *("input_image", "low_res_masks", "point_coords", "point_labels", "mask_input", "has_mask_input", "strokes"),
@@ -230,8 +233,8 @@ def decoder_inputs(embeddings: Tensor, prompts: Prompts, size: tuple[int, int]) 
 class RuntimeRefinement:
     """The refinement network, as `Sam.refined`; what it keeps of a picture is the picture, normalised."""
 
-    def __init__(self, session: Session) -> None:
-        """Raises UsageError: another file."""
+    def __init__(self, session: Session, choosing: float = 0.0) -> None:
+        """choosing: as of a refinement network of PyTorch. Raises UsageError: another file."""
         if set(session.inputs) != REFINEMENT_INPUTS:
             raise UsageError(
                 f"{session.path}: has not the inputs of a refinement network; export-decoder writes one beside "
@@ -239,6 +242,7 @@ class RuntimeRefinement:
             )
         self.session = session
         self.image_size = fixed(session.inputs["strokes"][-1], session.path)
+        self.choosing = torch.tensor([choosing])
 
     def refined(self, details: Tensor, prediction: Prediction, prompts: Prompts) -> Prediction:
         """details: (N, 3, S, S), each object's picture; logits (N, K, S/4, S/4) -> (N, K, S, S)."""
@@ -281,7 +285,8 @@ class RuntimeSam:
             )
 
         has = decoder.facts.get(REFINED) == "True"
-        self.refinement = None if refinement is None else RuntimeRefinement(refinement)
+        choosing = float(decoder.facts.get(CHOOSING) == "1")  # older files tell nothing
+        self.refinement = None if refinement is None else RuntimeRefinement(refinement, choosing)
         if self.refinement is None and has:
             print(
                 f"warning: {decoder.path} is of a model with a refinement network, which is left out; name its file "

@@ -22,7 +22,7 @@ import torch
 from sam_med2d.coco import Annotations
 from sam_med2d.errors import DataError
 from sam_med2d.image_files import write_png
-from sam_med2d.inference.uploads import Scan, read_upload, write_volume_labels
+from sam_med2d.inference.uploads import Scan, read_upload, write_dicom_seg, write_volume_labels
 from sam_med2d.outputs import below
 from segment_anything import ObjectPrompt, SamPredictor, Seen
 from segment_anything.drawings import CLICKS_ALONG, region_of_lasso
@@ -298,9 +298,10 @@ class AnnotationSession:
                 scribbles=lines or None,
                 scribble_labels=kinds or None,
                 lasso=lasso if first else None,
+                best=True,
             )
-        best, closer = int(iou.argmax()), predictor.crops != [Crop.whole(self.size())]
-        found = Packed(masks[best]), int(masks[best].sum()), float(iou[best]), logits[best].copy()
+        closer = predictor.crops != [Crop.whole(self.size())]
+        found = Packed(masks[0]), int(masks[0].sum()), float(iou[0]), logits[0].copy()
         action = Action(self.current, self.slice, points, labels, box, *found, closer=closer)
         return self._add(replace(action, strokes=strokes, lasso=lasso))
 
@@ -358,7 +359,7 @@ class AnnotationSession:
         return labels
 
     def save(self, folder: Path) -> list[Path]:
-        """Label maps as PNG (a file a slice with objects), as one NIfTI volume, and COCO.
+        """Label maps as PNG (a file a slice with objects), as one NIfTI volume, of DICOM as DICOM-SEG, and COCO.
 
         -> what was written. Raises DataError: nothing to save.
         """
@@ -380,22 +381,30 @@ class AnnotationSession:
         written.append(folder / f"{stem}_coco.json")
         with replacing(written[-1]) as temporary:
             temporary.write_text(json.dumps(annotations.document, indent=1), encoding="utf-8")
-        written += self._save_volume(scan, slices, folder / f"{stem}_labels.nii.gz")
+        written += self._save_volume(scan, slices, folder / stem)
         return written
 
-    def _save_volume(self, scan: Scan, slices: list[int], path: Path) -> list[Path]:
-        """The label volume on the grid of the file that was opened.
+    def _save_volume(self, scan: Scan, slices: list[int], base: Path) -> list[Path]:
+        """The label volume on the grid of the file that was opened and, of DICOM, a DICOM-SEG beside it.
 
-        -> [path], or nothing where SimpleITK is not installed.
+        -> what was written, without what needs a package that is not installed.
         """
         labels = np.zeros(scan.slices.shape[:3], np.uint8)
         for number in slices:
             labels[number] = self.label_map(number)
+        volume, segmentation = (base.with_name(f"{base.name}{ending}") for ending in ("_labels.nii.gz", "_seg.dcm"))
         try:
-            write_volume_labels(scan, labels, path)
+            write_volume_labels(scan, labels, volume)
+            if not scan.series or not labels.any():
+                return [volume]
+            write_dicom_seg(scan, labels, dict(enumerate(self.objects, start=1)), segmentation)
         except ModuleNotFoundError:
-            return []
-        return [path]
+            return [volume] if volume.exists() else []
+        except DataError:  # DICOM that lacks what every file has to say; the volume is there all the same
+            if not volume.exists():
+                raise
+            return [volume]
+        return [volume, segmentation]
 
 
 def _name(text: str) -> str:

@@ -9,6 +9,7 @@ Within a budget of pixels and voxels that is held against the file's header befo
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from sam_med2d.volumes.dicom_bytes import is_dicom
 from segment_anything.images import ImageError, to_bgr
 
 VOLUMES = (".nii", ".nii.gz", ".dcm", ".ima", ".nrrd", ".mha", ".mhd")
-SLICES, DESCRIPTION = "slices.npy", "scan.json"
+SLICES, DESCRIPTION, SERIES = "slices.npy", "scan.json", "slice_{:05d}.dcm"
 
 
 class Grid(NamedTuple):
@@ -40,7 +41,8 @@ class Scan(NamedTuple):
     """slices: (Z, H, W), of any numbers, or (Z, H, W, 3) RGB.
 
     turned, stored: of a volume, its grid turned to the patient, and as the file has it; axis: of the array of
-    `turned`, that the slices were cut along.
+    `turned`, that the slices were cut along; series: of DICOM, the files that the slices of `stored` lie in, where they
+    say where in a patient that is.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Scan(NamedTuple):
     turned: Grid | None = None
     stored: Grid | None = None
     axis: int = 0
+    series: tuple[str, ...] = ()
 
     @property
     def has_window(self) -> bool:
@@ -99,8 +102,22 @@ def read_upload(path: str | Path, most_voxels: int = MOST_VOXELS) -> Scan:
     turned, letter = as_viewed(found)
     axis = 2 - AXES.index(letter)
     here, there = _grid(turned), _grid(found)
+    series = _series_of(path, found)
     del found  # its voxels, of which `turned` has a copy
-    return Scan(path.name, slices_along(SimpleITK.GetArrayFromImage(turned), axis), here, there, axis)
+    return Scan(path.name, slices_along(SimpleITK.GetArrayFromImage(turned), axis), here, there, axis, series)
+
+
+def _series_of(path: Path, stored) -> tuple[str, ...]:
+    """Of DICOM, the files in the order of the volume; none where a DICOM-SEG cannot refer to them."""
+    files = [path] if path.is_file() else [*path.iterdir()]
+    if not any(map(is_dicom, files)):
+        return ()
+    from sam_med2d.volumes.dicom_seg import slices_of
+
+    try:
+        return tuple(str(one.filename) for one in slices_of([*map(str, files)], stored))
+    except DataError:
+        return ()
 
 
 def _grid(image) -> Grid:
@@ -110,18 +127,19 @@ def _grid(image) -> Grid:
     return Grid(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection(), header)
 
 
-def write_volume_labels(scan: Scan, labels: np.ndarray, path: Path) -> None:
-    """labels: (Z, H, W) uint8 of its slices -> a NIfTI file on the grid of the file that was opened.
+def write_volume_labels(scan: Scan, labels: np.ndarray, path: Path, compress: bool = True) -> None:
+    """labels: (Z, H, W) integers of its slices -> a label volume on the grid of the file that was opened.
 
     Raises ModuleNotFoundError where SimpleITK is not installed, DataError where the file cannot be written.
     """
     from sam_med2d.volumes.scans import volume_of_slices, write_labels
 
-    turned, stored = (_empty(grid) if grid else None for grid in (scan.turned, scan.stored))
-    write_labels(path, volume_of_slices(labels, scan.axis), turned, stored)
+    turned, stored = (image_of(grid) if grid else None for grid in (scan.turned, scan.stored))
+    write_labels(path, volume_of_slices(labels, scan.axis), turned, stored, compress)
 
 
-def _empty(grid: Grid):
+def image_of(grid: Grid):
+    """An empty volume of SimpleITK's on a grid."""
     import SimpleITK
 
     from sam_med2d.volumes.scans import HEADER
@@ -135,6 +153,22 @@ def _empty(grid: Grid):
     return image
 
 
+def write_dicom_seg(scan: Scan, labels: np.ndarray, names: Mapping[int, str], path: Path) -> None:
+    """labels: (Z, H, W) uint8 of the slices of a scan that has a `series` -> a DICOM-SEG that refers to it.
+
+    names: of the labels. Raises DataError: no label is anywhere; ModuleNotFoundError where highdicom is not installed.
+    """
+    import SimpleITK
+
+    from sam_med2d.volumes.dicom_seg import slices_of, write_segmentation
+    from sam_med2d.volumes.scans import as_stored, volume_of_slices
+
+    assert scan.turned is not None and scan.stored is not None, "DICOM has both"
+    turned, stored = image_of(scan.turned), image_of(scan.stored)
+    placed = as_stored(np.ascontiguousarray(volume_of_slices(labels, scan.axis)), turned, stored)
+    write_segmentation(path, SimpleITK.GetArrayFromImage(placed), slices_of(scan.series, stored), names)
+
+
 # ---------------------------------------------------------------- from one process to another
 
 
@@ -142,7 +176,22 @@ def store(scan: Scan, folder: Path) -> None:
     """Into files of plain numbers, which nothing need be trusted to read."""
     np.save(folder / SLICES, scan.slices, allow_pickle=False)
     grids = {name: grid and grid._asdict() for name, grid in (("turned", scan.turned), ("stored", scan.stored))}
-    (folder / DESCRIPTION).write_text(json.dumps({"name": scan.name, "axis": scan.axis, **grids}), encoding="utf-8")
+    told = {"name": scan.name, "axis": scan.axis, "series": _store_series(scan.series, folder), **grids}
+    (folder / DESCRIPTION).write_text(json.dumps(told), encoding="utf-8")
+
+
+def _store_series(series: tuple[str, ...], folder: Path) -> int:
+    """-> how many files there are: all of them, or none where one cannot be written again."""
+    if not series:
+        return 0
+    from sam_med2d.volumes.dicom_seg import write_head
+
+    try:
+        for number, path in enumerate(series):
+            write_head(path, folder / SERIES.format(number))
+    except DataError:
+        return 0
+    return len(series)
 
 
 def restored(folder: Path) -> Scan:
@@ -150,4 +199,5 @@ def restored(folder: Path) -> Scan:
     slices = np.load(folder / SLICES, mmap_mode="r", allow_pickle=False)
     said = read_json(folder / DESCRIPTION, "open the file again")
     turned, stored = (said[name] and Grid(**said[name]) for name in ("turned", "stored"))
-    return Scan(said["name"], slices, turned, stored, said["axis"])
+    series = tuple(str(folder / SERIES.format(number)) for number in range(said["series"]))
+    return Scan(said["name"], slices, turned, stored, said["axis"], series)

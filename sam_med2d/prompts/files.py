@@ -151,7 +151,7 @@ class FrozenPrompts:
         return [Drawing(self._strokes(name, mode, number + 1)[number]) for name in names]
 
     def _lasso(self, name: str, mode: Mode) -> np.ndarray:
-        outline = self._coordinates(name, self._other(name, mode).get("lasso"), 2, 3, "corner of a lasso", all_of=True)
+        outline = self._coordinates(name, self._other(name, mode).get("lasso"), 2, 3, "lasso corner", all_of=True)
         return outline.astype(np.float32)
 
     def _strokes(self, name: str, mode: Mode, count: int) -> list[Stroke]:
@@ -174,7 +174,7 @@ class FrozenPrompts:
             raise DataError(
                 f"{self.path}: {name} has a scribble of width {width!r}; it is a number of pixels from 1 on"
             )
-        read = [self._coordinates(name, line, 2, 1, "place of a scribble", all_of=True) for line in lines]
+        read = [self._coordinates(name, line, 2, 1, "scribble place", all_of=True) for line in lines]
         return Stroke(tuple(line.astype(np.float32) for line in read), label, width)
 
     def _points(self, mode: Mode, which: slice, masks: Tensor, names: list[str]) -> tuple[Tensor, Tensor]:

@@ -29,11 +29,11 @@ MOST_BYTES = 50_000_000  # of a picture's file
 
 def init_context(context: Any) -> None:
     """Open the model; nuclio calls it once a process. Raises CheckpointError."""
-    model = SharedModel(open_model(os.environ.get(CHECKPOINT, SMALL)))
-    context.user_data.service = Service(model)
+    model = open_model(os.environ.get(CHECKPOINT, SMALL))
+    context.user_data.service = Service(SharedModel(model))
     folder = tempfile.TemporaryDirectory(prefix="sam_med2d_cvat_")
     context.user_data.folder = folder  # which is removed with it
-    context.user_data.pictures = Pictures(Opener(60, 6000, MOST_VOXELS), Path(folder.name), MOST_BYTES)
+    context.user_data.pictures = Pictures(Opener(60, 6000, MOST_VOXELS), Path(folder.name), MOST_BYTES, model.window)
 
 
 def handler(context: Any, event: Any) -> Any:

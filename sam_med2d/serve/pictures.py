@@ -23,6 +23,7 @@ from sam_med2d.app.opening import Opener
 from sam_med2d.app.server import chunks_of
 from sam_med2d.app.store import Refused
 from sam_med2d.coco import polygons
+from sam_med2d.data.windows import Window
 from sam_med2d.errors import DataError
 from sam_med2d.json_files import JsonError, parse_json
 from sam_med2d.serve.service import Service
@@ -35,10 +36,12 @@ MOST_PROMPTS = 200
 class Pictures:
     """What is sent as the bytes of a file, decoded in a process of its own, and kept by its content."""
 
-    def __init__(self, opener: Opener, folder: Path, most_bytes: int) -> None:
-        """folder: for files while they are read; most_bytes: of a file."""
+    def __init__(self, opener: Opener, folder: Path, most_bytes: int, window: Window | None = None) -> None:
+        """folder: for files while they are read; most_bytes: of a file; window: of those with more than 8 bits, None:
+        minimum to maximum.
+        """
         self.most_bytes = most_bytes
-        self._opener, self._folder = opener, folder
+        self._opener, self._folder, self._window = opener, folder, window
         self._kept: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -66,7 +69,7 @@ class Pictures:
             scan = self._opener.open(folder / "picture", folder / "opened", KEPT_BYTES)
             if len(scan.slices) != 1:
                 raise DataError("the picture is a volume; send one of its slices")
-            return scan.picture(0)
+            return scan.picture(0, self._window)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -95,9 +98,8 @@ def find(service: Service, picture: np.ndarray, asked: Asked) -> Found:
     labels = np.array(asked.labels, int) if len(asked.points) else None
     box = None if asked.box is None else np.array(asked.box, np.float32)
     mask = None if asked.mask is None else predictor.logits_of(asked.mask)
-    found = predictor.predict_objects([ObjectPrompt(points, labels, box, mask)])
-    best = int(found.iou[0].argmax())
-    return Found(found.masks[0, best], float(found.iou[0, best]))
+    found = predictor.predict_objects([ObjectPrompt(points, labels, box, mask)], best=True)
+    return Found(found.masks[0, 0], float(found.iou[0, 0]))
 
 
 def outlines(mask: np.ndarray, fineness: float = 0.0) -> list[list[list[float]]]:

@@ -5,15 +5,18 @@
     sam-med2d serve --host 0.0.0.0                                      # for other machines, with the token printed
 
 The tool is given the address that is printed, as its server. It speaks nnInteractive 2 (napari-nninteractive, and the
-Remote mode of 3D Slicer's nnInteractive), X-AnyLabeling's remote server, and samapi (QuPath). One model answers all
-clients; no client sees anything of another one. What is sent stays in memory, but for the moment in which a picture's
-file is read. Listens on this machine alone (127.0.0.1) unless --host says more.
+Remote mode of 3D Slicer's nnInteractive), MONAI Label (3D Slicer, OHIF), Label Studio, X-AnyLabeling's remote server,
+and samapi (QuPath). One model answers all clients; no client sees anything of another one. What is sent stays in
+memory, or in a temporary folder until it is over. Listens on this machine alone (127.0.0.1) unless --host says more.
 """
 
 import argparse
+import math
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -40,17 +43,23 @@ from sam_med2d.cli import Parser, add_flag, ending_in_one_line
 from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
 from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, add_zoom_flag, load_segmenter
 from sam_med2d.inference.shared import SharedModel
+from sam_med2d.inference.windows import add_scale_flag, add_window_flag, shown_by
 from sam_med2d.limits import MOST_VOXELS
+from sam_med2d.serve.label_studio import KEY, LabelStudio
+from sam_med2d.serve.monai import OBJECT
+from sam_med2d.serve.monai_label import DOORS, GONE, MonaiLabel, Opened
 from sam_med2d.serve.nninteractive import OVER, NnInteractive
 from sam_med2d.serve.pictures import Pictures
 from sam_med2d.serve.samapi import SamApi
 from sam_med2d.serve.service import Service
+from sam_med2d.serve.studies import Studies
 from sam_med2d.serve.volume import VolumeSession
 from sam_med2d.serve.x_anylabeling import XAnyLabeling
-from sam_med2d.volumes.intensity import WINDOWS, Intensity, parse_window
 
 THREADS = 4  # requests at a time; the model itself answers one after the other
-SPOKEN = "nnInteractive 2, samapi and X-AnyLabeling's remote"
+ORIGIN = re.compile(r"https?://[^/*]+/?")
+HOUR = 3600  # seconds that images of MONAI Label's clients stay unused; these give no signs of life in between
+SPOKEN = "nnInteractive 2, MONAI Label, Label Studio, samapi and X-AnyLabeling's remote"
 LIMITS = (  # flags: name, default, unit, help
     ("max_upload", 2000, "MB", "the largest image that is taken, unpacked"),
     ("max_session", 4000, "MB", "of memory that one client may have, what it is just sending included"),
@@ -73,15 +82,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(sam_checkpoint=SMALL)
     add_backend_flags(parser)
     group = parser.add_argument_group("intensities, which should be as those of the training data")
-    group.add_argument(
-        "--window",
-        nargs="+",
-        metavar="WORD",
-        help=f"centre and width, such as 40 400, or one of {', '.join(WINDOWS)}; default: minimum to maximum",
-    )
-    group.add_argument(
-        "--scale", choices=["slice", "volume"], default="slice", help="whose minimum and maximum; default: %(default)s"
-    )
+    add_window_flag(group)
+    add_scale_flag(group)
     group = parser.add_argument_group("volumes")
     add_flag(group, "--propagate", True, "carry the object on from slices with prompts, as segment-volume does")
     group.add_argument(
@@ -92,11 +94,39 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "default: the one with much the coarsest spacing, or 0",
     )
     add_zoom_flag(group)
+    group = parser.add_argument_group("MONAI Label")
+    group.add_argument(
+        "--studies",
+        type=Path,
+        metavar="FOLDER",
+        help="images that are asked for by name: volumes, pictures, and a folder for each DICOM series; labels that "
+        "are handed in lie in FOLDER/labels. Default: none, and every image is sent",
+    )
+    group.add_argument(
+        "--labels", nargs="+", default=[OBJECT], metavar="NAME", help="of objects that tools offer; default: object"
+    )
+    group.add_argument(
+        "--allow_origin",
+        nargs="+",
+        default=[],
+        metavar="URL",
+        help="of pages that may ask as well, such as that of an OHIF viewer: http://localhost:3000",
+    )
+    parser.add_argument_group("Label Studio").add_argument(
+        "--label_studio",
+        metavar="URL",
+        help="of the Label Studio whose pictures may be asked for, such as http://localhost:8080, with the key in the "
+        f"environment's {KEY}; default: none, and pictures are data URIs in the tasks",
+    )
     add_server_flags(parser, port=1527)
     add_reading_flags(add_limits(parser, LIMITS))
     parser.set_defaults(max_pixels=MOST_PIXELS)
     args = parser.parse_args(argv)
     check_server(parser, args, LIMITS)
+    for flag, origins in (("allow_origin", args.allow_origin), ("label_studio", [args.label_studio or "http://a"])):
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                parser.error(f"--{flag} {origin}: give the address of a server, such as http://localhost:3000")
     return args
 
 
@@ -104,10 +134,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Guard]:
     """The whole server, as ASGI. Raises CheckpointError, UsageError."""
     use_reading_flags(args)
-    window = parse_window(args.window) if args.window else None
+    model = load_segmenter(args)
+    seen = shown_by(args, model)
+    seen.say()
     service = Service(
-        SharedModel(load_segmenter(args), args.max_embeddings * MEGABYTE),
-        Intensity(window, args.scale == "volume"),
+        SharedModel(model, args.max_embeddings * MEGABYTE),
+        seen,
         zoom=args.zoom,
         propagate=args.propagate,
         seconds=args.seconds,
@@ -118,19 +150,24 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
     quotas = Quotas(args.max_sessions, args.idle, upload, session, total, args.silent)
     lane, opener = Lane(THREADS, "serve"), Opener(args.open_seconds, args.open_memory, args.max_voxels)
     with tempfile.TemporaryDirectory(prefix="sam_med2d_serve_") as folder:
-        places = [Path(folder) / name for name in ("sessions", "pictures")]
+        places = [Path(folder) / name for name in ("sessions", "pictures", "images", "studies")]
         for place in places:
             place.mkdir()
         sessions = Sessions(places[0], lambda: VolumeSession(service), quotas, OVER)
-        pictures = Pictures(opener, places[1], args.max_picture * MEGABYTE)
+        pictures = Pictures(opener, places[1], args.max_picture * MEGABYTE, seen.window)
+        images = Sessions(places[2], Opened, replace(quotas, idle=max(args.idle, HOUR), silent=math.inf), GONE)
+        studies = Studies(args.studies, opener, places[3], session)
+        monai = MonaiLabel(service, images, studies, opener, lane, args.labels, token)
         routes = [
             *NnInteractive(service, sessions, lane).routes(),
             *XAnyLabeling(service, pictures, lane).routes(),
             *SamApi(service, pictures, lane).routes(),
+            *monai.routes(),
+            *LabelStudio(service, pictures, lane, args.label_studio).routes(),
         ]
         app = Starlette(routes=routes, exception_handlers={404: _unknown, 405: _unknown})
         try:
-            yield Guard(app, names_of(args), token, port)
+            yield Guard(app, names_of(args), token, port, args.allow_origin, DOORS)
         finally:
             lane.close()
 

@@ -14,7 +14,6 @@ box or a lasso starts its slice anew. What slices with prompts answer goes on to
 it, unless an initial segmentation was given: of that, slices without prompts stay as they are.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from sam_med2d.errors import DataError, PromptError
 from sam_med2d.inference.session import MOST_CLICKS, Packed
 from sam_med2d.serve.service import Service
 from sam_med2d.volumes.prompts import box_in_slice, in_slice, nearest_voxels
-from sam_med2d.volumes.propagation import Slice, Slices, propagate
+from sam_med2d.volumes.propagation import Slice, Slices
 from sam_med2d.volumes.scans import upright
 from segment_anything import BACKGROUND, FOREGROUND, ObjectPrompt
 from segment_anything.drawings import CLICKS_ALONG, clicks_of_scribbles
@@ -236,14 +235,9 @@ class VolumeSession:
 
     def _found(self, sliced: Slices, seeds: dict[int, ObjectPrompt]) -> dict[int, Slice]:
         drawn, service = self._drawn, self._service
-        if drawn.given or not service.propagate:
+        if drawn.given:
             return {number: sliced.predict(number, prompt) for number, prompt in sorted(seeds.items())}
-        first, end = drawn.bounds or (0, len(sliced))
-        outside = [number for number in seeds if not first <= number < end]
-        if outside:
-            raise PromptError(f"slice {outside[0]} has prompts, and lies outside the box around the object in 3D")
-        until = time.monotonic() + service.seconds
-        return propagate(sliced, seeds, service.rule, drawn.bounds, late=lambda: time.monotonic() > until).slices
+        return service.found(sliced, seeds, drawn.bounds)
 
     def _change(self, old: Drawn, new: Drawn) -> Change | None:
         if old.axis is not None and new.axis is not None and old.axis != new.axis:  # one is of no slice of the other
@@ -281,7 +275,7 @@ class VolumeSession:
         if axis not in self._sliced:
             assert self._array is not None, "whoever asks has asked for the shape"
             self._sliced[axis] = Slices(
-                self._predictor, self._array, axis, self._service.intensity, kept_bytes=0
+                self._predictor, self._array, axis, self._service.shown.of(self._array.dtype), kept_bytes=0
             )  # the model keeps what was encoded
         return self._sliced[axis]
 

@@ -258,7 +258,7 @@ def judge(
         if details is None or prompts is None:
             best = best_of(Prediction(logits[:, outputs], guesses.iou)).logits > 0
             return Round(kind, losses, best_of(guesses), best, dice(best, masks, from_logits=False).squeeze(1))
-        chosen = best_of(ranked(guesses, prompts))
+        chosen = best_of(ranked(guesses, prompts))  # without `choosing`, which was measured on weights that learned so
     refined = model.refined(details, chosen, prompts).logits
     losses["refined"] = refinement_loss(refined, masks, prompts)
     losses["loss"] = losses["loss"] + losses["refined"]

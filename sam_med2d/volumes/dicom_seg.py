@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from pydicom.dataelem import RawDataElement
 
 from sam_med2d import __version__
 from sam_med2d.errors import DataError
@@ -16,23 +17,34 @@ from segment_anything.files import replacing
 DICOM = ".dcm"  # how the name of a DICOM-SEG ends
 SAME_PLACE = 0.01  # mm
 MAKER = "sam-med2d"
+MAY_BE_EMPTY = (  # of patient and study; each has to be there, and highdicom copies it
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+)
+LONG = 4096  # bytes of an element that is of no use to a DICOM-SEG
+PIXELS = pydicom.tag.Tag("PixelData")
 
 
 def slices_of(files: Sequence[str], stored: sitk.Image) -> list[pydicom.Dataset]:
-    """The files of a series, in the order of the volume that was read from them. Raises DataError."""
+    """The files of a series, without their pixels, in the order of the volume that was read from them.
+
+    stored: the grid of that volume. Raises DataError.
+    """
     slices, places = [], []
     for path in files:
         if not is_dicom(path):
             continue
         with naming(path):
-            slice = read_whole(path)
+            slice = read_whole(path, defer_size=LONG)
+            if "Rows" not in slice:  # a report, a DICOMDIR: `read_series` passes over them too
+                continue
             if "ImagePositionPatient" not in slice or "FrameOfReferenceUID" not in slice:
                 raise DataError(
                     f"{path}: does not say where in a patient it lies (ImagePositionPatient, FrameOfReferenceUID), "
                     "which a DICOM-SEG has to refer to; write the labels as .nii.gz"
                 )
             places.append([float(mm) for mm in slice.ImagePositionPatient])
-        slices.append(slice)
+        slices.append(_head_of(slice))
     chosen = []
     for number in range(stored.GetSize()[2]):
         place = stored.TransformIndexToPhysicalPoint((0, 0, number))
@@ -43,6 +55,24 @@ def slices_of(files: Sequence[str], stored: sitk.Image) -> list[pydicom.Dataset]
             )
         chosen.append(slices[int(apart.argmin())])
     return chosen
+
+
+def write_head(path: str, target: Path) -> None:
+    """Copy a DICOM file without what is long in it, which is enough to refer to it. Raises DataError."""
+    with naming(path):
+        _head_of(read_whole(path, defer_size=LONG)).save_as(target, enforce_file_format=True)
+
+
+def _head_of(slice: pydicom.Dataset) -> pydicom.Dataset:
+    """A file without what is long in it: pixels, overlays, private data."""
+    for tag in [*slice.keys()]:
+        element = slice.get_item(tag, keep_deferred=True)
+        if tag == PIXELS or (isinstance(element, RawDataElement) and element.value is None and element.length):
+            del slice[tag]
+    for name in MAY_BE_EMPTY:
+        if name not in slice:
+            setattr(slice, name, "")
+    return slice
 
 
 def write_segmentation(path: Path, labels: np.ndarray, slices: list[pydicom.Dataset], names: Mapping[int, str]) -> None:

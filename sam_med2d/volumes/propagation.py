@@ -93,7 +93,7 @@ class Viewed(Protocol):
 
 def best_slice(predictor: SamPredictor, prompt: ObjectPrompt, like: np.ndarray | None = None) -> Slice:
     """The best of the three answers on the image that the predictor holds: see `Slices.predict`."""
-    found = predictor.predict_objects([prompt], return_logits=True)
+    found = predictor.predict_objects([prompt], return_logits=True, best=like is None)
     scores = found.iou[0]
     if like is not None:
         scores = scores.clip(0) * overlap(found.masks[0] > 0, like)

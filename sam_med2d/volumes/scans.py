@@ -214,11 +214,13 @@ def as_stored(labels: np.ndarray, turned: sitk.Image, stored: sitk.Image) -> sit
     return image
 
 
-def write_labels(path: Path, labels: np.ndarray, turned: sitk.Image | None, stored: sitk.Image | None) -> None:
+def write_labels(
+    path: Path, labels: np.ndarray, turned: sitk.Image | None, stored: sitk.Image | None, compress: bool = True
+) -> None:
     """Write labels (Z, Y, X), made on the grid of `turned` (canonical), on that of `stored`, in one step.
 
     A NIfTI of a scan that was one gets its header, so that both of its forms of geometry stay. None: labels that no
-    scan belongs to. Raises OutputError where the file cannot be written.
+    scan belongs to. compress: of NRRD and MetaImage. Raises OutputError where the file cannot be written.
     """
     header = b""
     if turned is None or stored is None:
@@ -232,7 +234,7 @@ def write_labels(path: Path, labels: np.ndarray, turned: sitk.Image | None, stor
         if header:
             write_nifti(temporary, sitk.GetArrayViewFromImage(image), header)
         else:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+            sitk.WriteImage(image, str(temporary), useCompression=compress)
             written = sitk.ReadImage(str(temporary))  # ITK's NIfTI says nothing where a disk is full
             if not np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)):
                 raise OSError("not all of it was written")

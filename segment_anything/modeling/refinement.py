@@ -41,9 +41,24 @@ def gaussians(points: Tensor, wanted: Tensor, sigma: float, side: int, stride: i
     """
     grid = torch.arange(side // stride, device=points.device) * stride + (stride - 1) / 2
     near = torch.exp(-((grid - points.float()[..., None]) ** 2) / (2 * sigma**2))  # N, P, 2, side / stride
-    columns, rows = near.unbind(2)
-    maps = (rows * wanted.to(rows)[..., None])[..., None] * columns[:, :, None]
-    return F.pad(maps, (0, 0, 0, 0, 0, 1)).amax(dim=1)  # one more of zeros, for objects without points
+    columns, rows = _of_wanted(near, wanted)
+    return (rows[..., None] * columns[:, :, None]).amax(dim=1)
+
+
+def pixels_of(points: Tensor, wanted: Tensor, side: int) -> Tensor:
+    """The pixels nearest to some points: (N, side, side) bool. Arguments as of `gaussians`."""
+    grid = torch.arange(side, device=points.device)
+    columns, rows = _of_wanted((points.float().round()[..., None] == grid).float(), wanted)
+    return rows.transpose(1, 2) @ columns > 0
+
+
+def _of_wanted(near: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """How near columns and rows are to some points, (N, P, 2, side) -> columns, rows, both (N, P + 1, side).
+
+    Rows of points that do not count are zeros, and so are those of one point more, for objects without points.
+    """
+    columns, rows = F.pad(near, (0, 0, 0, 0, 0, 1)).unbind(2)
+    return columns, rows * F.pad(wanted.to(near), (0, 1))[..., None]
 
 
 def box_maps(boxes: Tensor, side: int, stride: int) -> Tensor:
@@ -74,7 +89,7 @@ def marks_of(
         kinds = [labels == FOREGROUND, labels == BACKGROUND]
         sharp = torch.stack([gaussians(points, kind, CLICK_SIGMA, side, 2) for kind in kinds], dim=1)
         wide = torch.stack([gaussians(points, kind, WIDE_SIGMA, side, 2) for kind in kinds], dim=1)
-        sure = torch.stack([gaussians(points.round(), kind, 0.5, side, 1) > 0.5 for kind in kinds], dim=1)
+        sure = torch.stack([pixels_of(points, kind, side) for kind in kinds], dim=1)
     if strokes is not None:
         drawn = F.max_pool2d(strokes.float(), 2)
         near = F.avg_pool2d(F.max_pool2d(drawn, 9, stride=1, padding=4), 9, stride=1, padding=4)
@@ -106,6 +121,8 @@ class Refinement(nn.Module):
     `look` is computed once a picture, `forward` once an answer.
     """
 
+    choosing: Tensor  # (1,), kept with the weights: how answers are chosen, see `sam.ranked`; 0 in files without it
+
     def __init__(self, channels: tuple[int, int, int] = (16, 32, 48)) -> None:
         super().__init__()
         fine, middle, coarse = channels
@@ -123,6 +140,7 @@ class Refinement(nn.Module):
         self.write = nn.Conv2d(fine, 4, 1)
         for parameter in self.write.parameters():
             nn.init.zeros_(parameter)
+        self.register_buffer("choosing", torch.ones(1))
 
     def look(self, images: Tensor) -> Tensor:
         """images: (B, 3, S, S), normalised -> what the network keeps of a picture, (B, C, S/2, S/2)."""

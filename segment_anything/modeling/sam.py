@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from ..frames import SAM, SAM_MED2D, check_frame, mask_prompt
 from .image_encoder import ImageEncoder
 from .mask_decoder import MaskDecoder
-from .prompt_encoder import BACKGROUND, FOREGROUND, PromptEncoder
+from .prompt_encoder import ABSENT, BACKGROUND, FOREGROUND, PromptEncoder
 from .refinement import Refinement, marks_of
 from .tuning import choose_trained
 
 # The published SAM-Med2D weights saw BGR images normalised with these RGB figures in this order.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+SHAKE = 1.0  # of logits, up and down: how much of an answer stays then says how sure it is
 
 
 class Prompts(NamedTuple):
@@ -74,10 +76,16 @@ class Segmenter(Protocol):
     def upscale(self, logits: Tensor) -> Tensor: ...
 
 
+class Chooser(Protocol):
+    """A refinement network, as far as choosing between answers goes. choosing: see `ranked`."""
+
+    choosing: Tensor
+
+
 class Refiner(Segmenter, Protocol):
     """A model with a refinement network: its attribute `refinement` is not None."""
 
-    refinement: object
+    refinement: Chooser
 
     def details(self, images: Tensor, content: Tensor | None = None) -> Tensor | None: ...
 
@@ -115,30 +123,45 @@ def best_of(prediction: Prediction) -> Prediction:
     return Prediction(logits.gather(1, best[..., None, None].expand(-1, -1, *logits.shape[2:])), iou.gather(1, best))
 
 
-def agreement(logits: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+def agreement(logits: Tensor, points: Tensor, labels: Tensor, enough: float = 1.0) -> Tensor:
     """How far answers say of clicked pixels what the clicks say: the mean probability of that, 1 without clicks.
 
-    logits: (N, K, h, w); points: (N, P, 2) in a frame of S = 4 h; labels: (N, P) -> (N, K).
+    logits: (N, K, h, w); points: (N, P, 2) in a frame of S = 4 h; labels: (N, P); enough: the probability from which on
+    a click is agreed with wholly -> (N, K).
     """
     height, width = logits.shape[-2:]
     x, y = (points.float() / 4).floor().long().unbind(-1)
     place = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)  # N, P
     at = logits.float().flatten(2).gather(2, place[:, None].expand(-1, logits.shape[1], -1)).sigmoid()
     foreground, background = ((labels == kind).float()[:, None] for kind in (FOREGROUND, BACKGROUND))
-    agreed = (at * foreground + (1 - at) * background).sum(dim=2)
+    on, off = ((share / enough).clamp(max=1) for share in (at, 1 - at))
+    agreed = (on * foreground + off * background).sum(dim=2)
     clicks = (foreground + background).sum(dim=2)
     return torch.where(clicks > 0, agreed / clicks.clamp(min=1), 1.0)
 
 
-def ranked(prediction: Prediction, prompts: Prompts) -> Prediction:
+def stability(logits: Tensor) -> Tensor:
+    """Which share of an answer stays where logits must exceed 1 in place of -1: (N, K, h, w) -> (N, K)."""
+    sure, possible = ((logits.float() > level).flatten(2).sum(dim=2) for level in (SHAKE, -SHAKE))
+    return sure / possible.clamp(min=1)
+
+
+def ranked(prediction: Prediction, prompts: Prompts, choosing: Tensor | None = None) -> Prediction:
     """With the predicted IoU of each output lowered by what the clicks deny, so that another one is chosen.
 
-    prediction: of logits (N, K, S/4, S/4).
+    prediction: of logits (N, K, S/4, S/4). choosing: (1,), of a refinement network. 1: of objects with a single click,
+    which most answers agree with, it is lowered by how unsure the answer is of its pixels (`stability`), and not by how
+    sure it is of the click; 0 and None: as of several clicks.
     """
+    logits, iou = prediction
     if prompts.points is None or prompts.labels is None:
         return prediction
-    agreed = agreement(prediction.logits, prompts.points, prompts.labels)
-    return Prediction(prediction.logits, prediction.iou * agreed)
+    agreed = agreement(logits, prompts.points, prompts.labels)
+    if choosing is not None:
+        by_both = agreement(logits, prompts.points, prompts.labels, enough=0.5) * stability(logits)
+        once = (prompts.labels != ABSENT).sum(dim=1, keepdim=True) == 1
+        agreed = torch.where(once & (choosing > 0), by_both, agreed)  # nothing is read from the device
+    return Prediction(logits, iou * agreed)
 
 
 def look(model: Segmenter, images: Tensor, content: Tensor | None = None) -> Seen:
@@ -156,7 +179,7 @@ def answer(model: Segmenter, seen: Seen, prompts: Prompts, multimask_output: boo
     refiner = refiner_of(model)
     if seen.details is None or refiner is None:
         return best_of(prediction) if best else prediction
-    prediction = ranked(prediction, prompts)
+    prediction = ranked(prediction, prompts, refiner.refinement.choosing)
     return refiner.refined(seen.details, best_of(prediction) if best else prediction, prompts)
 
 

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("uvicorn", reason='uvicorn is not installed: pip install -e ".[app]"')
 
 from sam_med2d.data.reading import read_image
+from segment_anything import SamPredictor
 from tests.app.running import Running, running
 from tests.inference.test_session import IMAGE, OTHER_IMAGE, expected, model
 
@@ -224,6 +225,31 @@ def test_brush_and_lasso_in_a_browser(tab, model):
     tab.drag(80, 9, 150, 181)
     tab.wait_for(clicks=0, boxes=1)
     tab.wait_for_lines(strokes=0, lassos=0)
+
+
+def test_a_small_object_is_looked_at_closer_in_a_browser(tab, model):
+    """A box on a small part, a click more in the crop that it was seen in, and a large box, which needs none."""
+    tab.upload(IMAGE)
+    tab.shows(IMAGE.name)
+    box = [90, 60, 140, 110]
+    tab.drag(*box)
+    tab.wait_for(clicks=0, boxes=1)
+    tab.text("#objects", "seen closer")
+    predictor = SamPredictor(model)
+    predictor.set_image(read_image(str(IMAGE)), "BGR")
+    first = predictor.predict(box=box, best=True)
+    assert predictor.crops[0].width < predictor.original_size[1]
+    assert np.array_equal(tab.label_map(), first.masks[0])
+    far = SamPredictor(model, zoom="never")
+    far.set_image(read_image(str(IMAGE)), "BGR")
+    assert not np.array_equal(first.masks[0], far.predict(box=box, best=True).masks[0])
+    tab.click(115, 85)
+    tab.wait_for(clicks=1, boxes=1)
+    again = predictor.predict([[115, 85]], [1], box, first.low_res[0], best=True)
+    assert np.array_equal(tab.label_map(), again.masks[0])
+    tab.drag(20, 9, 150, 181)
+    tab.wait_for(clicks=0, boxes=1)
+    assert "seen closer" not in tab.page.inner_text("#objects")
 
 
 def test_two_people_do_not_see_each_others_image(browser, app, model):

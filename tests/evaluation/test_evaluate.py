@@ -703,7 +703,7 @@ def test_what_was_drawn_is_recorded_too(tmp_path):
         ({"scribbles": {"scribbles": [{"lines": [[[1, 2]]], "label": 7}]}}, "scribble", "a label other than"),
         ({"scribbles": {"scribbles": [{"lines": [[[1, 99]]], "label": 1}]}}, "scribble", "outside the frame"),
         ({"scribbles": {"scribbles": [{"lines": [[[1, 2]]], "label": 1, "width": 0}]}}, "scribble", "of width 0"),
-        ({"lasso": {"lasso": [[1, 2], [3, 4]]}}, "lasso", "2 of the 3 corner of a lasso(s)"),
+        ({"lasso": {"lasso": [[1, 2], [3, 4]]}}, "lasso", "2 of the 3 lasso corner(s)"),
         ({"lasso": {"lasso": [[1, 2], [3, 4], [5, 99]]}}, "lasso", "outside the frame"),
         ({"bbox_drawn": {}}, "bbox_drawn", "0 of the 1 box"),
     ],

@@ -13,10 +13,11 @@ from sam_med2d.errors import UsageError
 from sam_med2d.export.graphs import DecoderGraph, EncoderGraph, RefinementGraph
 from sam_med2d.export.onnx_files import describe, save, trace_decoder, trace_encoder, trace_refinement
 from sam_med2d.export.parity import PROMPT_KINDS, prompts_of
-from sam_med2d.inference.backends import BACKENDS, REFINED, open_runtime, open_session
-from segment_anything import Sam, SamPredictor, best_of
+from sam_med2d.inference.backends import BACKENDS, CHOOSING, REFINED, open_runtime, open_session
+from segment_anything import ObjectPrompt, Sam, SamPredictor, best_of
 from segment_anything.frames import SAM_MED2D
 from segment_anything.modeling import ImageEncoder, MaskDecoder, PromptEncoder, Refinement
+from segment_anything.zoom import Crop
 from tests.segment_anything.test_model import assert_near, randomise
 
 
@@ -166,9 +167,9 @@ def test_onnxruntime_has_no_other_precision(files):
 @pytest.fixture(scope="module")
 def refining() -> Sam:
     base = small()
-    return randomise(
-        Sam(base.image_encoder, base.prompt_encoder, base.mask_decoder, refinement=Refinement(channels=(8, 8, 8)))
-    ).eval()
+    model = Sam(base.image_encoder, base.prompt_encoder, base.mask_decoder, refinement=Refinement(channels=(8, 8, 8)))
+    randomise(model).refinement.choosing.fill_(1)
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def three(refining, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("three")
     save(trace_encoder(EncoderGraph(refining), 17), folder / "encoder.onnx")
     decoder = trace_decoder(DecoderGraph(refining), 17)
-    describe(decoder, **{REFINED: True})
+    describe(decoder, **{REFINED: True, CHOOSING: 1})
     save(decoder, folder / "decoder.onnx")
     save(trace_refinement(RefinementGraph(refining), 17), folder / "refinement.onnx")
     return folder
@@ -184,8 +185,8 @@ def three(refining, tmp_path_factory) -> Path:
 
 def test_a_refinement_network_answers_as_in_the_model(refining, three, backend):
     files = (three / f"{name}.onnx" for name in ("encoder", "decoder", "refinement"))
-    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    predictors = [SamPredictor(model) for model in (refining, open_runtime(backend, *files, threads=1))]
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)  # whose pixels are the frame's
+    predictors = [SamPredictor(model, zoom="never") for model in (refining, open_runtime(backend, *files, threads=1))]
     for predictor in predictors:
         predictor.set_image(image)
     first = [predictor.predict([[30, 20], [60, 50]], [1, 0], return_logits=True) for predictor in predictors]
@@ -206,6 +207,32 @@ def test_a_refinement_network_answers_as_in_the_model(refining, three, backend):
     plain = SamPredictor(open_runtime(backend, three / "encoder.onnx", three / "decoder.onnx", threads=1))
     plain.set_image(image)
     assert np.abs(plain.predict([[30, 20]], [1], return_logits=True).masks - first[0].masks).max() > 0.01
+
+
+def test_a_refinement_network_answers_as_in_the_model_looking_closer(refining, three, backend, monkeypatch):
+    monkeypatch.setattr("segment_anything.closer.grown", lambda *_: None)  # random answers lie at every edge
+    files = (three / f"{name}.onnx" for name in ("encoder", "decoder", "refinement"))
+    image = np.random.default_rng(0).integers(0, 256, (140, 220, 3), dtype=np.uint8)
+    asked = [
+        [ObjectPrompt(box=np.array([70, 40, 110, 66], np.float32))],
+        [ObjectPrompt(np.array([[30.0, 20], [190, 120]], np.float32), np.array([1, 0]))],
+        [ObjectPrompt(np.array([[90.0, 50]], np.float32), np.array([1]), np.array([70, 40, 110, 66], np.float32))] * 2,
+    ]
+    answers = []
+    for model in (refining, open_runtime(backend, *files, threads=1)):
+        predictor = SamPredictor(model)
+        predictor.set_image(image, encode=False)
+        found = [(predictor.predict_objects(objects, return_logits=True), predictor.crops) for objects in asked]
+        box, crops = found[0]
+        again = ObjectPrompt(*asked[2][0][:3], box.low_res[0, box.iou[0].argmax()])  # one more click, fed back
+        found.append((predictor.predict_objects([again], return_logits=True, best=True), predictor.crops))
+        assert crops == predictor.crops == [Crop(60, 34, 60, 39)]
+        answers.append(found)
+    for (want, there), (got, crops) in zip(*answers):
+        assert crops == there
+        for one, other in zip(got, want):
+            assert one.shape == other.shape
+            assert_near(torch.from_numpy(one), torch.from_numpy(other))
 
 
 def test_files_of_which_only_some_have_the_part(files, three, capsys):

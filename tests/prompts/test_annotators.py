@@ -57,3 +57,23 @@ def test_modes_are_parsed_by_argparse(capsys) -> None:
     assert (
         end.value.code == 2 and "argument --prompt_modes: unknown prompt mode 'circle': use bbox, bbox_jitter5" in said
     )
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("scribble", "has 0 of the 1 scribble(s) that this mode needs; make the file anew with this mode"),
+        ("lasso", "has 0 of the 3 lasso corner(s) that this mode needs; make the file anew with this mode"),
+        ("bbox_drawn", "has 0 of the 1 box(s) that this mode needs; make the file anew with this mode"),
+        ("bbox@zoom", "has 0 of the 1 box(s) that this mode needs; make the file anew with this mode"),
+        ("5pts@zoom", "has 0 of the 5 click(s) that this mode needs; make the file anew with this mode"),
+    ],
+)
+def test_a_file_of_an_older_version_says_in_one_line_what_it_lacks(mode: str, said: str) -> None:
+    """It serves the modes that it was made with."""
+    path = Path(__file__).parents[1] / "before_the_move" / "run" / "prompts.json"
+    held = FrozenPrompts(path, 32)
+    held.check(["0_0.png"], [parse_mode(name) for name in ("bbox", "1pt", "3pts")])
+    with pytest.raises(DataError) as caught:
+        held.check(["0_0.png"], [parse_mode(mode)])
+    assert str(caught.value) == f"{path}: 0_0.png {said}"

@@ -187,6 +187,74 @@ def test_small_regions_go(image) -> None:
     assert area in {mask["area"] for mask in filled} and area not in {mask["area"] for mask in generated(picture)}
 
 
+# ---------------------------------------------------------------- a second look
+
+
+class Sharp(Discs):
+    """The same with masks of the frame's own size, so that nothing but the frame stands between picture and mask."""
+
+    def _keep(self, images):
+        self.values = images[0, 0]
+        return 0
+
+    def predict(self, embeddings, prompts, multimask_output):
+        x, y = prompts.points[:, 0].long().clamp(0, SIDE - 1).unbind(1)
+        own = (self.values == self.values[y, x][:, None, None])[:, None].float().repeat(1, 3, 1, 1)
+        return Prediction(own * 20 - 10, torch.tensor(self.scores).expand(len(x), 3))
+
+    def upscale(self, logits):
+        return logits
+
+
+@pytest.fixture
+def slide() -> tuple[np.ndarray, np.ndarray]:
+    """A large picture with a small object, and a large one beside it. -> (200, 320), and the small one's mask."""
+    picture = np.full((200, 320), 10, np.uint8)
+    picture[20:180, 20:200] = 100
+    small = cv2.ellipse(np.zeros((200, 320), np.uint8), (263, 91), (19, 9), 25, 0, 360, 1, -1) > 0
+    picture[small] = 200
+    return picture, small
+
+
+def test_what_is_small_is_looked_at_again_and_put_back_to_the_pixel(slide) -> None:
+    picture, small = slide
+    of_small = lambda found: next(one for one in found if np.median(picture[one["segmentation"]]) == 200)
+    model, options = Sharp((0.9, 0.0, 0.0)), {"points_per_side": 16}
+    first, second = generated(picture, model, **options), generated(picture, model, zoom="auto", **options)
+    assert model.encoded == 1 + 1 + 1  # the picture twice, and one crop: the others are no small ones
+    assert (of_small(first)["segmentation"] != small).sum() > 10 and of_small(first)["crop_box"] == [0, 0, 320, 200]
+    assert (of_small(second)["segmentation"] == small).all() and of_small(second)["area"] == small.sum()
+    x, y, width, height = of_small(second)["crop_box"]
+    assert (x < 244 and y < 82 and width < 80 and height < 50) and of_small(second)["point_coords"] == (
+        of_small(first)["point_coords"]
+    )
+    others = [
+        [one["area"] for one in found if np.median(picture[one["segmentation"]]) != 200] for found in (first, second)
+    ]
+    assert others[0] == others[1] and len(others[0]) == 2
+
+
+@pytest.mark.parametrize("closer", ["unsure", "another object"])
+def test_a_second_look_that_is_worse_or_of_something_else_changes_nothing(slide, closer) -> None:
+    picture, _ = slide
+
+    class Fickle(Sharp):
+        def predict(self, embeddings, prompts, multimask_output):
+            found = super().predict(embeddings, prompts, multimask_output)
+            if prompts.boxes is None:  # the grid's clicks
+                return found
+            return (
+                Prediction(found.logits, found.iou / 9) if closer == "unsure" else Prediction(-found.logits, found.iou)
+            )
+
+    scores = (0.9, 0.0, 0.0)
+    areas = [
+        [(one["area"], one["crop_box"]) for one in generated(picture, Fickle(scores), points_per_side=16, zoom=zoom)]
+        for zoom in ("never", 2)
+    ]
+    assert areas[0] == areas[1] and len(areas[0]) == 3
+
+
 # ---------------------------------------------------------------- encodings and options
 
 
@@ -219,6 +287,7 @@ def test_grid_and_stability() -> None:
         (dict(output_mode="polygons"), "output_mode"),
         (dict(points_per_side=0), "at least 1"),
         (dict(points_per_batch=0), "at least 1"),
+        (dict(zoom="sometimes"), "zoom must be auto, always, never, or a number"),
     ],
 )
 def test_options_without_sense(options, message) -> None:
@@ -328,7 +397,7 @@ def test_an_image_without_masks_says_which_threshold_dropped_how_many(run, capsy
 
 
 def test_the_script_writes_run_lengths(run) -> None:
-    out = run("--convert-to-rle", "--save_overlays", "False")
+    out = run("--convert-to-rle", "--save_overlays", "False", "--zoom", "always")
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
         "a.json",
         "deep/b.json",

@@ -11,7 +11,7 @@ import torch
 from segment_anything import Prediction, Prompts, Sam, SamPredictor, Seen, answer, best_of, look, low_resolution, ranked
 from segment_anything.build_sam import build_sam
 from segment_anything.checkpoint import load_checkpoint, save_weights
-from segment_anything.modeling.refinement import CLICK_SIGMA, SURE, box_maps, gaussians, marks_of
+from segment_anything.modeling.refinement import CLICK_SIGMA, SURE, box_maps, gaussians, marks_of, pixels_of
 from segment_anything.sizes import SIZES, Size
 
 SIDE = 64
@@ -140,6 +140,40 @@ def test_an_answer_that_denies_clicks_is_not_chosen() -> None:
     assert ranked(prediction, Prompts(boxes=torch.zeros(1, 4))) is prediction
 
 
+def test_an_unsure_answer_is_not_chosen_and_how_sure_it_is_of_a_click_does_not_count() -> None:
+    logits = torch.full((1, 3, 16, 16), -4.0)
+    logits[0, 0, :8, :8] = 4.0
+    logits[0, 1, :8, :8], logits[0, 1, 8:, :8] = 1.5, 0.5  # half of what it may be is sure
+    logits[0, 2, 8:, 8:] = 4.0  # denies the click
+    prediction = Prediction(logits, torch.tensor([[0.8, 0.9, 0.9]]))
+    prompts = Prompts(torch.tensor([[[18.0, 18.0]]]), torch.tensor([[1]]))
+    denied = 2 / (1 + math.exp(4))
+    assert ranked(prediction, prompts, torch.ones(1)).iou[0].tolist() == pytest.approx([0.8, 0.45, 0.9 * denied])
+    torch.testing.assert_close(ranked(prediction, prompts, torch.zeros(1)), ranked(prediction, prompts))
+    assert ranked(prediction, Prompts(boxes=torch.zeros(1, 4)), torch.ones(1)) is prediction
+    more = Prompts(torch.tensor([[[18.0, 18.0], [60.0, 60.0]]]), torch.tensor([[1, 0]]))
+    torch.testing.assert_close(ranked(prediction, more, torch.ones(1)), ranked(prediction, more))
+    padded = Prompts(more.points, torch.tensor([[1, -1]]))  # an absent point is no click
+    torch.testing.assert_close(ranked(prediction, padded, torch.ones(1)), ranked(prediction, prompts, torch.ones(1)))
+
+
+def test_a_file_without_a_way_of_choosing_goes_on_choosing_as_it_did(tmp_path: Path) -> None:
+    model = trained(build(refine=True))
+    state = model.state_dict()
+    assert state["refinement.choosing"].tolist() == [1]  # that of new ones, kept with the weights
+    save_weights(state, tmp_path / "new.safetensors")
+    save_weights({n: t for n, t in state.items() if n != "refinement.choosing"}, tmp_path / "old.safetensors")
+    seen, prompts = look(model, pictures()), Prompts(torch.tensor([[[20.0, 20.0]]]), torch.tensor([[1]]))
+    with torch.no_grad():
+        raw = model.predict(seen.embeddings, prompts, True)
+        for name, choosing in (("new", 1), ("old", 0)):
+            other = build(refine=True, seed=3)
+            load_checkpoint(other, tmp_path / f"{name}.safetensors")
+            assert other.refinement.choosing.tolist() == [choosing]
+            expected = ranked(raw, prompts, torch.ones(1) if choosing else None)
+            torch.testing.assert_close(answer(other, seen, prompts, True).iou, expected.iou)
+
+
 def test_what_is_fed_back_are_means() -> None:
     whole = torch.arange(SIDE * SIDE, dtype=torch.float32).reshape(1, 1, SIDE, SIDE)
     small = low_resolution(whole, SIDE)
@@ -166,6 +200,33 @@ def test_the_predictor_refines_and_feeds_back() -> None:
         frame = torch.from_numpy(predictor.apply_coords(np.array([[[30, 20]]])))
         raw = model.predict(predictor.get_image_embedding(), Prompts(frame, torch.tensor([[1]])), True)
     np.testing.assert_allclose(other.predict([[30, 20]], [1]).low_res, raw.logits[0].numpy(), atol=1e-5)
+
+
+def test_the_best_alone_is_what_the_best_of_all_is() -> None:
+    model = trained(build(refine=True))
+    asked: list[int] = []
+    refine = model.refinement.forward
+    model.refinement.forward = lambda *given: (asked.append(len(given[1])), refine(*given))[1]
+    image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    predictor = SamPredictor(model, zoom="never")
+    predictor.set_image(image)
+    for more in ({}, {"multimask_output": False}, {"box": [[5, 5, 40, 40], [30, 10, 70, 40]]}):
+        given = dict(more) if "box" in more else {"point_coords": [[30, 20]], "point_labels": [1], **more}
+        every = predictor.predict(**given, return_logits=True)
+        asked.clear()
+        alone = predictor.predict(**given, return_logits=True, best=True)
+        assert len(asked) == 1
+        place = every.iou.argmax(axis=-1)[..., None]
+        np.testing.assert_array_equal(alone.iou, np.take_along_axis(every.iou, place, -1))
+        for got, want in ((alone.masks, every.masks), (alone.low_res, every.low_res)):
+            np.testing.assert_allclose(got, np.take_along_axis(want, place[..., None, None], -3), atol=1e-5)
+
+
+def test_clicked_pixels_are_those_nearest_to_the_clicks() -> None:
+    points = torch.tensor([[[10.4, 20.6], [63.0, 0.0], [63.6, 5.0], [30.0, 30.0]]])
+    found = pixels_of(points, torch.tensor([[True, True, True, False]]), SIDE)
+    assert found.nonzero().tolist() == [[0, 0, 63], [0, 21, 10]]  # the third rounds to a pixel beyond the frame
+    assert not pixels_of(torch.zeros(2, 0, 2), torch.zeros(2, 0, dtype=torch.bool), SIDE).any()
 
 
 # ---------------------------------------------------------------- weights

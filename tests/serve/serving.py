@@ -14,9 +14,9 @@ __all__ = ["Client", "Running", "blobs", "serving_here"]
 
 
 @contextmanager
-def serving_here(*flags: str) -> Iterator[Running]:
+def serving_here(*flags: str, token: str = "") -> Iterator[Running]:
     args = start.parse_args(["--port", "0", "--device", "cpu", *flags])
     with listen(args.host, 0) as listening:
         port = listening.getsockname()[1]
-        with start.application(args, port, "") as guard, in_a_thread(guard, listening):
+        with start.application(args, port, token) as guard, in_a_thread(guard, listening):
             yield Running(None, f"http://127.0.0.1:{port}")

@@ -16,6 +16,8 @@ from sam_med2d.data.check import KINDS
 from sam_med2d.data.windows import FILE, difference, keep_windows, window_of
 from sam_med2d.errors import CheckpointError, DataError
 from sam_med2d.image_files import write_png
+from sam_med2d.inference.windows import Shown, shown_by
+from sam_med2d.volumes.intensity import Intensity
 from segment_anything.checkpoint import open_weights
 
 ABDOMEN = (-150.0, 250.0)
@@ -129,5 +131,28 @@ def test_the_app_opens_scans_in_it(trained: Path, capsys) -> None:
     weights = ["--sam_checkpoint", str(trained / "models/w/best.pth")]
     for flags, window in (([], ABDOMEN), (["--window", "abdomen"], ABDOMEN), (["--window", "lung"], (-1350.0, 150.0))):
         args = start.parse_args([*weights, *flags])
-        assert start.window_of(args, next(iter(start.models_of(args).values()))) == window
-    assert capsys.readouterr().err.count("warning: --window is -1350 to 150, but the model was trained with") == 1
+        with start.application(args, 7860, ""):
+            pass
+        assert shown_by(args, next(iter(start.models_of(args).values()))).window == window
+    assert capsys.readouterr().err.count("was trained with the window -150 to 250, and sees -1350 to 150") == 1
+
+
+def test_the_server_shows_volumes_in_it(trained: Path, tmp_path: Path, capsys) -> None:
+    """The mask is that of segment-volume, and 8 bits stay as they are."""
+    pytest.importorskip("blosc2", reason='blosc2 is not installed: pip install -e ".[serve]"')
+    from tests.serve.serving import Client, serving_here
+
+    weights, box = trained / "models/w/best.pth", (9, 9, 1, 31, 31, 2)
+    volume = sitk.GetArrayFromImage(sitk.ReadImage(str(trained / "scans/a.nii.gz")))
+    flags = ["--input", trained / "scans/a.nii.gz", "--box", *box, "--sam_checkpoint", weights]
+    segment_volume.main([*map(str, flags), "--output", str(tmp_path / "labels.nii.gz"), "--device", "cpu"])
+    with serving_here("--sam_checkpoint", str(weights)) as server:
+        client = Client(server)
+        client.open(volume)
+        client.box([1, 2], [9, 31], [9, 31])
+    wanted = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "labels.nii.gz")))
+    assert wanted.any() and np.array_equal(client.buffer, wanted)
+    assert "window: -150 to 250, as in the training" in capsys.readouterr().out
+    shown = Shown(trained=ABDOMEN)
+    assert shown.of(np.dtype(np.float32)) == Intensity(ABDOMEN) and shown.of(np.dtype(np.uint8)) == Intensity()
+    assert "sees minimum to maximum of each slice" in shown.doubt(np.dtype(np.uint8))

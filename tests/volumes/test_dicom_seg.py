@@ -1,5 +1,6 @@
 """Labels as DICOM-SEG on pydicom's CT series, read back by highdicom; and labels that are merged into earlier ones."""
 
+import shutil
 from pathlib import Path
 
 import highdicom
@@ -11,6 +12,9 @@ from pydicom.data import get_testdata_file
 
 from sam_med2d.commands import segment_volume
 from sam_med2d.errors import DataError
+from sam_med2d.inference.models import SMALL, open_model
+from sam_med2d.inference.session import AnnotationSession
+from sam_med2d.inference.uploads import read_upload, restored, store
 from sam_med2d.volumes.dicom_labels import read_segmentation
 from sam_med2d.volumes.dicom_seg import slices_of, write_segmentation
 from sam_med2d.volumes.scans import as_stored, as_viewed, files_of, read_scan
@@ -100,6 +104,30 @@ def test_the_command_writes_a_dicom_seg(scan, tmp_path, capsys) -> None:
     assert (tmp_path / "seg.csv").exists() and "labels: " in capsys.readouterr().out
     with pytest.raises(SystemExit, match="refers to the slices of a DICOM series, and .* is none"):
         run("--input", tmp_path / "labels.nii.gz", "--point", 5, 5, 2, "--output", tmp_path / "other.dcm")
+
+
+def test_the_apps_files_hold_a_dicom_seg(scan, tmp_path) -> None:
+    """Of a series that was opened in a process of its own, the files it came in being gone since."""
+    for name in ("upload", "scan", "out"):
+        (tmp_path / name).mkdir()
+    for path in SERIES.iterdir():
+        shutil.copy(path, tmp_path / "upload")
+    store(read_upload(tmp_path / "upload"), tmp_path / "scan")
+    shutil.rmtree(tmp_path / "upload")
+    session = AnnotationSession({"": open_model(SMALL, device="cpu")})
+    session.take(restored(tmp_path / "scan"))
+    session.rename("liver")
+    session.draw_box(3, 3, 12, 12)
+    session.turn_to(0)
+    session.add_object("spleen")
+    session.click(4, 12, foreground=True)
+    written = {path.name: path for path in session.save(tmp_path / "out")}
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(written["upload_labels.nii.gz"])))
+    file = highdicom.seg.segread(written["upload_seg.dcm"])
+    assert file.FrameOfReferenceUID == pydicom.dcmread(min(SERIES.iterdir())).FrameOfReferenceUID
+    assert {1, 2} == {*np.unique(labels)} - {0}
+    for label, name in ((1, "liver"), (2, "spleen")):
+        np.testing.assert_array_equal(read_back(written["upload_seg.dcm"], scan, name), labels == label)
 
 
 def test_earlier_labels_are_kept(scan, tmp_path, capsys) -> None:
