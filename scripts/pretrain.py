@@ -12,7 +12,7 @@ A step is a function of --seed and its number: pictures, prompts and the learnin
 follows the new cosine from there on.
 
 A batch: half of the objects start from a box, half from a click (in some batches from a stroke, and from a lasso in
-place of the box), and after none to three corrections of one click each, which only look ahead, one more correction
+place of the box), and after none to four corrections of one click each, which only look ahead, one more correction
 learns. Two thirds of the batches keep earlier clicks and boxes, as an
 annotator works; a quarter replaces them, as the paper does; a tenth corrects with the last mask alone. Start and last
 correction share one encoding, and everything learns. Losses are taken at half the frame's size, on masks whose edges
@@ -75,7 +75,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--run", type=Path, default=Path("workdir/pretrain"), help="folder of the checkpoint and the log"
     )
-    parser.add_argument("--output", type=Path, default=Path("pretrain_model/vit_t_general.safetensors"))
+    parser.add_argument("--output", type=Path, default=Path("pretrain_model/vit_t_small.safetensors"))
     parser.add_argument(
         "--start", type=Path, default=Path("pretrain_model/vit_t_phantoms.safetensors"), help="weights of step 0"
     )
@@ -239,7 +239,7 @@ def losses_of(model: Sam, drawn: Drawn, draw: random.Random, uniform: Uniform) -
         keeps = plan < 0.75
         kept = prompts if keeps else Prompts()
         with torch.no_grad():
-            for _ in range(draw.choice((0, 0, 1, 2, 3))):
+            for _ in range(draw.choice((0, 0, 1, 2, 4))):
                 prompts = corrected(last, masks, kept, 1, uniform)
                 last, _ = answered(model, predict_corrected(model, embeddings, prompts, start), details, prompts)
                 kept = prompts if keeps else kept

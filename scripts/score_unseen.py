@@ -1,6 +1,6 @@
 """Dice of small models on pictures that none of them has seen: CT organs, two tumours, nuclei.
 
-    python scripts/score_unseen.py --data ../shared/data pretrain_model/vit_t_phantoms.safetensors other.safetensors
+    python scripts/score_unseen.py --data ../shared/data small pretrain_model/vit_t_phantoms.safetensors
 
 For each set and file the exact box, one click and five clicks (one on the object, then four times one on a wrong pixel,
 kept, with the last mask), each with the whole picture in the frame (zoom never) and as the predictor looks at small

@@ -102,10 +102,10 @@ def test_a_command_whose_package_is_missing_names_the_extra(tmp_path):
 
 def test_the_small_weights_are_in_the_package_and_once_in_the_clone():
     assert small_weights().parent == Path(sam_med2d.__file__).parent / "weights" and not small_weights().is_symlink()
-    assert (ROOT / "pretrain_model/vit_t_phantoms.safetensors").resolve() == small_weights()
+    assert (ROOT / "pretrain_model/vit_t_small.safetensors").resolve() == small_weights()
     assert weights_file(SMALL) == str(small_weights()) and weights_file("mine.pth") == "mine.pth"
     model = open_model(SMALL, device="cpu")
-    assert model.image_size == 128 and not model.image_encoder.adapters()
+    assert model.image_size == 192 and not model.image_encoder.adapters() and model.refinement is not None
 
 
 def test_both_packages_are_typed():

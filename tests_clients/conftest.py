@@ -13,7 +13,7 @@ import pytest
 
 from sam_med2d.export.job import Job
 from sam_med2d.export.targets import export
-from sam_med2d.inference.models import open_model
+from sam_med2d.inference.models import SMALL, open_model
 from segment_anything import Sam, SamPredictor, sam_model_registry
 from segment_anything.frames import SAM
 from segment_anything.zoom import NEVER
@@ -50,8 +50,8 @@ def organs(shared) -> list[Organ]:  # noqa: F811
 
 @pytest.fixture(scope="session")
 def general() -> Sam:
-    """The small weights that know pictures of many kinds: vit_t, 128 px, SAM-Med2D's frame."""
-    return open_model(str(ROOT / "pretrain_model/vit_t_general.safetensors")).requires_grad_(False)
+    """The small weights, as clients can run them, without the refinement network: vit_t, 192 px, SAM-Med2D's frame."""
+    return open_model(SMALL, refine=False).requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

@@ -318,7 +318,7 @@ def test_exported_models_take_the_place_of_weights(run, model, monkeypatch) -> N
 def test_the_small_weights_have_a_name_and_the_default_says_where_to_get_it(run, capsys, monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     run("--point", 40, 30, "--sam_checkpoint", "small")
-    assert "vit_t_phantoms.safetensors (vit_t, 128 px, no adapters)" in capsys.readouterr().out
+    assert "vit_t_small.safetensors (vit_t, 192 px, no adapters, a refinement network)" in capsys.readouterr().out
     ends_with(
         "sam-med2d_b.pth: is not in this folder; download it .* --sam_checkpoint small",
         run,

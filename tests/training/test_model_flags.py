@@ -141,10 +141,10 @@ def test_a_run_and_what_follows_it_need_no_flags(files, data: Path, work: Path, 
 
 def test_small_is_known_to_both(data: Path, work: Path) -> None:
     results = score(data, work, "--sam_checkpoint", SMALL)
-    assert (results["flags"]["model_type"], results["flags"]["image_size"]) == ("vit_t", 128)
+    assert (results["flags"]["model_type"], results["flags"]["image_size"]) == ("vit_t", 192)
     assert results["weights_hash"] == file_hash(small_weights())
     args = train.parse_args(["--sam_checkpoint", SMALL])
-    assert train.settle_model(args).file.path.name == "vit_t_phantoms.safetensors"
+    assert train.settle_model(args).file.path.name == "vit_t_small.safetensors"
     assert (args.model_type, args.image_size, args.encoder_adapter) == ("vit_t", 128, True)
 
 
