@@ -10,7 +10,8 @@ import soak_serve
 
 
 def test_masks_stay_right_under_clients_that_are_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(soak_serve, "LIFE", (0.5, 2.0))
+    monkeypatch.setattr(soak_serve, "LIFE", (1.0, 4.0))  # long enough for a mask, on a slow machine too
+    monkeypatch.setattr(soak_serve, "FLAGS", [*soak_serve.FLAGS, "--image_size", "64"])
     monkeypatch.setattr(soak_serve, "LOOK", 0.2)
     soak_serve.main(["--requests", "120", "--log", str(tmp_path / "log.txt"), "--least", "3"])
     told = (tmp_path / "log.txt").read_text()

@@ -145,7 +145,7 @@ def test_small_is_known_to_both(data: Path, work: Path) -> None:
     assert results["weights_hash"] == file_hash(small_weights())
     args = train.parse_args(["--sam_checkpoint", SMALL])
     assert train.settle_model(args).file.path.name == "vit_t_small.safetensors"
-    assert (args.model_type, args.image_size, args.encoder_adapter) == ("vit_t", 128, True)
+    assert (args.model_type, args.image_size, args.encoder_adapter) == ("vit_t", 192, True)
 
 
 def test_a_size_that_is_no_multiple_of_32(tmp_path: Path) -> None:
