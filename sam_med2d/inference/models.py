@@ -169,8 +169,8 @@ def load_model(args: argparse.Namespace) -> Sam:
 
 
 def small_weights() -> Path:
-    """The weights that come with this package: a vit_t of 21 MB for frames of 192 px, with a refinement network, trained on
-    generated scenes, drawn phantoms and regions of unlabelled pictures (docs/training.md)."""
+    """The weights that come with this package: a vit_t of 21 MB for frames of 192 px, with a refinement network,
+    trained on generated scenes, drawn phantoms and regions of unlabelled pictures (docs/training.md)."""
     file = importlib.resources.files("sam_med2d") / "weights" / "vit_t_small.safetensors"
     if not isinstance(file, Path) or not file.is_file():
         raise CheckpointError(f"{file}: the weights of this package are not there; install sam-med2d again")
