@@ -13,11 +13,11 @@ follows the new cosine from there on.
 
 A batch: half of the objects start from a box, half from a click (in some batches from a stroke, and from a lasso in
 place of the box), and after none to four corrections of one click each, which only look ahead, one more correction
-learns. Two thirds of the batches keep earlier clicks and boxes, as an
-annotator works; a quarter replaces them, as the paper does; a tenth corrects with the last mask alone. Start and last
-correction share one encoding, and everything learns. Losses are taken at half the frame's size, on masks whose edges
-are shares of pixels: the logits have a quarter of it, and at full size the loss took a third of a step. With --refine
-a refinement network learns along, from the answer that is chosen, and its masks are what is corrected.
+learns. Two thirds of the batches keep earlier clicks and boxes, as an annotator works; a quarter replaces them, as the
+paper does; a tenth corrects with the last mask alone. Start and last correction share one encoding, and everything
+learns. Losses are taken at half the frame's size, on masks whose edges are shares of pixels: the logits have a quarter
+of it, and at full size the loss took a third of a step. With --refine a refinement network learns along, from the
+answer that is chosen, and its masks are what is corrected.
 
 Left: RUN/last.pt (weights, their average, optimizer, step; replaced whole), RUN/log.jsonl, and every --evaluate_every
 steps the averaged weights, float16, in --output, with a copy of the log beside them.
