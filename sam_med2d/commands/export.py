@@ -1,6 +1,6 @@
 """Write files with which other tools open a model, and compare what they show with the model itself.
 
-    sam-med2d export --target sam1024 --sam_checkpoint small --output workdir/labelme
+    sam-med2d export --target sam1024 --sam_checkpoint small --refine False --output workdir/labelme
     sam-med2d export --target x-anylabeling --sam_checkpoint pretrain_model/sam-med2d_b.pth --output workdir/tool
 
 In a clone, `python scripts/export.py ...` is the same.

@@ -74,6 +74,9 @@ TARGETS = {
 }
 
 
+WITH_REFINEMENT = ("monai",)  # targets that run this package; what others show would be another model's answers
+
+
 def target_of(name: str) -> Target:
     """Raises UsageError: there is none of that name."""
     if name not in TARGETS:
@@ -87,6 +90,8 @@ def export(name: str, job: Job) -> dict[str, float]:
     Raises UsageError: no such target, or weights that it cannot hold.
     """
     target = target_of(name)
+    if job.model.refinement is not None and name not in WITH_REFINEMENT:
+        raise UsageError(f"--target {name}: has no place for a refinement network; leave it out with --refine False")
     client = target.write(job)
     dices = compare(job.model, client, job.images)
     told = ", ".join(f"{kind} {mean:.4f}" for kind, mean in dices.items())

@@ -37,8 +37,6 @@ def write_isat(job: Job) -> Client:
             f"--target isat: ISAT's model is {wanted}, and this one has no adapters; say --encoder_adapter True, whose "
             "new ones add nothing"
         )
-    if model.refinement is not None:
-        raise _no_refinement("isat")
     path = job.folder / f"{isats_name(job.name)}.pth"
     save_checkpoint({"model": model.state_dict()}, path)
     print(f"{path}: {said(model)}, under the key 'model'")
@@ -125,13 +123,7 @@ def plain_weights(model: Sam, target: str) -> dict[str, Tensor]:
             f"--target {target}: has no place for adapters, which are layers beside SAM's; train with --tune lora or "
             "all, take --target sam1024, onnx or isat, or leave them out with --encoder_adapter False"
         )
-    if model.refinement is not None:
-        raise _no_refinement(target)
     return model.state_dict()
-
-
-def _no_refinement(target: str) -> UsageError:
-    return UsageError(f"--target {target}: has no place for a refinement network; leave it out with --refine False")
 
 
 def _warn_of_frame(model: Sam) -> None:

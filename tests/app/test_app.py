@@ -14,7 +14,7 @@ pytest.importorskip("uvicorn", reason='uvicorn is not installed: pip install -e 
 from sam_med2d.data.reading import read_image
 from segment_anything import SamPredictor
 from tests.app.running import Running, running
-from tests.inference.test_session import IMAGE, OTHER_IMAGE, expected, model
+from tests.inference.test_session import IMAGE, OTHER_IMAGE, WEIGHTS, expected, model
 
 __all__ = ["model"]  # a fixture
 
@@ -32,7 +32,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("app"), "--max_upload", "1") as one:
+    with running(tmp_path_factory.mktemp("app"), "--sam_checkpoint", str(WEIGHTS), "--max_upload", "1") as one:
         yield one
 
 

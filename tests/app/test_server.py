@@ -26,7 +26,7 @@ from sam_med2d.app.opening import Opener
 from sam_med2d.errors import DataError
 from sam_med2d.inference.session import AnnotationSession
 from tests.app.running import Page, Running, running, running_here
-from tests.inference.test_session import IMAGE, OTHER_IMAGE, expected, model
+from tests.inference.test_session import IMAGE, OTHER_IMAGE, WEIGHTS, expected, model
 
 __all__ = ["model"]  # a fixture
 
@@ -38,7 +38,8 @@ THIRD_IMAGE = sorted(IMAGE.parent.glob("*.png"))[0]
 def app(tmp_path_factory) -> Iterator[Running]:
     """One with narrow limits."""
     flags = ("--max_upload", "3", "--max_session", "6", "--max_disk", "9", "--max_pixels", "4000000", "--open_seconds")
-    with running(tmp_path_factory.mktemp("app"), *flags, "20", "--open_memory", "1500", "--max_sessions", "60") as one:
+    flags += ("20", "--open_memory", "1500", "--max_sessions", "60", "--sam_checkpoint", str(WEIGHTS))
+    with running(tmp_path_factory.mktemp("app"), *flags) as one:
         yield one
 
 

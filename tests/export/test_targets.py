@@ -1,5 +1,6 @@
 """Files for other tools: what is in them, what they answer, and what they refuse. tests_clients/ has the tools."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_fed_back_masks_count_from_a_half_on(tmp_path) -> None:
 def test_the_command_ends_with_a_comparison(tmp_path, capsys) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/one.png").write_bytes(IMAGE.read_bytes())
-    flags = ["--target", "x-anylabeling", "--sam_checkpoint", "small", "--image_size", "64"]
+    flags = ["--target", "x-anylabeling", "--sam_checkpoint", "small", "--refine", "False", "--image_size", "64"]
     flags += ["--data_path", str(tmp_path / "images")]
     command.main([*flags, "--output", str(tmp_path / "tool"), "--name", "../mine"])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Dice to eager"))
@@ -211,7 +212,7 @@ def test_what_a_target_cannot_hold_is_said_in_one_line(tmp_path) -> None:
     for write, model, words in (
         (write_sam_pth, adapters, "no place for adapters, which are layers beside SAM's; train with --tune lora"),
         (write_transformers, adapters, "take --target sam1024, onnx or isat, or leave them out"),
-        (write_transformers, refined, "--refine False"),
+        *((partial(export, name), refined, "--refine False") for name in TARGETS if name != "monai"),
         (write_sam_pth, plain(), "know vit_b, vit_l, vit_h, and this model is vit_t, 64 px"),
         (write_isat, adapters, "ISAT's model is vit_b, 256 px, adapters"),
         (write_x_anylabeling, plain(SAM), "--target sam1024 --encoder_input input_image"),
@@ -229,7 +230,7 @@ def test_what_a_target_cannot_hold_is_said_in_one_line(tmp_path) -> None:
         (["--target", "cvat"], "there is no such target; choose one of onnx, x-anylabeling"),
         (["--target", "onnx", "--data_path", "nowhere"], "there is no folder nowhere"),
         (["--target", "onnx", "--sam_checkpoint", "nowhere.pth"], "nowhere.pth"),
-        (["--target", "sam1024", "--sam_checkpoint", "small", "--opset", "9"], "--opset 9"),
+        (["--target", "sam1024", "--sam_checkpoint", "small", "--refine", "False", "--opset", "9"], "--opset 9"),
     ],
 )
 def test_bad_flags_end_in_one_line(flags, words, tmp_path, monkeypatch) -> None:
