@@ -12,7 +12,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from sam_med2d.errors import DataError, UserError
-from sam_med2d.inference.uploads import Scan, read_upload, restored, store
+from sam_med2d.inference.uploads import DESCRIPTION, Scan, read_upload, restored, store
 
 REFUSAL = "refusal.txt"
 ROOM = 1 << 16  # bytes beside the numbers themselves: heads of files
@@ -39,11 +39,11 @@ class Opener:
             process.kill()
             process.join()
             raise DataError(f"{path.name}: takes more than {self._seconds:g} s to open; make it smaller")
-        code = process.exitcode
         process.close()
         if (folder / REFUSAL).exists():
             raise DataError((folder / REFUSAL).read_text(encoding="utf-8"))
-        if code:
+        # not by its exit status: a process that another thread starts looks for ended ones, and may read it first
+        if not (folder / DESCRIPTION).exists():
             raise DataError(f"{path.name}: cannot be read, it took its reader down; export it again")
         return restored(folder)
 

@@ -173,7 +173,7 @@ def write_dicom_seg(scan: Scan, labels: np.ndarray, names: Mapping[int, str], pa
 
 
 def store(scan: Scan, folder: Path) -> None:
-    """Into files of plain numbers, which nothing need be trusted to read."""
+    """Into files of plain numbers, which nothing need be trusted to read; DESCRIPTION last, when all is there."""
     np.save(folder / SLICES, scan.slices, allow_pickle=False)
     grids = {name: grid and grid._asdict() for name, grid in (("turned", scan.turned), ("stored", scan.stored))}
     told = {"name": scan.name, "axis": scan.axis, "series": _store_series(scan.series, folder), **grids}
