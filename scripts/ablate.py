@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-from demo import FRAME, PLAIN, REFINED, TRAINING, WEIGHTS
+from demo import PLAIN, REFINED, TRAINING, WEIGHTS
 
 from sam_med2d.evaluation.results import read_results
 
@@ -125,7 +125,7 @@ def made(args: argparse.Namespace, row: str, seed: int, flags: str) -> dict[str,
     name = "".join(c if c.isalnum() else "-" for c in f"{row}-{seed}")
     started = time.monotonic()
     failed = run(
-        f"train.py --num_workers 0 {FRAME} --sam_checkpoint {WEIGHTS} --data_path {shlex.quote(args.data_path)} "
+        f"train.py --num_workers 0 --sam_checkpoint {WEIGHTS} --data_path {shlex.quote(args.data_path)} "
         f"--epochs {args.epochs} --validate_every {args.epochs} {TRAINING} --overwrite --seed {seed} "
         f"--work_dir {shlex.quote(str(args.output))} --run_name {name} --device {args.device} {PLAIN} {flags}"
     )

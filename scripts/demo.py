@@ -40,7 +40,6 @@ WEIGHTS = "small"
 MODES = ("bbox", "1pt", "3pts", "5pts")  # of the pictures
 SCORED = ("bbox", "1..10pts", "scribble")
 TABLE = (*MODES, "10pts", "scribble")
-FRAME = "--image_size 192"  # as the weights'
 PLAIN = "--refine False"  # without the refinement network that the weights have
 TRAINING = (
     "--batch_size 2 --mask_num 4 --lr 3e-4 --adapter_lr 1e-3 --adapter_norm_lr 2e-2 --lr_scheduler cosine --warmup 10 "
@@ -67,7 +66,7 @@ def main() -> None:
     started = time.monotonic()
     fewer = max(1, int(args.epochs * SHARE_OF_EPOCHS))
     runs = {
-        "SAM": (f"--sam_checkpoint {WEIGHTS} {FRAME} {PLAIN}", None),
+        "SAM": (f"--sam_checkpoint {WEIGHTS} {PLAIN}", None),
         "FT-SAM": (f"--encoder_adapter False {PLAIN}", "ft-sam"),
         "SAM-Med2D": (f"--encoder_adapter True {PLAIN}", "sam-med2d"),
         "refined": (f"{REFINED} --epochs {fewer} --validate_every {fewer}", "refined"),
@@ -82,7 +81,7 @@ def main() -> None:
         chain = []
         if trained:
             chain.append(
-                f"train.py --num_workers 0 {FRAME} --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} {flags} --overwrite "
+                f"train.py --num_workers 0 --sam_checkpoint {WEIGHTS} {epochs} {TRAINING} {flags} --overwrite "
                 f"--work_dir {args.work_dir} --run_name {trained}"
             )
             flags = f"--sam_checkpoint {args.work_dir}/models/{trained}/best.pth"

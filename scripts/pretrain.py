@@ -31,7 +31,6 @@ import random
 import shutil
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +64,6 @@ from segment_anything import Prediction, Prompts, Sam, best_of, low_resolution, 
 from segment_anything.checkpoint import load_checkpoint, save_weights
 
 VALIDATION_SEED = 10**6  # of the draws that are never trained on
-KINDS = ("box", "click", "5 clicks")
 DRAWINGS = Recipe(scribble_share=0.15, lasso_share=0.1)
 SETS = {"generated": {"scene": 1.0}, "phantoms": {"phantom": 1.0}, "pictures": {"picture": 1.0}}
 
@@ -211,13 +209,8 @@ def predict_corrected(model: Sam, embeddings: Tensor, prompts: Prompts, start: S
     """All four outputs, where objects that started from a box keep theirs, if `prompts` have boxes at all."""
     if prompts.boxes is None:
         return model.predict(embeddings, prompts, multimask_output=None)
-    order = torch.cat([start.box_rows, start.click_rows]).argsort()
-    parts = [
-        model.predict(embeddings[own], prompts.rows(own)._replace(**without), multimask_output=None)
-        for own, without in ((start.box_rows, {}), (start.click_rows, {"boxes": None}))
-        if len(own)
-    ]
-    return Prediction(*(torch.cat(values)[order] for values in zip(*parts)))
+    clicked = prompts.rows(start.click_rows)._replace(boxes=None)
+    return predict_start(model, embeddings, start._replace(boxes=prompts.rows(start.box_rows), clicks=clicked))
 
 
 def losses_of(model: Sam, drawn: Drawn, draw: random.Random, uniform: Uniform) -> tuple[Tensor, Tensor]:
@@ -258,29 +251,26 @@ def evaluate(model: Sam, held_out: list[tuple[Tensor, Tensor]]) -> dict[str, flo
     was_training = model.training
     model.eval()
     uniform = uniform_on(model.device, VALIDATION_SEED)
-    found: dict[str, list[Tensor]] = {"box": [], "click": [], "5 clicks": [], "of no account": []}
+    found: dict[str, list[Tensor]] = {}
     for images, masks in held_out:
         images, masks = images.to(model.device), masks.to(model.device)
-        of_all = partial(torch.repeat_interleave, repeats=len(masks) // len(images), dim=0)
-        embeddings, details = of_all(model.encode(images)), model.details(images)
-
-        def ask(
-            prompts: Prompts, kind: str, embeddings=embeddings, masks=masks, details=details, of_all=of_all
-        ) -> Answer:
-            prediction = model.predict(embeddings, prompts, multimask_output=None)
-            answer, _ = answered(model, prediction, None if details is None else of_all(details), prompts)
-            found[kind].append(dice(answer.masks, masks, from_logits=False).squeeze(1))
-            return answer
-
-        ask(Prompts(boxes=boxes_of(masks)), "box")
+        each = len(masks) // len(images)
+        embeddings, details = model.encode(images).repeat_interleave(each, dim=0), model.details(images)
+        details = None if details is None else details.repeat_interleave(each, dim=0)
         points, labels = clicks_on(masks, uniform(len(masks), 1))
-        prompts = Prompts(points=points, labels=labels)
-        last = ask(prompts, "click")
-        for number in range(4):
+        asked = {"box": Prompts(boxes=boxes_of(masks)), "click": Prompts(points=points, labels=labels)}
+        answers = {
+            kind: answered(model, model.predict(embeddings, prompts, multimask_output=None), details, prompts)[0]
+            for kind, prompts in asked.items()
+        }
+        prompts, last = asked["click"], answers["click"]
+        for _ in range(4):
             prompts = corrected(last, masks, prompts, 1, uniform)
-            last = ask(prompts, "5 clicks" if number == 3 else "of no account")
+            last, _ = answered(model, model.predict(embeddings, prompts, multimask_output=None), details, prompts)
+        for kind, answer in (answers | {"5 clicks": last}).items():
+            found.setdefault(kind, []).append(dice(answer.masks, masks, from_logits=False).squeeze(1))
     model.train(was_training)
-    return {name: round(torch.cat(values).mean().item(), 4) for name, values in found.items() if name in KINDS}
+    return {name: round(torch.cat(values).mean().item(), 4) for name, values in found.items()}
 
 
 def validation_sets(args: argparse.Namespace) -> dict[str, list[tuple[Tensor, Tensor]]]:

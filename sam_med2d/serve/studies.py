@@ -56,8 +56,8 @@ class Studies:
             if path.is_dir():
                 if uid := self._uid_of(path):
                     found[uid] = path
-            elif ending := _ending(path.name):
-                found[path.name[: -len(ending)]] = path
+            elif stem := _stem(path.name):
+                found[stem] = path
         return found
 
     def _uid_of(self, folder: Path) -> str:
@@ -138,7 +138,7 @@ class Studies:
         folder = self._tagged(tag)
         folder.mkdir(parents=True, exist_ok=True)
         with self._lock:
-            taken = {path.name[: -len(_ending(path.name))] for path in folder.iterdir() if _ending(path.name)}
+            taken = {stem for path in folder.iterdir() if (stem := _stem(path.name))}
             names = (name if number == 1 else f"{name}_{number}" for number in range(1, len(taken) + 2))
             label = next(one for one in names if one not in taken)
             with replacing(folder / f"{label}{ending}") as temporary:
@@ -148,9 +148,7 @@ class Studies:
     def label(self, name: str, tag: str) -> Path:
         """The file of a label. Raises Refused."""
         folder = self._tagged(tag)
-        found = [
-            path for path in folder.glob("*") if _ending(path.name) and path.name[: -len(_ending(path.name))] == name
-        ]
+        found = [path for path in folder.glob("*") if name and _stem(path.name) == name]
         if not found or not found[0].resolve().is_relative_to(self._here()):
             raise Refused(f"there is no label {name!r:.80} with the tag {tag}", 404)
         return found[0]
@@ -168,7 +166,7 @@ class Studies:
         images = self.images()
         folder = self._folder / LABELS if self._folder else None
         for path in sorted(folder.glob("*/*")) if folder else []:
-            stem = path.name[: -len(_ending(path.name))] if _ending(path.name) else ""
+            stem = _stem(path.name)
             base, _, number = stem.rpartition("_")
             image, turn = (base, int(number)) if base in images and number.isdecimal() else (stem, 1)
             if image in images:
@@ -202,3 +200,8 @@ class Studies:
 def _ending(name: str) -> str:
     """Of an image by its name; nothing where it is none."""
     return next((ending for ending in (".nii.gz", *VOLUMES, *ENDINGS) if name.lower().endswith(ending)), "")
+
+
+def _stem(name: str) -> str:
+    """The name without that ending; nothing where it is none of an image."""
+    return name[: -len(ending)] if (ending := _ending(name)) else ""
