@@ -16,6 +16,7 @@ from, and mixed.png, both curves.
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     mixture = Mixture(end, open_weights(start))
     check_writable(output.parent)
     device = best_device(args.device)
-    files = {"end": end.file.path, "start": start, "data": own.index.source}
+    files: dict[str, str | os.PathLike] = {"end": end.file.path, "start": start, "data": own.index.source}
     made_by = {"command": [str(word) for word in sys.argv], **provenance(device, files)}
 
     mixture.to(device)

@@ -71,10 +71,10 @@ def check_descent(end: WeightFile, start: WeightFile) -> None:
         raise CheckpointError(
             f"{end.path}: is {kinds[0]}, but {start.path} is {kinds[1]}; name what its training started from"
         )
-    codes = [file.tensors.get(GAUSSIAN) for file in (end, start)]
-    if any(code is None or code.shape != codes[0].shape for code in codes):
+    ours, theirs = (file.tensors.get(GAUSSIAN) for file in (end, start))
+    if ours is None or theirs is None or ours.shape != theirs.shape:
         return  # a file that is not whole: it is named where its weights are read
-    if (codes[0].float() - codes[1].float()).abs().max() > SAME_CODE * codes[0].float().abs().max():
+    if (ours.float() - theirs.float()).abs().max() > SAME_CODE * ours.float().abs().max():
         raise CheckpointError(
             f"{end.path}: codes coordinates by other numbers ({GAUSSIAN}) than {start.path}, so its training started "
             "from other weights; name those"
@@ -129,7 +129,8 @@ def draw(judged: Sequence[Judged], chosen: Judged, output: Path) -> None:
     """A PNG: own val and elsewhere over the share, and which was chosen."""
     from matplotlib.figure import Figure
 
-    axes = Figure(figsize=(6, 3.6), layout="constrained").add_subplot()
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
     shares = [one.share for one in judged]
     axes.plot(shares, [100 * one.own_mean for one in judged], "o-", label="own, val split")
     axes.plot(shares, [100 * one.elsewhere_mean for one in judged], "s--", label="elsewhere")
@@ -137,4 +138,4 @@ def draw(judged: Sequence[Judged], chosen: Judged, output: Path) -> None:
     axes.set(xlabel="share of the way from start (0) to end (1)", ylabel="mean Dice, %")
     axes.grid(alpha=0.3)
     axes.legend()
-    axes.figure.savefig(output, dpi=110, format="png")
+    figure.savefig(output, dpi=110, format="png")
