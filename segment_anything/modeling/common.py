@@ -5,6 +5,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def on_cpu_alone(x: Tensor) -> bool:
+    """Whether x is only to be answered, in float32 on a CPU: nothing is learned from it, traced or compiled.
+
+    There layers may take a shorter way to the same numbers. On a GPU none was measured, a graph for other runtimes
+    has to hold the layers as they are defined, and autocast would round other products.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
 class LayerNorm2d(nn.Module):
     """Layer normalisation over the channels of a (N, C, H, W) map, each pixel on its own."""
 
