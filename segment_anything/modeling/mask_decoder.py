@@ -20,7 +20,7 @@ def once(maps: Tensor) -> Tensor:
 
 
 def _fourfold(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """A transposed convolution with a kernel and a stride of 2: (..., C) -> (..., 4, C'), the four pixels row by row."""
+    """A transposed convolution of kernel and stride 2: (..., C) -> (..., 4, C'), the four pixels row by row."""
     weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # 4 C', C
     return F.linear(x, weight, layer.bias.repeat(4)).unflatten(-1, (4, -1))
 

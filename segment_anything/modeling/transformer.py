@@ -160,8 +160,8 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(embedding_dim)
 
     def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """image: (N, C, H, W), or (1, C, H, W) of all objects; image_pe: (1 or N, C, H, W); tokens: (N, T, C), which are
-        their own positions. -> tokens (N, T, C), image (N, HW, C)."""
+        """image: (N, C, H, W), or (1, C, H, W) of all objects; image_pe: (1 or N, C, H, W); tokens: (N, T, C), which
+        are their own positions. -> tokens (N, T, C), image (N, HW, C)."""
         image = image.flatten(2).transpose(1, 2)
         image_pe = image_pe.flatten(2).transpose(1, 2)
         token_pe = tokens
