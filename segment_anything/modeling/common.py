@@ -5,6 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def is_recorded() -> bool:
+    """Whether a graph is made of what is computed, for another runtime or by a compiler."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
 def on_cpu_alone(x: Tensor) -> bool:
     """Whether x is only to be answered, in float32 on a CPU: nothing is learned from it, traced or compiled.
 
@@ -12,11 +17,10 @@ def on_cpu_alone(x: Tensor) -> bool:
     has to hold the layers as they are defined, and autocast would round other products.
     """
     return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
+        not is_recorded()
         and not torch.is_grad_enabled()
-        and not torch.jit.is_tracing()
-        and not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
     )
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import LayerNorm2d, on_cpu_alone
+from .common import LayerNorm2d, is_recorded, on_cpu_alone
 from .transformer import TwoWayTransformer
 
 SINGLE = slice(0, 1)  # output 0: one mask, for prompts that leave no doubt
@@ -16,13 +16,13 @@ ALL = slice(0, 4)
 
 def once(maps: Tensor) -> Tensor:
     """Maps of N objects, (N, C, h, w) -> the one map of all, (1, C, h, w), where they were expanded from it."""
-    return maps[:1] if maps.stride(0) == 0 and not torch.jit.is_tracing() else maps
+    return maps if is_recorded() or maps.stride(0) else maps[:1]
 
 
 def _fourfold(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """A transposed convolution of kernel and stride 2: (..., C) -> (..., 4, C'), the four pixels row by row."""
     weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # 4 C', C
-    return F.linear(x, weight, layer.bias.repeat(4)).unflatten(-1, (4, -1))
+    return F.linear(x, weight, None if layer.bias is None else layer.bias.repeat(4)).unflatten(-1, (4, -1))
 
 
 def _normalised(norm: LayerNorm2d, x: Tensor) -> Tensor:
@@ -101,33 +101,59 @@ class MaskDecoder(nn.Module):
         wanted: slice = ALL,
     ) -> tuple[Tensor, Tensor]:
         """As forward, for those of the four outputs that are wanted."""
-        rows = sparse_prompt_embeddings.shape[0]
-        channels, height, width = image_embeddings.shape[1:]
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(rows, -1, -1)
-        tokens = torch.cat([own, sparse_prompt_embeddings], dim=1)
-        image = once(image_embeddings) + once(dense_prompt_embeddings)
-        if torch.jit.is_tracing() or not rows:  # a traced graph has to hold every row
-            image = image.expand(rows, -1, -1, -1)
-        tokens, image = self.transformer(image, image_pe, tokens)
-
-        of_outputs = tokens[:, 1 : 1 + self.num_mask_tokens].unbind(1)[wanted]
-        kernels = torch.stack(
-            [mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps[wanted], of_outputs)], dim=1
-        )  # N, outputs, C / 8
-        if on_cpu_alone(image):
-            logits = self._logits_by_products(image, kernels, (height, width))
-        else:
-            upscaled = self.output_upscaling(image.transpose(1, 2).reshape(rows, channels, height, width))
-            logits = (kernels @ upscaled.flatten(2)).view(rows, -1, *upscaled.shape[-2:])
+        tokens, image = self._attended(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
+        logits = self._logits_of(tokens, image, image_embeddings.shape[2:], wanted)
         return logits, self.iou_prediction_head(tokens[:, 0])[:, wanted]
 
-    def _logits_by_products(self, image: Tensor, kernels: Tensor, size: tuple[int, int]) -> Tensor:
+    def predict_sure(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        least_iou: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The three guesses as of `forward`, but only the masks whose predicted IoU is at least so much.
+
+        -> logits (M, 4h, 4w), object by object; predicted IoU of all (N, 3).
+        """
+        tokens, image = self._attended(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
+        iou = self.iou_prediction_head(tokens[:, 0])[:, MULTIPLE]
+        sure = iou >= least_iou
+        some = sure.any(dim=1)
+        return self._logits_of(tokens[some], image[some], image_embeddings.shape[2:], MULTIPLE)[sure[some]], iou
+
+    def _attended(
+        self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """-> tokens (N, 1 + outputs + T, C), the first for the predicted IoU; image (N, hw, C)."""
+        rows = sparse.shape[0]
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(rows, -1, -1)
+        image = once(image_embeddings) + once(dense)
+        if is_recorded() or not rows:  # a traced graph has to hold every row
+            image = image.expand(rows, -1, -1, -1)
+        return self.transformer(image, image_pe, torch.cat([own, sparse], dim=1))
+
+    def _logits_of(self, tokens: Tensor, image: Tensor, size: tuple[int, ...], wanted: slice) -> Tensor:
+        """What `_attended` made, and the (h, w) of the image -> logits (N, K, 4h, 4w) of the outputs wanted."""
+        of_outputs = tokens[:, 1 : 1 + self.num_mask_tokens].unbind(1)[wanted]
+        networks = list(self.output_hypernetworks_mlps)[wanted]
+        kernels = torch.stack([network(token) for network, token in zip(networks, of_outputs)], dim=1)  # N, K, C / 8
+        if on_cpu_alone(image):
+            return self._logits_by_products(image, kernels, size)
+        rows, _, channels = image.shape  # not len(image): a traced graph has to hold any number of rows
+        upscaled = self.output_upscaling(image.transpose(1, 2).reshape(rows, channels, *size))
+        return (kernels @ upscaled.flatten(2)).view(rows, kernels.shape[1], *upscaled.shape[-2:])
+
+    def _logits_by_products(self, image: Tensor, kernels: Tensor, size: tuple[int, ...]) -> Tensor:
         """`output_upscaling` and the product with the kernels, the channels of every pixel side by side throughout: a
         transposed convolution whose windows do not overlap is a product that writes four pixels for one.
 
         image: (N, HW, C); kernels: (N, K, C / 8) -> (N, K, 4 H, 4 W).
         """
         first, norm, act, second, last_act = self.output_upscaling
+        assert isinstance(first, nn.ConvTranspose2d) and isinstance(second, nn.ConvTranspose2d)
+        assert isinstance(norm, LayerNorm2d)
         x = last_act(_fourfold(second, act(_normalised(norm, _fourfold(first, image)))))  # N, HW, 4, 4, C / 8
         logits = x.flatten(1, 3) @ kernels.transpose(1, 2)
         parts = logits.view(len(image), *size, 2, 2, 2, 2, kernels.shape[1])  # N, H, W, y x of each doubling, K

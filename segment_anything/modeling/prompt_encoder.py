@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .common import LayerNorm2d
+from .common import LayerNorm2d, is_recorded
 
 BACKGROUND, FOREGROUND, ABSENT = 0, 1, -1  # labels of a point
 TOP_LEFT, BOTTOM_RIGHT = 2, 3  # a box is two points of these kinds
@@ -29,7 +29,7 @@ class PositionEmbeddingRandom(nn.Module):
         They are kept for the next call, as long as neither the size nor the matrix changes; do not write into them.
         """
         matrix = self.positional_encoding_gaussian_matrix
-        if torch.jit.is_tracing() or torch.compiler.is_compiling() or matrix.is_inference():
+        if is_recorded() or matrix.is_inference():
             return self.grid(*size)
         made_of = (size, matrix.device, matrix.dtype, matrix.data_ptr(), matrix._version)
         if self._kept is None or self._kept[0] != made_of:

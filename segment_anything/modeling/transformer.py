@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import MLPBlock, on_cpu_alone
+from .common import MLPBlock, is_recorded, on_cpu_alone
 
 
 class Attention(nn.Module):
@@ -35,7 +35,9 @@ class Attention(nn.Module):
     def of_tokens(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """`forward`, by which tokens (N, T, C) ask the image: keys, values (N, K, C), or (1, K, C) of all."""
         rows, count = tokens.shape[:2]
-        if len(keys) < rows:  # one image: its keys and values are projected once, for the tokens of all objects
+        if (
+            not is_recorded() and len(keys) < rows
+        ):  # one image: its keys and values are projected once, for the tokens of all objects
             return self(tokens.reshape(1, rows * count, -1), keys, values).view(rows, count, -1)
         if not self._is_short(tokens):
             return self(tokens, keys, values)
@@ -73,10 +75,10 @@ class Attention(nn.Module):
     def _is_short(self, tokens: Tensor) -> bool:
         """Whether `of_tokens` and `of_image` go around the tokens (N, T, C): they are few, and only answered."""
         layers = (self.q_proj, self.k_proj, self.v_proj, self.out_proj)
-        few = 0 < self.num_heads * tokens.shape[1] < self.internal_dim and len(tokens) > 0
-        return (
-            few and on_cpu_alone(tokens) and all(type(layer) is nn.Linear for layer in layers)
-        )  # none has a LoRA pair
+        plain = all(type(layer) is nn.Linear for layer in layers)  # none has a LoRA pair
+        if not plain or not on_cpu_alone(tokens):
+            return False  # without a look at the sizes, which a graph leaves open
+        return 0 < self.num_heads * tokens.shape[1] < self.internal_dim and len(tokens) > 0
 
     def _heads(self, projected: Tensor) -> Tensor:
         """(N, T, heads d) -> (heads, N T, d)."""
