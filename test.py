@@ -37,7 +37,7 @@ from sam_med2d.errors import DataError
 from sam_med2d.evaluation.cases import FILE as CASES_FILE
 from sam_med2d.evaluation.cases import read_cases, write_cases
 from sam_med2d.evaluation.columns import MAIN_METRICS
-from sam_med2d.evaluation.elsewhere import dice_elsewhere, elsewhere_table, sets_of
+from sam_med2d.evaluation.elsewhere import dice_on, elsewhere_table, sets_of
 from sam_med2d.evaluation.evaluate import evaluate
 from sam_med2d.evaluation.gallery import GalleryItem, choose_gallery, draw, shown_in_gallery
 from sam_med2d.evaluation.grids import to_records
@@ -293,12 +293,12 @@ def what_was_lost(
     args: argparse.Namespace, plan: Plan, model: Sam, also: dict[str, Dataset], device: torch.device
 ) -> pd.DataFrame:
     """Dice on the data of --also, beside that of the weights that training started from, where they are still there."""
-    now = dice_elsewhere(model, also, device)
+    now = dice_on(model, also, device)
     started_from = str(plan.file.flags.get("sam_checkpoint", ""))
     if started_from != SMALL and not Path(started_from).is_file():
         return elsewhere_table(now, None)
     before = plan_model(started_from, image_size=args.image_size, frame=args.frame).build(lambda _: None).to(device)
-    return elsewhere_table(now, dice_elsewhere(before, also, device))
+    return elsewhere_table(now, dice_on(before, also, device))
 
 
 def outputs_of(args: argparse.Namespace, folder: Path) -> list[Path]:

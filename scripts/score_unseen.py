@@ -3,10 +3,10 @@
     python scripts/score_unseen.py --data ../shared/data small pretrain_model/vit_t_phantoms.safetensors
 
 For each set and file the exact box, one click and five clicks (one on the object, then four times one on a wrong pixel,
-kept, with the last mask), each with the whole picture in the frame (zoom never) and as the predictor looks at small
-objects (zoom auto): Dice at the picture's own size, the mean over objects, and how many pictures and crops were
-encoded for one. Clicks depend on --seed and the object alone, so every file is asked the same first question. One JSON
-line a file and set.
+kept, with the last mask; --clicks says another number), each with the whole picture in the frame (zoom never) and as
+the predictor looks at small objects (zoom auto): Dice at the picture's own size, the mean over objects, and how many
+pictures and crops were encoded for one. Clicks depend on --seed and the object alone, so every file is asked the same
+first question. One JSON line a file and set.
 
 The sets: `sam_med2d/data_demo` (30 masks, of both index files), `scans/` (each axial slice in which the tumour has
 --least pixels; a slice is scaled from its minimum and maximum), `nuclei/` (each nucleus).
@@ -98,10 +98,14 @@ def clicks_after(predictor: SamPredictor, mask: np.ndarray, count: int, name: st
     return found
 
 
+def told(clicks: int) -> str:
+    return f"{clicks} click{'s' * (clicks > 1)}"
+
+
 def score(
-    model: Sam, objects: list[tuple[str, np.ndarray, np.ndarray]], zoom: str, seed: int
+    model: Sam, objects: list[tuple[str, np.ndarray, np.ndarray]], zoom: str, seed: int, clicks: int
 ) -> dict[str, list[float]]:
-    """Dice of each object, by kind of prompt, and how often the model encoded for each kind."""
+    """Dice of each object, by kind of prompt, and how often the model encoded for each kind. clicks: the most, or 0."""
     counted, values, shown = Counted(model), {}, None
     predictor = SamPredictor(counted, zoom=zoom)
     for name, picture, mask in objects:
@@ -112,10 +116,12 @@ def score(
         masks, iou, _ = predictor.predict(box=boxes_of(torch.from_numpy(mask)[None, None])[0].numpy())
         answers = {"box": masks[iou.argmax()]}
         values.setdefault("encoded for a box", []).append(counted.encoded - before)
-        before = counted.encoded
-        after = clicks_after(predictor, mask, 5, name, seed)
-        values.setdefault("encoded for 5 clicks", []).append(counted.encoded - before)
-        for kind, answer in (answers | {"1 click": after[1], "5 clicks": after[5]}).items():
+        if clicks:
+            before = counted.encoded
+            after = clicks_after(predictor, mask, clicks, name, seed)
+            values.setdefault(f"encoded for {told(clicks)}", []).append(counted.encoded - before)
+            answers |= {told(count): after[count] for count in (1, clicks)}
+        for kind, answer in answers.items():
             value = dice(torch.from_numpy(answer), torch.from_numpy(mask), from_logits=False)
             values.setdefault(kind, []).append(value.item())
     return values
@@ -127,10 +133,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--least", type=int, default=20, help="pixels of a tumour in a slice")
     parser.add_argument("--zoom", nargs="+", default=["never", "auto"], help="of the predictor; default: never auto")
+    parser.add_argument(
+        "--clicks", type=int, default=5, help="on each object; 0 asks the box alone; default: %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="JSON lines")
     args = parser.parse_args()
+    if args.clicks < 0:
+        parser.error(f"--clicks must be at least 0, not {args.clicks}")
     torch.set_num_threads(1)
     sets = {
         "CT organs": list(organs(args.data)),
@@ -143,7 +154,7 @@ def main() -> None:
         for name, objects in sets.items():
             line = {"weights": Path(path).name, "set": name, "objects": len(objects)}
             for zoom in args.zoom:
-                for kind, values in score(model, objects, zoom, args.seed).items():
+                for kind, values in score(model, objects, zoom, args.seed, args.clicks).items():
                     line[f"{kind}, zoom {zoom}"] = round(float(np.mean(values)), 4)
             lines.append(json.dumps(line))
             print(lines[-1], flush=True)

@@ -20,6 +20,7 @@ COMMANDS = {  # name: the module whose main() it is, and what it does
     "pack-dataset": ("sam_med2d.commands.pack_dataset", "fill the cache of a data folder ahead of training"),
     "compare-runs": ("sam_med2d.commands.compare_runs", "compare finished test runs, with intervals and tests"),
     "convert-checkpoint": ("sam_med2d.commands.convert_checkpoint", "turn a checkpoint into a small file of weights"),
+    "mix-weights": ("sam_med2d.commands.mix_weights", "mix fine-tuned weights with those that training started from"),
     "export": ("sam_med2d.commands.export", "write files with which other tools open a model"),
     "export-encoder": ("sam_med2d.commands.export_encoder", "export the image encoder to ONNX"),
     "export-decoder": ("sam_med2d.commands.export_decoder", "export the prompt encoder and mask decoder to ONNX"),
