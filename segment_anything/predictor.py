@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .closer import Closer
+from .closer import Closer, Kept
 from .drawings import clicks_of_scribbles, region_of_lasso
 from .errors import ImageError, PromptError
 from .frames import CONFIDENT, SAM, SAM_MED2D, mask_prompt
@@ -184,7 +184,7 @@ class SamPredictor:
         self.transform: Transform = transform_of(model, protocol)
         if zoom is None:
             zoom = NEVER if frame_of(model) == SAM else AUTO
-        self.closer = Closer(self, Zoom.of(zoom))
+        self._zoom, self._kept = Zoom.of(zoom), Kept()
         self.reset_image()
 
     @property
@@ -199,11 +199,11 @@ class SamPredictor:
     @property
     def zoom(self) -> Zoom:
         """When objects are looked at closer; may be set between predictions, to whatever `__init__` takes."""
-        return self.closer.zoom
+        return self._zoom
 
     @zoom.setter
     def zoom(self, value: Zoom | str | float) -> None:
-        self.closer.zoom = Zoom.of(value)
+        self._zoom = Zoom.of(value)
 
     # ---------------------------------------------------------------- the image
 
@@ -215,7 +215,7 @@ class SamPredictor:
         self.input_size: tuple[int, int] | None = None  # of the image in the frame
         self.picture: np.ndarray | None = None
         self.crops: list[Crop] = []
-        self.closer.forget()
+        self._kept.forget()
 
     @property
     def features(self) -> Tensor | None:
@@ -444,10 +444,9 @@ class SamPredictor:
             self._checked(prompt, "" if len(objects) == 1 else f"object {number}: ")
             for number, prompt in enumerate(objects)
         ]
-        if self.closer.zoom.is_on and self.picture is not None:
-            found, self.crops = self.closer.predict(
-                objects, return_logits, multimask_output=multimask_output, best=best
-            )
+        if self._zoom.is_on and self.picture is not None:
+            closer = Closer(self, self._zoom, self._kept)
+            found, self.crops = closer.predict(objects, return_logits, multimask_output=multimask_output, best=best)
             return found
         self.crops = [Crop.whole(size)] * len(objects)
         return self.predict_whole(objects, multimask_output, return_logits, best)
