@@ -292,12 +292,14 @@ def other_sets(args: argparse.Namespace, plan: Plan) -> dict[str, Dataset]:
 def what_was_lost(
     args: argparse.Namespace, plan: Plan, model: Sam, also: dict[str, Dataset], device: torch.device
 ) -> pd.DataFrame:
-    """Dice on the data of --also, beside that of the weights that training started from, where they are still there."""
+    """Dice on the data of --also, beside that of the weights that training started from, where they are still there;
+    without the refinement network that they may have, where the model has none."""
     now = dice_on(model, also, device)
     started_from = str(plan.file.flags.get("sam_checkpoint", ""))
     if started_from != SMALL and not Path(started_from).is_file():
         return elsewhere_table(now, None)
-    before = plan_model(started_from, image_size=args.image_size, frame=args.frame).build(lambda _: None).to(device)
+    like_it = {"image_size": args.image_size, "frame": args.frame, "refine": args.refine}
+    before = plan_model(started_from, **like_it).build(lambda _: None).to(device)
     return elsewhere_table(now, dice_on(before, also, device))
 
 

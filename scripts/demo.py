@@ -6,7 +6,8 @@
 "SAM" is the small model that ships, without its refinement network; "FT-SAM" fine-tunes its decoder side; "SAM-Med2D"
 adds adapters to the encoder; "refined" keeps the refinement network too, and has more clicks in training. With --all
 two rows more: "LoRA" trains pairs beside the encoder's attention, which merge into SAM's own weights, and "all" trains
-everything; and a table of what each training took. Each step is a command of train.py or test.py, printed as a user
+everything; and a table of what each training took. A second table says how each does elsewhere, on drawn phantoms, and
+how the weights did that its training started from. Each step is a command of train.py or test.py, printed as a user
 would type it.
 Leaves in workdir/demo: report.md with the table, compare_{mode}.png, clicks.png with Dice over clicks, and the runs
 with their checkpoints, TensorBoard logs, overlays and report.html.
@@ -30,8 +31,10 @@ sys.path.insert(0, str(ROOT))
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sam_med2d.data.phantoms import PHANTOMS
 from sam_med2d.evaluation.curves import click_curves
 from sam_med2d.evaluation.estimates import summarise
+from sam_med2d.evaluation.results import read_results
 from sam_med2d.evaluation.rows import read_rows
 from sam_med2d.image_files import write_png
 from segment_anything.weight_files import read_checkpoint
@@ -87,7 +90,7 @@ def main() -> None:
             flags = f"--sam_checkpoint {args.work_dir}/models/{trained}/best.pth"
         chain.append(
             f"test.py --num_workers 0 {flags} --work_dir {args.work_dir} --run_name {trained or 'sam'} --save_pred "
-            f"--prompt_modes {' '.join(SCORED)}"
+            f"--prompt_modes {' '.join(SCORED)} --also {PHANTOMS}"
         )
         chains[trained or "sam"] = chain
     side_by_side(chains, ROOT / args.work_dir, shown="refined")
@@ -96,6 +99,7 @@ def main() -> None:
         f"scripts/compare_runs.py {' '.join(str(Path(args.work_dir) / folder.name) for folder in folders.values())} "
         f"--names {' '.join(folders)} --modes {' '.join(TABLE)} --differences False"
     )
+    table = f"{table}\n{table_of_elsewhere(folders)}"
     pictures = [compare(folders, mode, ROOT / args.work_dir / f"compare_{mode}.png") for mode in MODES]
     pictures.append(draw_clicks(folders, ROOT / args.work_dir / "clicks.png"))
     if args.all:
@@ -147,6 +151,21 @@ def side_by_side(chains: dict[str, list[str]], folder: Path, shown: str) -> None
         failed = [name for name, well in zip(chains, pool.map(run_chain, chains)) if not well]
     if failed:
         raise SystemExit(f"error: {' and '.join(failed)} failed; the output is above or in {folder}/*.log")
+
+
+def table_of_elsewhere(folders: dict[str, Path]) -> str:
+    """Dice on drawn phantoms, a row a run, beside that of the weights that its training started from."""
+    tables = {
+        name: results.tables["elsewhere"] for name, folder in folders.items() if (results := read_results(folder))
+    }
+    rows = next(iter(tables.values()))
+    header = [f"Elsewhere ({rows[0]['objects']} objects of phantoms), Dice %"]
+    header += [title for row in rows for title in (row["mode"], "before")]
+    lines = [" | ".join(header), "---|" + "|".join(["---:"] * (len(header) - 1))]
+    for name, found in tables.items():
+        values = [row.get(column) for row in found for column in ("Dice", "before")]
+        lines.append(" | ".join([name, *("–" if value is None else f"{100 * value:.2f}" for value in values)]))
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 def table_of_trainings(runs: dict[str, str], folder: Path) -> str:

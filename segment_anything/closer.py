@@ -58,18 +58,27 @@ class _Look(NamedTuple):
         return self.agreement, self.wider is None, float(max(self.found.iou[0, best], 0) * stable)
 
 
-class Closer:
-    """Of one predictor: the features of crops of its picture, and the answers that it may be handed back as masks."""
+class Kept:
+    """What a predictor keeps: features of crops of its picture, and answers that it may be handed back as masks.
 
-    def __init__(self, predictor: "SamPredictor", zoom: Zoom) -> None:
-        self.predictor = predictor
-        self.zoom = zoom
-        self._features: OrderedDict[Crop, Seen] = OrderedDict()
-        self._seen: OrderedDict[bytes, Answered] = OrderedDict()
+    It knows nothing of the predictor: a circle would leave pictures in memory until Python looks for circles.
+    """
+
+    def __init__(self) -> None:
+        self.features: OrderedDict[Crop, Seen] = OrderedDict()
+        self.answers: OrderedDict[bytes, Answered] = OrderedDict()
 
     def forget(self) -> None:
         """The picture and its crops. Answers are kept: the mask of one slice goes on to the next."""
-        self._features.clear()
+        self.features.clear()
+
+
+class Closer:
+    """One prediction of a predictor, for objects that may be looked at closer."""
+
+    def __init__(self, predictor: "SamPredictor", zoom: Zoom, kept: Kept) -> None:
+        self.predictor, self.zoom = predictor, zoom
+        self._features, self._answers = kept.features, kept.answers
 
     @property
     def size(self) -> tuple[int, int]:
@@ -232,14 +241,14 @@ class Closer:
             logits = self._placed(found.masks, crop)
             low_res = np.stack([self.predictor.shrunk(one) for one in logits[0]])[None]
             for whole, own in zip(low_res[0], found.low_res[0]):
-                self._seen[_digest(whole)] = Answered(crop, own, self.size)
-            _drop_oldest(self._seen, sum(one.low_res.nbytes for one in self._seen.values()))
+                self._answers[_digest(whole)] = Answered(crop, own, self.size)
+            _drop_oldest(self._answers, sum(one.low_res.nbytes for one in self._answers.values()))
             found = found._replace(masks=logits, low_res=low_res)
         return found if return_logits else found._replace(masks=found.masks > self.predictor.mask_threshold)
 
     def _recall(self, mask: np.ndarray) -> Answered | None:
         """What a mask that is handed in stands for, where it was answered by this predictor for such a picture."""
-        seen = self._seen.get(_digest(mask))
+        seen = self._answers.get(_digest(mask))
         return seen if seen and seen.size == self.size else None
 
 

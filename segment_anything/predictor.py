@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .closer import Closer
+from .closer import Closer, Kept
 from .drawings import clicks_of_scribbles, region_of_lasso
 from .errors import ImageError, PromptError
 from .frames import CONFIDENT, SAM, SAM_MED2D, mask_prompt
@@ -51,6 +51,7 @@ from .modeling import (
     answer,
     look,
     low_resolution,
+    sure_answers,
 )
 from .utils.transforms import ResizeLongestSide
 from .zoom import AUTO, NEVER, Crop, Zoom
@@ -184,7 +185,7 @@ class SamPredictor:
         self.transform: Transform = transform_of(model, protocol)
         if zoom is None:
             zoom = NEVER if frame_of(model) == SAM else AUTO
-        self.closer = Closer(self, Zoom.of(zoom))
+        self._zoom, self._kept = Zoom.of(zoom), Kept()
         self.reset_image()
 
     @property
@@ -199,11 +200,11 @@ class SamPredictor:
     @property
     def zoom(self) -> Zoom:
         """When objects are looked at closer; may be set between predictions, to whatever `__init__` takes."""
-        return self.closer.zoom
+        return self._zoom
 
     @zoom.setter
     def zoom(self, value: Zoom | str | float) -> None:
-        self.closer.zoom = Zoom.of(value)
+        self._zoom = Zoom.of(value)
 
     # ---------------------------------------------------------------- the image
 
@@ -215,7 +216,7 @@ class SamPredictor:
         self.input_size: tuple[int, int] | None = None  # of the image in the frame
         self.picture: np.ndarray | None = None
         self.crops: list[Crop] = []
-        self.closer.forget()
+        self._kept.forget()
 
     @property
     def features(self) -> Tensor | None:
@@ -444,10 +445,9 @@ class SamPredictor:
             self._checked(prompt, "" if len(objects) == 1 else f"object {number}: ")
             for number, prompt in enumerate(objects)
         ]
-        if self.closer.zoom.is_on and self.picture is not None:
-            found, self.crops = self.closer.predict(
-                objects, return_logits, multimask_output=multimask_output, best=best
-            )
+        if self._zoom.is_on and self.picture is not None:
+            closer = Closer(self, self._zoom, self._kept)
+            found, self.crops = closer.predict(objects, return_logits, multimask_output=multimask_output, best=best)
             return found
         self.crops = [Crop.whole(size)] * len(objects)
         return self.predict_whole(objects, multimask_output, return_logits, best)
@@ -522,6 +522,13 @@ class SamPredictor:
         rows = next((len(p) for p in prompts if p is not None), 1)
         one = self._image().seen if refine else self._image().seen._replace(details=None)
         return answer(self.model, one.for_each(rows), prompts.to(self.device), multimask_output, best=best)
+
+    def decode_sure(self, prompts: Prompts, least_iou: float) -> tuple[Tensor, Tensor]:
+        """Prompts in the S x S frame -> of the decoder's three guesses those logits (M, S/4, S/4), object by object,
+        whose predicted IoU is at least so much; predicted IoU of all (N, 3)."""
+        rows = next((len(p) for p in prompts if p is not None), 1)
+        seen = self._image().seen._replace(details=None).for_each(rows)
+        return sure_answers(self.model, seen, prompts.to(self.device), least_iou)
 
     def upscale(self, low_res: Tensor) -> Tensor:
         """(N, K, S/4, S/4), or of S -> (N, K, H, W) float32, linear: first to the frame, then to the image."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 import test as scoring
 from sam_med2d.commands import amg, convert_checkpoint, make_index, predict
@@ -267,3 +268,61 @@ def test_packing_that_is_stopped(many: Path, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGTERM)
     assert end_of(process).startswith("stopped by SIGTERM: what is packed stays") and process.returncode == 143
     assert group_is_gone(process) and not [*cache.glob("*/.owner")]
+
+
+def test_a_test_run_that_is_stopped_leaves_no_parts(many: Path, weights: Path, tmp_path: Path) -> None:
+    (many / "label2image_test.json").write_text(json.dumps({f"masks/{i}.png": f"photos/{i}.png" for i in range(4000)}))
+    words = ["--data_path", many, "--sam_checkpoint", weights, "--model_type", "vit_t", "--image_size", SIDE]
+    words += [
+        "--encoder_adapter",
+        False,
+        "--prompt_modes",
+        "bbox",
+        "--num_workers",
+        2,
+        "--device",
+        "cpu",
+        "--also",
+        "none",
+    ]
+    process = start("test", *words, "--save_pred", "--work_dir", tmp_path, "--run_name", "run")
+    wait_until(process, lambda: any((tmp_path / "run/masks").rglob("*.png")))
+    os.kill(process.pid, signal.SIGTERM)
+    line = end_of(process)
+    assert line == "stopped by SIGTERM: results are written at the end, so the same command starts anew"
+    assert process.returncode == 143 and group_is_gone(process)
+    left = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert left and {path.parent for path in left} == {left[0].parent}, "more than predictions is left"
+    assert all(cv2.imread(str(path), cv2.IMREAD_UNCHANGED) is not None for path in left)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_volume_that_is_stopped_leaves_nothing(number, weights: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 200, (600, 40, 50)).astype(np.int16)
+    values[:, 5:30, 8:23] += 800
+    scan = tmp_path / "scan.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(scan))
+    words = [
+        "--input",
+        scan,
+        "--box",
+        8,
+        5,
+        300,
+        23,
+        30,
+        301,
+        "--output",
+        tmp_path / "out/labels.nii.gz",
+        "--device",
+        "cpu",
+    ]
+    process = start("sam_med2d.commands.segment_volume", *words, "--sam_checkpoint", weights)
+    assert process.stderr is not None
+    said = ""
+    while "slice" not in said:  # the bar of the work itself
+        said += process.stderr.read(1)
+        assert said or process.poll() is None
+    process.send_signal(number)
+    assert end_of(process).startswith("stopped by ") and process.returncode == 128 + number
+    assert not [*(tmp_path / "out").glob("**/*")]

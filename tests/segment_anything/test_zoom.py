@@ -1,5 +1,8 @@
 """Looking closer: which crop, what of it comes back, when it grows, and how often the encoder is asked."""
 
+import gc
+import weakref
+
 import cv2
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from segment_anything import (
     UserError,
     sam_model_registry,
 )
+from segment_anything.closer import Closer
 from segment_anything.zoom import Crop, Zoom, around_click, box_of, crop_around, grown
 from tests.segment_anything.test_model import randomise
 
@@ -229,7 +233,7 @@ def test_a_mask_of_before_is_fed_back_as_it_was_seen() -> None:
     (crop,) = predictor.crops
     inside = model.asked
     predictor.predict([[200, 150]], [1], box=tight(mask), mask_input=first.low_res[0])
-    seen = predictor.closer._recall(first.low_res[0])
+    seen = Closer(predictor, predictor.zoom, predictor._kept)._recall(first.low_res[0])
     assert predictor.crops == [crop] and seen.crop == crop and inside.masks is None
     assert torch.equal(model.asked.masks[0, 0], torch.from_numpy(seen.low_res).sigmoid())
 
@@ -259,7 +263,22 @@ def test_what_is_kept_is_bounded(monkeypatch) -> None:
     predictor = shown(ellipse((200, 150), (22, 18)), Coarse())
     for x in range(100, 300, 20):
         predictor.predict(box=[x, 100, x + 10, 110])
-    assert len(predictor.closer._features) == 3
+    assert len(predictor._kept.features) == 3
+
+
+def test_pictures_go_with_their_predictor() -> None:
+    """At once, and not when Python next looks for circles: that may be after gigabytes, on a GPU too."""
+    mask, model = ellipse((200, 150), (11, 6)), Coarse()
+    gc.disable()
+    try:
+        predictor = shown(mask, model)
+        predictor.predict([[200, 150]], [1])
+        predictor.predict(box=tight(mask))
+        there = weakref.ref(predictor), weakref.ref(predictor.seen().embeddings)
+        del predictor
+        assert [one() for one in there] == [None, None]
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------- whose predictor it is
