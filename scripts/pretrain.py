@@ -57,10 +57,11 @@ from sam_med2d.training.rounds import (
     Uniform,
     drawn_start,
     predict_start,
+    refine_chosen,
     starting_prompts,
     uniform_from,
 )
-from segment_anything import Prediction, Prompts, Sam, best_of, low_resolution, ranked, sam_model_registry
+from segment_anything import Prediction, Prompts, Sam, best_of, sam_model_registry
 from segment_anything.checkpoint import load_checkpoint, save_weights
 
 VALIDATION_SEED = 10**6  # of the draws that are never trained on
@@ -193,9 +194,9 @@ def answered(
     if details is None:
         logits = best_of(guesses).logits
         return Answer(logits, model.upscale(logits) > 0), 0.0
-    refined = model.refined(details, best_of(ranked(guesses, prompts)), prompts).logits
+    chosen, refined = refine_chosen(model, guesses, details, prompts)
     loss = 0.0 if masks is None else refinement_loss(refined, masks, prompts)
-    return Answer(low_resolution(refined.detach(), model.image_size), refined.detach() > 0), loss
+    return Answer(chosen.logits, refined.detach() > 0), loss
 
 
 def corrected(last: Answer, masks: Tensor, earlier: Prompts, clicks: int, uniform: Uniform) -> Prompts:

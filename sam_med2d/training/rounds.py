@@ -233,6 +233,18 @@ def correction_prompts(
     return kept._replace(points=points, labels=labels)
 
 
+def refine_chosen(model: Sam, guesses: Prediction, details: Tensor, prompts: Prompts) -> tuple[Prediction, Tensor]:
+    """-> what goes on to the next round, logits (N, 1, S/4, S/4), and the refined logits (N, 1, S, S) with their graph.
+
+    guesses: (N, K, S/4, S/4), which get no gradient: it would pull every guess towards the truth of an object that was
+    meant otherwise, until the guesses are one. details, prompts: of all objects.
+    """
+    with torch.no_grad():
+        chosen = best_of(ranked(guesses, prompts))  # without `choosing`, which was measured on weights that learned so
+    refined = model.refined(details, chosen, prompts).logits
+    return Prediction(low_resolution(refined.detach(), model.image_size), chosen.iou), refined
+
+
 def judge(
     model: Sam,
     kind: str,
@@ -247,8 +259,7 @@ def judge(
     """Score a prediction (all four outputs) and choose the output that the next round corrects.
 
     details, prompts: of all objects, for a model with a refinement network. It learns to refine that output, and its
-    answer goes on. The decoder's answer is given to it without a gradient, which would pull every guess towards the
-    truth of an object that was meant otherwise, until the guesses are one.
+    answer goes on (`refine_chosen`).
     """
     logits = model.upscale(prediction.logits)
     losses = loss(prediction, logits, masks) if loss else objective(prediction, logits, masks, rank_weight)
@@ -258,14 +269,11 @@ def judge(
         if details is None or prompts is None:
             best = best_of(Prediction(logits[:, outputs], guesses.iou)).logits > 0
             return Round(kind, losses, best_of(guesses), best, dice(best, masks, from_logits=False).squeeze(1))
-        chosen = best_of(ranked(guesses, prompts))  # without `choosing`, which was measured on weights that learned so
-    refined = model.refined(details, chosen, prompts).logits
+    chosen, refined = refine_chosen(model, guesses, details, prompts)
     losses["refined"] = refinement_loss(refined, masks, prompts)
     losses["loss"] = losses["loss"] + losses["refined"]
-    with torch.no_grad():
-        best = refined > 0
-        chosen = Prediction(low_resolution(refined, model.image_size), chosen.iou)
-        return Round(kind, losses, chosen, best, dice(best, masks, from_logits=False).squeeze(1))
+    best = refined.detach() > 0
+    return Round(kind, losses, chosen, best, dice(best, masks, from_logits=False).squeeze(1))
 
 
 def plan_of_corrections(rounds: int, click_counts: Sequence[int], draw: random.Random) -> Iterator[int]:
