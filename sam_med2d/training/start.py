@@ -10,6 +10,7 @@ from sam_med2d.data.embedding_cache import PRECISIONS
 from sam_med2d.data.phantoms import PHANTOMS
 from sam_med2d.errors import UsageError
 from sam_med2d.inference.models import Plan, settle
+from sam_med2d.memory import keep_freed_memory
 from sam_med2d.seeds import seed_of
 from sam_med2d.training.embeddings import AGAIN
 from sam_med2d.training.published import begin_as_published
@@ -101,6 +102,7 @@ def build_model(plan: Plan | None, args: argparse.Namespace, say: Callable[[obje
     """The model of a settled plan, or one of random weights, with what --tune adds to it; its trained part is chosen
     and said. On the CPU. Raises CheckpointError, UsageError.
     """
+    keep_freed_memory()
     if plan is None:
         model = sam_model_registry[args.model_type](
             image_size=args.image_size,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .common import is_recorded
 from .prompt_encoder import BACKGROUND, FOREGROUND
 
 CLICK_SIGMA = 3.0  # pixels of the frame: how far a click's Gaussian reaches
@@ -144,7 +145,7 @@ class Refinement(nn.Module):
 
     def look(self, images: Tensor) -> Tensor:
         """images: (B, 3, S, S), normalised -> what the network keeps of a picture, (B, C, S/2, S/2)."""
-        return self.look_at(images)
+        return self.look_at(_by_pixels(images))
 
     def forward(self, details: Tensor, logits: Tensor, earlier: Tensor | None, marks: Marks) -> Tensor:
         """details: (N, C, S/2, S/2), `look` of each object's picture; logits: (N, 1, S/4, S/4), the answer; earlier:
@@ -158,7 +159,7 @@ class Refinement(nn.Module):
         # of an object without an earlier mask, in a batch of others that have one, it is all zeros
         there = (before.amax(dim=(1, 2, 3), keepdim=True) > 0).to(answer).expand_as(answer)
         x = torch.cat([answer.sigmoid(), (answer / 8).tanh(), before, there, marks.maps], dim=1)
-        fine = self.norm(details + self.read(x)).relu()
+        fine = self.norm(self.read(_by_pixels(x)) + details).relu()  # in the layout of the first
         middle = self.down1(fine)
         coarse = self.down2(middle)
         middle = self.up2(middle + _enlarged(self.to_middle(coarse), middle))
@@ -168,6 +169,13 @@ class Refinement(nn.Module):
         foreground, background = marks.sure[:, :1], marks.sure[:, 1:]
         whole = torch.where(foreground, whole.clamp(min=SURE), whole)
         return torch.where(background, whole.clamp(max=-SURE), whole)
+
+
+def _by_pixels(x: Tensor) -> Tensor:
+    """The same, the channels of a pixel side by side in memory, and so in all layers that follow: a CPU's convolutions
+    then need no copies. A graph for other runtimes has no layouts.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" and not is_recorded() else x
 
 
 def _enlarged(values: Tensor, like: Tensor) -> Tensor:

@@ -92,3 +92,26 @@ def test_only_what_the_model_is_sure_of_comes_to_be(model) -> None:
     assert len(logits) == 7
     nothing, _ = model.predict_sure(embeddings, prompts, 1e9)
     assert nothing.shape == (0, SIDE // 4, SIDE // 4)
+
+
+def test_attention_is_learned_in_float32_on_a_cpu(model, monkeypatch) -> None:
+    """Under autocast the products are in bfloat16 and attention is not, where something is learned; never otherwise."""
+    asked: list[torch.dtype] = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+    attention = model.mask_decoder.transformer.layers[0].self_attn
+
+    def listening(q: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        asked.append(q.dtype)
+        return plain(q, *others)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", listening)
+    tokens = torch.randn(2, 5, attention.embedding_dim, generator=torch.Generator().manual_seed(0))
+    exact = attention(tokens, tokens, tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        learned = attention(tokens, tokens, tokens)
+        with torch.no_grad():
+            answered = attention(tokens, tokens, tokens)
+    assert asked == [torch.float32, torch.float32, torch.bfloat16]
+    assert learned.dtype == answered.dtype == torch.bfloat16
+    for rounded in (learned, answered):
+        torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.02)

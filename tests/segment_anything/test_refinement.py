@@ -11,6 +11,7 @@ import torch
 from segment_anything import Prediction, Prompts, Sam, SamPredictor, Seen, answer, best_of, look, low_resolution, ranked
 from segment_anything.build_sam import build_sam
 from segment_anything.checkpoint import load_checkpoint, save_weights
+from segment_anything.modeling import refinement
 from segment_anything.modeling.refinement import CLICK_SIGMA, SURE, box_maps, gaussians, marks_of, pixels_of
 from segment_anything.sizes import SIZES, Size
 
@@ -252,3 +253,26 @@ def test_weights_with_it_fill_a_model_without_and_the_other_way_round(tmp_path: 
     again = build(refine=True, seed=11)
     assert load_checkpoint(again, tmp_path / "full.safetensors").new == []
     torch.testing.assert_close(again.state_dict(), full.state_dict())
+
+
+def test_the_layout_in_memory_changes_rounding_alone(monkeypatch) -> None:
+    """On a CPU a pixel's channels lie side by side; the layers as they are defined, map by map, say the same."""
+    side, rows = 64, 3
+    net = refinement.Refinement()
+    torch.nn.init.normal_(net.write.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(1)
+    images, logits = (torch.randn(*shape, generator=draw) for shape in ((rows, 3, side, side), (rows, 1, 16, 16)))
+    points, labels = torch.rand(rows, 2, 2, generator=draw) * side, torch.tensor([[1, 0]] * rows)
+    marks = refinement.marks_of(side, rows, images.device, points, labels, None, None)
+
+    def answer() -> tuple[torch.Tensor, torch.Tensor]:
+        net.zero_grad()
+        logits_of_all = net(net.look(images), logits, None, marks)
+        logits_of_all.square().mean().backward()
+        return logits_of_all.detach(), net.look_at[1].weight.grad.clone()
+
+    found = answer()
+    monkeypatch.setattr(refinement, "_by_pixels", lambda x: x)
+    for ours, defined in zip(found, answer()):
+        torch.testing.assert_close(ours, defined, rtol=1e-4, atol=1e-5)
+        assert defined.abs().max() > 1e-3
