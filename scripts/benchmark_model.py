@@ -7,22 +7,29 @@ Weights are random: they change nothing about the work.
 import argparse
 import os
 import time
+import unittest.mock
 from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timing import Contender, Sheet, Work, by_convolutions, gflop_of, products_in_tf32
+from timing import Contender, Sheet, Work, by_convolutions, gflop_of, products_in_tf32, shares_of
 from torch import Tensor
 
 from sam_med2d.data.batch import Batch, collate
 from sam_med2d.data.datasets import TestingDataset, TrainingDataset, train_loader
 from sam_med2d.device import amp_dtype
 from sam_med2d.evaluation.evaluate import evaluate
+from sam_med2d.evaluation.metrics import iou
+from sam_med2d.memory import keep_freed_memory
 from sam_med2d.prompts.modes import DEFAULT_MODES, parse_mode
+from sam_med2d.training import losses
 from sam_med2d.training.learner import Learner
+from sam_med2d.training.losses import dice, focal
+from sam_med2d.training.pixels import PixelTerms
 from sam_med2d.training.rounds import Recipe, train_batch
 from segment_anything import Prompts, Sam, answer, flops, look, sam_model_registry
+from segment_anything.modeling import refinement, transformer
 from segment_anything.modeling.image_encoder import Attention
 from segment_anything.modeling.lora import product_of
 
@@ -164,6 +171,7 @@ def decode(args: argparse.Namespace, sheet: Sheet) -> None:
 
 
 def train(args: argparse.Namespace, sheet: Sheet) -> None:
+    keep_freed_memory()  # as train.py does
     device, recipe = sheet.device, Recipe()
     count = args.train_images or (16 if device.type == "cuda" else 2)
     dataset = TrainingDataset(args.data_path, args.image_size, "train", args.mask_num)
@@ -179,12 +187,22 @@ def train(args: argparse.Namespace, sheet: Sheet) -> None:
 
         return Contender(work, name, items=count)
 
-    contenders = {"adapters, float32": way("float32")}
+    contenders = {
+        "adapters, float32": way("float32"),
+        "and a refinement network, float32": way("float32", refine=True),
+        "decoder side alone (FT-SAM), float32": way("float32", adapters=False),
+        "adapters, mixed precision (bfloat16)": way("bfloat16", use_amp=True),
+        "the same, blocks computed again": way("bfloat16", use_amp=True, again=True),
+    }
     if args.references:
-        contenders["adapters as convolutions, float32"] = Contender(by_convolutions(contenders["adapters, float32"][0]))
-    contenders["decoder side alone (FT-SAM), float32"] = way("float32", adapters=False)
-    contenders["adapters, mixed precision (bfloat16)"] = way("bfloat16", use_amp=True)
-    contenders["the same, blocks computed again"] = way("bfloat16", use_amp=True, again=True)
+        plain = model_of(args, device)
+        attend = partial(whole_windows, computed=False)
+        former = with_attention(attend, encoding(plain, pictures(args, 8, device)), plain)
+        contenders |= {
+            **{f"{name}: as before": Contender(as_before(contenders[name].work)) for name in [*contenders][:4]},
+            "adapters as convolutions, float32": Contender(by_convolutions(contenders["adapters, float32"].work)),
+            "8 pictures encoded, padded tokens ask too": Contender(former),
+        }
     if device.type == "cuda":
         contenders["adapters, tf32"] = way("tf32", tf32=True)
         contenders["adapters, mixed precision (float16)"] = way("float16", use_amp=True, amp_type=torch.float16)
@@ -193,6 +211,11 @@ def train(args: argparse.Namespace, sheet: Sheet) -> None:
     sheet.compare("train", contenders)
     if device.type == "cuda":
         read_alone(args, dataset, count)
+        return
+    print("where the time goes:")
+    for name, contender in contenders.items():
+        shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in shares_of(contender.work).items())
+        print(f"{name:46} {shares}")
 
 
 def training(
@@ -201,14 +224,34 @@ def training(
     recipe: Recipe,
     device: torch.device,
     adapters: bool = True,
+    refine: bool = False,
     again: bool = False,
     **learning,
 ) -> Callable[[], object]:
-    model = model_of(args, device, encoder_adapter=adapters).train()
+    model = model_of(args, device, encoder_adapter=adapters, refine=refine).train()
     model.train_for("adapters")
     model.image_encoder.checkpointing = again
     learner = Learner(model, lr=1e-6, **learning)
     return lambda: train_batch(model, [batch], learner, recipe, 0)
+
+
+def as_before(work: Work) -> Work:
+    """The same step as version 2.0 began with: the losses by their definitions, attention in bfloat16 where products
+    are, and the refinement network map by map."""
+
+    def by_definition(logits: Tensor, masks: Tensor) -> PixelTerms:
+        target = masks.float().expand_as(logits)
+        return PixelTerms(focal(logits, target), dice(logits, target), iou(logits.detach(), target, from_logits=True))
+
+    def before() -> object:
+        with (
+            unittest.mock.patch.object(losses, "pixel_terms", by_definition),
+            unittest.mock.patch.object(transformer, "_attended", F.scaled_dot_product_attention),
+            unittest.mock.patch.object(refinement, "_by_pixels", lambda x: x),
+        ):
+            return work()
+
+    return before
 
 
 def read_alone(args: argparse.Namespace, dataset: TrainingDataset, count: int) -> None:

@@ -3,9 +3,11 @@
 import contextlib
 import json
 import platform
+import re
 import statistics
 import time
 import unittest.mock
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,6 +151,35 @@ def gflop_of(work: Work) -> float:
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # without gradients attention is not counted
         work()
     return counter.get_total_flops() / 1e9
+
+
+KINDS = {  # of a step's work, by the names of PyTorch's operations
+    "losses": re.compile(r".*_PixelTerms.*"),  # with all that is called inside
+    "products": re.compile(
+        r"aten::(mm|addmm|bmm|baddbmm|mkldnn_convolution|convolution_backward|_slow_conv2d_\w+|_scaled_dot_product\w+)"
+    ),
+    "copies": re.compile(r"aten::(copy_|cat|fill_|zero_|im2col|col2im|index|_index_put_impl_)"),
+    "optimizer": re.compile(r"aten::(_fused_adam_|linalg_vector_norm)|Optimizer\..*"),
+}
+
+
+def shares_of(work: Work) -> dict[str, float]:
+    """Where the time of one call goes on a CPU: KINDS and "the rest" -> shares that add up to 1."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
+    spent: Counter[str] = Counter()
+    for event in profile.events():
+        spent[_kind_of(event)] += event.self_cpu_time_total
+    return {kind: spent[kind] / spent.total() for kind in (*KINDS, "the rest")}
+
+
+def _kind_of(event: Any) -> str:
+    around = event
+    while around is not None:
+        if KINDS["losses"].fullmatch(around.name):
+            return "losses"
+        around = around.cpu_parent
+    return next((kind for kind, pattern in KINDS.items() if pattern.fullmatch(event.name)), "the rest")
 
 
 SHAPES = {"mlp": (256, 768, 3072), "qkv": (256, 768, 2304)}  # (tokens of an image, in, out) of ViT-B at 256 px
