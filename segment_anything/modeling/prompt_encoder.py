@@ -34,7 +34,10 @@ class PositionEmbeddingRandom(nn.Module):
         made_of = (size, matrix.device, matrix.dtype, matrix.data_ptr(), matrix._version)
         if self._kept is None or self._kept[0] != made_of:
             with torch.inference_mode(False):  # or it could not be learned with afterwards
-                self._kept = made_of, self.grid(*size)
+                grid = self.grid(*size)
+            if type(grid) is not Tensor:  # one without values, of a mode that only counts operations
+                return grid
+            self._kept = made_of, grid
         return self._kept[1]
 
     def __getstate__(self) -> dict[str, object]:
