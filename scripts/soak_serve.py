@@ -4,14 +4,17 @@
     python scripts/soak_serve.py --requests 300 --log workdir/soak/serve.txt
 
 The server runs as people start it, in a process of its own. Each client is a process too: it takes a lease, opens one
-of three volumes and draws in one of several ways, whose masks are known from a server that nobody disturbed; in between
-it sends what is refused, and requests that end half-way. Clients are killed in the middle of whatever they
-do, and others take their places; the leases of the dead run out. The memory of the server is looked at all the while:
-what is compared is the second quarter with the last tenth.
+of three volumes and draws in one of several ways, whose masks are known from a server that nobody disturbed. In between
+it asks as tools do that speak other protocols, whose answers are known as well; and it sends what is refused, and
+requests that end half-way. Clients are killed in the middle of whatever they do, and others take their places; the
+leases of the dead run out. The memory of the server is looked at all the while: what is compared is the second quarter
+with the last tenth.
 """
 
 import argparse
+import base64
 import ctypes
+import json
 import multiprocessing
 import os
 import random
@@ -24,10 +27,12 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+import cv2
 import numpy as np
 from app_client import Running
 from serve_client import Client, blobs, serving
@@ -95,6 +100,13 @@ class Counting(Client):
         self.counts[DONE] += 1
         return super().ask(path, body, meta)
 
+    def tell(self, method: str, path: str, body: bytes, **headers: str) -> bytes:
+        """A request of another protocol, which must go well. -> what came back"""
+        self.counts[DONE] += 1
+        status, _, content = self._server.ask(method, path, body, **headers)
+        assert status == 200, (path, content)
+        return content
+
     def start(self, volume: np.ndarray) -> None:
         self.act("/reset_interactions")
         self.buffer = np.zeros(volume.shape, np.uint8)
@@ -111,6 +123,77 @@ class Counting(Client):
         self.counts[HALF] += 1
 
 
+# ---------------------------------------------------------------- other protocols: what each answers of a volume
+
+
+def picture_of(volume: np.ndarray) -> str:
+    """A slice with its object, as base64 of a PNG."""
+    shown = np.clip(volume[2] / 1000 * 255, 0, 255).astype(np.uint8)
+    return base64.b64encode(cv2.imencode(".png", shown)[1].tobytes()).decode()
+
+
+def samapi(client: "Counting", volume: np.ndarray) -> object:
+    asked = {"b64img": picture_of(volume), "point_coords": [[20, 12]], "point_labels": [1], "bbox": [8, 4, 32, 24]}
+    return json.loads(client.tell("POST", "/sam/", json.dumps(asked).encode()))
+
+
+def samapi_everything(client: "Counting", volume: np.ndarray) -> object:
+    thresholds = {"pred_iou_thresh": 0.1, "stability_score_thresh": 0.1, "include_image_edge": True}
+    asked = {"b64img": picture_of(volume), "points_per_side": 3, **thresholds}
+    return json.loads(client.tell("POST", "/sam/automask/", json.dumps(asked).encode()))
+
+
+def x_anylabeling(client: "Counting", volume: np.ndarray) -> object:
+    marks = [{"type": "rectangle", "data": [8, 4, 32, 24], "label": 1}, {"type": "point", "data": [2, 2], "label": 0}]
+    asked = {"model": "sam-med2d", "image": picture_of(volume), "params": {"marks": marks}}
+    return json.loads(client.tell("POST", "/v1/predict", json.dumps(asked).encode()))
+
+
+def label_studio(client: "Counting", volume: np.ndarray) -> object:
+    config = '<View><Image name="scan" value="$image"/><BrushLabels name="brush" toName="scan"><Label value="ball"/>'
+    value = {"x": 20, "y": 12, "width": 60, "height": 60, "rectanglelabels": ["ball"]}
+    asked = {
+        "tasks": [{"id": 1, "data": {"image": f"data:image/png;base64,{picture_of(volume)}"}}],
+        "label_config": f"{config}</BrushLabels></View>",
+        "params": {"context": {"result": [{"type": "rectanglelabels", "value": value}]}},
+    }
+    told = json.loads(client.tell("POST", "/label-studio/predict", json.dumps(asked).encode()))
+    for region in told["results"][0]["result"]:
+        del region["id"]  # which is drawn anew each time
+    return told
+
+
+def monai_label(client: "Counting", volume: np.ndarray) -> object:
+    """A picture is sent once, asked about by the session's name, and taken away."""
+    mark = "a-boundary"
+
+    def form(name: str, data: bytes) -> bytes:
+        return (
+            f"--{mark}\r\nContent-Disposition: form-data; {name}\r\n\r\n".encode()
+            + data
+            + f"\r\n--{mark}--\r\n".encode()
+        )
+
+    kind = {"Content_Type": f"multipart/form-data; boundary={mark}"}
+    sent = form('name="files"; filename="a.png"', base64.b64decode(picture_of(volume)))
+    key = json.loads(client.tell("PUT", "/session/", sent, **kind))["session_id"]
+    params = form('name="params"', json.dumps({"foreground": [[20, 12, 0]], "result_extension": ".nrrd"}).encode())
+    mask = client.tell("POST", f"/infer/sam-med2d?session_id={key}&output=image", params, **kind)
+    client.tell("DELETE", f"/session/{key}", b"")
+    return mask
+
+
+OTHERS: list[Callable[["Counting", np.ndarray], object]] = [
+    samapi,
+    samapi_everything,
+    x_anylabeling,
+    label_studio,
+    monai_label,
+]
+
+# ---------------------------------------------------------------- clients
+
+
 def draw_in(client: Client, way: int, volume: np.ndarray) -> np.ndarray:
     """-> the mask that comes of one of the ways."""
     client.start(volume)  # type: ignore[attr-defined]
@@ -120,15 +203,18 @@ def draw_in(client: Client, way: int, volume: np.ndarray) -> np.ndarray:
     return client.buffer
 
 
-def alone(server: Running, counts: ctypes.Array) -> dict[tuple[int, int], np.ndarray]:
-    """What each way draws in each volume where nobody else is there."""
-    known = {}
+def alone(server: Running, counts: ctypes.Array) -> dict[tuple[int, object], Any]:
+    """What each way draws in each volume, and each other protocol answers, where nobody else is there."""
+    known: dict[tuple[int, object], Any] = {}
     for number, volume in enumerate(volumes()):
         client = Counting(server, counts)
         client.open(volume)
         for way in range(len(WAYS)):
-            known[number, way] = draw_in(client, way, volume).copy()
-            assert known[number, way].any(), (number, way)
+            drawn = draw_in(client, way, volume).copy()
+            assert drawn.any(), (number, way)
+            known[number, way] = drawn
+        for other in OTHERS:
+            known[number, other] = other(client, volume)
         client.ask("/release")
     return known
 
@@ -150,6 +236,10 @@ def live(server: Running, name: str, counts: ctypes.Array, known: dict, failures
                     f"{known[number, way].sum((1, 2))} differ, on each slice; {found.sum((1, 2))} were found"
                 )
                 counts[RIGHT] += 1
+                if draw.random() < 0.4:
+                    other = draw.choice(OTHERS)
+                    assert other(client, volume) == known[number, other], f"another answer: {number}, {other.__name__}"
+                    counts[RIGHT] += 1
                 kind = draw.random()
                 if kind < 0.4:
                     path, body, meta = draw.choice(WRONG)
@@ -197,8 +287,7 @@ class Slot:
 def soak(server: Running, requests: int, minutes: float, folder: Path, least: int) -> str:
     """-> what was done, and what it took. Raises AssertionError. minutes: at most; least: looks."""
     context = multiprocessing.get_context("fork")
-    first = RawArray(ctypes.c_longlong, 4)
-    known = alone(server, first)
+    known = alone(server, RawArray(ctypes.c_longlong, 4))
     failures = folder / "failure.txt"
 
     def start(name: str, counts: ctypes.Array) -> multiprocessing.Process:
@@ -211,7 +300,7 @@ def soak(server: Running, requests: int, minutes: float, folder: Path, least: in
     until = time.monotonic() + 60 * minutes
     assert server.process is not None
     try:
-        while (done := first[DONE] + sum(slot.counts[DONE] for slot in slots)) < requests and time.monotonic() < until:
+        while (done := sum(slot.counts[DONE] for slot in slots)) < requests and time.monotonic() < until:
             seen.append(taken(server.process.pid))
             for slot in slots:
                 slot.look()
@@ -227,13 +316,13 @@ def soak(server: Running, requests: int, minutes: float, folder: Path, least: in
     kills = sum(slot.kills for slot in slots) + CLIENTS
     return (
         f"{done} requests of {CLIENTS} clients, {kills} of which were killed; {half} half requests, {refused} refused; "
-        f"{right} masks, all of them right; {verdict(seen, least)}"
+        f"{right} masks and answers, all of them right; {verdict(seen, least)}"
     )
 
 
-def alone_again(server: Running, known: dict[tuple[int, int], np.ndarray]) -> bool:
+def alone_again(server: Running, known: dict[tuple[int, object], Any]) -> bool:
     again = alone(server, RawArray(ctypes.c_longlong, 4))
-    return all(np.array_equal(again[key], mask) for key, mask in known.items())
+    return all(np.array_equal(again[key], known[key]) for key in known)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .checkpoint import check_is_sam, fit_weights, frame_of, open_weights
+from .checkpoint import check_is_sam, fit_weights, frame_of, open_weights, room_for
 from .frames import SAM, SAM_MED2D, SAMS_SIZE
 from .modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Refinement, Sam
 from .modeling.image_encoder import EMBEDDING_CHANNELS, PATCH_SIZE
@@ -51,7 +51,8 @@ def build_sam(
     found = check_is_sam(file)
     adapters = bool(found.adapters) if encoder_adapter is None else encoder_adapter
     frame, refine = frame or frame_of(file, adapters), found.refinement if refine is None else refine
-    model = _new(model_type, image_size or found.image_size, adapters, frame, refine)
+    with room_for(file, adapters, refine):
+        model = _new(model_type, image_size or found.image_size, adapters, frame, refine)
     print(fit_weights(model, file))
     return model.eval()
 

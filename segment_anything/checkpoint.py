@@ -4,13 +4,16 @@ Which files are read, and how, is in weight_files.py. Whatever the image size of
 """
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .errors import CheckpointError
 from .frames import described, likely_frame
@@ -34,6 +37,7 @@ __all__ = [
     "merged_weights",
     "open_weights",
     "read_weights",
+    "room_for",
     "save_weights",
 ]
 
@@ -143,6 +147,26 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     usual = frame_of(file, bool(target.adapters))
     frame = described(model.frame) + ("" if model.frame == usual else f"; the file's own is {usual}")
     return LoadReport(path, source, target.image_size, len(wanted), resized, new, left_out, merged, file.notes, frame)
+
+
+class _Unset(TorchFunctionMode):
+    """New layers whose weights have the values that their memory happens to hold."""
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        if func in (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.trunc_normal_):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def room_for(file: WeightFile, adapters: bool, refinement: bool) -> AbstractContextManager[object]:
+    """Around the making of a model that `fit_weights` is to fill: no first value is drawn where the file has them all,
+    which takes a second of ViT-B.
+
+    adapters, refinement: whether the model has these parts.
+    """
+    source = describe(file.tensors)
+    filled = (bool(source.adapters) or not adapters) and (source.refinement or not refinement)
+    return _Unset() if filled else nullcontext()
 
 
 def frame_of(file: WeightFile, adapters: bool = False) -> str:

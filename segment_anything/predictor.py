@@ -51,6 +51,7 @@ from .modeling import (
     answer,
     look,
     low_resolution,
+    sure_answers,
 )
 from .utils.transforms import ResizeLongestSide
 from .zoom import AUTO, NEVER, Crop, Zoom
@@ -521,6 +522,13 @@ class SamPredictor:
         rows = next((len(p) for p in prompts if p is not None), 1)
         one = self._image().seen if refine else self._image().seen._replace(details=None)
         return answer(self.model, one.for_each(rows), prompts.to(self.device), multimask_output, best=best)
+
+    def decode_sure(self, prompts: Prompts, least_iou: float) -> tuple[Tensor, Tensor]:
+        """Prompts in the S x S frame -> of the decoder's three guesses those logits (M, S/4, S/4), object by object,
+        whose predicted IoU is at least so much; predicted IoU of all (N, 3)."""
+        rows = next((len(p) for p in prompts if p is not None), 1)
+        seen = self._image().seen._replace(details=None).for_each(rows)
+        return sure_answers(self.model, seen, prompts.to(self.device), least_iou)
 
     def upscale(self, low_res: Tensor) -> Tensor:
         """(N, K, S/4, S/4), or of S -> (N, K, H, W) float32, linear: first to the frame, then to the image."""

@@ -19,7 +19,7 @@ FLOORS = (
     {"inference", "evaluation"},
     {"convert", "drawing", "prompts"},
     {"volumes", "data", "coco", "image_files"},
-    {"errors", "cli", "device", "distributed", "provenance", "seeds", "packages", "regions", "limits"}
+    {"errors", "cli", "device", "memory", "distributed", "provenance", "seeds", "packages", "regions", "limits"}
     | {"outputs", "ownership", "stopping", "json_files"},
 )
 GROUND = FLOORS[-1]  # whose rooms may use one another

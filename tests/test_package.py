@@ -45,6 +45,25 @@ def test_the_list_of_commands_loads_nothing_heavy():
     assert done.stdout == "[]\n", done.stderr
 
 
+SLOW = ("pandas", "matplotlib", "scipy", "albumentations", "pydicom", "SimpleITK", "nibabel", "onnx", "onnxruntime")
+SLOW += ("openvino", "transformers", "starlette", "torch._dynamo", "torch._inductor", "sympy")
+
+
+def test_from_its_start_to_a_mask_predict_loads_only_what_it_needs(tmp_path):
+    """And the garbage collector, which rests while modules are imported, is at work again."""
+    words = ["--input", "data_demo/images/mni152_axial_094.png", "--box", "20", "20", "150", "180"]
+    words += ["--sam_checkpoint", SMALL, "--output", str(tmp_path)]
+    code = f"""
+import gc, sys
+from sam_med2d.commands import run
+run("predict", {words!r})
+print([module for module in {SLOW!r} if module in sys.modules], gc.isenabled())
+"""
+    done = python("-c", code)
+    assert done.stdout.splitlines()[-1:] == ["[] True"], done.stderr
+    assert (tmp_path / "annotations.json").exists()
+
+
 def test_help_lists_every_command_in_one_line(tmp_path):
     for words in (["--help"], ["-h"], []):
         done = command(*words, folder=tmp_path)

@@ -18,8 +18,17 @@ from sam_med2d.cli import add_flag
 from sam_med2d.device import best_device
 from sam_med2d.errors import CheckpointError, UsageError
 from sam_med2d.inference.backends import BACKENDS, PRECISIONS, open_runtime
+from sam_med2d.memory import keep_freed_memory
 from segment_anything import Sam, sam_model_registry
-from segment_anything.checkpoint import Architecture, WeightFile, check_is_sam, fit_weights, frame_of, open_weights
+from segment_anything.checkpoint import (
+    Architecture,
+    WeightFile,
+    check_is_sam,
+    fit_weights,
+    frame_of,
+    open_weights,
+    room_for,
+)
 from segment_anything.errors import UserError
 from segment_anything.frames import FRAMES, SAM, SAM_MED2D
 from segment_anything.predictor import Segmenter
@@ -206,12 +215,14 @@ class Plan(NamedTuple):
 
     def build(self, say: Callable[[object], None] = print) -> Sam:
         """The model with the weights of the file, on the CPU; says how they fit. Raises CheckpointError."""
-        model = sam_model_registry[self.model_type](
-            image_size=self.image_size,
-            encoder_adapter=self.encoder_adapter,
-            refine=self.refine,
-            frame=self.frame,
-        )
+        keep_freed_memory()  # of all who work with a model
+        with room_for(self.file, self.encoder_adapter, self.refine):
+            model = sam_model_registry[self.model_type](
+                image_size=self.image_size,
+                encoder_adapter=self.encoder_adapter,
+                refine=self.refine,
+                frame=self.frame,
+            )
         say(fit_weights(model, self.file))
         return model
 

@@ -1,10 +1,13 @@
-"""The three terms of the loss, one value an object and output; where they are weighed and averaged is `objective`."""
+"""The three terms of the loss, one value an object and output; `objective` weighs and averages them, and has them from
+`pixels.pixel_terms`, in one pass.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sam_med2d.evaluation.metrics import iou
+from sam_med2d.training.pixels import pixel_terms
 from segment_anything import ABSENT, MULTIPLE, Prediction, Prompts
 from segment_anything.modeling.refinement import gaussians
 
@@ -81,20 +84,17 @@ def objective(prediction: Prediction, logits: Tensor, masks: Tensor, rank_weight
     Output 0 learns from every object; of outputs 1..3 the best one, see SHARE_OF_OTHERS. Every predicted IoU
     learns, since it is what chooses between them.
     """
-    logits = logits.float()
-    target = masks.float().expand_as(logits)
-    focal_terms, dice_terms = focal(logits, target), dice(logits, target)
-    cost = (WEIGHTS["focal"] * focal_terms + WEIGHTS["dice"] * dice_terms).detach()
+    found = pixel_terms(logits.float(), masks)
+    cost = (WEIGHTS["focal"] * found.focal + WEIGHTS["dice"] * found.dice).detach()
     share = output_shares(cost)
     terms = {
-        "focal": (share * focal_terms).sum(dim=1).mean(),
-        "dice": (share * dice_terms).sum(dim=1).mean(),
-        "iou": iou_error(prediction.iou, logits, target).mean(),
+        "focal": (share * found.focal).sum(dim=1).mean(),
+        "dice": (share * found.dice).sum(dim=1).mean(),
+        "iou": ((prediction.iou.float() - found.iou) ** 2).mean(),
     }
     loss = weighed(terms)
     if rank_weight:
-        true_iou = iou(logits.detach(), target, from_logits=True)
-        terms["rank"] = ranking(prediction.iou[:, MULTIPLE], true_iou[:, MULTIPLE]).mean()
+        terms["rank"] = ranking(prediction.iou[:, MULTIPLE], found.iou[:, MULTIPLE]).mean()
         loss = loss + rank_weight * terms["rank"]
     return {"loss": loss, **terms}
 

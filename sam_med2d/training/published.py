@@ -10,7 +10,8 @@ the two can be compared. Nothing here is meant for models that are to be used.
 
 from torch import Tensor, nn
 
-from sam_med2d.training.losses import dice, focal, iou_error, weighed
+from sam_med2d.training.losses import weighed
+from sam_med2d.training.pixels import pixel_terms
 from segment_anything import MULTIPLE, Prediction, Sam, best_of
 from segment_anything.modeling.image_encoder import Adapter
 
@@ -21,12 +22,13 @@ def pooled_objective(prediction: Prediction, logits: Tensor, masks: Tensor) -> d
     """A loss as --loss takes it. prediction: all four outputs; logits: (N, 4, S, S); masks: (N, 1, S, S) bool."""
     chosen = best_of(Prediction(logits[:, MULTIPLE].float(), prediction.iou[:, MULTIPLE].float()))
     pooled, target = (  # one tall picture of all objects
-        pixels.reshape(1, 1, -1, pixels.shape[-1]) for pixels in (chosen.logits, masks.float())
+        pixels.reshape(1, 1, -1, pixels.shape[-1]) for pixels in (chosen.logits, masks)
     )
+    found = pixel_terms(pooled, target)
     terms = {
-        "focal": focal(pooled, target).mean(),
-        "dice": dice(pooled, target).mean(),
-        "iou": iou_error(chosen.iou, pooled, target).mean(),
+        "focal": found.focal.mean(),
+        "dice": found.dice.mean(),
+        "iou": ((chosen.iou - found.iou) ** 2).mean(),
     }
     return {"loss": weighed(terms), **terms}
 

@@ -2,7 +2,7 @@ from .image_encoder import Adapter, ImageEncoder, ImageEncoderViT
 from .mask_decoder import MULTIPLE, SINGLE, MaskDecoder
 from .prompt_encoder import ABSENT, BACKGROUND, FOREGROUND, PositionEmbeddingRandom, PromptEncoder
 from .refinement import Refinement
-from .sam import Prediction, Prompts, Sam, Seen, Segmenter, answer, best_of, look, low_resolution, ranked
+from .sam import Prediction, Prompts, Sam, Seen, Segmenter, answer, best_of, look, low_resolution, ranked, sure_answers
 from .transformer import TwoWayAttentionBlock, TwoWayTransformer
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "look",
     "low_resolution",
     "ranked",
+    "sure_answers",
 ]

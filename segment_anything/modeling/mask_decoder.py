@@ -3,13 +3,31 @@
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import LayerNorm2d
+from .common import LayerNorm2d, is_recorded, on_cpu_alone
 from .transformer import TwoWayTransformer
 
 SINGLE = slice(0, 1)  # output 0: one mask, for prompts that leave no doubt
 MULTIPLE = slice(1, 4)  # outputs 1..3: three guesses, of which the one with the best predicted IoU is used
+ALL = slice(0, 4)
+
+
+def once(maps: Tensor) -> Tensor:
+    """Maps of N objects, (N, C, h, w) -> the one map of all, (1, C, h, w), where they were expanded from it."""
+    return maps if is_recorded() or maps.stride(0) else maps[:1]
+
+
+def _fourfold(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """A transposed convolution of kernel and stride 2: (..., C) -> (..., 4, C'), the four pixels row by row."""
+    weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # 4 C', C
+    return F.linear(x, weight, None if layer.bias is None else layer.bias.repeat(4)).unflatten(-1, (4, -1))
+
+
+def _normalised(norm: LayerNorm2d, x: Tensor) -> Tensor:
+    """A `LayerNorm2d` of what has its channels last."""
+    return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
 
 
 class MLP(nn.Module):
@@ -69,11 +87,10 @@ class MaskDecoder(nn.Module):
         sparse_prompt_embeddings: (N, T, C); dense_prompt_embeddings: (N, C, h, w).
         multimask_output: True gives outputs 1..3, False output 0, None all four in order.
         -> logits (N, K, 4h, 4w), predicted IoU (N, K)."""
-        logits, iou = self.predict_masks(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
-        if multimask_output is None:
-            return logits, iou
-        outputs = MULTIPLE if multimask_output else SINGLE
-        return logits[:, outputs], iou[:, outputs]
+        outputs = ALL if multimask_output is None else MULTIPLE if multimask_output else SINGLE
+        return self.predict_masks(
+            image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, outputs
+        )
 
     def predict_masks(
         self,
@@ -81,20 +98,63 @@ class MaskDecoder(nn.Module):
         image_pe: Tensor,
         sparse_prompt_embeddings: Tensor,
         dense_prompt_embeddings: Tensor,
+        wanted: slice = ALL,
     ) -> tuple[Tensor, Tensor]:
-        """As forward, for all four outputs."""
-        rows = sparse_prompt_embeddings.shape[0]
-        if image_embeddings.shape[0] == 1:
-            image_embeddings = image_embeddings.expand(rows, -1, -1, -1)
-        channels, height, width = image_embeddings.shape[1:]
-        outputs = self.mask_tokens.num_embeddings
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(rows, -1, -1)
-        tokens = torch.cat([own, sparse_prompt_embeddings], dim=1)
-        tokens, image = self.transformer(image_embeddings + dense_prompt_embeddings, image_pe, tokens)
+        """As forward, for those of the four outputs that are wanted."""
+        tokens, image = self._attended(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
+        logits = self._logits_of(tokens, image, image_embeddings.shape[2:], wanted)
+        return logits, self.iou_prediction_head(tokens[:, 0])[:, wanted]
 
-        upscaled = self.output_upscaling(image.transpose(1, 2).reshape(rows, channels, height, width))
-        kernels = torch.stack(
-            [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
-        )  # N, outputs, C / 8
-        logits = (kernels @ upscaled.flatten(2)).view(rows, outputs, *upscaled.shape[-2:])
-        return logits, self.iou_prediction_head(tokens[:, 0])
+    def predict_sure(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        least_iou: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The three guesses as of `forward`, but only the masks whose predicted IoU is at least so much.
+
+        -> logits (M, 4h, 4w), object by object; predicted IoU of all (N, 3).
+        """
+        tokens, image = self._attended(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
+        iou = self.iou_prediction_head(tokens[:, 0])[:, MULTIPLE]
+        sure = iou >= least_iou
+        some = sure.any(dim=1)
+        return self._logits_of(tokens[some], image[some], image_embeddings.shape[2:], MULTIPLE)[sure[some]], iou
+
+    def _attended(
+        self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """-> tokens (N, 1 + outputs + T, C), the first for the predicted IoU; image (N, hw, C)."""
+        rows = sparse.shape[0]
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(rows, -1, -1)
+        image = once(image_embeddings) + once(dense)
+        if is_recorded() or not rows:  # a traced graph has to hold every row
+            image = image.expand(rows, -1, -1, -1)
+        return self.transformer(image, image_pe, torch.cat([own, sparse], dim=1))
+
+    def _logits_of(self, tokens: Tensor, image: Tensor, size: tuple[int, ...], wanted: slice) -> Tensor:
+        """What `_attended` made, and the (h, w) of the image -> logits (N, K, 4h, 4w) of the outputs wanted."""
+        of_outputs = tokens[:, 1 : 1 + self.num_mask_tokens].unbind(1)[wanted]
+        networks = list(self.output_hypernetworks_mlps)[wanted]
+        kernels = torch.stack([network(token) for network, token in zip(networks, of_outputs)], dim=1)  # N, K, C / 8
+        if on_cpu_alone(image):
+            return self._logits_by_products(image, kernels, size)
+        rows, _, channels = image.shape  # not len(image): a traced graph has to hold any number of rows
+        upscaled = self.output_upscaling(image.transpose(1, 2).reshape(rows, channels, *size))
+        return (kernels @ upscaled.flatten(2)).view(rows, kernels.shape[1], *upscaled.shape[-2:])
+
+    def _logits_by_products(self, image: Tensor, kernels: Tensor, size: tuple[int, ...]) -> Tensor:
+        """`output_upscaling` and the product with the kernels, the channels of every pixel side by side throughout: a
+        transposed convolution whose windows do not overlap is a product that writes four pixels for one.
+
+        image: (N, HW, C); kernels: (N, K, C / 8) -> (N, K, 4 H, 4 W).
+        """
+        first, norm, act, second, last_act = self.output_upscaling
+        assert isinstance(first, nn.ConvTranspose2d) and isinstance(second, nn.ConvTranspose2d)
+        assert isinstance(norm, LayerNorm2d)
+        x = last_act(_fourfold(second, act(_normalised(norm, _fourfold(first, image)))))  # N, HW, 4, 4, C / 8
+        logits = x.flatten(1, 3) @ kernels.transpose(1, 2)
+        parts = logits.view(len(image), *size, 2, 2, 2, 2, kernels.shape[1])  # N, H, W, y x of each doubling, K
+        return parts.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(*kernels.shape[:2], 4 * size[0], 4 * size[1])

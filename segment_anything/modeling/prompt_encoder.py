@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .common import LayerNorm2d
+from .common import LayerNorm2d, is_recorded
 
 BACKGROUND, FOREGROUND, ABSENT = 0, 1, -1  # labels of a point
 TOP_LEFT, BOTTOM_RIGHT = 2, 3  # a box is two points of these kinds
@@ -21,10 +21,28 @@ class PositionEmbeddingRandom(nn.Module):
         super().__init__()
         deviation = scale if scale is not None and scale > 0 else 1.0
         self.register_buffer("positional_encoding_gaussian_matrix", deviation * torch.randn(2, num_pos_feats))
+        self._kept: tuple[tuple[object, ...], Tensor] | None = None  # a grid, and what it was made of
 
     def forward(self, size: tuple[int, int]) -> Tensor:
-        """The features of the cell centres of a map of (height, width): (2 * num_pos_feats, height, width)."""
-        return self.grid(*size)
+        """The features of the cell centres of a map of (height, width): (2 * num_pos_feats, height, width).
+
+        They are kept for the next call, as long as neither the size nor the matrix changes; do not write into them.
+        """
+        matrix = self.positional_encoding_gaussian_matrix
+        if is_recorded() or matrix.is_inference():
+            return self.grid(*size)
+        made_of = (size, matrix.device, matrix.dtype, matrix.data_ptr(), matrix._version)
+        if self._kept is None or self._kept[0] != made_of:
+            with torch.inference_mode(False):  # or it could not be learned with afterwards
+                grid = self.grid(*size)
+            if type(grid) is not Tensor:  # one without values, of a mode that only counts operations
+                return grid
+            self._kept = made_of, grid
+        return self._kept[1]
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what is kept: a copy's matrix lies elsewhere."""
+        return {**self.__dict__, "_kept": None}
 
     def forward_with_coords(self, coords_input: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Points (..., 2) xy of an image of (height, width) -> their features (..., 2 * num_pos_feats)."""

@@ -183,6 +183,18 @@ def answer(model: Segmenter, seen: Seen, prompts: Prompts, multimask_output: boo
     return refiner.refined(seen.details, best_of(prediction) if best else prediction, prompts)
 
 
+def sure_answers(model: Segmenter, seen: Seen, prompts: Prompts, least_iou: float) -> tuple[Tensor, Tensor]:
+    """The decoder's three guesses, of which only those masks come to be that it is sure enough of.
+
+    seen: of the picture of each object -> logits (M, S/4, S/4), object by object, of those whose predicted IoU is at
+    least so much; predicted IoU of all (N, 3).
+    """
+    if isinstance(model, Sam):
+        return model.predict_sure(seen.embeddings, prompts, least_iou)
+    logits, iou = model.predict(seen.embeddings, prompts, True)
+    return logits[iou >= least_iou], iou
+
+
 def normalised(images: Tensor, content: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:
     """As `Sam.preprocess`, for whoever has no Sam. mean, std: (3, 1, 1)."""
     values = (images.float() - mean) / std
@@ -326,20 +338,23 @@ class Sam(nn.Module):
         multimask_output: True for the three guesses, False for the single mask, None for all four
         (the single mask first).
         """
+        return Prediction(*self.mask_decoder(*self._read(embeddings, prompts), multimask_output=multimask_output))
+
+    def predict_sure(self, embeddings: Tensor, prompts: Prompts, least_iou: float) -> tuple[Tensor, Tensor]:
+        """The three guesses as of `predict`, but only the masks whose predicted IoU is at least so much.
+
+        -> logits (M, S/4, S/4), object by object; predicted IoU of all (N, 3).
+        """
+        return self.mask_decoder.predict_sure(*self._read(embeddings, prompts), least_iou)
+
+    def _read(self, embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the mask decoder is given: embeddings, their positions, tokens and the dense map of the prompts."""
         points = None
         if prompts.points is not None:
             assert prompts.labels is not None, "points come with labels"
             points = (prompts.points, prompts.labels)
         sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
-        return Prediction(
-            *self.mask_decoder(
-                image_embeddings=embeddings,
-                image_pe=self.prompt_encoder.get_dense_pe(),
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=multimask_output,
-            )
-        )
+        return embeddings, self.prompt_encoder.get_dense_pe(), sparse, dense
 
     def upscale(self, logits: Tensor) -> Tensor:
         """logits: (N, K, S/4, S/4) -> float32 (N, K, S, S), bilinear; refined ones are of that size."""

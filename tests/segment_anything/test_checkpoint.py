@@ -194,6 +194,23 @@ def test_adapters_that_the_file_lacks_stay_as_built(plain, tmp_path: Path) -> No
 # ---------------------------------------------------------------- image sizes
 
 
+@pytest.mark.parametrize("more", ["", "encoder_adapter", "refine"])
+def test_values_that_the_file_does_not_have_are_drawn(more: str, plain, tmp_path: Path, monkeypatch) -> None:
+    """Those of a new part alone; and no layer keeps what its memory happened to hold."""
+    drawn: list[Tensor] = []
+    draw = torch.Tensor.uniform_
+    monkeypatch.setattr(
+        torch.Tensor, "uniform_", lambda self, *bounds, **more: drawn.append(draw(self, *bounds)) or self
+    )
+    path = saved(plain, tmp_path / "plain.pth")
+    model = build_sam(checkpoint=path, model_type="mini", **{more: True} if more else {})
+    assert bool(drawn) == bool(more)
+    values = model.state_dict()
+    assert_same({name: values[name] for name in plain}, plain)
+    new = [values[name] for name in values if name not in plain]
+    assert bool(new) == bool(more) and all(value.abs().max() <= 1 for value in new)
+
+
 def bicubic(positions: Tensor, side: int) -> Tensor:
     """(1, h, h, C) -> (1, side, side, C) by the textbook: Keys' kernel with a = -0.75, borders repeated."""
     length, a = positions.shape[1], -0.75

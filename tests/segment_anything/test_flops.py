@@ -16,9 +16,10 @@ def test_operations_are_those_of_a_real_picture_and_a_real_click(refine):
     with FlopCounterMode(display=False) as picture:
         seen = look(model, torch.zeros(1, 3, side, side))
     with FlopCounterMode(display=False) as click:
-        answer(model, seen, Prompts(torch.tensor([[[9.0, 7]]]), torch.tensor([[1]])), True)
+        answered = answer(model, seen, Prompts(torch.tensor([[[9.0, 7]]]), torch.tensor([[1]])), True)
     assert (cost.picture, cost.answer) == (picture.get_total_flops(), click.get_total_flops())
     assert cost.picture > 0 and cost.answer > 0
+    assert type(answered.logits) is torch.Tensor  # nothing of the counted model, which has no values, was kept
 
 
 def test_the_encoder_by_hand():

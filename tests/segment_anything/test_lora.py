@@ -68,7 +68,8 @@ def test_new_pairs_change_nothing(plain: Sam) -> None:
     model = copy.deepcopy(plain)
     layers = add_lora(model, 8, 16, [*TARGETS])
     assert len(layers) == 4 * 4 + 7 * 4  # qkv, proj, lin1, lin2 of four blocks; seven attentions of the decoder
-    assert torch.equal(logits_of(model), logits_of(plain))
+    # attention of plain layers goes a shorter way, which rounds elsewhere
+    torch.testing.assert_close(logits_of(model), logits_of(plain), atol=1e-5, rtol=0)
     assert {name for name in model.state_dict() if "lora_" not in name} == {*plain.state_dict()}
 
 

@@ -263,7 +263,8 @@ def test_the_outputs_are_one_single_mask_and_three_guesses() -> None:
     assert every.logits.shape == (1, 4, 32, 32) and every.iou.shape == (1, 4)
     for outputs, multimask in ((slice(0, 1), False), (slice(1, 4), True)):
         some = model.predict(embeddings, prompts, multimask)
-        assert torch.equal(some.logits, every.logits[:, outputs]) and torch.equal(some.iou, every.iou[:, outputs])
+        assert_near(some.logits, every.logits[:, outputs], 1e-6)
+        assert_near(some.iou, every.iou[:, outputs], 1e-6)
 
 
 def test_best_of_is_the_highest_predicted_iou() -> None:

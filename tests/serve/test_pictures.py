@@ -15,7 +15,8 @@ pytest.importorskip("blosc2", reason='blosc2 is not installed: pip install -e ".
 
 from sam_med2d.inference.models import SMALL, open_model
 from sam_med2d.serve import cvat
-from segment_anything import SamPredictor
+from sam_med2d.serve.samapi import at_edge
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from tests.conftest import ROOT
 from tests.serve.serving import Running, serving_here
 
@@ -102,6 +103,61 @@ def test_samapi(server, predictor):
     again = best(predictor.predict(mask_input=predictor.logits_of(mask > 0)))
     rings = [ring for piece in feature["geometry"]["coordinates"] for ring in piece]
     assert np.array_equal(painted(rings, wanted.shape), again)
+
+
+def test_samapi_of_everything(server, predictor):
+    """As QuPath's command "SAM auto mask" asks, and what the generator itself finds."""
+    options = {"points_per_side": 5, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.5, "crop_n_layers": 0}
+    found = SamAutomaticMaskGenerator(predictor.model, **options).generate(cv2.imread(str(IMAGE)), "BGR")
+    shape = found[0]["segmentation"].shape
+    assert len(found) > 2
+
+    def told(output_type: str, edge: bool = True) -> list[tuple[bytes, float]]:
+        body = {"type": "vit_b", "b64img": DATA, "output_type": output_type, "include_image_edge": edge, **options}
+        status, features = ask(server, "/sam/automask/", body)
+        assert status == 200 and [one["properties"]["object_idx"] for one in features] == [*range(len(features))]
+        return [
+            (
+                painted([ring for piece in one["geometry"]["coordinates"] for ring in piece], shape).tobytes(),
+                one["properties"]["quality"],
+            )
+            for one in features
+        ]
+
+    everything = [(one["segmentation"].tobytes(), pytest.approx(one["predicted_iou"])) for one in found]
+    assert told("Multi-mask (all)") == everything
+    assert len({tuple(one["point_coords"][0]) for one in found}) == len(told("Single Mask"))
+    largest = {tuple(one["point_coords"][0]): one["area"] for one in sorted(found, key=lambda one: one["area"])}
+    assert sorted(sum(mask) for mask, _ in told("Multi-mask (largest)")) == sorted(largest.values())
+    inside = [bytes(mask) for mask, _ in told("Multi-mask (all)", edge=False)]
+    assert inside == [one["segmentation"].tobytes() for one in found if not at_edge(one["segmentation"])]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"points_per_side": 65}, "points_per_side must be a number from 1 to 64"),
+        ({"points_per_side": 2.5}, "points_per_side"),
+        ({"pred_iou_thresh": "high"}, "pred_iou_thresh"),
+        ({"pred_iou_thresh": float("nan")}, "pred_iou_thresh"),
+        ({"crop_n_layers": True}, "crop_n_layers"),
+        ({"output_type": "some"}, "output_type must be one of Single Mask"),
+        ({"b64img": "?"}, "b64img is no base64"),
+    ],
+)
+def test_everything_that_makes_no_sense(server, change, said):
+    status, told = ask(server, "/sam/automask/", {"b64img": DATA, **change})
+    assert status == 400 and said in told["detail"] and "\n" not in told["detail"]
+
+
+def test_at_the_edge():
+    mask = np.zeros((5, 6), bool)
+    mask[1:4, 1:5] = True
+    assert not at_edge(mask)
+    for place in ((0, 2), (4, 2), (2, 0), (2, 5)):
+        touching = mask.copy()
+        touching[place] = True
+        assert at_edge(touching)
 
 
 def test_cvat(predictor, monkeypatch):

@@ -1,0 +1,30 @@
+import subprocess
+import sys
+
+import pytest
+
+from sam_med2d.memory import keep_freed_memory
+
+COUNTED = """
+import resource, sys, torch
+from sam_med2d.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def work():
+    for _ in range(20):
+        blocks = [torch.ones(1 << 19) for _ in range(4)]  # 2 MB each
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="no C library that can be told")
+def test_freed_blocks_are_taken_again_as_they_are() -> None:
+    def faults(word: str) -> int:
+        ended = subprocess.run([sys.executable, "-c", COUNTED, word], capture_output=True, text=True, check=True)
+        return int(ended.stdout)
+
+    pages = 20 * 4 * 2**21 // 4096  # that are written
+    assert faults("kept") < pages / 50
