@@ -44,7 +44,7 @@ from sam_med2d.training.monitor import PANEL_IMAGES, draw_panels, validate, vali
 from sam_med2d.training.own_parts import MetricNames, OwnAugmentation, load_loss, load_metrics
 from sam_med2d.training.published import RECIPES, pooled_objective
 from sam_med2d.training.rounds import Recipe
-from sam_med2d.training.start import DEFAULT_CHECKPOINT, build_model, check_tuning, settle_model
+from sam_med2d.training.start import DEFAULT_CHECKPOINT, build_model, check_tuning, settle_model, teacher_of
 from sam_med2d.training.state import Progress, RunState, SavedRun, images_a_step, models_folder, room_for_checkpoints
 from segment_anything import Sam, sam_model_registry
 from segment_anything.frames import FRAMES
@@ -125,6 +125,9 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--replay_share", type=float, default=0.2, metavar="SHARE",
         help="Number of pictures of --replay for each of --data_path; an epoch takes so much longer. Default: "
              "%(default)s.")
+    group.add_argument("--pull", type=float, default=0.0, metavar="WEIGHT",
+        help="On the pictures of --replay, keep to what the weights that training starts from answer: the weight of "
+             "the distance in the loss, such as 1. Default: 0, which asks nothing of them.")
     group.add_argument("--zoom_share", type=float, default=0.0, metavar="SHARE",
         help="Share of the training images that are crops around one of their objects, at scales drawn log-uniformly "
              "up to the whole picture, as the predictor looks at small objects. Default: %(default)s.")
@@ -277,7 +280,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser,
         args,
         positive=(*positive, "patience"),
-        not_negative=(*not_negative, "warmup", "weight_decay", "rank_weight", "max_bad_samples"),
+        not_negative=(*not_negative, "warmup", "weight_decay", "rank_weight", "max_bad_samples", "pull"),
         shares=("scribble_share", "lasso_share", "zoom_share", "ema"),
         rates=(*rates, "embeddings_gb", "replay_share"),
     )
@@ -381,6 +384,8 @@ def run(args: argparse.Namespace, saved: SavedRun | None, processes: Processes) 
         say(f"each of {len(dataset.balance.groups)} groups ({args.balance}) has the same share of every epoch")
     model = build_model(plan, args, say).to(device)
     del plan
+    if teacher := teacher_of(args):
+        recipe = recipe._replace(teacher=teacher._replace(model=teacher.model.to(device)))
     model.window = window_of(dataset.index.root)  # stays with the weights, for whoever shows scans to them
     model.image_encoder.checkpointing = args.checkpoint_encoder
 

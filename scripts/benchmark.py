@@ -1,17 +1,22 @@
 """Timings, each with a baseline measured in the same run: medians with their range, and the ratio to the baseline.
 
-    python scripts/benchmark.py all                     # what the model takes: the next four, one after the other
+    python scripts/benchmark.py all                     # the next eight, one after the other
     python scripts/benchmark.py all --device cuda --compile --json workdir/gpu.json     # the same on a GPU
     python scripts/benchmark.py encode --references     # pictures encoded; also the plain ways that ours replaced
     python scripts/benchmark.py decode                  # a further click, with and without the refinement network
     python scripts/benchmark.py train                   # a training batch
     python scripts/benchmark.py evaluate --data_path ../data_demo   # four prompt modes against encoder passes alone
+    python scripts/benchmark.py everything              # a grid of 16 x 16 clicks on one picture
+    python scripts/benchmark.py volume --rounds 2       # one object through 150 slices
+    python scripts/benchmark.py start                   # from the start of predict to a mask: time and memory
+    python scripts/benchmark.py app                     # clicks at the page, over HTTP
+    python scripts/benchmark.py curves --help           # time and memory against size, batch, objects, clicks, slices
     python scripts/benchmark.py tuning --help           # embeddings once; what each --tune takes
     python scripts/benchmark.py processes --help        # two processes that share every step, against one
     python scripts/benchmark.py data --help             # reading, the cache, an index of 20 million masks
     python scripts/benchmark.py deploy --help           # ONNX Runtime and OpenVINO against PyTorch
 
-The first four first measure what the machine can do at most (products of the model's shapes, a copy), and print beside
+The first eight first measure what the machine can do at most (products of the model's shapes, a copy), and print beside
 each figure the share of that limit which the counted operations reach. --json keeps the sheet, --compare prints the
 ratios to one that was kept. Machines are noisy: the contenders take turns, and only ratios of one run compare. Tables:
 docs/performance.md.
@@ -24,21 +29,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import benchmark_model
+import benchmark_use
 from timing import Sheet, ceilings, machine
 
 from sam_med2d.device import best_device
 from sam_med2d.provenance import commit
 
-OTHER_AREAS = ("data", "deploy", "processes", "tuning")  # each a module benchmark_{area}.py
+RUN = {**benchmark_model.RUN, **benchmark_use.RUN}
+OTHER_AREAS = ("curves", "data", "deploy", "processes", "tuning")  # each a module benchmark_{area}.py
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     words = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     areas = parser.add_subparsers(dest="area", required=True)
-    for area in (*benchmark_model.AREAS, "all"):
+    for area in (*RUN, "all"):
         own = areas.add_parser(area)
         benchmark_model.add_arguments(own)
+        benchmark_use.add_arguments(own)
         own.add_argument("--rounds", type=int, default=7, help="that are measured; one more warms up")
         own.add_argument("--device")
         own.add_argument("--json", type=Path, metavar="FILE", help="where the figures are kept")
@@ -60,8 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.model_type}, {args.image_size} px, {machine(device)}; median of {args.rounds} [least, most]")
     sheet = Sheet(args.rounds, device, ceilings(device))
     print("at most: " + ", ".join(f"{kind} {value / 1000:.3g} T" for kind, value in sheet.limits.items()) + " a second")
-    for area in benchmark_model.AREAS if args.area == "all" else [args.area]:
-        benchmark_model.RUN[area](args, sheet)
+    for area in RUN if args.area == "all" else [args.area]:
+        RUN[area](args, sheet)
     if args.json:
         sheet.save(
             args.json, commit=commit(), command=" ".join(["benchmark.py", *(sys.argv[1:] if argv is None else argv)])

@@ -33,8 +33,6 @@ from segment_anything.modeling import refinement, transformer
 from segment_anything.modeling.image_encoder import Attention
 from segment_anything.modeling.lora import product_of
 
-AREAS = ("encode", "decode", "train", "evaluate")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])

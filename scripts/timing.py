@@ -20,6 +20,10 @@ from segment_anything.modeling import Adapter
 Work = Callable[[], object]
 
 
+class Megabytes(float):
+    """What a work returns that measured the memory of a process of its own."""
+
+
 class Contender(NamedTuple):
     """precision: whose ceiling bounds it, a key of `ceilings`; gflop: what it must compute, 0 where nobody counted;
     items: images, or clicks, that one call works on, so that their rate is printed too."""
@@ -33,7 +37,7 @@ class Contender(NamedTuple):
 class Figure(NamedTuple):
     """Of one contender: milliseconds, the ratio of the median to that of the first, billions of operations a second
     and their share of what the machine can do in this precision, items a second, and megabytes of the device's memory
-    at most (of a GPU); None where it is not known."""
+    at most (of a GPU, or of a process that is a contender); None where it is not known."""
 
     area: str
     name: str
@@ -75,8 +79,10 @@ class Sheet:
             for name, contender in asked.items():
                 with self._peak(name, memory):
                     started = time.perf_counter()
-                    contender.work()
+                    result = contender.work()
                     self.wait()
+                if isinstance(result, Megabytes):
+                    memory[name] = max(result, memory.get(name, 0))
                 if i:
                     times[name].append(1000 * (time.perf_counter() - started))
         first = statistics.median(next(iter(times.values())))

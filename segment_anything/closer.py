@@ -21,7 +21,7 @@ from .modeling.sam import SHAKE
 from .zoom import MOST_LOOKS, Crop, Zoom, around_click, box_of, crop_around, grown, with_points
 
 if TYPE_CHECKING:
-    from .predictor import Masks, ObjectPrompt, SamPredictor
+    from .predictor import Asked, Masks, ObjectPrompt, SamPredictor
 
 OUTSIDE = -8.0  # the logit of pixels beyond the crop: probability 0.0003
 LOOSE = 2.0  # times as long as it needs to be in both directions: such a crop is left for a closer one
@@ -86,26 +86,24 @@ class Closer:
         return self.predictor.original_size
 
     def predict(
-        self, objects: Sequence["ObjectPrompt"], return_logits: bool, **asked: bool
+        self, objects: Sequence["ObjectPrompt"], return_logits: bool, asked: "Asked"
     ) -> "tuple[Masks, list[Crop]]":
-        """N objects, whose prompts were checked -> as `SamPredictor.predict_objects`, and what was looked at.
-
-        asked: which of the outputs, multimask_output and best of `SamPredictor.predict_objects`.
-        """
+        """N objects, whose prompts were checked -> as `SamPredictor.predict_objects`, and what was looked at."""
         if any(all(part is None for part in prompt) for prompt in objects):
-            return self.predictor.predict_whole(objects, return_logits=return_logits, **asked), []  # which refuses them
+            return self.predictor.predict_whole(objects, return_logits, asked), []  # which refuses them
         crops = [self._start(prompt) for prompt in objects]
         at_once = [i for i, crop in enumerate(crops) if crop == self._whole and not self._may_be_small(objects[i])]
         if len(at_once) == len(objects):
-            return self.predictor.predict_whole(objects, return_logits=return_logits, **asked), crops
+            return asked.chosen(self.predictor.predict_whole(objects, return_logits, asked)), crops
         rows: dict[int, Masks] = {}
         if at_once:
-            found = self.predictor.predict_whole([objects[i] for i in at_once], return_logits=return_logits, **asked)
+            found = self.predictor.predict_whole([objects[i] for i in at_once], return_logits, asked)
             rows = {i: type(found)(*(part[row : row + 1] for part in found)) for row, i in enumerate(at_once)}
         for i, prompt in enumerate(objects):
             if i not in rows:
                 look = self._look(prompt, crops[i], asked)
-                rows[i], crops[i] = self._put_back(look, return_logits), look.crop
+                chosen = look._replace(found=asked.inside(look.crop).chosen(look.found))
+                rows[i], crops[i] = self._put_back(chosen, return_logits), look.crop
         return type(rows[0])(*(np.concatenate(values) for values in zip(*(rows[i] for i in range(len(rows)))))), crops
 
     # ---------------------------------------------------------------- where to look
@@ -138,7 +136,7 @@ class Closer:
         wanted = crop_around(around, self.zoom.context, self.size)
         return seen.crop if seen and seen.crop.holds(around) and not _is_loose(seen.crop, wanted) else wanted
 
-    def _look(self, prompt: "ObjectPrompt", crop: Crop, asked: dict[str, bool]) -> _Look:
+    def _look(self, prompt: "ObjectPrompt", crop: Crop, asked: "Asked") -> _Look:
         """One object in this crop, or in another one that suits it better."""
         look = None
         if prompt.box is not None or prompt.mask is not None:
@@ -153,7 +151,7 @@ class Closer:
                 look = near if is_nearer and near.worth[:2] >= look.worth[:2] else look
         return self._until_it_fits(look, prompt, asked)
 
-    def _until_it_fits(self, look: _Look, prompt: "ObjectPrompt", asked: dict[str, bool]) -> _Look:
+    def _until_it_fits(self, look: _Look, prompt: "ObjectPrompt", asked: "Asked") -> _Look:
         """Further out, as long as the answer reaches beyond its crop."""
         for _ in range(MOST_LOOKS):
             if look.wider is None:
@@ -179,12 +177,12 @@ class Closer:
         wanted = crop_around(box + np.tile(corner, 2), self.zoom.context, self.size)
         return wanted if _is_loose(look.crop, wanted) else None
 
-    def _look_at(self, prompt: "ObjectPrompt", crop: Crop, asked: dict[str, bool]) -> _Look:
+    def _look_at(self, prompt: "ObjectPrompt", crop: Crop, asked: "Asked") -> _Look:
         if crop == self._whole:
-            inside, found = prompt, self.predictor.predict_whole([prompt], return_logits=True, **asked)
+            inside, found = prompt, self.predictor.predict_whole([prompt], True, asked)
         else:
             inside = self._inside(prompt, crop)
-            found = self._at(crop).predict_whole([inside], return_logits=True, **asked)
+            found = self._at(crop).predict_whole([inside], True, asked.inside(crop))
         mask = found.masks[0, found.iou[0].argmax()] > self.predictor.mask_threshold
         return _Look(crop, found, grown(crop, mask, self.size), _agreement(mask, inside))
 

@@ -84,6 +84,45 @@ class Masks(NamedTuple):
     low_res: np.ndarray
 
 
+class Likeness(NamedTuple):
+    """A mask that an answer is to resemble, as that of the slice beside: (H, W) bool of a picture, or of a crop, with
+    so many more pixels beyond it."""
+
+    mask: np.ndarray
+    beyond: int = 0
+
+    def inside(self, crop: Crop) -> "Likeness":
+        mask = self.mask[crop.pixels]
+        return Likeness(mask, self.beyond + int(self.mask.sum() - mask.sum()))
+
+    def of(self, masks: np.ndarray) -> np.ndarray:
+        """IoU. masks: (..., H, W) bool -> (...)."""
+        both = (masks & self.mask).sum(axis=(-2, -1))
+        return both / np.maximum((masks | self.mask).sum(axis=(-2, -1)) + self.beyond, 1)
+
+    def chosen(self, found: Masks) -> Masks:
+        """Of one object's answers with logits (1, K, H, W) the one with the highest predicted IoU (0 where it is
+        below) times IoU with the mask: (1, 1, H, W)."""
+        scores = found.iou[0].clip(0) * self.of(found.masks[0] > SamPredictor.mask_threshold)
+        best = int(scores.argmax())
+        return Masks(*(part[:, best : best + 1] for part in found))
+
+
+class Asked(NamedTuple):
+    """Which of a model's answers are wanted: see `SamPredictor.predict_objects`."""
+
+    multimask_output: bool
+    best: bool
+    like: Likeness | None
+
+    def inside(self, crop: Crop) -> "Asked":
+        """Of a crop of the picture."""
+        return self if self.like is None else self._replace(like=self.like.inside(crop))
+
+    def chosen(self, found: Masks) -> Masks:
+        return found if self.like is None else self.like.chosen(found)
+
+
 class _Encoded(NamedTuple):
     """seen: of the one image; original_size: (height, width)."""
 
@@ -252,9 +291,19 @@ class SamPredictor:
 
     def encode(self, picture: np.ndarray) -> Seen:
         """What is kept of a picture (H, W, 3) uint8 BGR that is brought into the frame."""
-        frame, content = self.framed(picture)
-        with torch.no_grad():
-            return look(self.model, frame.to(self.device), None if content is None else content.to(self.device))
+        return self.encode_all([picture])[0]
+
+    @torch.no_grad()
+    def encode_all(self, pictures: Sequence[np.ndarray]) -> list[Seen]:
+        """`encode` of pictures of one size, at once; the last digits depend on how many there are."""
+        frames, places = zip(*(self.framed(picture) for picture in pictures))
+        content = None if places[0] is None else torch.cat(places).to(self.device)
+        seen = look(self.model, torch.cat(frames).to(self.device), content)
+        return [seen.rows(slice(number, number + 1)) for number in range(len(pictures))]
+
+    def keep_crop(self, crop: Crop, seen: Seen) -> None:
+        """Take what was seen of a crop of the picture that is set, as `encode` gave it of these pixels."""
+        self._kept.features[crop] = seen
 
     def framed(self, picture: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """(H, W, 3) uint8 BGR -> (1, 3, S, S) uint8 as `Sam.encode` takes it, and its place there: (1, 4) int64 top,
@@ -434,34 +483,33 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
         best: bool = False,
+        like: np.ndarray | None = None,
     ) -> Masks:
         """N objects, each with prompts of its own kind and number; best: as of `predict`. Raises PromptError,
         RuntimeError.
 
-        `crops` then has of each object what was looked at.
+        like: (H, W) bool, of one object: of the three guesses the one with the highest predicted IoU times IoU with
+        this mask alone, K = 1, as logits. `crops` then has of each object what was looked at.
         """
         size = self._size()
         objects = [
             self._checked(prompt, "" if len(objects) == 1 else f"object {number}: ")
             for number, prompt in enumerate(objects)
         ]
+        asked = Asked(multimask_output, best, None if like is None else Likeness(like))
+        return_logits = return_logits or like is not None
         if self._zoom.is_on and self.picture is not None:
             closer = Closer(self, self._zoom, self._kept)
-            found, self.crops = closer.predict(objects, return_logits, multimask_output=multimask_output, best=best)
+            found, self.crops = closer.predict(objects, return_logits, asked)
             return found
         self.crops = [Crop.whole(size)] * len(objects)
-        return self.predict_whole(objects, multimask_output, return_logits, best)
+        return asked.chosen(self.predict_whole(objects, return_logits, asked))
 
-    def predict_whole(
-        self,
-        objects: Sequence[ObjectPrompt],
-        multimask_output: bool = True,
-        return_logits: bool = False,
-        best: bool = False,
-    ) -> Masks:
-        """As `predict_objects`, with the whole picture in the frame and prompts that were checked."""
+    def predict_whole(self, objects: Sequence[ObjectPrompt], return_logits: bool, asked: "Asked") -> Masks:
+        """As `predict_objects`, with the whole picture in the frame and prompts that were checked, but all guesses that
+        an answer is chosen from by what it is to resemble."""
         height, width = self._size()
-        outputs = 3 if multimask_output and not best else 1
+        outputs = 3 if asked.multimask_output and not asked.best else 1
         step = max(1, PIXELS_AT_ONCE // (outputs * max(height * width, self.model.image_size**2)))
         parts: list[Masks] = []
         order: list[int] = []
@@ -469,7 +517,10 @@ class SamPredictor:
             for start in range(0, len(group), step):
                 rows = group[start : start + step]
                 prompts = self._stack([objects[row] for row in rows])
-                found = self.predict_torch(*prompts[:4], multimask_output, return_logits, best)
+                if asked.like is not None:
+                    found = self._predict_like(prompts, asked.like)
+                else:
+                    found = self.predict_torch(*prompts[:4], asked.multimask_output, return_logits, asked.best)
                 parts.append(
                     Masks(
                         *(
@@ -510,6 +561,19 @@ class SamPredictor:
         logits = self.upscale(found)
         masks = logits if return_logits else logits > self.mask_threshold
         return masks, iou, low_resolution(found, self.model.image_size)
+
+    @torch.no_grad()
+    def _predict_like(self, prompts: Prompts, like: "Likeness") -> tuple[Tensor, Tensor, Tensor]:
+        """As `predict_torch`, with the logits of one object's three guesses; those that `like` will not choose,
+        whatever a refinement network made of them, are as the decoder leaves them."""
+
+        def likeness(refined: Tensor) -> float:
+            return float(like.of((self.upscale(refined)[0, 0] > self.mask_threshold).cpu().numpy()))
+
+        masks = None if prompts.masks is None else self._probabilities(prompts.masks)
+        ready = prompts._replace(masks=masks).to(self.device)
+        found, iou = answer(self.model, self._image().seen, ready, True, likeness=likeness)
+        return self.upscale(found), iou, low_resolution(found, self.model.image_size)
 
     def decode(
         self, prompts: Prompts, multimask_output: bool, *, refine: bool = True, best: bool = False

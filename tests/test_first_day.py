@@ -56,6 +56,15 @@ def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert "Dice % by class" in after and "volume error %" in after and "† from fewer than 10" in after
     (latex,) = (text for words, text in printed.items() if "compare_runs" in words)
     assert latex.count(r"\begin{tabular}") == 4
+    by_class, differences, by_case, case_differences = latex.split(r"\begin{tabular}")[1:]
+    for table, counted in (
+        (by_class, "objects"),
+        (differences, "objects"),
+        (by_case, "cases"),
+        (case_differences, "cases"),
+    ):
+        assert f"& {counted} " in table and ("mask-weighted" in table) == (counted == "objects")
+    assert "organ & 3 & " in by_case and "lesion & 3 & " in by_case
     labels, scan = map(sitk.ReadImage, ("workdir/patient02.nii.gz", "first_day/scans/images/patient02.nii.gz"))
     assert labels.GetSize() == scan.GetSize() and labels.GetSpacing() == scan.GetSpacing()
     for name in ("sheet.png", "patient02.png", "patient02.csv", "models/first_day/best.pth"):

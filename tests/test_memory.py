@@ -28,3 +28,26 @@ def test_freed_blocks_are_taken_again_as_they_are() -> None:
 
     pages = 20 * 4 * 2**21 // 4096  # that are written
     assert faults("kept") < pages / 50
+
+
+GIVEN_BACK = """
+import torch
+from sam_med2d.memory import give_back_freed_memory, keep_freed_memory
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+keep_freed_memory()
+before = resident()
+pictures = [torch.ones(1 << 19) for _ in range(150)]  # 2 MB each
+del pictures[:-1]  # the last one holds the end of the heap
+kept = resident()
+give_back_freed_memory()
+print(kept - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="no C library that can be told")
+def test_freed_blocks_below_others_are_given_back() -> None:
+    ended = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True)
+    kept, left = map(float, ended.stdout.split())
+    assert kept > 200 and left < 50

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from sam_med2d.errors import DataError
+from sam_med2d.memory import give_back_freed_memory
 
 WAITING = 8  # requests of one session that wait for one another; more are refused
 LOOK = 60.0  # seconds between two looks for sessions that nobody uses
@@ -154,6 +155,7 @@ class Sessions(Generic[Session]):
 
     def _look(self) -> None:
         self.sweep()
+        give_back_freed_memory()
         self._look_later()
 
     def find(self, key: str, used: bool = True) -> Held[Session]:

@@ -33,7 +33,7 @@ from sam_med2d.evaluation.comparison import (
     means_by_group,
     means_by_model,
 )
-from sam_med2d.evaluation.estimates import GROUPS, RESAMPLES
+from sam_med2d.evaluation.estimates import GROUPS, RESAMPLES, WEIGHTED
 from sam_med2d.evaluation.grids import format_table, render
 from sam_med2d.evaluation.runs import (
     Run,
@@ -119,13 +119,18 @@ def table_of(name: str, runs: list[Run], reference: Run, modes: list[str], args:
     means = pd.concat([mean_table(values, run.name, how) for run in runs], ignore_index=True)
     others = [run for run in runs if run is not reference]
     paired = pd.concat([difference_table(values, run.name, reference.name, how) for run in others], ignore_index=True)
+    if name == "case":  # a patient has no more votes for more classes
+        means, paired = (table[table[by] != WEIGHTED] for table in (means, paired))
     if args.format == "csv":
         return numbers_as_csv(means, paired, runs, by, args.differences)
+    counted = "cases" if name == "case" else "objects"
     grids = [
-        means_by_group(means, runs, modes, args.metric, by) if by else means_by_model(means, runs, modes, args.metric)
+        means_by_group(means, runs, modes, args.metric, by, counted)
+        if by
+        else means_by_model(means, runs, modes, args.metric)
     ]
     if args.differences:
-        grids.append(differences_grid(paired, reference.name, args.metric, by))
+        grids.append(differences_grid(paired, reference.name, args.metric, by, counted))
     objects, clusters = values["mask"].nunique(), values["cluster"].nunique()
     if clusters == 1:
         warn("everything is of one case: there is nothing to resample, so no intervals and no tests")

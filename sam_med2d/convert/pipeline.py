@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ import cv2
 from tqdm import tqdm
 
 from sam_med2d.convert.cases import Case, Converter, Tally
-from sam_med2d.convert.saturation import Ends, lines, total
+from sam_med2d.convert.saturation import Ends, lines
 from sam_med2d.convert.splits import SPLITS, Splits
 from sam_med2d.convert.writer import (
     PARTIAL,
@@ -36,6 +37,7 @@ from sam_med2d.seeds import seed_of
 from sam_med2d.stopping import leave_signals_to_the_parent
 
 VERSION = 2  # of what a conversion writes; raised when the same source would give other files
+MANY_NUMBERS = 20  # classes without a name, from which on they may be objects
 SHOWN = 5  # bad cases that an error lists
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -232,7 +234,7 @@ class _Totals:
     left_out: Counter
     empty: list[str]  # cases without an object
     notes: dict[str, list[str]]  # what was assumed -> the cases of which it was
-    ends: list[Ends]  # of each case
+    ends: dict[str, Ends]  # of each case
     flat: Counter[bool]  # pictures of one value, and others
 
 
@@ -245,7 +247,7 @@ def _write_indexes(output: Path, splits: Splits) -> None:
     if splits.auto and not splits.fixed and splits.seed:
         print(f"--split_seed {splits.seed} makes the splits")
     folders = [output / f"fold_{fold}" for fold in range(splits.folds)] or [output]
-    totals = _Totals({split: set() for split in SPLITS}, Counter(), Counter(), [], {}, [], Counter())
+    totals = _Totals({split: set() for split in SPLITS}, Counter(), Counter(), [], {}, {}, Counter())
     with index_files(folders) as files:
         for _, receipt in receipts(output):
             _add_case(files, receipt, splits, totals)
@@ -258,7 +260,7 @@ def _add_case(files: list[IndexFiles], receipt: dict, splits: Splits, totals: _T
     totals.left_out.update(receipt["left_out"])
     for note in receipt.get("notes", ()):  # receipts of earlier versions have none
         totals.notes.setdefault(note, []).append(receipt["case"])
-    totals.ends.append(receipt.get("ends", {}))
+    totals.ends[f"{receipt['dataset']}/{receipt['case']}"] = receipt.get("ends", {})
     flat = receipt.get("flat", 0)
     totals.flat.update({True: flat, False: len(receipt["pictures"]) - flat})
     if not receipt["pictures"]:
@@ -301,7 +303,7 @@ def _report(output: Path, files: list[IndexFiles], folders: list[Path], splits: 
         print("left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(totals.left_out.items())))
     for note, cases in totals.notes.items():
         print(f"note: {note} ({len(cases)} case(s), such as {cases[0]})")
-    for line in lines(total(totals.ends), totals.flat):
+    for line in [*lines(totals.ends, totals.flat), *_many_numbers(totals.classes)]:
         print(line)
     if totals.empty:
         print(f"{len(totals.empty)} case(s) have no object and are in no index, such as {totals.empty[0]}")
@@ -315,6 +317,18 @@ def _report(output: Path, files: list[IndexFiles], folders: list[Path], splits: 
         print(_why_empty(missing, groups, splits))
     elif any(one.counts["train"]["images"] for one in files):
         print(f"now: python train.py --data_path {folders[0]}")
+
+
+def _many_numbers(classes: Counter[str]) -> list[str]:
+    """Values of label maps that are many and rare look like objects of one kind, each with a number of its own."""
+    numbers = {name: count for name, count in classes.items() if re.fullmatch(r"label_\d{3,}", name)}
+    masks = sum(numbers.values())
+    if len(numbers) < MANY_NUMBERS or masks >= 2 * len(numbers):
+        return []
+    return [
+        f"warning: {masks} mask(s) are of {len(numbers)} classes that are called by numbers; if every value of a "
+        "label map is one object, give --instances CLASS"
+    ]
 
 
 def _why_empty(missing: list[str], groups: set[tuple[str, str]], splits: Splits) -> str:

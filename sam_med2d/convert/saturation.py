@@ -1,7 +1,7 @@
 """How much of the pictures is black or white to the end: what a window or a range has cut off cannot be seen."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -38,11 +38,15 @@ def total(of_cases: Iterable[Ends]) -> Ends:
     return ends
 
 
-def lines(ends: Ends, flat: Counter[bool]) -> list[str]:
-    """What to say of them. flat: how many pictures are of a single value, and how many are not."""
+def lines(of_cases: Mapping[str, Ends], flat: Counter[bool]) -> list[str]:
+    """What to say of them.
+
+    of_cases: of each case by its name. flat: how many pictures are of a single value, and how many are not.
+    """
+    ends = total(of_cases.values())
     if ALL not in ends:
         return []
-    labelled = np.sum([counts for name, counts in ends.items() if name != ALL], axis=0).tolist()
+    labelled = _labelled(ends)
     said = [
         f"at the ends of the range: {_share(ends[ALL], 1)} of pixels are 0 and {_share(ends[ALL], 2)} are 255; of "
         f"labelled pixels {_share(labelled, 1)} and {_share(labelled, 2)}"
@@ -55,12 +59,25 @@ def lines(ends: Ends, flat: Counter[bool]) -> list[str]:
                 f"warning: most pixels of {len(lost)} class(es) are {value}: {named}{', ...' if lost[SHOWN:] else ''}; "
                 "what is cut off cannot be seen: is the range (--window, --percentiles) that of these images?"
             )
+            continue
+        lost = [case for case, one in of_cases.items() if (counts := _labelled(one))[end] > TOO_MUCH * counts[0]]
+        if lost:  # which the others outweigh
+            named = ", ".join(f"{case} {_share(_labelled(of_cases[case]), end)}" for case in lost[:SHOWN])
+            said.append(
+                f"warning: most labelled pixels of {len(lost)} case(s) are {value}: {named}"
+                f"{', ...' if lost[SHOWN:] else ''}; is the range (--window, --percentiles) that of their images?"
+            )
     if flat[True]:
         said.append(
             f"warning: {flat[True]} of {flat.total()} pictures are of one grey value, all black or all white; choose "
             "another range, or look at their source"
         )
     return said
+
+
+def _labelled(ends: Ends) -> list[int]:
+    """The counts of the pixels of all classes."""
+    return np.sum([[0, 0, 0], *(counts for name, counts in ends.items() if name != ALL)], axis=0).tolist()
 
 
 def _share(counts: list[int], which: int) -> str:

@@ -27,6 +27,7 @@ class Sample:
     bad: list[str] = field(default_factory=list)
     vanished: dict[str, Vanished] = field(default_factory=dict)  # those of `skipped` that are not empty
     picture: np.ndarray | None = None  # (H, W, 3) uint8 BGR, as it was read, where it was asked for
+    replayed: bool = False  # whether it is of another kind than what is trained on, see replay.py
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Batch:
     bad: list[str] = field(default_factory=list)  # why images were left out that cannot be read, a line each
     vanished: dict[str, Vanished] = field(default_factory=dict)  # the latter: they have an object
     pictures: list[np.ndarray] | None = None  # B of (H, W, 3) uint8 BGR, as they were read, where they were asked for
+    replayed: list[bool] = field(default_factory=list)  # B, whether images are of another kind; [] where none is
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         """Copy to a device what the model uses; original_masks stay on the CPU, where they are scored."""
@@ -71,6 +73,7 @@ class Batch:
                     original_sizes=self.original_sizes[own],
                     original_masks=None if self.original_masks is None else self.original_masks[own],
                     skipped=[],
+                    replayed=self.replayed[own],
                 )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -106,6 +109,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         bad=[line for sample in samples for line in sample.bad],
         vanished={name: one for sample in samples for name, one in sample.vanished.items()},
         pictures=pictures if len(pictures) == len(samples) else None,
+        replayed=[sample.replayed for sample in samples] if any(sample.replayed for sample in samples) else [],
     )
 
 

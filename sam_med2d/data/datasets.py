@@ -20,6 +20,7 @@ Conventions, here and wherever a Batch is used:
 import os
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
@@ -136,7 +137,7 @@ class TrainingDataset(Dataset):
     def _sample(self, epoch: int, index: int) -> Sample:
         generator = stream_of(self.seed, epoch, index)
         if self.replay and index >= len(self.index):
-            return self.replay.sample(generator, self.image_size, self.mask_num)
+            return replace(self.replay.sample(generator, self.image_size, self.mask_num), replayed=True)
         return self.drawn(index, generator)
 
     def drawn(self, index: int, generator: np.random.Generator) -> Sample:

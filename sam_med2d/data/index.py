@@ -10,6 +10,7 @@ open.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -96,9 +97,14 @@ def find_index(folder: str, split: str) -> str:
     for candidate in candidates:
         if os.path.isfile(candidate):
             return candidate
-    raise DataError(
-        f"no index of split '{split}': looked for {' and '.join(candidates)}; check the data path and the split's name"
-    )
+    others = sorted(path.stem.partition("_")[2] for path in Path(folder).glob("image2label_*.json"))
+    there = "check the data path and the split's name"
+    if others:
+        there = (
+            f"there is {' and '.join(others)} alone, so no case may have fallen to '{split}'; make-index deals them "
+        )
+        there += "by --ratios, --split_seed and --split_file"
+    raise DataError(f"no index of split '{split}': looked for {' and '.join(candidates)}; {there}")
 
 
 def root_of(source: str, folder: str, first_image: str) -> str:

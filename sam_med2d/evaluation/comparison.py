@@ -119,8 +119,10 @@ def means_by_model(means: pd.DataFrame, runs: Sequence[Run], modes: list[str], m
     return Grid([METRICS[metric].title, *shown, *(["FPS"] if any(speeds.values()) else [])], body)
 
 
-def means_by_group(means: pd.DataFrame, runs: Sequence[Run], modes: list[str], metric: str, by: str) -> Grid:
-    """As printed: groups x modes and models, each mean with its interval."""
+def means_by_group(
+    means: pd.DataFrame, runs: Sequence[Run], modes: list[str], metric: str, by: str, counted: str = "objects"
+) -> Grid:
+    """As printed: groups x modes and models, each mean with its interval. counted: what means are over."""
     shown = [mode for mode in modes if (means["mode"] == mode).any()]
     body = []
     for group in means[by].drop_duplicates():
@@ -138,7 +140,7 @@ def means_by_group(means: pd.DataFrame, runs: Sequence[Run], modes: list[str], m
                 )
         body.append(row)
     return Grid(
-        [f"{METRICS[metric].title} by {by}", "objects", *[run.name for _ in shown for run in runs]],
+        [f"{METRICS[metric].title} by {by}", counted, *[run.name for _ in shown for run in runs]],
         body,
         [("", 2), *((mode, len(runs)) for mode in shown)],
     )
@@ -152,8 +154,10 @@ def best_of(means: pd.DataFrame, metric: str) -> set[str]:
     return {model for model, mean in zip(means["model"], printed) if mean == top}
 
 
-def differences_grid(paired: pd.DataFrame, reference: str, metric: str, by: str | None) -> Grid:
-    """As printed: each mode and model, in each group, against the reference."""
+def differences_grid(
+    paired: pd.DataFrame, reference: str, metric: str, by: str | None, counted: str = "objects"
+) -> Grid:
+    """As printed: each mode and model, in each group, against the reference. counted: what differences are of."""
     names = [*([by] if by else []), "mode", "model"]
     body = []
     for row in paired.sort_values(names[:-1], key=in_order, kind="stable").itertuples():
@@ -174,7 +178,7 @@ def differences_grid(paired: pd.DataFrame, reference: str, metric: str, by: str 
                 count(row.clusters),
             ]
         )
-    return Grid([*names, f"minus {reference}", "p", "objects", "clusters"], body, names=len(names))
+    return Grid([*names, f"minus {reference}", "p", counted, "clusters"], body, names=len(names))
 
 
 def in_order(names: pd.Series) -> pd.Series:

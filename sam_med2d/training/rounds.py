@@ -21,6 +21,7 @@ from sam_med2d.seeds import seed_of
 from sam_med2d.training.learner import Learner
 from sam_med2d.training.losses import objective, refinement_loss
 from sam_med2d.training.own_parts import Loss
+from sam_med2d.training.teacher import Lesson, Others, Teacher, distance, lesson_of, others_in, taught
 from segment_anything import ABSENT, MULTIPLE, SINGLE, Prediction, Prompts, Sam, best_of, low_resolution, ranked
 from segment_anything.frames import SAM_MED2D, mask_prompt
 
@@ -35,7 +36,7 @@ class Recipe(NamedTuple):
     scribble_share: of the starts from clicks, and of the corrections, that are strokes instead, one an object;
     lasso_share: of the starts from boxes that are lassos instead. rank_weight: of the loss by which the guesses are
     ranked; coin_a_batch: all objects of a batch start from a box, or all from a click; loss: in place of
-    `losses.objective`.
+    `losses.objective`; teacher: whose answers are kept to on pictures of other kinds.
     """
 
     corrections: int = 8
@@ -49,6 +50,7 @@ class Recipe(NamedTuple):
     rank_weight: float = 0.0
     coin_a_batch: bool = False
     loss: Loss | None = None
+    teacher: Teacher | None = None
 
 
 class Round(NamedTuple):
@@ -199,6 +201,23 @@ def predict_start(model: Sam, embeddings: Tensor, start: StartingPrompts) -> Pre
     return Prediction(*(torch.cat(values)[order] for values in zip(*parts)))
 
 
+@torch.no_grad()
+def taught_start(teacher: Teacher, lesson: Lesson, start: StartingPrompts, drawn: StartDraws) -> Prediction:
+    """All four outputs that the teacher gives of its M objects. start: of all objects; drawn: of the same, on the CPU,
+    so that nothing is read from the device.
+    """
+    rows, device = lesson.others.rows.numpy(), lesson.rows.device
+
+    def own(of_part: Tensor, prompts: Prompts) -> tuple[Tensor, Prompts]:
+        here = np.flatnonzero(np.isin(of_part.numpy(), rows))
+        places = np.searchsorted(rows, of_part.numpy()[here])
+        on_device = [torch.from_numpy(one).to(device, non_blocking=True) for one in (places, here)]
+        return on_device[0], prompts.rows(on_device[1])
+
+    both = *own(drawn.box_rows, start.boxes), *own(drawn.click_rows, start.clicks)
+    return predict_start(teacher.model, lesson.embeddings, StartingPrompts(*both))
+
+
 def correction_prompts(
     last: Round,
     masks: Tensor,
@@ -302,7 +321,7 @@ class Share(NamedTuple):
 
 class Turn(NamedTuple):
     """A part of a step between two rounds. number: of its first object in the step; embeddings: (N, C, h, w), one an
-    object; earlier: the prompts whose clicks and strokes are kept.
+    object; earlier: the prompts whose clicks and strokes are kept; lesson: what the teacher saw, if it saw anything.
     """
 
     batch: Batch
@@ -310,6 +329,7 @@ class Turn(NamedTuple):
     embeddings: Tensor
     last: Round
     earlier: Prompts | None
+    lesson: Lesson | None
 
 
 def train_batch(
@@ -326,8 +346,8 @@ def train_batch(
     kind of prompt and by round, the norm of the first gradient and the largest of the others. Nothing is read from
     the device.
     """
-    parts = [part.to(model.device) for part in parts]
-    share = share or Share(0, sum(len(part.mask_names) for part in parts))
+    own = [(part.to(model.device), others_in(part) if recipe.teacher else None) for part in parts]
+    share = share or Share(0, sum(len(part.mask_names) for part, _ in own))
     uniform = uniform_from(torch.Generator().manual_seed(seed_of(recipe.seed, "prompts", step)))
     draw = random.Random(seed_of(recipe.seed, "corrections", step))
     drawn = draw_start(share.total, uniform, odd_from_box=draw.random() < 0.5, alike=recipe.coin_a_batch)
@@ -335,8 +355,8 @@ def train_batch(
     rounds = Rounds(model, learner, recipe, step, share, drawn, plan)
 
     turns, number = [], share.first
-    for part in parts:
-        turns.append(rounds.start(part, number))
+    for part, others in own:
+        turns.append(rounds.start(part, number, others))
         number += len(part.mask_names)
     norms = [learner.step()]
     coin = random.Random(seed_of(recipe.seed, "stroke or clicks", step))
@@ -364,15 +384,19 @@ class Rounds:
         self.sums: dict[str, Tensor] = {}
         self.terms: list[str] = []  # of the loss
 
-    def start(self, batch: Batch, number: int) -> Turn:
-        """The first round. number: of the part's first object in the step."""
+    def start(self, batch: Batch, number: int, others: Others | None = None) -> Turn:
+        """The first round. number: of the part's first object in the step; others: what the teacher shall see."""
         with self.learner.autocast():
             embeddings = self.learner.encode(batch.images, batch.content)[batch.image_index]
             drawn = self.drawn.rows(number, len(batch.mask_names))
             start = prompts_of(batch.masks, drawn, self.recipe.box_shift)
             start = drawn_start(start, batch.masks, self.recipe, self.step, number)
             prediction = predict_start(self.model, embeddings, start)
-            last = self._judged("start", prediction, batch, start.of_all())
+            lesson, wanted = None, None
+            if self.recipe.teacher and others:
+                lesson = lesson_of(self.recipe.teacher, batch, others)
+                wanted = taught_start(self.recipe.teacher, lesson, start, drawn)
+            last = self._judged("start", prediction, batch, start.of_all(), lesson, wanted)
         last = self._learn_from(last)
         for kind, rows, of_all in (
             ("box", start.box_rows, self.drawn.box_rows),
@@ -381,13 +405,13 @@ class Rounds:
             if len(rows):
                 self._add(f"dice/start_{kind}", last.dice[rows].mean(), len(rows) / len(of_all))
         earlier = start.of_all() if self.recipe.keep_clicks else None
-        return Turn(batch, number, embeddings.detach(), last, earlier)
+        return Turn(batch, number, embeddings.detach(), last, earlier, lesson)
 
     def correct(self, turn: Turn, place: int, clicks: int, numbers: Tensor, strokes_seed: int) -> Turn:
         """One of the rounds that follow. place: counted from 1; numbers: (all objects of the step, clicks);
         strokes_seed: as of `correction_prompts`.
         """
-        batch, number, embeddings, last, earlier = turn
+        batch, number, embeddings, last, earlier, lesson = turn
         own = numbers[number : number + len(batch.mask_names)].to(batch.masks.device, non_blocking=True)
         with self.learner.autocast():
             drawn = lambda *_: own
@@ -396,16 +420,34 @@ class Rounds:
             if clicks and self.recipe.keep_clicks:
                 earlier = prompts
             prediction = self.model.predict(embeddings, prompts, multimask_output=None)
-            last = self._judged("clicks" if clicks else "mask", prediction, batch, prompts)
+            wanted = taught(self.recipe.teacher, lesson, prompts) if self.recipe.teacher and lesson else None
+            last = self._judged("clicks" if clicks else "mask", prediction, batch, prompts, lesson, wanted)
         last = self._learn_from(last)
         self._add(f"dice/round_{place}", last.dice.mean(), len(batch.mask_names) / self.share.total)
-        return Turn(batch, number, embeddings, last, earlier)
+        return Turn(batch, number, embeddings, last, earlier, lesson)
 
-    def _judged(self, kind: str, prediction: Prediction, batch: Batch, prompts: Prompts) -> Round:
+    def _judged(
+        self,
+        kind: str,
+        prediction: Prediction,
+        batch: Batch,
+        prompts: Prompts,
+        lesson: Lesson | None,
+        wanted: Prediction | None,
+    ) -> Round:
+        """lesson, wanted: of the pictures of other kinds, if there are any, and what the teacher answers."""
         details = self.model.details(batch.images, batch.content)
         own = None if details is None else details[batch.image_index]
         ways = self.recipe.rank_weight, self.recipe.loss
-        return judge(self.model, kind, prediction, batch.masks, self.recipe.multimask, own, prompts, *ways)
+        last = judge(self.model, kind, prediction, batch.masks, self.recipe.multimask, own, prompts, *ways)
+        if self.recipe.teacher is None:
+            return last
+        pull = torch.zeros((), device=batch.masks.device)  # a term of every round, whatever its pictures are
+        if lesson and wanted:
+            ours = Prediction(*(part[lesson.rows] for part in prediction))
+            pull = distance(ours, wanted).sum() / len(batch.mask_names)
+        loss = last.losses["loss"] + self.recipe.teacher.weight * pull
+        return last._replace(losses=last.losses | {"loss": loss, "pull": pull})
 
     def _learn_from(self, round: Round) -> Round:
         """-> the round without its graph, so that the rounds of a step do not pile up in memory."""

@@ -9,11 +9,12 @@ import torch
 from sam_med2d.data.embedding_cache import PRECISIONS
 from sam_med2d.data.phantoms import PHANTOMS
 from sam_med2d.errors import UsageError
-from sam_med2d.inference.models import Plan, settle
+from sam_med2d.inference.models import Plan, plan_model, settle
 from sam_med2d.memory import keep_freed_memory
 from sam_med2d.seeds import seed_of
 from sam_med2d.training.embeddings import AGAIN
 from sam_med2d.training.published import begin_as_published
+from sam_med2d.training.teacher import Teacher
 from segment_anything import Sam, flops, sam_model_registry
 from segment_anything.checkpoint import Architecture, CheckpointError, check_is_sam
 from segment_anything.frames import SAM_MED2D
@@ -53,6 +54,10 @@ def check_tuning(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if args.replay is None:
         args.replay = [] if frozen or args.recipe == "paper" else [PHANTOMS]
     args.replay = [] if args.replay == ["none"] else args.replay
+    if args.pull and not args.replay:
+        parser.error("--pull is about the pictures of --replay, of which there are none: name some")
+    if args.pull and args.sam_checkpoint.lower() == FROM_SCRATCH:
+        parser.error("--pull is towards the weights that training starts from, which are random: leave it out")
     of_an_epoch = ("augment", "augment_with", "replay", "zoom_share")
     varying = [name for name in of_an_epoch if getattr(args, name)]
     if args.embeddings in PRECISIONS and (varying or not frozen):
@@ -90,6 +95,25 @@ def settle_model(args: argparse.Namespace) -> Plan | None:
         )
     plan.warn()
     return plan
+
+
+def teacher_of(args: argparse.Namespace) -> Teacher | None:
+    """The weights of settled flags as they were before anything was trained, frozen, on the CPU; None without --pull.
+
+    Raises CheckpointError, UsageError.
+    """
+    if not args.pull:
+        return None
+    plan = plan_model(
+        args.sam_checkpoint,
+        model_type=args.model_type,
+        image_size=args.image_size,
+        encoder_adapter=None if args.encoder_adapter else False,  # new ones add nothing and take time
+        frame=args.frame,
+        refine=False,
+        may_add_parts=True,
+    )
+    return Teacher(plan.build(lambda _: None).eval().requires_grad_(False), args.pull)
 
 
 def training_size(found: Architecture) -> int:

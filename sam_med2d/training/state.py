@@ -27,6 +27,7 @@ from sam_med2d.cli import REMEDIES, disk_line, impossible_values
 from sam_med2d.device import best_device
 from sam_med2d.distributed import Processes
 from sam_med2d.errors import CheckpointError, UsageError
+from sam_med2d.inference.models import weights_file
 from sam_med2d.outputs import run_folder
 from sam_med2d.provenance import provenance
 from sam_med2d.training.averaging import Average
@@ -58,6 +59,7 @@ MUST_AGREE = (
     "balance",
     "replay",
     "replay_share",
+    "pull",
     "zoom_share",
     "iter_point",
     "point_list",
@@ -226,7 +228,10 @@ def made_by(args: argparse.Namespace) -> dict[str, Any]:
     """
     found = (Path(args.data_path) / f"{kind}_train.json" for kind in ("image2label", "label2image"))
     index = next((path for path in found if path.exists()), Path(args.data_path))
-    return {"command": [str(word) for word in sys.argv], **provenance(best_device(args.device), {"data": index})}
+    files: dict[str, str | os.PathLike] = {"data": index}
+    if args.pull:
+        files["start"] = weights_file(args.sam_checkpoint)
+    return {"command": [str(word) for word in sys.argv], **provenance(best_device(args.device), files)}
 
 
 def misfits(content: object, form: dict | tuple[type, ...], place: str = "it") -> Iterator[str]:
@@ -321,6 +326,12 @@ class RunState:
             raise UsageError(
                 f"{saved.path}: its run had {batches} batches an epoch, this one has "
                 f"{self.progress.steps_an_epoch}; resume with the same data and --batch_size"
+            )
+        before, now = (one.get("start_hash") for one in (saved.content.get("made_by", {}), self.made_by))
+        if before != now:
+            raise UsageError(
+                f"{self.args.sam_checkpoint}: is another file than when the run of {saved.path} began, whose answers "
+                "--pull keeps to; name the same weights with --sam_checkpoint"
             )
         problem = self._other_optimizer(saved.content["optimizer"]) or self._other_average(saved.content)
         if problem:

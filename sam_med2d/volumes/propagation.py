@@ -10,7 +10,7 @@ Arrays are (Z, Y, X), turned to the patient as `scans.canonical` leaves them; sl
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -19,13 +19,17 @@ import numpy as np
 from sam_med2d.regions import innermost_pixel
 from sam_med2d.volumes.intensity import Intensity, to_8_bits
 from sam_med2d.volumes.scans import upright
-from segment_anything import ObjectPrompt, SamPredictor, Seen
+from segment_anything import ObjectPrompt, Sam, SamPredictor, Seen
 from segment_anything.images import to_bgr
+from segment_anything.predictor import Likeness, Segmenter
+from segment_anything.zoom import Crop
 
 IOU_SHARE = 0.8
 FAINT = 3  # of 255: a contrast that says nothing
 RING = 0.15  # of the side of a square as large as the object: how far around it counts as what surrounds it
 KEPT_BYTES = 1 << 29  # of embeddings: those of 2000 slices at 256 px, of 128 at 1024 px
+MOST_AHEAD = 8  # slices that are encoded at once before they are asked for
+WIDE = 500  # channels of an encoder: on a CPU one picture keeps such layers busy, and more at once gain nothing
 CARRIED = ("box", "mask", "point")
 END_OF_VOLUME, END_OF_BOX = "end of the volume", "end of the box"  # why an object ends where it was not the slice
 OUT_OF_TIME = "no time was left"
@@ -93,15 +97,18 @@ class Viewed(Protocol):
 
 def best_slice(predictor: SamPredictor, prompt: ObjectPrompt, like: np.ndarray | None = None) -> Slice:
     """The best of the three answers on the image that the predictor holds: see `Slices.predict`."""
-    found = predictor.predict_objects([prompt], return_logits=True, best=like is None)
-    scores = found.iou[0]
-    if like is not None:
-        scores = scores.clip(0) * overlap(found.masks[0] > 0, like)
-    best = int(scores.argmax())
-    logits = found.masks[0, best]
+    found = predictor.predict_objects([prompt], return_logits=True, best=like is None, like=like)
+    logits = found.masks[0, 0]
     probability = (1 / (1 + np.exp(-logits.clip(-30, 30)))).astype(np.float16)
     probability[(logits > 0) & (probability <= 0.5)] = BARELY
-    return Slice(probability, found.low_res[0, best], float(found.iou[0, best]))
+    return Slice(probability, found.low_res[0, 0], float(found.iou[0, 0]))
+
+
+def batches_pay(model: Segmenter) -> bool:
+    """Whether several pictures are encoded faster at once than one by one."""
+    if not isinstance(model, Sam):
+        return False  # exported files take one by one
+    return model.device.type != "cpu" or model.image_encoder.pos_embed.shape[-1] < WIDE
 
 
 class Slices:
@@ -124,6 +131,9 @@ class Slices:
         whole = intensity.by_volume or intensity.window is not None
         self._range = intensity.range_of(array) if whole else None
         self._kept: OrderedDict[int, Seen] = OrderedDict()
+        self._images: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._ahead: dict[tuple[int, Crop], Seen] = {}  # encoded before it was asked for
+        self._reach = 1
         self._picture: np.ndarray | None = None  # what the predictor holds, unless another axis has given it its own
         self._shown = -1
 
@@ -137,9 +147,31 @@ class Slices:
         return height, width
 
     def image(self, number: int) -> np.ndarray:
-        """(h, w) uint8."""
-        values = np.take(self.array, number, self.axis)
-        return upright(to_8_bits(values, *(self._range or self.intensity.range_of(values))), self.axis)
+        """(h, w) uint8; do not write into it."""
+        if number not in self._images:
+            values = np.take(self.array, number, self.axis)
+            made = upright(to_8_bits(values, *(self._range or self.intensity.range_of(values))), self.axis)
+            self._images[number] = made
+            if len(self._images) > 2 * MOST_AHEAD:
+                self._images.popitem(last=False)
+        return self._images[number]
+
+    def look_ahead(self, numbers: Sequence[int]) -> None:
+        """Encode, at once, where the next slices will most likely be looked at: where the last one was.
+
+        numbers: the slice that comes next, and those behind it. As long as that is right, twice as many each time; what
+        was encoded for nothing is forgotten.
+        """
+        if not self.predictor.crops or not batches_pay(self.predictor.model):
+            return
+        crop = self.predictor.crops[0]
+        whole = crop == Crop.whole(self.size)
+        if (numbers[0], crop) in self._ahead or (whole and numbers[0] in self._kept):
+            return
+        self._reach = 2 if self._ahead else min(2 * self._reach, MOST_AHEAD)
+        wanted = [n for n in numbers[: self._reach] if not (whole and n in self._kept)]
+        pictures = [to_bgr(self.image(number))[crop.pixels] for number in wanted]
+        self._ahead = {(n, crop): seen for n, seen in zip(wanted, self.predictor.encode_all(pictures))}
 
     def predict(self, number: int, prompt: ObjectPrompt, like: np.ndarray | None = None) -> Slice:
         """The best of the three answers: by the predicted IoU, times the IoU with `like` where that is given.
@@ -161,6 +193,12 @@ class Slices:
             self.predictor.set_embedding(self._kept[number], self.size, picture)
         else:
             self.predictor.set_image(picture, "BGR", encode=False)
+        for place in [place for place in self._ahead if place[0] == number]:
+            seen = self._ahead.pop(place)
+            if place[1] == Crop.whole(self.size):
+                self.predictor.set_embedding(seen, self.size, picture)
+            else:
+                self.predictor.keep_crop(place[1], seen)
         self._picture, self._shown = self.predictor.picture, number
         return self.predictor
 
@@ -234,6 +272,7 @@ def _walk(
     for number in numbers:
         if late():
             return OUT_OF_TIME
+        sliced.look_ahead(range(number, numbers.stop, numbers.step)[:MOST_AHEAD])
         here, why = follow(sliced, number, last, reference, rule)
         progress()
         if why:
@@ -295,11 +334,6 @@ def carried(last: Slice, rule: Rule) -> ObjectPrompt:
     return ObjectPrompt(points, labels, box, last.low_res if "mask" in rule.carry else None)
 
 
-def overlap(masks: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """IoU. masks: (..., h, w) bool; other: (h, w) bool -> (...)."""
-    return (masks & other).sum(axis=(-2, -1)) / np.maximum((masks | other).sum(axis=(-2, -1)), 1)
-
-
 def refine_along(
     sliced: Slices, mask: np.ndarray, rule: Rule, progress: Callable[[], object] = lambda: None
 ) -> dict[int, Slice]:
@@ -313,7 +347,7 @@ def refine_along(
         if known.sum() >= rule.least_area:
             whole = Slice(known.astype(np.float16), None, 1.0)
             again = sliced.predict(number, carried(whole, rule._replace(carry=("box",))), like=known)
-            if overlap(again.mask, known) >= AGREEMENT:
+            if Likeness(known).of(again.mask) >= AGREEMENT:
                 found[number] = again
         progress()
     return found

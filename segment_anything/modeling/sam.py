@@ -106,8 +106,8 @@ class Seen(NamedTuple):
     embeddings: Tensor
     details: Tensor | None = None
 
-    def rows(self, index: Tensor) -> "Seen":
-        """index: (M,) int64 or (B,) bool, such as the picture of each object."""
+    def rows(self, index: Tensor | slice) -> "Seen":
+        """index: (M,) int64 or (B,) bool, such as the picture of each object; or a slice."""
         return Seen(self.embeddings[index], None if self.details is None else self.details[index])
 
     def for_each(self, rows: int) -> "Seen":
@@ -170,17 +170,48 @@ def look(model: Segmenter, images: Tensor, content: Tensor | None = None) -> See
     return Seen(model.encode(images, content), refiner.details(images, content) if refiner else None)
 
 
-def answer(model: Segmenter, seen: Seen, prompts: Prompts, multimask_output: bool, *, best: bool = False) -> Prediction:
+def answer(
+    model: Segmenter,
+    seen: Seen,
+    prompts: Prompts,
+    multimask_output: bool,
+    *,
+    best: bool = False,
+    likeness: Callable[[Tensor], float] | None = None,
+) -> Prediction:
     """`predict`; ranked and refined where the model has a refinement network and `seen` what it needs.
 
-    seen: of the picture of each object. best: only the output with the highest predicted IoU.
+    seen: of the picture of each object. best: only the output with the highest predicted IoU. likeness: of one object,
+    how far a refined output (1, 1, S, S) is what is looked for, 0 to 1; see `_refined_as_needed`.
     """
     prediction = model.predict(seen.embeddings, prompts, multimask_output)
     refiner = refiner_of(model)
     if seen.details is None or refiner is None:
         return best_of(prediction) if best else prediction
     prediction = ranked(prediction, prompts, refiner.refinement.choosing)
+    if likeness is not None:
+        return _refined_as_needed(refiner, seen.details, prediction, prompts, likeness)
     return refiner.refined(seen.details, best_of(prediction) if best else prediction, prompts)
+
+
+def _refined_as_needed(
+    refiner: Refiner, details: Tensor, prediction: Prediction, prompts: Prompts, likeness: Callable[[Tensor], float]
+) -> Prediction:
+    """One object's outputs for who takes the one with the highest predicted IoU (0 where it is below) times likeness.
+
+    They are refined in falling predicted IoU, until what is left cannot be taken: that is only made as large.
+    """
+    logits = [*prediction.logits.split(1, dim=1)]
+    expected = prediction.iou[0].tolist()
+    highest, outputs = -1.0, [*refiner.upscale(prediction.logits).split(1, dim=1)]
+    for number in sorted(range(len(expected)), key=lambda number: -expected[number]):
+        possible = max(0.0, expected[number])
+        if possible < highest:
+            break
+        one = Prediction(logits[number], prediction.iou[:, number : number + 1])
+        outputs[number] = refiner.refined(details, one, prompts).logits
+        highest = max(highest, possible * likeness(outputs[number]))
+    return Prediction(torch.cat(outputs, dim=1), prediction.iou)
 
 
 def sure_answers(model: Segmenter, seen: Seen, prompts: Prompts, least_iou: float) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ class Tab:
         """Ask again and again, since the page's policy lets no script wait that comes as a string."""
         end = time.monotonic() + 30
         while not self.page.evaluate(script, arg):
-            assert time.monotonic() < end, script
+            assert time.monotonic() < end, f"{script}, while the page says {self.page.inner_text('body')}"
             self.page.wait_for_timeout(20)
 
     def upload(self, *paths: Path) -> None:
@@ -370,6 +370,50 @@ def test_brightness_changes_what_is_seen_and_not_what_is_found(tab, model):
     tab.wait_for(clicks=1, boxes=0)
     assert np.array_equal(tab.label_map(), expected(model, point_coords=[[110, 60]], point_labels=[1])[0])
     assert not tab.page.locator("#window").is_visible() and not tab.page.locator("#adapters").is_visible()
+
+
+def test_a_series_as_a_disc_has_it_its_window_and_an_object_carried_through_its_slices(tab, tmp_path, model):
+    """Files without an ending; level and width, which the model sees; slices, carrying and undo by keys and buttons."""
+    pytest.importorskip("pydicom", reason="the extra data is not installed")
+    from tests.volumes.dicom_files import write_series
+
+    grey = read_image(str(IMAGE))[..., 0].astype(np.uint16)
+    series = write_series(tmp_path / "DICOM", np.stack([grey * 4] * 4), RescaleIntercept=-1000)
+    assert not any(path.suffix for path in series)
+    tab.upload(*series)
+    tab.text("#slice-shown", "of 0 to 3")
+    assert tab.page.inner_text("#slice-shown") == "2 of 0 to 3" and tab.page.locator("#window").is_visible()
+    tab.page.select_option("#window-preset", "abdomen")
+    tab.until("document.querySelector('#window-width').value == 400")
+    assert tab.page.input_value("#window-level") == "50"
+    tab.page.fill("#window-width", "510")
+    tab.page.press("#window-width", "Enter")
+    tab.until("document.querySelector('#window-preset').value == 'other' && view.window.values[0] == -205")
+    tab.page.fill("#window-level", "-745")
+    tab.page.press("#window-level", "Enter")
+    tab.until("view.window.values[0] == -1000 && view.window.values[1] == -490")
+    tab.page.evaluate("document.activeElement.blur()")
+    tab.click(110, 60)
+    tab.wait_for(clicks=1, boxes=0)
+    predictor = SamPredictor(model)
+    seen = np.clip(np.rint(grey * 4 / 510 * 255), 0, 255).astype(np.uint8)
+    predictor.set_image(np.repeat(seen[..., None], 3, axis=2), "BGR")
+    found = predictor.predict([[110, 60]], [1], best=True)
+    tab.text("#objects", f"{found.masks[0].sum()} px")
+
+    tab.page.keyboard.press("]")
+    tab.text("#slice-shown", "3 of 0 to 3")
+    tab.text("#marked", "marked: 2, 3")
+    assert not tab.page.locator("#canvas .click").count() and tab.page.locator("#canvas .outline").count() == 1
+    tab.page.keyboard.press("z")
+    tab.text("#slice-shown", "2 of 0 to 3")
+    tab.until("document.querySelector('#marked').textContent == 'marked: 2'")
+    tab.page.click("#carry-back")
+    tab.text("#marked", "marked: 0, 1, 2")
+    tab.text("#slice-shown", "0 of 0 to 3")
+    tab.page.keyboard.press("ArrowUp")
+    tab.text("#slice-shown", "1 of 0 to 3")
+    assert tab.page.locator("#canvas .outline").count() == 1
 
 
 def test_a_session_ends_with_its_tab(browser, app):

@@ -677,6 +677,18 @@ def test_a_case_without_foreground_is_said_and_not_an_error(tmp_path, capsys):
     )
 
 
+def test_many_values_that_are_each_rare_may_be_objects(tmp_path, capsys):
+    labels = np.zeros((60, 60), np.uint16)
+    for number in range(25):
+        labels[4 + 10 * (number // 5) :, 4 + 10 * (number % 5) :][:6, :6] = 101 + number
+    write(tmp_path / "photos" / "x.png", picture(60, 60))
+    write(tmp_path / "labels" / "x.png", labels)
+    of_labels(tmp_path)
+    assert "warning: 25 mask(s) are of 25 classes that are called by numbers; if" in capsys.readouterr().out
+    of_labels(tmp_path, "--instances", "cell")
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_tables_of_classes(tmp_path):
     def of(name: str, text: str):
         (tmp_path / name).write_text(text)

@@ -1,5 +1,7 @@
 """The command make-index on volumes: windows and what they cut off, sides in millimetres, frames, notes and limits."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ pytest.importorskip("highdicom", reason="the extra data is not installed")
 
 import SimpleITK as sitk
 
+from sam_med2d.convert.saturation import ALL, lines
 from tests.convert.helpers import contents, image_of, index, mask_of, metadata, run
 from tests.convert.test_make_index_volumes import (
     EVERYTHING,
@@ -79,6 +82,18 @@ def test_what_a_window_cuts_off_is_counted_and_warned_of(tmp_path, capsys):
     assert "warning: most pixels of 2 class(es) are 255" in capsys.readouterr().out
     of_volumes(tmp_path, "--axes", "z")
     assert "warning" not in capsys.readouterr().out
+
+
+def test_a_case_that_a_window_does_not_suit_is_named_though_others_outweigh_it():
+    ct = {ALL: [9000, 4000, 100], "tumour": [1000, 70, 60], "rib": [500, 0, 260]}
+    mr = {ALL: [900, 0, 300], "tumour": [100, 0, 81]}
+    said = lines({"lung/a": ct, "brain/b": mr}, Counter({False: 2}))
+    assert said[0].endswith("of labelled pixels 4.38 % and 25.1 %")
+    assert said[1].startswith("warning: most pixels of 1 class(es) are 255: rib 52 %;") and len(said) == 2
+    del ct["rib"]
+    (_, warned) = lines({"lung/a": ct, "brain/b": mr}, Counter({False: 2}))
+    assert warned.startswith("warning: most labelled pixels of 1 case(s) are 255: brain/b 81 %; is the range (")
+    assert len(lines({"lung/a": ct, "brain/b": {}}, Counter({False: 2}))) == 1
 
 
 def test_a_window_for_each_channel(tmp_path):

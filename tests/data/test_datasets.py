@@ -278,6 +278,10 @@ def test_missing_index_names_what_was_looked_for(tmp_path):
         read_index(tmp_path / "nowhere", "val")
     for kind in ("image2label_val.json", "label2image_val.json"):
         assert str(tmp_path / "nowhere" / kind) in str(caught.value)
+    assert str(caught.value).endswith("check the data path and the split's name")
+    (tmp_path / "image2label_train.json").write_text("{}")
+    with pytest.raises(DataError, match="there is train alone, so no case may have fallen to 'test'; make-index deals"):
+        read_index(tmp_path, "test")
 
 
 @pytest.mark.parametrize(

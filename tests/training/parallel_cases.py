@@ -19,6 +19,7 @@ from sam_med2d.distributed import Processes, join_processes
 from sam_med2d.training.averaging import Average
 from sam_med2d.training.learner import Learner, Schedule
 from sam_med2d.training.rounds import Recipe, Share, train_batch
+from sam_med2d.training.teacher import Teacher
 from segment_anything import Sam
 from segment_anything.build_sam import build_sam
 from segment_anything.modeling import ImageEncoderViT
@@ -46,13 +47,14 @@ class Case(NamedTuple):
     clip_norm: float | None = None
     optimizer: str = "adam"
     checkpointing: bool = False
+    pull: float = 0.0
 
 
 CASES = {
     "adapters": Case(),
     "decoder": Case(tune="decoder"),
     "accumulated, clipped": Case(
-        images_at_once=1, clip_norm=0.5, keep_clicks=True, optimizer="adamw", checkpointing=True
+        images_at_once=1, clip_norm=0.5, keep_clicks=True, optimizer="adamw", checkpointing=True, pull=0.7
     ),
     "lora": Case(tune="lora", drawings=0.7),
     "all": Case(tune="all"),
@@ -82,6 +84,7 @@ def images_of(step: int, rank: int, count: int) -> tuple[Batch, list[int]]:
         original_sizes=[(SIDE, SIDE)] * len(shares[rank]),
         original_masks=None,
         skipped=[],
+        replayed=[i % 2 == 1 for i in shares[rank]],
     )
     return batch, [sum(objects[i] for i in share) for share in shares]
 
@@ -127,6 +130,8 @@ def run(case: Case, processes: Processes) -> dict[str, Tensor]:
         )
         recipe = Recipe(corrections=3, click_counts=(1, 2), keep_clicks=case.keep_clicks, seed=3)
         recipe = recipe._replace(scribble_share=case.drawings, lasso_share=case.drawings, rank_weight=case.drawings)
+        if case.pull:
+            recipe = recipe._replace(teacher=Teacher(model_of(Case(double=case.double, tune="all")).eval(), case.pull))
         for step in range(STEPS):
             batch, rows = images_of(step, processes.rank, processes.count)
             if not sum(rows):
