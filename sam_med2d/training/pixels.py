@@ -1,7 +1,7 @@
 """The terms of the loss that look at every pixel, all in one pass: the values, and their slopes while the pixels are at
 hand. `losses.focal`, `losses.dice` and `metrics.iou` define them; the numbers are the same but for rounding.
 
-Autograd would write thirty maps of the masks' full size, each read again from memory for the next operation.
+Autograd would write a map of the masks' full size for each operation, read again from memory by the next one.
 """
 
 from typing import Any, NamedTuple
