@@ -37,6 +37,7 @@ import numpy as np
 from app_client import Running
 from serve_client import Client, blobs, serving
 from soak import Log
+from soak_app import handles_beside_scans
 from soak_growth import Taken, taken, verdict
 
 from sam_med2d.serve.arrays import packed
@@ -298,10 +299,9 @@ def soak(server: Running, requests: int, minutes: float, folder: Path, least: in
     slots = [Slot(number, start) for number in range(CLIENTS)]
     seen: list[Taken] = []
     until = time.monotonic() + 60 * minutes
-    assert server.process is not None
     try:
         while (done := sum(slot.counts[DONE] for slot in slots)) < requests and time.monotonic() < until:
-            seen.append(taken(server.process.pid))
+            seen.append(taken(server.process.pid)._replace(handles=len(handles_beside_scans(server))))
             for slot in slots:
                 slot.look()
             time.sleep(LOOK)
