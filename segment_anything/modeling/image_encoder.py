@@ -14,6 +14,7 @@ from .lora import product_of
 PATCH_SIZE = 16
 EMBEDDING_CHANNELS = 256
 WINDOW_SIZE = 14
+BIASES_AT_ONCE = 2**22  # of an image or window, 16 MB: all at once they are 800 MB for 12 heads at 1024 px
 PIXELS_A_CHANNEL = (
     2  # up to so many, adapters on a CPU are faster as matrix products (docs/performance.md, "The encoder")
 )
@@ -114,14 +115,18 @@ class Attention(nn.Module):
         q, k, v = windows.unflatten(-1, (3, self.heads, -1)).permute(5, 0, 1, 3, 6, 2, 4, 7).unbind(0)
         q = q[..., :query_h, :query_w, :].reshape(batch * n_h * n_w, self.heads, query_h, query_w, -1)
         k, v = (keys.reshape(batch * n_h * n_w, self.heads, side_h * side_w, -1) for keys in (k, v))
-        bias = self.position_bias(q, side_h, side_w)
-        attended = F.scaled_dot_product_attention(q.flatten(2, 3), k, v, attn_mask=bias)
-        attended = attended.view(batch, n_h, n_w, self.heads, query_h, query_w, -1)
+        rows = max(1, BIASES_AT_ONCE // (self.heads * query_w * side_h * side_w))
+        parts = []
+        for first in range(0, query_h, rows):
+            asking = q[:, :, first : first + rows]
+            bias = self.position_bias(asking, side_h, side_w, first)
+            parts.append(F.scaled_dot_product_attention(asking.flatten(2, 3), k, v, attn_mask=bias))
+        attended = _joined(parts, 2).view(batch, n_h, n_w, self.heads, query_h, query_w, -1)
         return attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, -1)
 
-    def position_bias(self, q: Tensor, side_h: int, side_w: int) -> Tensor:
-        """q: (B, heads, qh, qw, d), unscaled -> (B, heads, qh * qw, side_h * side_w)."""
-        table_h = _relative_table(self.rel_pos_h, q.shape[2], side_h).to(q.dtype)
+    def position_bias(self, q: Tensor, side_h: int, side_w: int, first: int = 0) -> Tensor:
+        """q: (B, heads, qh, qw, d), unscaled, its rows from `first` on -> (B, heads, qh * qw, side_h * side_w)."""
+        table_h = _relative_table(self.rel_pos_h, first + q.shape[2], side_h)[first:].to(q.dtype)
         table_w = _relative_table(self.rel_pos_w, q.shape[3], side_w).to(q.dtype)
         bias_h = torch.einsum("bnhwd,hkd->bnhwk", q, table_h)
         bias_w = torch.einsum("bnhwd,wkd->bnhwk", q, table_w)

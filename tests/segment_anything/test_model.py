@@ -328,8 +328,10 @@ def test_windowed_attention_equals_explicit_padding(height: int, width: int) -> 
     assert_near(layer(x), attend_in_padded_windows(layer, x), 1e-5)
 
 
+@pytest.mark.parametrize("at_once", [1, 4 * 3 * 6 * 36, 2**22], ids=["a row", "four rows and two", "all rows"])
 @torch.no_grad()
-def test_global_attention_equals_the_plain_formula() -> None:
+def test_global_attention_equals_the_plain_formula(at_once: int, monkeypatch) -> None:
+    monkeypatch.setattr("segment_anything.modeling.image_encoder.BIASES_AT_ONCE", at_once)
     layer = randomise(Attention(channels=24, heads=3, window=0, map_size=6))
     x = torch.randn(2, 6, 6, 24, generator=torch.Generator().manual_seed(1))
     assert_near(layer(x), attend(layer, x), 1e-5)
