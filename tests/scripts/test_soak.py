@@ -19,10 +19,13 @@ place = pathlib.Path(sys.argv[1], "count")
 for count in range(int(place.read_text() or 0) if place.exists() else 0, 12):
     time.sleep(0.02)
     part = place.with_name("count" + sys.argv[2])
-    with open(part, "w", buffering=1) as file:
-        file.flush()
-        time.sleep(0.02)
-        file.write(str(count + 1))
+    try:
+        with open(part, "w", buffering=1) as file:
+            file.flush()
+            time.sleep(0.02)
+            file.write(str(count + 1))
+    except OSError:
+        sys.exit(74)  # as commands end that cannot write
     os.replace(part, place)
 """
 
