@@ -161,7 +161,7 @@ def all_flags() -> frozenset[str]:
     scripts = [path for path in (ROOT / "scripts").glob("*.py") if path.name != "benchmark.py"]
     scripts = [f"scripts/{path.name}" for path in scripts if "\ndef parse_args(" in path.read_text(encoding="utf-8")]
     commands = [f"sam-med2d {name}" for name in COMMANDS]
-    benchmarks = [flags_of("scripts/benchmark.py", area) for area in ("encode", "data", "deploy")]
+    benchmarks = [flags_of("scripts/benchmark.py", area) for area in ("encode", "data", "deploy", "curves")]
     return frozenset.union(*map(flags_of, ["train.py", "test.py", *scripts, *commands]), *benchmarks)
 
 
