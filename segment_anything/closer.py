@@ -68,6 +68,11 @@ class Kept:
         self.features: OrderedDict[Crop, Seen] = OrderedDict()
         self.answers: OrderedDict[bytes, Answered] = OrderedDict()
 
+    def keep(self, crop: Crop, seen: Seen) -> None:
+        """The features of a crop, as the newest, within KEPT_BYTES."""
+        self.features[crop] = seen
+        _drop_oldest(self.features, sum(_bytes_of(one) for one in self.features.values()))
+
     def forget(self) -> None:
         """The picture and its crops. Answers are kept: the mask of one slice goes on to the next."""
         self.features.clear()
@@ -78,7 +83,7 @@ class Closer:
 
     def __init__(self, predictor: "SamPredictor", zoom: Zoom, kept: Kept) -> None:
         self.predictor, self.zoom = predictor, zoom
-        self._features, self._answers = kept.features, kept.answers
+        self._kept, self._answers = kept, kept.answers
 
     @property
     def size(self) -> tuple[int, int]:
@@ -191,11 +196,10 @@ class Closer:
     def _at(self, crop: Crop) -> "SamPredictor":
         """A predictor whose picture is the crop, encoded where it was not yet."""
         assert self.predictor.picture is not None, "predict checks that there is one"
-        if crop not in self._features:
-            self._features[crop] = self.predictor.encode(self.predictor.picture[crop.pixels])
-            _drop_oldest(self._features, sum(_bytes_of(one) for one in self._features.values()))
-        self._features.move_to_end(crop)
-        return self.predictor.of_crop(self._features[crop], crop)
+        if crop not in self._kept.features:
+            self._kept.keep(crop, self.predictor.encode(self.predictor.picture[crop.pixels]))
+        self._kept.features.move_to_end(crop)
+        return self.predictor.of_crop(self._kept.features[crop], crop)
 
     def _inside(self, prompt: "ObjectPrompt", crop: Crop) -> "ObjectPrompt":
         """A prompt in pixels of the crop. Clicks off the object that lie beyond it are left out: all there is off."""

@@ -303,7 +303,7 @@ class SamPredictor:
 
     def keep_crop(self, crop: Crop, seen: Seen) -> None:
         """Take what was seen of a crop of the picture that is set, as `encode` gave it of these pixels."""
-        self._kept.features[crop] = seen
+        self._kept.keep(crop, seen)
 
     def framed(self, picture: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """(H, W, 3) uint8 BGR -> (1, 3, S, S) uint8 as `Sam.encode` takes it, and its place there: (1, 4) int64 top,

@@ -126,8 +126,8 @@ def build_model(plan: Plan | None, args: argparse.Namespace, say: Callable[[obje
     """The model of a settled plan, or one of random weights, with what --tune adds to it; its trained part is chosen
     and said. On the CPU. Raises CheckpointError, UsageError.
     """
-    keep_freed_memory()
     if plan is None:
+        keep_freed_memory()  # as a plan does that builds its model
         model = sam_model_registry[args.model_type](
             image_size=args.image_size,
             encoder_adapter=args.encoder_adapter,
