@@ -230,7 +230,7 @@ class Server:
                 one.session.forget_encoded()
                 count_memory(one)
         if excess > 0 and held.session.drawn_bytes > most / len(self._sessions):
-            raise Refused("the app's memory is full: save, and open the file again, which forgets what can be undone", 507)
+            raise Refused("the app's memory is full: save, and open the file again; it forgets the undo steps", 507)
 
     async def _example(self, held: Page, name: object) -> Response:
         path = self._examples.get(name) if isinstance(name, str) else None

@@ -43,7 +43,7 @@ LIMITS: tuple[Limit, ...] = (  # flags: name, default, unit, help
     ("max_upload", 500, "MB", "the largest file that is taken"),
     ("max_session", 2000, "MB", "what one page may have on the disk: files, slices, results"),
     ("max_disk", 8000, "MB", "the same of all pages together"),
-    ("max_memory", 4000, "MB", "that all pages may hold of what was encoded and drawn; what can be made again goes first"),
+    ("max_memory", 4000, "MB", "that all pages may hold of what was encoded, and of what was drawn"),
     ("max_sessions", 250, "N", "pages that are open at a time"),
     ("idle", 120, "MINUTES", "after which a page that nobody touches is over, and its files are removed"),
     ("open_seconds", 60, "S", "that a file may take to open"),
