@@ -114,12 +114,9 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
     models = models_of(args)
     seen = shown_by(args, next(iter(models.values())))
     seen.say()
-    quotas = Quotas(
-        args.max_sessions,
-        args.idle * 60,
-        *(megabytes * MEGABYTE for megabytes in (args.max_upload, args.max_session, args.max_disk)),
-        memory=args.max_memory * MEGABYTE,
-    )
+    limits = (args.max_upload, args.max_session, args.max_disk, args.max_memory)
+    upload, session, total, memory = (most * MEGABYTE for most in limits)
+    quotas = Quotas(args.max_sessions, args.idle * 60, upload, session, total, memory=memory)
     examples = sorted(path.resolve() for path in EXAMPLES.glob("*.png"))
     with tempfile.TemporaryDirectory(prefix="sam_med2d_app_") as folder:
         sessions = Sessions(Path(folder), lambda: AnnotationSession(models, seen.window, zoom=args.zoom), quotas)
