@@ -49,8 +49,9 @@ from sam_med2d.data.datasets import Loader
 from sam_med2d.evaluation.metrics import dice
 from sam_med2d.prompts.clicks import boxes_of, clicks_in, clicks_on, corrective_clicks, join_clicks
 from sam_med2d.seeds import seed_of
-from sam_med2d.training.losses import WEIGHTS, focal, output_shares, refinement_loss
+from sam_med2d.training.losses import averaged, focal, refinement_loss, weighed
 from sam_med2d.training.losses import dice as dice_loss
+from sam_med2d.training.pixels import PixelTerms
 from sam_med2d.training.rounds import (
     Recipe,
     StartingPrompts,
@@ -164,15 +165,10 @@ def loss_of(prediction: Prediction, masks: Tensor) -> Tensor:
     target = F.avg_pool2d(masks.float(), 2)
     logits = F.interpolate(prediction.logits.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
     target = target.expand_as(logits)
-    focal_terms, dice_terms = focal(logits, target), dice_loss(logits, target)
-    share = output_shares((WEIGHTS["focal"] * focal_terms + WEIGHTS["dice"] * dice_terms).detach())
     with torch.no_grad():
         guess, truth = logits > 0, target > 0.5
         iou = (guess & truth).sum((2, 3)) / (guess | truth).sum((2, 3)).clamp(min=1)
-    error = (prediction.iou.float() - iou) ** 2
-    return (share * (WEIGHTS["focal"] * focal_terms + WEIGHTS["dice"] * dice_terms)).sum(1).mean() + WEIGHTS[
-        "iou"
-    ] * error.mean()
+    return weighed(averaged(PixelTerms(focal(logits, target), dice_loss(logits, target), iou), prediction.iou))
 
 
 class Answer(NamedTuple):
