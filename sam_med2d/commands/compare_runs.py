@@ -108,8 +108,8 @@ def compare(args: argparse.Namespace) -> str:
 
 def table_of(name: str, runs: list[Run], reference: Run, modes: list[str], args: argparse.Namespace) -> str:
     """name: overall, or one of BY -> what is printed. Raises DataError, UsageError."""
-    by = {"overall": None, "case": "class"}.get(name, name)
-    if name == "case":
+    by, of_cases = {"overall": None, "case": "class"}.get(name, name), name == "case"
+    if of_cases:
         runs = [with_cases(run) for run in runs]
         reference = next(run for run in runs if run.name == reference.name)
     values, without = common_objects(runs, reference, modes, args.metric)
@@ -119,28 +119,26 @@ def table_of(name: str, runs: list[Run], reference: Run, modes: list[str], args:
     means = pd.concat([mean_table(values, run.name, how) for run in runs], ignore_index=True)
     others = [run for run in runs if run is not reference]
     paired = pd.concat([difference_table(values, run.name, reference.name, how) for run in others], ignore_index=True)
-    if name == "case":  # a patient has no more votes for more classes
+    if of_cases:  # a patient has no more votes for more classes
         means, paired = (table[table[by] != WEIGHTED] for table in (means, paired))
     if args.format == "csv":
         return numbers_as_csv(means, paired, runs, by, args.differences)
-    counted = "cases" if name == "case" else "objects"
     grids = [
-        means_by_group(means, runs, modes, args.metric, by, counted)
+        means_by_group(means, runs, modes, args.metric, by, of_cases)
         if by
         else means_by_model(means, runs, modes, args.metric)
     ]
     if args.differences:
-        grids.append(differences_grid(paired, reference.name, args.metric, by, counted))
+        grids.append(differences_grid(paired, reference.name, args.metric, by, of_cases))
     objects, clusters = values["mask"].nunique(), values["cluster"].nunique()
     if clusters == 1:
         warn("everything is of one case: there is nothing to resample, so no intervals and no tests")
-    what = "cases, class by class (their slices pooled)" if name == "case" else "objects"
-    each = "case by case" if name == "case" else "object by object"
+    what = f"{clusters} case(s), class by class (their slices pooled)" if of_cases else f"{objects} objects"
+    resampled = "them" if of_cases else f"cases, or images where no case is known ({clusters} in all)"
     notes = (
-        f"{METRICS[args.metric].title}, means over {objects} {what}, with 95 % bootstrap intervals that resample "
-        f"cases, or images where no case is known ({clusters} in all).",
-        f"Differences to {reference.name}, {each}; p: Wilcoxon signed-rank test on cluster means, not corrected "
-        "for the number of comparisons.",
+        f"{METRICS[args.metric].title}, means over {what}, with 95 % bootstrap intervals that resample {resampled}.",
+        f"Differences to {reference.name}, {'case by case' if of_cases else 'object by object'}; p: Wilcoxon "
+        "signed-rank test on cluster means, not corrected for the number of comparisons.",
     )
     comment = "% " if args.format == "latex" else ""
     return "\n\n".join(f"{comment}{note}\n\n{render(grid, args.format)}" for grid, note in zip(grids, notes))
