@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from benchmark_use import ENDLESS, phantom
+from process_memory import forget_peak, resident
 from timing import gflop_of
 
 from sam_med2d.memory import keep_freed_memory
@@ -88,7 +89,7 @@ def elsewhere(what: str, value: int, model_type: str) -> dict[str, float]:
 def measured(what: str, value: int, model_type: str) -> dict[str, float]:
     keep_freed_memory()
     work, amount = POINTS[what](value, model_type)  # counted last: it takes memory
-    before = resident("VmRSS")
+    before = resident()
     forget_peak()
     times = []
     for _ in range(CALLS + 1):
@@ -98,19 +99,9 @@ def measured(what: str, value: int, model_type: str) -> dict[str, float]:
     return {
         "value": value,
         "seconds": statistics.median(times[1:]),
-        "megabytes": resident("VmHWM") - before,
+        "megabytes": (resident(most=True) - before) / 1e6,
         "work": amount(),
     }
-
-
-def resident(what: str) -> float:
-    """Megabytes of this process: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1000
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def model_of(model_type: str, side: int, **parts: bool) -> Sam:
