@@ -127,16 +127,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_flag(group, "--compile", False, "Compile the encoder by torch.compile.")
 
     group = parser.add_argument_group("prompts and scores")
-    group.add_argument(
-        "--prompt_modes",
-        nargs="+",
-        type=mode_name,
-        metavar="MODE",
-        help="bbox, bbox_jitter5, bbox_drawn, iterative clicks 1pt 3pts ... or 1..20pts, bbox+2pts, clicks at once "
-        "3shot ..., strokes scribble 3scribbles bbox+scribble, lasso, mask; and behind any of them @best, the best of "
-        "the answers, or @swapped, the answer to another object's prompts; behind a box or clicks @zoom, asked of the "
-        f"predictor that looks at small objects closer; default: {' '.join(DEFAULT_MODES)}",
-    )
+    group.add_argument("--prompt_modes", nargs="+", type=mode_name, metavar="MODE",
+        help="Modes to ask: bbox, bbox_jitter5, bbox_drawn, iterative clicks 1pt 3pts ... or 1..20pts, bbox+2pts, "
+             "clicks at once 3shot ..., strokes scribble 3scribbles bbox+scribble, lasso, mask; and behind any of them "
+             "@best, the best of the answers, or @swapped, the answer to another object's prompts; behind a box or "
+             "clicks @zoom, asked of the predictor that looks at small objects closer. Default: "
+             f"{' '.join(DEFAULT_MODES)}.")
     group.add_argument("--box_jitter", nargs="+", type=int, default=[], metavar="PIXELS",
         help="Also score boxes whose sides are moved by up to so many pixels of the frame; each number is a mode.")
     group.add_argument("--click_strategy", choices=CLICK_STRATEGIES, default="random",

@@ -223,7 +223,8 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
         help="Scale a gradient down to this norm where it is larger. Default: gradients are not clipped.")
     add_flag(group, "--use_amp", False, "Train in mixed precision: bfloat16 where the device has it, else float16.")
     group.add_argument("--amp_type", choices=[*AMP_TYPES],
-        help="What --use_amp computes in; float16 has a gradient scaler. Default: see there.")
+        help="What --use_amp computes in; float16 has a gradient scaler. Default: bfloat16 where the device has it, "
+             "else float16.")
     add_flag(group, "--compile", False, "Compile the encoder of the training steps by torch.compile.")
     add_flag(group, "--checkpoint_encoder", False,
         "Keep of each block of the encoder its input alone, and compute the rest again backwards: less memory, more "
@@ -236,10 +237,10 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("interaction")
     group.add_argument("--recipe", choices=RECIPES, default="ours",
-        help="paper: learn as SAM-Med2D's public code does, to compare with: losses pooled over a batch, of the answer "
-             "with the highest predicted IoU alone, a frozen prompt encoder, adapters that start at random, one kind "
-             "of first prompt for a whole batch. Other flags keep their defaults, which are the paper's. Default: "
-             "%(default)s.")
+        help="How to learn: ours, or as SAM-Med2D's public code does, to compare with (paper): losses pooled over a "
+             "batch, of the answer with the highest predicted IoU alone, a frozen prompt encoder, adapters that start "
+             "at random, one kind of first prompt for a whole batch. Other flags keep their defaults, which are the "
+             "paper's. Default: %(default)s.")
     group.add_argument("--iter_point", type=int, default=8,
         help="Number of corrections that follow the first prompt of a batch. Default: %(default)s.")
     group.add_argument("--point_list", type=int, nargs="+", default=[1, 3, 5, 9],

@@ -43,11 +43,15 @@ CURVES: dict[str, tuple[str, tuple[int, ...]]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--what", nargs="+", choices=[*CURVES], default=[*CURVES], help="default: all")
-    parser.add_argument("--model_type", default="vit_t", choices=[*sam_model_registry])
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="where the curves are drawn")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the points are kept")
-    parser.add_argument("--point", nargs=2, metavar=("WHAT", "VALUE"), help="one point alone, in this process")
+    parser.add_argument(
+        "--what", nargs="+", choices=[*CURVES], default=[*CURVES], help="The curves to measure. Default: all."
+    )
+    parser.add_argument(
+        "--model_type", default="vit_t", choices=[*sam_model_registry], help="Size of the model. Default: %(default)s."
+    )
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="Draw the curves into this file.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Keep the points in this file.")
+    parser.add_argument("--point", nargs=2, metavar=("WHAT", "VALUE"), help="Measure one point alone, in this process.")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -32,7 +32,9 @@ from segment_anything.modeling.tuning import TUNE
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_step_flags(parser, rounds=7)
-    parser.add_argument("--tune", default="adapters", choices=[*TUNE])
+    parser.add_argument(
+        "--tune", default="adapters", choices=[*TUNE], help="What is trained, as in train.py. Default: %(default)s."
+    )
 
 
 def run(args: argparse.Namespace) -> None:

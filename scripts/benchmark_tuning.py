@@ -22,9 +22,17 @@ from segment_anything.modeling.tuning import TUNE
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_step_flags(parser, rounds=3)
-    parser.add_argument("--images", type=int, default=8, help="of the training images, how many a round takes")
-    parser.add_argument("--device")
-    parser.add_argument("--tune", nargs="*", default=[], choices=[*TUNE], help="measured too, beside the decoder side")
+    parser.add_argument(
+        "--images", type=int, default=8, help="Number of the training images that a round takes. Default: %(default)s."
+    )
+    parser.add_argument("--device", help="Where the model runs. Default: the best there is.")
+    parser.add_argument(
+        "--tune",
+        nargs="*",
+        default=[],
+        choices=[*TUNE],
+        help="Measure these --tune of train.py too, beside the decoder side alone.",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

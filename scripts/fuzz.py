@@ -332,17 +332,25 @@ def events_for_the_app(events: int, seed: int, seconds: float) -> list[str]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=20_000, help="how many spoiled inputs, over all readers")
-    parser.add_argument("--events", type=int, default=20_000, help="for the app, unless --reader or --number are given")
-    parser.add_argument("--seed", type=int, default=0, help="another one spoils in other ways")
-    parser.add_argument("--workers", type=int, default=1, help="processes that read")
-    parser.add_argument("--reader", nargs="+", choices=[*fuzz_readers.READERS], help="only these; default: all")
-    parser.add_argument("--number", type=int, help="only this input of each reader, with what came of it")
-    parser.add_argument("--seconds", type=float, default=10, help="what takes longer is a hang")
-    parser.add_argument("--megabytes", type=float, default=2048, help="what takes more memory is a fault")
-    parser.add_argument("--log", type=Path, help="a file of one line an input, which a run goes on from")
-    parser.add_argument("--keep", type=Path, help="with --number: a folder to put the spoiled input in")
-    add_flag(parser, "--quiet", False, help="whether to leave out the counter of inputs")
+    # fmt: off
+    parser.add_argument("--inputs", type=int, default=20_000,
+        help="Number of spoiled inputs, over all readers. Default: %(default)s.")
+    parser.add_argument("--events", type=int, default=20_000,
+        help="Number of events for the app, unless --reader or --number are given. Default: %(default)s.")
+    parser.add_argument("--seed", type=int, default=0,
+        help="How inputs are spoiled is a function of this number. Default: %(default)s.")
+    parser.add_argument("--workers", type=int, default=1, help="Number of processes that read. Default: %(default)s.")
+    parser.add_argument("--reader", nargs="+", choices=[*fuzz_readers.READERS],
+        help="Spoil inputs of these readers alone. Default: all.")
+    parser.add_argument("--number", type=int, help="Read this input of each reader alone, and say what came of it.")
+    parser.add_argument("--seconds", type=float, default=10,
+        help="Time beyond which an input hangs. Default: %(default)s.")
+    parser.add_argument("--megabytes", type=float, default=2048,
+        help="Memory beyond which an input is a fault. Default: %(default)s.")
+    parser.add_argument("--log", type=Path, help="A file of one line an input, which a run goes on from.")
+    parser.add_argument("--keep", type=Path, help="With --number: a folder to put the spoiled input in.")
+    add_flag(parser, "--quiet", False, help="Leave out the counter of inputs.")
+    # fmt: on
     return parser.parse_args(argv)
 
 

@@ -139,13 +139,20 @@ class Sheet:
 
 def add_step_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
     """Of the benchmarks of training steps. rounds: how many are measured unless told otherwise."""
-    parser.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
-    parser.add_argument("--image_size", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=2, help="Images of a step.")
-    parser.add_argument("--mask_num", type=int, default=5, help="Masks of each image.")
-    parser.add_argument("--iter_point", type=int, default=8, help="Corrections after the first prompt.")
-    parser.add_argument("--data_path", default="data_demo", help="What is trained on.")
-    parser.add_argument("--rounds", type=int, default=rounds, help="How many are measured; one more warms up.")
+    # fmt: off
+    parser.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry],
+        help="Size of the model. Default: %(default)s.")
+    parser.add_argument("--image_size", type=int, default=256,
+        help="Side of the frame, in pixels. Default: %(default)s.")
+    parser.add_argument("--batch_size", type=int, default=2, help="Number of images of a step. Default: %(default)s.")
+    parser.add_argument("--mask_num", type=int, default=5, help="Number of masks of each image. Default: %(default)s.")
+    parser.add_argument("--iter_point", type=int, default=8,
+        help="Number of corrections after the first prompt. Default: %(default)s.")
+    parser.add_argument("--data_path", default="data_demo",
+        help="Folder of the data that is trained on. Default: %(default)s.")
+    parser.add_argument("--rounds", type=int, default=rounds,
+        help="Number of rounds that are measured; one more warms up. Default: %(default)s.")
+    # fmt: on
 
 
 def machine(device: torch.device) -> str:

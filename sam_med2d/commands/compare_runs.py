@@ -52,29 +52,30 @@ MUST_AGREE = "pass --allow_differences to compare them all the same"
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("runs", nargs="+", help="folders of finished runs")
-    parser.add_argument(
-        "--reference", help="the run, by folder or name, that others are compared with; default: the first"
-    )
-    parser.add_argument("--names", nargs="+", help="one for each run; default: the names of the folders")
-    parser.add_argument("--metric", default="dice", choices=[*METRICS])
-    parser.add_argument("--modes", nargs="+", help="default: all that the runs share")
-    parser.add_argument("--by", choices=BY, help="a row a group, in place of a row a model; as --tables of one")
-    parser.add_argument(
-        "--tables",
-        nargs="+",
-        choices=["overall", *BY],
-        metavar="TABLE",
-        help=f"one after the other: overall, with a row a model, or a row a group, of {', '.join(BY)}; case pools the "
-        "slices of a case, class by class; default: overall",
-    )
-    parser.add_argument("--format", default="markdown", choices=["markdown", "latex", "csv", "text"])
-    add_flag(parser, "--differences", True, "False prints the means alone")
-    add_flag(
-        parser, "--allow_differences", False, "warn, in place of refusing, where runs differ in data, seed or prompts"
-    )
-    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    # fmt: off
+    parser.add_argument("runs", nargs="+", help="Folders of finished runs of test.py, two or more.")
+    parser.add_argument("--reference",
+        help="The run, by folder or name, that others are compared with. Default: the first.")
+    parser.add_argument("--names", nargs="+",
+        help="What the runs are called in tables, one name for each. Default: the names of their folders.")
+    parser.add_argument("--metric", default="dice", choices=[*METRICS],
+        help="The metric that runs are compared by. Default: %(default)s.")
+    parser.add_argument("--modes", nargs="+", help="Prompt modes to compare. Default: all that the runs share.")
+    parser.add_argument("--by", choices=BY,
+        help="Print one table with a row for each of these groups, in place of a row a model.")
+    parser.add_argument("--tables", nargs="+", choices=["overall", *BY], metavar="TABLE",
+        help="Tables to print one after the other: overall, with a row a model, or a row a group, of "
+             f"{', '.join(BY)}; case pools the slices of a case, class by class. Default: overall.")
+    parser.add_argument("--format", default="markdown", choices=["markdown", "latex", "csv", "text"],
+        help="How tables are printed. Default: %(default)s.")
+    add_flag(parser, "--differences", True, "Print tables of differences too; False prints the means alone.")
+    add_flag(parser, "--allow_differences", False,
+        "Warn, in place of refusing, where runs differ in data, seed or prompts.")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES,
+        help="Number of resamples of the bootstrap. Default: %(default)s.")
+    parser.add_argument("--seed", type=int, default=0,
+        help="What the bootstrap draws is a function of this number. Default: %(default)s.")
+    # fmt: on
     args = parser.parse_args(argv)
     if len(args.runs) < 2:
         parser.error("name two or more runs")
