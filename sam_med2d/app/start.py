@@ -43,6 +43,7 @@ LIMITS: tuple[Limit, ...] = (  # flags: name, default, unit, help
     ("max_upload", 500, "MB", "The largest file that is taken."),
     ("max_session", 2000, "MB", "What one page may have on the disk: files, slices, results."),
     ("max_disk", 8000, "MB", "What all pages together may have on the disk."),
+    ("max_memory", 4000, "MB", "Memory that all pages may hold of what was encoded, and of what was drawn."),
     ("max_sessions", 250, "N", "Number of pages that are open at a time."),
     ("idle", 120, "MINUTES", "Time after which a page that nobody touches is over, and its files are removed."),
     ("open_seconds", 60, "S", "Time that a file may take to open."),
@@ -108,11 +109,9 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
     models = models_of(args)
     seen = shown_by(args, next(iter(models.values())))
     seen.say()
-    quotas = Quotas(
-        args.max_sessions,
-        args.idle * 60,
-        *(megabytes * MEGABYTE for megabytes in (args.max_upload, args.max_session, args.max_disk)),
-    )
+    limits = (args.max_upload, args.max_session, args.max_disk, args.max_memory)
+    upload, session, total, memory = (most * MEGABYTE for most in limits)
+    quotas = Quotas(args.max_sessions, args.idle * 60, upload, session, total, memory=memory)
     examples = sorted(path.resolve() for path in EXAMPLES.glob("*.png"))
     with tempfile.TemporaryDirectory(prefix="sam_med2d_app_") as folder:
         sessions = Sessions(Path(folder), lambda: AnnotationSession(models, seen.window, zoom=args.zoom), quotas)
