@@ -58,10 +58,14 @@ LABEL_WIDTH = 110  # pixels
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work_dir", default="workdir/demo")
-    parser.add_argument("--epochs", type=int, default=34)
-    parser.add_argument("--seed", type=int, default=0, help="of all trainings; default: %(default)s")
-    parser.add_argument("--all", action="store_true", help="also LoRA pairs, and training everything")
+    parser.add_argument(
+        "--work_dir", default="workdir/demo", help="Folder that everything is written into. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=34, help="Number of epochs of each training. Default: %(default)s."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of all trainings. Default: %(default)s.")
+    parser.add_argument("--all", action="store_true", help="Train LoRA pairs, and everything, too.")
     return parser.parse_args()
 
 
