@@ -26,6 +26,7 @@ from sam_med2d.errors import UsageError
 from sam_med2d.volumes.contours import inside
 from sam_med2d.volumes.intensity import WINDOWS, parse_window, to_8_bits
 from sam_med2d.volumes.scans import canonical, grids_differ
+from tests.conftest import fails
 from tests.convert.helpers import (
     block,
     contents,
@@ -83,10 +84,7 @@ def of_volumes(folder: Path, *flags: object, **options) -> Path:
 
 
 def error_of(folder: Path, *flags: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        of_volumes(folder, *flags)
-    assert str(stopped.value).startswith("error: ") and "\n" not in str(stopped.value)
-    return str(stopped.value)
+    return fails(lambda: of_volumes(folder, *flags))
 
 
 def row_of(output: Path, axis: str, slice: int, class_name: str) -> dict[str, str]:
@@ -558,10 +556,7 @@ def of_dicom(folder: Path, *flags: object, output: Path | None = None) -> Path:
 
 
 def dicom_error(folder: Path, *flags: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        of_dicom(folder, *flags)
-    assert "\n" not in str(stopped.value)
-    return str(stopped.value)
+    return fails(lambda: of_dicom(folder, *flags))
 
 
 @pytest.mark.parametrize(

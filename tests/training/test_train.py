@@ -31,7 +31,7 @@ from segment_anything import Sam, flops, sam_model_registry
 from segment_anything.checkpoint import save_weights
 from segment_anything.sizes import SIZES
 from segment_anything.weight_files import save_checkpoint
-from tests.conftest import ROOT
+from tests.conftest import ROOT, fails
 from tests.training.helpers import (
     FLAGS,
     RUN,
@@ -40,7 +40,6 @@ from tests.training.helpers import (
     Killed,
     board_of,
     differences,
-    fails,
     fit,
     kill_after,
     make_data,
