@@ -169,10 +169,9 @@ def test_folds_hold_out_each_case_once_and_never_the_test():
     assert 50 < test < 110
 
 
-def test_a_split_file_counts_and_every_case_must_be_in_it(tmp_path, masks, capsys):
+def test_a_split_file_counts_and_every_case_must_be_in_it(tmp_path, masks):
     (tmp_path / "splits.json").write_text(json.dumps({"train": ["a"], "val": ["b"]}))
     said = error_of(
-        capsys,
         "masks",
         "--images",
         masks / "photos",
@@ -304,22 +303,20 @@ def test_patterns_find_masks_in_other_layouts(tmp_path):
     assert matches("{a}-{a}.png", ["x-x.png", "x-y.png"], ("a",)) == [("x-x.png", {"a": "x"})]
 
 
-def test_masks_without_an_image_and_wrong_patterns_are_refused(masks, capsys):
+def test_masks_without_an_image_and_wrong_patterns_are_refused(masks):
     sources = ("masks", "--images", masks / "photos", "--masks", masks / "masks", "--case", r"(.+)_\d+")
     write(masks / "masks" / "zzz.png", block((24, 30), (2, 12), (3, 13)))
     assert "1 mask(s) belong to no image" in error_of(*sources, output=masks / "out")
-    assert "no mask belongs to an image" in error_of(
-        capsys, *sources, "--pattern", "{image}-{class}.png", output=masks / "out"
-    )
+    assert "no mask belongs to an image" in error_of(*sources, "--pattern", "{image}-{class}.png", output=masks / "out")
     assert "{organ} is not one of {image}, {class}" in error_of(
-        capsys, *sources, "--pattern", "{image}_{organ}.png", output=masks / "out"
+        *sources, "--pattern", "{image}_{organ}.png", output=masks / "out"
     )
     assert "one folder" not in error_of(*sources, output=masks / "out")
     assert "images and masks alike" in error_of(
-        capsys, "masks", "--images", masks / "photos", "--masks", masks / "photos", output=masks / "out"
+        "masks", "--images", masks / "photos", "--masks", masks / "photos", output=masks / "out"
     )
     assert "no such folder" in error_of(
-        capsys, "masks", "--images", masks / "gone", "--masks", masks / "masks", output=masks / "out"
+        "masks", "--images", masks / "gone", "--masks", masks / "masks", output=masks / "out"
     )
 
 
@@ -468,7 +465,7 @@ def test_a_bad_case_does_not_cost_the_others(masks, capsys):
     assert {row["case"] for row in metadata(run(*sources, "--skip_bad_cases", output=masks / "out"))} == {"a", "c"}
 
 
-def test_sources_are_only_read(masks, capsys):
+def test_sources_are_only_read(masks):
     before = contents(masks)
     folders = [masks / "photos", masks / "masks"]
     try:
@@ -480,7 +477,6 @@ def test_sources_are_only_read(masks, capsys):
             folder.chmod(0o755)
     assert {path: digest for path, digest in contents(masks).items() if not path.startswith("out")} == before
     assert "lies inside" in error_of(
-        capsys,
         "masks",
         "--images",
         masks / "photos",
@@ -587,11 +583,10 @@ def test_deep_images_are_scaled(tmp_path):
     assert np.abs(image - (scan - 1000.0) * 255 / 2000).max() <= 0.6
 
 
-def test_unexpected_values_are_named(tmp_path, capsys):
+def test_unexpected_values_are_named(tmp_path):
     write(tmp_path / "photos" / "x.png", picture())
     write(tmp_path / "labels" / "x.png", label_map())
     said = error_of(
-        capsys,
         "labelmaps",
         "--images",
         tmp_path / "photos",
@@ -670,7 +665,7 @@ def test_a_case_without_foreground_is_said_and_not_an_error(tmp_path, capsys):
     assert {row["case"] for row in metadata(output)} == {"x"}
     write(tmp_path / "labels" / "x.png", label_map() * 0)
     assert "no object is left" in error_of(
-        capsys, "labelmaps", "--images", tmp_path / "photos", "--labels", tmp_path / "labels", output=tmp_path / "out"
+        "labelmaps", "--images", tmp_path / "photos", "--labels", tmp_path / "labels", output=tmp_path / "out"
     )
 
 
