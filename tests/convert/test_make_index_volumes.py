@@ -530,12 +530,10 @@ def structures_of(paths: list[Path], contours: dict[str, list[np.ndarray]], targ
     source = pydicom.dcmread(paths[0], stop_before_pixels=True)
     data = Dataset()
     data.SOPClassUID, data.SOPInstanceUID = UID("1.2.840.10008.5.1.4.1.1.481.3"), generate_uid()
-    data.Modality, data.PatientID, data.StudyInstanceUID, data.SeriesInstanceUID = (
-        "RTSTRUCT",
-        source.PatientID,
-        source.StudyInstanceUID,
-        generate_uid(),
-    )
+    data.Modality = "RTSTRUCT"
+    data.PatientID = source.PatientID
+    data.StudyInstanceUID = source.StudyInstanceUID
+    data.SeriesInstanceUID = generate_uid()
     series, study, frame = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = source.SeriesInstanceUID
     study.RTReferencedSeriesSequence = [series]
@@ -544,10 +542,8 @@ def structures_of(paths: list[Path], contours: dict[str, list[np.ndarray]], targ
     add_contours(data, contours)
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = (
-        data.SOPClassUID,
-        data.SOPInstanceUID,
-    )
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
     data.save_as(target, enforce_file_format=True)
 
 

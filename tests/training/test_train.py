@@ -133,11 +133,9 @@ def test_no_op_adapters_move_whole_from_the_second_batch() -> None:
 def test_few_objects_start_from_boxes_and_from_clicks(count: int) -> None:
     """Whatever the number of objects in a batch, over several batches both kinds of start come up."""
     batch = objects()
-    batch.masks, batch.image_index, batch.mask_names = (
-        batch.masks[:count],
-        batch.image_index[:count],
-        batch.mask_names[:count],
-    )
+    batch.masks = batch.masks[:count]
+    batch.image_index = batch.image_index[:count]
+    batch.mask_names = batch.mask_names[:count]
     trainer = Trainer("--iter_point", "0")
     seen = set().union(*(trainer.batch(batch) for _ in range(8 if count == 1 else 1)))
     assert {"dice/start_box", "dice/start_click"} <= seen
