@@ -245,6 +245,7 @@ def test_killed_while_writing_a_checkpoint(data: Path, work: Path, tmp_path: Pat
         (["--keep_clicks"], "--keep_clicks False"),
         (["--augment"], "--augment False"),
         (["--box_shift", 1], "--box_shift 5"),
+        (["--recipe", "paper"], "--recipe ours"),
         (["--model_type", "vit_t"], "mini"),
     ],
 )
