@@ -64,6 +64,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--epochs", type=int, default=34, help="Number of epochs of each training. Default: %(default)s."
     )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of all trainings. Default: %(default)s.")
     parser.add_argument("--all", action="store_true", help="Train LoRA pairs, and everything, too.")
     return parser.parse_args()
 
@@ -82,7 +83,7 @@ def main() -> None:
         runs["LoRA"] = (f"--tune lora {PLAIN}", "lora")
         runs["all"] = (f"--tune all --layer_decay 0.8 {PLAIN}", "all")
     # validated once, so that best.pth is the last epoch: the rate ends at zero, and few slices would choose by chance
-    epochs = f"--epochs {args.epochs} --validate_every {args.epochs}"
+    epochs = f"--epochs {args.epochs} --validate_every {args.epochs} --seed {args.seed}"
     chains = {}
     for flags, trained in runs.values():
         chain = []
@@ -196,7 +197,7 @@ def run(command: str) -> str:
 def draw_clicks(folders: dict[str, Path], output: Path) -> Path:
     """Mean Dice over the number of clicks, a line a run."""
     axes = Figure(figsize=(6, 3.6), layout="constrained").add_subplot()
-    for marker, (name, folder) in zip("osD^v", folders.items()):
+    for marker, (name, folder) in zip("osD^vP", folders.items()):
         curve = click_curves(summarise(read_rows(folder), metrics=["dice"], resamples=1))
         curve = curve[curve["series"] == "iterative clicks"]
         axes.plot(curve["clicks"], 100 * curve["mean"], marker=marker, markersize=4, label=name)
