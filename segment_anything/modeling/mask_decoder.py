@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .common import LayerNorm2d
-from .products import Linear, is_recorded, linear, on_cpu_alone
+from .products import Linear, is_recorded, linear, may_be_shortened
 from .transformer import TwoWayTransformer
 
 SINGLE = slice(0, 1)  # output 0: one mask, for prompts that leave no doubt
@@ -140,7 +140,7 @@ class MaskDecoder(nn.Module):
         of_outputs = tokens[:, 1 : 1 + self.num_mask_tokens].unbind(1)[wanted]
         networks = list(self.output_hypernetworks_mlps)[wanted]
         kernels = torch.stack([network(token) for network, token in zip(networks, of_outputs)], dim=1)  # N, K, C / 8
-        if on_cpu_alone(image):
+        if may_be_shortened(image):
             return self._logits_by_products(image, kernels, size)
         rows, _, channels = image.shape  # not len(image): a traced graph has to hold any number of rows
         upscaled = self.output_upscaling(image.transpose(1, 2).reshape(rows, channels, *size))

@@ -21,26 +21,25 @@ def is_recorded() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
-def on_cpu_alone(x: Tensor) -> bool:
-    """Whether x is only to be answered, in float32 on a CPU: nothing is learned from it, traced or compiled.
+def may_be_shortened(x: Tensor) -> bool:
+    """Whether a layer may take a shorter way from x to the same numbers: on a CPU, and not recorded.
 
-    There layers may take a shorter way to the same numbers. On a GPU none was measured, a graph for other runtimes
-    has to hold the layers as they are defined, and autocast would round other products.
+    On a GPU none was measured, a graph for other runtimes has to hold the layers as they are defined, and autocast
+    would round other products.
     """
-    return not is_recorded() and not torch.is_grad_enabled() and in_float32_on_cpu(x)
+    return not is_recorded() and x.device.type == "cpu" and _is_exact(x)
 
 
-def in_float32_on_cpu(x: Tensor) -> bool:
-    """Whether products of x are computed on a CPU, and in float32."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+def _is_exact(x: Tensor) -> bool:
+    """Whether products of x are not rounded to 16 bits."""
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b, as `torch.nn.functional.linear`: (..., in), (out, in), (out,) -> (..., out)."""
     if (
-        is_recorded()
-        or not in_float32_on_cpu(x)
-        or weight.dtype != torch.float32
+        not may_be_shortened(x)
+        or {x.dtype, weight.dtype} != {torch.float32}
         or not prefers_onednn()
         or x.numel() * len(weight) < LEAST
         or is_in_torch_dispatch_mode()  # which counts operations by the names that it knows

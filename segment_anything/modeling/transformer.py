@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .common import MLPBlock
-from .products import Linear, is_recorded, on_cpu_alone
+from .products import Linear, is_recorded, may_be_shortened
 
 
 class Attention(nn.Module):
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         """Whether `of_tokens` and `of_image` go around the tokens (N, T, C): they are few, and only answered."""
         layers = (self.q_proj, self.k_proj, self.v_proj, self.out_proj)
         plain = all(type(layer) is Linear for layer in layers)  # none has a LoRA pair
-        if not plain or not on_cpu_alone(tokens):
+        if not plain or not may_be_shortened(tokens):
             return False  # without a look at the sizes, which a graph leaves open
         return 0 < self.num_heads * tokens.shape[1] < self.internal_dim and len(tokens) > 0
 
