@@ -169,7 +169,7 @@ def decode(args: argparse.Namespace, sheet: Sheet) -> None:
 
 
 def train(args: argparse.Namespace, sheet: Sheet) -> None:
-    keep_freed_memory()  # as train.py does
+    keep_freed_memory(all_of_it=True)  # as train.py does
     device, recipe = sheet.device, Recipe()
     count = args.train_images or (16 if device.type == "cuda" else 2)
     dataset = TrainingDataset(args.data_path, args.image_size, "train", args.mask_num)
