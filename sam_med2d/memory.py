@@ -21,8 +21,9 @@ def keep_freed_memory(all_of_it: bool = False) -> bool:
     mallopt = _function("mallopt")
     if mallopt is None:
         return False
-    wanted = {_TRIM_THRESHOLD: _NEVER, _MMAP_MAX: 0} if all_of_it else {_TRIM_THRESHOLD: KEPT, _MMAP_THRESHOLD: FROM_HEAP}
-    return all([mallopt(name, value) for name, value in wanted.items()])
+    if all_of_it:
+        return bool(mallopt(_TRIM_THRESHOLD, _NEVER) and mallopt(_MMAP_MAX, 0))
+    return bool(mallopt(_TRIM_THRESHOLD, KEPT) and mallopt(_MMAP_THRESHOLD, FROM_HEAP))
 
 
 def give_back_freed_memory() -> None:
