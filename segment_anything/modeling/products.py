@@ -53,7 +53,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 @cache
 def prefers_onednn() -> bool:
     """Whether this machine's processor is one on which oneDNN was measured to be the faster one."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return "AMD" in capabilities.get("cpu_name", "") and has_onednn()
 
 

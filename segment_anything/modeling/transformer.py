@@ -43,8 +43,10 @@ class Attention(nn.Module):
         if not self._is_short(tokens):
             return self(tokens, keys, values)
         q = self._heads(self.q_proj(tokens)) * (self.internal_dim // self.num_heads) ** -0.5
-        # a key's bias adds the same to all scores of a token, and attention adds up to 1 over the values' bias
-        scores = self._by_object(q @ self._of_heads(self.k_proj), rows) @ keys.transpose(1, 2)
+        # attention adds up to 1 over the values' bias; a key's adds the same to all scores of a token
+        bias = self._by_object(q @ self.k_proj.bias.view(self.num_heads, -1, 1), rows)
+        of_keys = self._by_object(q @ self._of_heads(self.k_proj), rows)
+        scores = torch.baddbmm(bias, of_keys, keys.transpose(1, 2))
         seen = self._by_head(scores.softmax(dim=2) @ values, rows)  # heads, N T, C
         attended = (seen @ self._of_heads(self.v_proj).transpose(1, 2)).transpose(0, 1).reshape(rows, count, -1)
         return self.out_proj(attended + self.v_proj.bias)

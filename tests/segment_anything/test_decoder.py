@@ -76,8 +76,10 @@ def test_the_shorter_ways_have_the_gradients_of_the_layers(model, monkeypatch, o
 
     shorter = gradients()
     as_defined(monkeypatch)
-    for ours, defined in zip(shorter, gradients(), strict=True):
-        torch.testing.assert_close(ours, defined, rtol=0, atol=1e-6 * float(defined.abs().max()) + 1e-12)
+    layers = gradients()
+    rounding = 2e-8 * max(float(each.abs().max()) for each in layers)  # all that a key's bias has
+    for ours, defined in zip(shorter, layers, strict=True):
+        torch.testing.assert_close(ours, defined, rtol=0, atol=1e-6 * float(defined.abs().max()) + rounding)
 
 
 def test_the_image_is_projected_once_for_all_its_objects(model) -> None:
