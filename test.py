@@ -35,19 +35,19 @@ from sam_med2d.device import best_device, seed_everything
 from sam_med2d.distributed import Processes, join_processes
 from sam_med2d.errors import DataError
 from sam_med2d.evaluation.cases import FILE as CASES_FILE
-from sam_med2d.evaluation.cases import read_cases, write_cases
+from sam_med2d.evaluation.cases import read_cases
 from sam_med2d.evaluation.columns import MAIN_METRICS
 from sam_med2d.evaluation.elsewhere import dice_on, elsewhere_table, sets_of
 from sam_med2d.evaluation.evaluate import evaluate
 from sam_med2d.evaluation.gallery import GalleryItem, choose_gallery, draw, shown_in_gallery
 from sam_med2d.evaluation.grids import to_records
 from sam_med2d.evaluation.left_out import LEAVE_OUT, ZERO, LeftOut
-from sam_med2d.evaluation.parts import merged
+from sam_med2d.evaluation.parts import write_merged
 from sam_med2d.evaluation.printed import FORMATS, NAMES, check_tables, check_tolerance, coarse_warning, shown
 from sam_med2d.evaluation.record import record
 from sam_med2d.evaluation.report import write_report
 from sam_med2d.evaluation.results import Results, write_results
-from sam_med2d.evaluation.rows import read_rows, write_rows
+from sam_med2d.evaluation.rows import read_rows
 from sam_med2d.evaluation.summary import all_tables
 from sam_med2d.evaluation.surface import Tolerance
 from sam_med2d.inference.backends import PRECISIONS
@@ -55,14 +55,11 @@ from sam_med2d.inference.models import DEFAULT_CHECKPOINT, SMALL, Plan, add_fram
 from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import owned
 from sam_med2d.prompts.annotators import CLICK_STRATEGIES, annotator_of
-from sam_med2d.prompts.files import write_prompts
 from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, mode_name, parse_mode, parse_modes
 from sam_med2d.provenance import provenance
 from sam_med2d.stopping import Stopped
 from segment_anything import Sam, sam_model_registry
-from segment_anything.files import replacing
-from segment_anything.frames import SAM_MED2D
-from segment_anything.geometry import EXACT, PROTOCOLS, is_paper
+from segment_anything.geometry import EXACT, PROTOCOLS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -127,16 +124,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_flag(group, "--compile", False, "Compile the encoder by torch.compile.")
 
     group = parser.add_argument_group("prompts and scores")
-    group.add_argument(
-        "--prompt_modes",
-        nargs="+",
-        type=mode_name,
-        metavar="MODE",
-        help="bbox, bbox_jitter5, bbox_drawn, iterative clicks 1pt 3pts ... or 1..20pts, bbox+2pts, clicks at once "
-        "3shot ..., strokes scribble 3scribbles bbox+scribble, lasso, mask; and behind any of them @best, the best of "
-        "the answers, or @swapped, the answer to another object's prompts; behind a box or clicks @zoom, asked of the "
-        f"predictor that looks at small objects closer; default: {' '.join(DEFAULT_MODES)}",
-    )
+    group.add_argument("--prompt_modes", nargs="+", type=mode_name, metavar="MODE",
+        help="Modes to ask: bbox, bbox_jitter5, bbox_drawn, iterative clicks 1pt 3pts ... or 1..20pts, bbox+2pts, "
+             "clicks at once 3shot ..., strokes scribble 3scribbles bbox+scribble, lasso, mask; and behind any of them "
+             "@best, the best of the answers, or @swapped, the answer to another object's prompts; behind a box or "
+             "clicks @zoom, asked of the predictor that looks at small objects closer. Default: "
+             f"{' '.join(DEFAULT_MODES)}.")
     group.add_argument("--box_jitter", nargs="+", type=int, default=[], metavar="PIXELS",
         help="Also score boxes whose sides are moved by up to so many pixels of the frame; each number is a mode.")
     group.add_argument("--click_strategy", choices=CLICK_STRATEGIES, default="random",
@@ -325,11 +318,11 @@ def summarise(
     speed: float,
     lost: pd.DataFrame | None,
 ) -> None:
-    """Merge the parts of all processes; print and write tables, provenance and report.
+    """Write rows, cases and prompts of all processes; print and write tables, provenance and report.
 
     speed: images a second; lost: of `what_was_lost`.
     """
-    shown_from, coarse = merge(args, folder, processes, strategy)
+    shown_from, coarseness = write_merged(args, folder, processes, strategy)
     rows = read_rows(folder)
     left_out = LeftOut(rows, shown_from, args.image_size)
     if not left_out.scored:
@@ -353,7 +346,8 @@ def summarise(
     )
     write_results(folder, results)
     print(*(f"\n{table}" for table in shown(tables, args.tables, args.format)), sep="\n")
-    if coarse:
+    tolerance = Tolerance.of(args.nsd_tolerance)
+    if "nsd" in args.metrics and (coarse := coarse_warning(tolerance, coarseness)):
         print(f"warning: {coarse}", file=sys.stderr)
     print(f"\n{left_out.scored} objects in {len(index)} images, {speed:.1f} images/s")
     print(*(f"{line}\n" for line in left_out.lines(args.vanished)), sep="", end="")
@@ -362,32 +356,6 @@ def summarise(
     for part in folder.glob("part_*"):  # also of an earlier run that was ended
         part.unlink()
     print(f"rows, prompts, results{' and report' * args.report}: {folder}")
-
-
-def merge(args: argparse.Namespace, folder: Path, processes: int, strategy: str) -> tuple[int, str]:
-    """Write rows, cases and prompts of all processes in the order of the index.
-
-    -> the side of the frame that would show all objects that vanished, 0 if none did; what to warn of.
-    """
-    write_rows(folder / f"rows.{args.rows_format}", (row for one in merged(folder, processes) for row in one.rows))
-    other = "csv" if args.rows_format == "parquet" else "parquet"
-    (folder / f"rows.{other}").unlink(missing_ok=True)  # of an earlier run
-    with replacing(folder / "prompts.json") as path, open(path, "w", encoding="utf-8") as file:
-        write_prompts(
-            file,
-            {
-                "image_size": args.image_size,
-                "click_strategy": strategy,
-                # a file that does not say is of the paper's, as all were once
-                **({} if is_paper(args.protocol) else {"protocol": args.protocol}),
-                **({} if args.frame == SAM_MED2D else {"frame": args.frame}),
-            },
-            (item for one in merged(folder, processes) for item in one.prompts.items()),
-        )
-    write_cases(folder / CASES_FILE, (pool for one in merged(folder, processes) for pool in one.pools))
-    frames, coarseness = zip(*((one.shown_from, one.coarseness) for one in merged(folder, processes)))
-    nsd = "nsd" in args.metrics
-    return max(frames), coarse_warning(Tolerance.of(args.nsd_tolerance), coarseness) if nsd else ""
 
 
 def mean_by_mode(overall: pd.DataFrame, metric: str) -> dict[str, float]:

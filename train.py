@@ -21,15 +21,15 @@ from pathlib import Path
 import torch
 
 from sam_med2d.cli import Parser, add_flag, check_numbers, ending_in_one_line
-from sam_med2d.data.batch import Batch, collate
-from sam_med2d.data.datasets import TrainingDataset, scoring_sample, train_loader
+from sam_med2d.data.batch import Batch
+from sam_med2d.data.datasets import TrainingDataset, train_loader
 from sam_med2d.data.embedding_cache import PRECISIONS
 from sam_med2d.data.index import Index
 from sam_med2d.data.samplers import KINDS as BALANCE_KINDS
 from sam_med2d.data.windows import window_of
 from sam_med2d.device import best_device, seed_everything
 from sam_med2d.distributed import Processes, join_processes
-from sam_med2d.errors import DataError, UsageError
+from sam_med2d.errors import UsageError
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.outputs import check_no_input, run_folder
 from sam_med2d.ownership import check_writable, owned
@@ -40,7 +40,7 @@ from sam_med2d.training.boards import Boards, boards_of
 from sam_med2d.training.embeddings import AGAIN, remember_embeddings
 from sam_med2d.training.epoch import train_epoch
 from sam_med2d.training.learner import ALONE, Learner, Schedule
-from sam_med2d.training.monitor import PANEL_IMAGES, draw_panels, validate, validation_loader
+from sam_med2d.training.monitor import draw_panels, panel_of, validate, validation_loader
 from sam_med2d.training.own_parts import MetricNames, OwnAugmentation, load_loss, load_metrics
 from sam_med2d.training.published import RECIPES, pooled_objective
 from sam_med2d.training.rounds import Recipe
@@ -84,10 +84,8 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
              "%(default)s.")
     group.add_argument("--log_every", type=int, default=10, metavar="STEPS",
         help="Write scalars for TensorBoard after so many batches. Default: %(default)s.")
-
     group.add_argument("--wandb", nargs="?", const="sam-med2d", metavar="PROJECT",
         help="Tell Weights & Biases too what TensorBoard is told, in this project; WANDB_MODE=offline keeps it here.")
-
     add_flag(group, "--count_flops", False,
         "Say, and log, how many parameters the model has and how many floating-point operations a picture and an "
         "answer take.")
@@ -163,7 +161,6 @@ def parse_args(argv: list[str] | None = None, saved: SavedRun | None = None) -> 
     group.add_argument("--lora_targets", nargs="+", default=["qkv", "proj"], choices=[*TARGETS],
         help="Which linear layers get a LoRA pair: the encoder's qkv, proj and mlp, and the attention of the mask "
              "decoder, whose own weights then stay as they are. Default: qkv proj.")
-
     group.add_argument("--frame", choices=FRAMES,
         help="How pictures reach the model: sam-med2d is BGR, stretched, nearest neighbour; sam is RGB, longest side, "
              "padded, bilinear, for weights that tools made for SAM shall open. Default: that of SAM-Med2D's weights "
@@ -223,7 +220,8 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
         help="Scale a gradient down to this norm where it is larger. Default: gradients are not clipped.")
     add_flag(group, "--use_amp", False, "Train in mixed precision: bfloat16 where the device has it, else float16.")
     group.add_argument("--amp_type", choices=[*AMP_TYPES],
-        help="What --use_amp computes in; float16 has a gradient scaler. Default: see there.")
+        help="What --use_amp computes in; float16 has a gradient scaler. Default: bfloat16 where the device has it, "
+             "else float16.")
     add_flag(group, "--compile", False, "Compile the encoder of the training steps by torch.compile.")
     add_flag(group, "--checkpoint_encoder", False,
         "Keep of each block of the encoder its input alone, and compute the rest again backwards: less memory, more "
@@ -236,10 +234,10 @@ def add_learning_flags(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("interaction")
     group.add_argument("--recipe", choices=RECIPES, default="ours",
-        help="paper: learn as SAM-Med2D's public code does, to compare with: losses pooled over a batch, of the answer "
-             "with the highest predicted IoU alone, a frozen prompt encoder, adapters that start at random, one kind "
-             "of first prompt for a whole batch. Other flags keep their defaults, which are the paper's. Default: "
-             "%(default)s.")
+        help="How to learn: ours, or as SAM-Med2D's public code does, to compare with (paper): losses pooled over a "
+             "batch, of the answer with the highest predicted IoU alone, a frozen prompt encoder, adapters that start "
+             "at random, one kind of first prompt for a whole batch. Other flags keep their defaults, which are the "
+             "paper's. Default: %(default)s.")
     group.add_argument("--iter_point", type=int, default=8,
         help="Number of corrections that follow the first prompt of a batch. Default: %(default)s.")
     group.add_argument("--point_list", type=int, nargs="+", default=[1, 3, 5, 9],
@@ -464,21 +462,6 @@ def judge(state: RunState, validation, board: Boards) -> tuple[dict[str, float],
         return (measured,)
     with state.average.in_place():
         return measured, validate(state.model, validation, state.args, board, *place, "average")
-
-
-def panel_of(dataset: TrainingDataset) -> Batch:
-    """The training images that are drawn after each epoch; without those that cannot be read, if they may be left out.
-
-    Raises DataError.
-    """
-    samples = []
-    for i in range(min(PANEL_IMAGES, len(dataset.index))):
-        try:
-            samples.append(scoring_sample(dataset.index, i, dataset.image_size, dataset.frame))
-        except DataError:
-            if not dataset.skip_bad:
-                raise
-    return collate(samples)
 
 
 def kept(state: RunState) -> str:

@@ -66,18 +66,27 @@ UNSEEN = tuple(f"{asked}, zoom {zoom}" for zoom in ("never", "auto") for asked i
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("workdir/ablation"), help="where runs and table are kept")
-    parser.add_argument(
-        "--rows", nargs="+", choices=ROWS, help="the changes to make; default: all, or those of --row alone"
-    )
-    parser.add_argument("--row", action="append", default=[], metavar="'NAME: FLAGS'", help="a change of your own")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=38, help="of every run; default: the demo's, %(default)s")
-    parser.add_argument("--data_path", default="data_demo")
-    parser.add_argument("--modes", nargs="+", default=[*MODES], help="of test.py; default: %(default)s")
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument("--at_once", type=int, default=1, metavar="RUNS", help="how many runs side by side")
-    parser.add_argument("--unseen", metavar="FOLDER", help="the data that scripts/score_unseen.py reads")
+    # fmt: off
+    parser.add_argument("--output", type=Path, default=Path("workdir/ablation"),
+        help="Folder where runs and table are kept. Default: %(default)s.")
+    parser.add_argument("--rows", nargs="+", choices=ROWS,
+        help="The changes to make. Default: all, or those of --row alone.")
+    parser.add_argument("--row", action="append", default=[], metavar="'NAME: FLAGS'",
+        help="A change of your own; may be given several times.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
+        help="The seeds of the runs of each change. Default: 0 1 2.")
+    parser.add_argument("--epochs", type=int, default=38,
+        help="Number of epochs of every run. Default: the demo's, %(default)s.")
+    parser.add_argument("--data_path", default="data_demo",
+        help="Folder of the data of all runs. Default: %(default)s.")
+    parser.add_argument("--modes", nargs="+", default=[*MODES],
+        help="Prompt modes that test.py asks. Default: bbox 1pt 3pts 5pts.")
+    parser.add_argument("--device", default="cpu", help="Where the models run. Default: %(default)s.")
+    parser.add_argument("--at_once", type=int, default=1, metavar="RUNS",
+        help="Number of runs side by side. Default: %(default)s.")
+    parser.add_argument("--unseen", metavar="FOLDER",
+        help="Score each run on this folder too, which scripts/score_unseen.py reads.")
+    # fmt: on
     args = parser.parse_args(argv)
     args.changes = {name: ROWS[name] for name in args.rows or ([] if args.row else ROWS)}
     for row in args.row:

@@ -47,10 +47,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         own = areas.add_parser(area)
         benchmark_model.add_arguments(own)
         benchmark_use.add_arguments(own)
-        own.add_argument("--rounds", type=int, default=7, help="that are measured; one more warms up")
-        own.add_argument("--device")
-        own.add_argument("--json", type=Path, metavar="FILE", help="where the figures are kept")
-        own.add_argument("--compare", type=Path, metavar="FILE", help="figures of --json that these stand beside")
+        own.add_argument(
+            "--rounds",
+            type=int,
+            default=7,
+            help="Number of rounds that are measured; one more warms up. Default: %(default)s.",
+        )
+        own.add_argument("--device", help="Where the model runs. Default: the best there is.")
+        own.add_argument("--json", type=Path, metavar="FILE", help="Keep the figures in this file.")
+        own.add_argument(
+            "--compare",
+            type=Path,
+            metavar="FILE",
+            help="Print the ratios to the figures of this file, which --json wrote.",
+        )
     for area in OTHER_AREAS:
         if area in words[:1]:  # its libraries are extras
             importlib.import_module(f"benchmark_{area}").add_arguments(areas.add_parser(area))

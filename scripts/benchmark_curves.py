@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from benchmark_use import ENDLESS, phantom
+from process_memory import forget_peak, resident
 from timing import gflop_of
 
 from sam_med2d.memory import keep_freed_memory
@@ -42,11 +43,15 @@ CURVES: dict[str, tuple[str, tuple[int, ...]]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--what", nargs="+", choices=[*CURVES], default=[*CURVES], help="default: all")
-    parser.add_argument("--model_type", default="vit_t", choices=[*sam_model_registry])
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="where the curves are drawn")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the points are kept")
-    parser.add_argument("--point", nargs=2, metavar=("WHAT", "VALUE"), help="one point alone, in this process")
+    parser.add_argument(
+        "--what", nargs="+", choices=[*CURVES], default=[*CURVES], help="The curves to measure. Default: all."
+    )
+    parser.add_argument(
+        "--model_type", default="vit_t", choices=[*sam_model_registry], help="Size of the model. Default: %(default)s."
+    )
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="Draw the curves into this file.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Keep the points in this file.")
+    parser.add_argument("--point", nargs=2, metavar=("WHAT", "VALUE"), help="Measure one point alone, in this process.")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -88,7 +93,7 @@ def elsewhere(what: str, value: int, model_type: str) -> dict[str, float]:
 def measured(what: str, value: int, model_type: str) -> dict[str, float]:
     keep_freed_memory()
     work, amount = POINTS[what](value, model_type)  # counted last: it takes memory
-    before = resident("VmRSS")
+    before = resident()
     forget_peak()
     times = []
     for _ in range(CALLS + 1):
@@ -98,19 +103,9 @@ def measured(what: str, value: int, model_type: str) -> dict[str, float]:
     return {
         "value": value,
         "seconds": statistics.median(times[1:]),
-        "megabytes": resident("VmHWM") - before,
+        "megabytes": (resident(most=True) - before) / 1e6,
         "work": amount(),
     }
-
-
-def resident(what: str) -> float:
-    """Megabytes of this process: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1000
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def model_of(model_type: str, side: int, **parts: bool) -> Sam:

@@ -38,16 +38,27 @@ PARTS = ("reading", "scale", "files")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["reading"])
-    parser.add_argument("--data_path", default="data_demo", help="of reading")
-    parser.add_argument("--image_size", type=int, default=256)
-    parser.add_argument("--mask_num", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--images", type=int, default=4_600_000, help="of scale")
-    parser.add_argument("--masks", type=int, default=19_700_000, help="of scale")
-    parser.add_argument("--workers", type=int, default=8, help="of scale")
-    parser.add_argument("--files", type=int, default=300_000, help="of files")
-    parser.add_argument("--scratch", help="folder for what scale and files make; default: the system's")
+    # fmt: off
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["reading"],
+        help="What is measured. Default: reading.")
+    parser.add_argument("--data_path", default="data_demo",
+        help="Folder of the data for the part reading. Default: %(default)s.")
+    parser.add_argument("--image_size", type=int, default=256,
+        help="Side of the frame that pictures are brought into. Default: %(default)s.")
+    parser.add_argument("--mask_num", type=int, default=5,
+        help="Number of masks drawn from each image. Default: %(default)s.")
+    parser.add_argument("--rounds", type=int, default=15,
+        help="Number of rounds that are measured. Default: %(default)s.")
+    parser.add_argument("--images", type=int, default=4_600_000,
+        help="Number of images of the index for the part scale. Default: %(default)s.")
+    parser.add_argument("--masks", type=int, default=19_700_000,
+        help="Number of masks of the index for the part scale. Default: %(default)s.")
+    parser.add_argument("--workers", type=int, default=8,
+        help="Number of processes that read for the part scale. Default: %(default)s.")
+    parser.add_argument("--files", type=int, default=300_000,
+        help="Number of files for the part files. Default: %(default)s.")
+    parser.add_argument("--scratch", help="Folder for what the parts scale and files make. Default: the system's.")
+    # fmt: on
 
 
 def run(args: argparse.Namespace) -> None:

@@ -41,18 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser)
     parser.set_defaults(device="cpu")
     add_threads_flag(parser, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("workdir/benchmark_deploy"),
-        help="of the exported files; default: %(default)s",
-    )
-    parser.add_argument("--data_path", type=Path, default=Path("data_demo"))
-    parser.add_argument("--calibration_images", type=int, default=16)
-    parser.add_argument(
-        "--only", nargs="+", choices=[*CONTENDERS], default=[*CONTENDERS], help="each takes some GB with ViT-B"
-    )
+    # fmt: off
+    parser.add_argument("--rounds", type=int, default=9,
+        help="Number of rounds that are measured. Default: %(default)s.")
+    parser.add_argument("--folder", type=Path, default=Path("workdir/benchmark_deploy"),
+        help="Folder of the exported files, which are kept. Default: %(default)s.")
+    parser.add_argument("--data_path", type=Path, default=Path("data_demo"),
+        help="Folder of the pictures. Default: %(default)s.")
+    parser.add_argument("--calibration_images", type=int, default=16,
+        help="Number of images that the ranges of int8 files are taken from. Default: %(default)s.")
+    parser.add_argument("--only", nargs="+", choices=[*CONTENDERS], default=[*CONTENDERS],
+        help="The contenders to measure, each of which takes some GB with ViT-B. Default: all.")
+    # fmt: on
 
 
 def export(model: Sam, args: argparse.Namespace) -> None:

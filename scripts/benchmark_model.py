@@ -35,14 +35,23 @@ from segment_anything.modeling.lora import product_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
-    parser.add_argument("--image_size", type=int, default=256)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", help="default: 1 8, on a GPU 1 8 64")
-    parser.add_argument("--data_path", default="data_demo", help="what is trained on and scored")
-    parser.add_argument("--mask_num", type=int, default=5, help="masks that a training image has")
-    parser.add_argument("--train_images", type=int, help="of a training batch; default: 2, on a GPU 16")
-    parser.add_argument("--compile", action="store_true", help="compiled contenders too, whose start takes minutes")
-    parser.add_argument("--references", action="store_true", help="also the plain ways that ours replaced")
+    # fmt: off
+    parser.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry],
+        help="Size of the model. Default: %(default)s.")
+    parser.add_argument("--image_size", type=int, default=256,
+        help="Side of the frame, in pixels. Default: %(default)s.")
+    parser.add_argument("--batch_sizes", type=int, nargs="+",
+        help="Numbers of pictures that are encoded at once. Default: 1 8, on a GPU 1 8 64.")
+    parser.add_argument("--data_path", default="data_demo",
+        help="Folder of the data that is trained on and scored. Default: %(default)s.")
+    parser.add_argument("--mask_num", type=int, default=5,
+        help="Number of masks of each training image. Default: %(default)s.")
+    parser.add_argument("--train_images", type=int,
+        help="Number of images of a training batch. Default: 2, on a GPU 16.")
+    parser.add_argument("--compile", action="store_true",
+        help="Measure compiled contenders too, whose start takes minutes.")
+    parser.add_argument("--references", action="store_true", help="Measure the plain ways that ours replaced too.")
+    # fmt: on
 
 
 def model_of(args: argparse.Namespace, device: torch.device, **parts: bool) -> Sam:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
+from timing import add_step_flags
 
 from sam_med2d.data.batch import collate
 from sam_med2d.data.datasets import TrainingDataset
@@ -30,14 +31,10 @@ from segment_anything.modeling.tuning import TUNE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
-    parser.add_argument("--image_size", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=2)
-    parser.add_argument("--mask_num", type=int, default=5)
-    parser.add_argument("--iter_point", type=int, default=8)
-    parser.add_argument("--tune", default="adapters", choices=[*TUNE])
-    parser.add_argument("--data_path", default="data_demo")
-    parser.add_argument("--rounds", type=int, default=7)
+    add_step_flags(parser, rounds=7)
+    parser.add_argument(
+        "--tune", default="adapters", choices=[*TUNE], help="What is trained, as in train.py. Default: %(default)s."
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import io
 import tempfile
 
 import torch
-from timing import compare
+from timing import add_step_flags, compare
 
 import train
 from sam_med2d.data.batch import collate
@@ -17,21 +17,22 @@ from sam_med2d.data.datasets import TrainingDataset
 from sam_med2d.device import best_device
 from sam_med2d.training.embeddings import AGAIN, remember_embeddings
 from sam_med2d.training.rounds import train_batch
-from segment_anything import sam_model_registry
 from segment_anything.modeling.tuning import TUNE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry])
-    parser.add_argument("--image_size", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=2)
-    parser.add_argument("--mask_num", type=int, default=5)
-    parser.add_argument("--iter_point", type=int, default=8)
-    parser.add_argument("--data_path", default="data_demo")
-    parser.add_argument("--images", type=int, default=8, help="of the training images, how many a round takes")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device")
-    parser.add_argument("--tune", nargs="*", default=[], choices=[*TUNE], help="measured too, beside the decoder side")
+    add_step_flags(parser, rounds=3)
+    parser.add_argument(
+        "--images", type=int, default=8, help="Number of the training images that a round takes. Default: %(default)s."
+    )
+    parser.add_argument("--device", help="Where the model runs. Default: the best there is.")
+    parser.add_argument(
+        "--tune",
+        nargs="*",
+        default=[],
+        choices=[*TUNE],
+        help="Measure these --tune of train.py too, beside the decoder side alone.",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

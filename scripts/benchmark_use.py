@@ -198,7 +198,7 @@ def app(args: argparse.Namespace, sheet: Sheet) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--slices", type=int, default=150, help="of the volume")
+    parser.add_argument("--slices", type=int, default=150, help="Number of slices of the volume. Default: %(default)s.")
 
 
 RUN = {"everything": everything, "volume": volume, "start": start, "app": app}

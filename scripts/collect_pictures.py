@@ -232,9 +232,17 @@ def cut(image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheels", type=Path, help="folder of unpacked wheels; without it only what is installed")
-    parser.add_argument("--output", type=Path, default=Path("workdir/pictures.npz"))
-    parser.add_argument("--contact_sheet", metavar="FILE.png")
+    parser.add_argument(
+        "--wheels",
+        type=Path,
+        help="Folder of unpacked wheels to look in. Default: none, and only what is installed is looked at.",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("workdir/pictures.npz"), help="The file to write. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--contact_sheet", metavar="FILE.png", help="Draw the pictures with their regions into this file."
+    )
     args = parser.parse_args()
     cv2.setNumThreads(1)
     content, tiles = {}, []

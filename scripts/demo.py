@@ -58,9 +58,14 @@ LABEL_WIDTH = 110  # pixels
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work_dir", default="workdir/demo")
-    parser.add_argument("--epochs", type=int, default=34)
-    parser.add_argument("--all", action="store_true", help="also LoRA pairs, and training everything")
+    parser.add_argument(
+        "--work_dir", default="workdir/demo", help="Folder that everything is written into. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=34, help="Number of epochs of each training. Default: %(default)s."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of all trainings. Default: %(default)s.")
+    parser.add_argument("--all", action="store_true", help="Train LoRA pairs, and everything, too.")
     return parser.parse_args()
 
 
@@ -78,7 +83,7 @@ def main() -> None:
         runs["LoRA"] = (f"--tune lora {PLAIN}", "lora")
         runs["all"] = (f"--tune all --layer_decay 0.8 {PLAIN}", "all")
     # validated once, so that best.pth is the last epoch: the rate ends at zero, and few slices would choose by chance
-    epochs = f"--epochs {args.epochs} --validate_every {args.epochs}"
+    epochs = f"--epochs {args.epochs} --validate_every {args.epochs} --seed {args.seed}"
     chains = {}
     for flags, trained in runs.values():
         chain = []
@@ -192,7 +197,7 @@ def run(command: str) -> str:
 def draw_clicks(folders: dict[str, Path], output: Path) -> Path:
     """Mean Dice over the number of clicks, a line a run."""
     axes = Figure(figsize=(6, 3.6), layout="constrained").add_subplot()
-    for marker, (name, folder) in zip("osD^v", folders.items()):
+    for marker, (name, folder) in zip("osD^vP", folders.items()):
         curve = click_curves(summarise(read_rows(folder), metrics=["dice"], resamples=1))
         curve = curve[curve["series"] == "iterative clicks"]
         axes.plot(curve["clicks"], 100 * curve["mean"], marker=marker, markersize=4, label=name)

@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import fuzz_readers
 from fuzz_mutations import spoiled
+from process_memory import forget_peak, resident
 
 from sam_med2d.cli import add_flag
 from sam_med2d.errors import UserError
@@ -52,7 +53,7 @@ OUTCOMES = ("accepted", "refused", "foreign", "hang", "memory", "crash")
 FAULTS = OUTCOMES[2:]
 INPUTS_A_WORKER = 1000  # then another takes its place, so that what libraries keep does not add up
 LOOK = 0.05  # seconds between two looks at a worker's memory
-PAGE = os.sysconf("SC_PAGE_SIZE")
+MB = 2**20
 
 Job = tuple[str, int]  # a reader's name, the number of its input
 
@@ -102,14 +103,6 @@ def _place(error: BaseException) -> str:
     return " > ".join(dict.fromkeys(f"{Path(one.filename).name}:{one.lineno} {one.name}" for one in shown))
 
 
-def memory(name: str, process: int | str = "self") -> float:
-    """VmRSS or VmHWM of a process, in MB."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
 def work(connection: Connection, seed: int, sources: Path, folder: Path, seconds: float, stacks: Path) -> None:
     """Read the inputs that are asked for, one after the other, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -127,12 +120,12 @@ def work(connection: Connection, seed: int, sources: Path, folder: Path, seconds
             shutil.rmtree(folder, ignore_errors=True)
             spoil(job, seed, sources, folder)
             with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-            before, started = memory("VmRSS"), time.monotonic()
+                forget_peak()
+            before, started = resident() / MB, time.monotonic()
             connection.send(before)
             faulthandler.dump_traceback_later(seconds, file=file)
             outcome, why = outcome_of(job[0], folder)
-            took, grown = time.monotonic() - started, memory("VmHWM") - before
+            took, grown = time.monotonic() - started, resident(most=True) / MB - before
             faulthandler.cancel_dump_traceback_later()
             connection.send((outcome, why, took, grown))
 
@@ -178,10 +171,9 @@ class Worker:
         """hang or memory, where it has gone beyond a limit; it is ended then."""
         took = time.monotonic() - self._started
         try:
-            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
-        except (OSError, IndexError):
+            grown = resident(self._process.pid or 0) / MB - self._first
+        except OSError:
             return None
-        grown = pages * PAGE / 2**20 - self._first
         outcome = "hang" if took > args.seconds + 0.5 else "memory" if self._first and grown > args.megabytes else ""
         if not outcome:
             return None
@@ -340,17 +332,25 @@ def events_for_the_app(events: int, seed: int, seconds: float) -> list[str]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=20_000, help="how many spoiled inputs, over all readers")
-    parser.add_argument("--events", type=int, default=20_000, help="for the app, unless --reader or --number are given")
-    parser.add_argument("--seed", type=int, default=0, help="another one spoils in other ways")
-    parser.add_argument("--workers", type=int, default=1, help="processes that read")
-    parser.add_argument("--reader", nargs="+", choices=[*fuzz_readers.READERS], help="only these; default: all")
-    parser.add_argument("--number", type=int, help="only this input of each reader, with what came of it")
-    parser.add_argument("--seconds", type=float, default=10, help="what takes longer is a hang")
-    parser.add_argument("--megabytes", type=float, default=2048, help="what takes more memory is a fault")
-    parser.add_argument("--log", type=Path, help="a file of one line an input, which a run goes on from")
-    parser.add_argument("--keep", type=Path, help="with --number: a folder to put the spoiled input in")
-    add_flag(parser, "--quiet", False, help="whether to leave out the counter of inputs")
+    # fmt: off
+    parser.add_argument("--inputs", type=int, default=20_000,
+        help="Number of spoiled inputs, over all readers. Default: %(default)s.")
+    parser.add_argument("--events", type=int, default=20_000,
+        help="Number of events for the app, unless --reader or --number are given. Default: %(default)s.")
+    parser.add_argument("--seed", type=int, default=0,
+        help="How inputs are spoiled is a function of this number. Default: %(default)s.")
+    parser.add_argument("--workers", type=int, default=1, help="Number of processes that read. Default: %(default)s.")
+    parser.add_argument("--reader", nargs="+", choices=[*fuzz_readers.READERS],
+        help="Spoil inputs of these readers alone. Default: all.")
+    parser.add_argument("--number", type=int, help="Read this input of each reader alone, and say what came of it.")
+    parser.add_argument("--seconds", type=float, default=10,
+        help="Time beyond which an input hangs. Default: %(default)s.")
+    parser.add_argument("--megabytes", type=float, default=2048,
+        help="Memory beyond which an input is a fault. Default: %(default)s.")
+    parser.add_argument("--log", type=Path, help="A file of one line an input, which a run goes on from.")
+    parser.add_argument("--keep", type=Path, help="With --number: a folder to put the spoiled input in.")
+    add_flag(parser, "--quiet", False, help="Leave out the counter of inputs.")
+    # fmt: on
     return parser.parse_args(argv)
 
 

@@ -155,10 +155,15 @@ def table(counts: Counter) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=5000, help="how many events; default: %(default)s")
-    parser.add_argument("--over_sockets", type=int, default=0, help="how many more over sockets; default: none")
-    parser.add_argument("--seconds", type=float, default=10, help="over sockets, what takes longer is a fault")
-    parser.add_argument("--seed", type=int, default=0, help="another one makes other events; default: %(default)s")
+    # fmt: off
+    parser.add_argument("--events", type=int, default=5000, help="Number of events. Default: %(default)s.")
+    parser.add_argument("--over_sockets", type=int, default=0,
+        help="Number of events more that are sent over sockets. Default: none.")
+    parser.add_argument("--seconds", type=float, default=10,
+        help="Time beyond which an answer over sockets is a fault. Default: %(default)s.")
+    parser.add_argument("--seed", type=int, default=0,
+        help="The events are a function of this number. Default: %(default)s.")
+    # fmt: on
     args = parser.parse_args(argv)
     counts = run(args.events, args.seed)
     print(f"{'event':24}{'done':>9}{'refused':>9}", *table(counts), sep="\n", flush=True)

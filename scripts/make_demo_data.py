@@ -350,12 +350,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Make the demonstration data set from the ICBM 152 template in nilearn."
     )
-    parser.add_argument("--output", type=Path, default=Path("data_demo"), help="folder to write (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("data_demo"), help="Folder to write. Default: %(default)s.")
     parser.add_argument(
         "--contact_sheet",
         type=Path,
         default=None,
-        help="also write one PNG that shows every image with its mask outlines",
+        help="Draw every image with its mask outlines into this PNG.",
     )
     return parser.parse_args()
 

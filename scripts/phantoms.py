@@ -38,11 +38,17 @@ def contact_sheet(seed: int, size: int, rows: int, columns: int, scale: int = 2)
 def main() -> None:
     """Time the generator, and draw a contact sheet if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--contact_sheet", help="PNG file to write")
-    parser.add_argument("--size", type=int, default=128, help="image side in pixels")
-    parser.add_argument("--rows", type=int, default=6)
-    parser.add_argument("--columns", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--contact_sheet", help="Draw images with their masks into this PNG.")
+    parser.add_argument("--size", type=int, default=128, help="Side of the images, in pixels. Default: %(default)s.")
+    parser.add_argument(
+        "--rows", type=int, default=6, help="Number of rows of the contact sheet. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--columns", type=int, default=4, help="Number of columns of the contact sheet. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="The images are a function of this number. Default: %(default)s."
+    )
     args = parser.parse_args()
     cv2.setNumThreads(1)
     if args.contact_sheet:

@@ -49,8 +49,9 @@ from sam_med2d.data.datasets import Loader
 from sam_med2d.evaluation.metrics import dice
 from sam_med2d.prompts.clicks import boxes_of, clicks_in, clicks_on, corrective_clicks, join_clicks
 from sam_med2d.seeds import seed_of
-from sam_med2d.training.losses import WEIGHTS, focal, output_shares, refinement_loss
+from sam_med2d.training.losses import averaged, focal, refinement_loss, weighed
 from sam_med2d.training.losses import dice as dice_loss
+from sam_med2d.training.pixels import PixelTerms
 from sam_med2d.training.rounds import (
     Recipe,
     StartingPrompts,
@@ -71,39 +72,51 @@ SETS = {"generated": {"scene": 1.0}, "phantoms": {"phantom": 1.0}, "pictures": {
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--run", type=Path, default=Path("workdir/pretrain"), help="folder of the checkpoint and the log"
-    )
-    parser.add_argument("--output", type=Path, default=Path("pretrain_model/vit_t_small.safetensors"))
-    parser.add_argument(
-        "--start", type=Path, default=Path("pretrain_model/vit_t_phantoms.safetensors"), help="weights of step 0"
-    )
-    parser.add_argument("--model_type", default="vit_t", choices=sam_model_registry)
-    parser.add_argument("--image_size", type=int, default=128)
-    parser.add_argument(
-        "--pictures", type=Path, help="of scripts/collect_pictures.py; without it generated tasks alone"
-    )
-    parser.add_argument("--steps", type=int, default=5000, help="where the cosine ends")
-    parser.add_argument("--stop_after", type=int, help="end here, with a checkpoint, whatever --steps says")
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures a step")
-    parser.add_argument("--objects", type=int, default=3, help="objects a picture")
-    parser.add_argument("--lr", type=float, default=2.5e-4)
-    parser.add_argument("--lr_end", type=float, default=1e-5)
-    parser.add_argument("--warm_up", type=int, default=200, help="steps")
-    parser.add_argument("--weight_decay", type=float, default=0.01)
-    parser.add_argument("--ema", type=float, default=0.998, help="share of the averaged weights that stays each step")
-    parser.add_argument("--evaluate_every", type=int, default=500, help="steps")
-    parser.add_argument("--held_out", type=int, default=8, help="batches of each validation set")
-    parser.add_argument("--save_minutes", type=float, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument("--use_amp", action="store_true", help="bfloat16 where it may be")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that draw the tasks; default: this one")
-    parser.add_argument("--refine", type=boolean, default=False, help="with a refinement network")
-    parser.add_argument(
-        "--compile", action="store_true", help="the encoder: two thirds of its time, after minutes of a C++ compiler"
-    )
+    # fmt: off
+    parser.add_argument("--run", type=Path, default=Path("workdir/pretrain"),
+        help="Folder of the checkpoint and the log. Default: %(default)s.")
+    parser.add_argument("--output", type=Path, default=Path("pretrain_model/vit_t_small.safetensors"),
+        help="The weights to write. Default: %(default)s.")
+    parser.add_argument("--start", type=Path, default=Path("pretrain_model/vit_t_phantoms.safetensors"),
+        help="The weights of step 0; none: random ones. Default: %(default)s.")
+    parser.add_argument("--model_type", default="vit_t", choices=sam_model_registry,
+        help="Size of the model. Default: %(default)s.")
+    parser.add_argument("--image_size", type=int, default=128,
+        help="Side of the frame, in pixels. Default: %(default)s.")
+    parser.add_argument("--pictures", type=Path,
+        help="The pictures that scripts/collect_pictures.py wrote. Default: none, and tasks are generated alone.")
+    parser.add_argument("--steps", type=int, default=5000,
+        help="Number of steps, at which the cosine of the learning rate ends. Default: %(default)s.")
+    parser.add_argument("--stop_after", type=int, help="End at this step, with a checkpoint, whatever --steps says.")
+    parser.add_argument("--batch_size", type=int, default=8, help="Number of pictures of a step. Default: %(default)s.")
+    parser.add_argument("--objects", type=int, default=3, help="Number of objects of a picture. Default: %(default)s.")
+    parser.add_argument("--lr", type=float, default=2.5e-4,
+        help="Learning rate after the warm-up. Default: %(default)s.")
+    parser.add_argument("--lr_end", type=float, default=1e-5,
+        help="Learning rate at the last step. Default: %(default)s.")
+    parser.add_argument("--warm_up", type=int, default=200,
+        help="Number of steps over which the learning rate rises. Default: %(default)s.")
+    parser.add_argument("--weight_decay", type=float, default=0.01, help="Weight decay of AdamW. Default: %(default)s.")
+    parser.add_argument("--ema", type=float, default=0.998,
+        help="Share of the averaged weights that stays in each step. Default: %(default)s.")
+    parser.add_argument("--evaluate_every", type=int, default=500,
+        help="Evaluate, and write --output, after so many steps. Default: %(default)s.")
+    parser.add_argument("--held_out", type=int, default=8,
+        help="Number of batches of each validation set. Default: %(default)s.")
+    parser.add_argument("--save_minutes", type=float, default=3,
+        help="Save the checkpoint when so much time has passed. Default: %(default)s.")
+    parser.add_argument("--seed", type=int, default=0,
+        help="Every draw is a function of this number and of the step. Default: %(default)s.")
+    parser.add_argument("--threads", type=int, default=1, help="Number of threads on a CPU. Default: %(default)s.")
+    parser.add_argument("--device", default="cpu", help="Where the model runs. Default: %(default)s.")
+    parser.add_argument("--use_amp", action="store_true", help="Compute in bfloat16 where it may be.")
+    parser.add_argument("--num_workers", type=int, default=0,
+        help="Number of processes that draw the tasks; 0 is this one. Default: %(default)s.")
+    parser.add_argument("--refine", type=boolean, default=False,
+        help="Train a refinement network too. Default: %(default)s.")
+    parser.add_argument("--compile", action="store_true",
+        help="Compile the encoder, which then takes two thirds of its time, after minutes of a C++ compiler.")
+    # fmt: on
     return parser.parse_args(argv)
 
 
@@ -164,15 +177,10 @@ def loss_of(prediction: Prediction, masks: Tensor) -> Tensor:
     target = F.avg_pool2d(masks.float(), 2)
     logits = F.interpolate(prediction.logits.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
     target = target.expand_as(logits)
-    focal_terms, dice_terms = focal(logits, target), dice_loss(logits, target)
-    share = output_shares((WEIGHTS["focal"] * focal_terms + WEIGHTS["dice"] * dice_terms).detach())
     with torch.no_grad():
         guess, truth = logits > 0, target > 0.5
         iou = (guess & truth).sum((2, 3)) / (guess | truth).sum((2, 3)).clamp(min=1)
-    error = (prediction.iou.float() - iou) ** 2
-    return (share * (WEIGHTS["focal"] * focal_terms + WEIGHTS["dice"] * dice_terms)).sum(1).mean() + WEIGHTS[
-        "iou"
-    ] * error.mean()
+    return weighed(averaged(PixelTerms(focal(logits, target), dice_loss(logits, target), iou), prediction.iou))
 
 
 class Answer(NamedTuple):

@@ -39,21 +39,29 @@ HELD_OUT_SEED = 10**6  # phantoms of the evaluation; the run would draw this see
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("pretrain_model/vit_t_phantoms.safetensors"))
-    parser.add_argument("--model_type", default="vit_t", choices=sam_model_registry)
-    parser.add_argument("--start", type=Path, help="weights to go on from")
-    parser.add_argument("--image_size", type=int, default=128)
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--batch_size", type=int, default=8, help="images a step")
-    parser.add_argument("--objects", type=int, default=4, help="objects an image")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--weight_decay", type=float, default=0.01)
-    parser.add_argument("--evaluate_every", type=int, default=250, help="steps")
-    parser.add_argument("--num_workers", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default=None)
-    add_flag(parser, "--use_amp", True, "mixed precision where the device has bfloat16")
-    add_flag(parser, "--compile", False, "compile the loss: a sixth less time a step; needs a C++ compiler")
+    # fmt: off
+    parser.add_argument("--output", type=Path, default=Path("pretrain_model/vit_t_phantoms.safetensors"),
+        help="The weights to write. Default: %(default)s.")
+    parser.add_argument("--model_type", default="vit_t", choices=sam_model_registry,
+        help="Size of the model. Default: %(default)s.")
+    parser.add_argument("--start", type=Path, help="The weights to go on from. Default: random ones.")
+    parser.add_argument("--image_size", type=int, default=128,
+        help="Side of the frame, in pixels. Default: %(default)s.")
+    parser.add_argument("--minutes", type=float, default=60, help="How long to train. Default: %(default)s.")
+    parser.add_argument("--batch_size", type=int, default=8, help="Number of images of a step. Default: %(default)s.")
+    parser.add_argument("--objects", type=int, default=4, help="Number of objects of an image. Default: %(default)s.")
+    parser.add_argument("--lr", type=float, default=1e-3, help="Learning rate. Default: %(default)s.")
+    parser.add_argument("--weight_decay", type=float, default=0.01, help="Weight decay of AdamW. Default: %(default)s.")
+    parser.add_argument("--evaluate_every", type=int, default=250,
+        help="Evaluate after so many steps. Default: %(default)s.")
+    parser.add_argument("--num_workers", type=int, default=1,
+        help="Number of processes that draw images. Default: %(default)s.")
+    parser.add_argument("--seed", type=int, default=0,
+        help="The images are a function of this number. Default: %(default)s.")
+    parser.add_argument("--device", default=None, help="Where the model runs. Default: the best there is.")
+    add_flag(parser, "--use_amp", True, "Train in mixed precision where the device has bfloat16.")
+    add_flag(parser, "--compile", False, "Compile the loss: a step takes a sixth less time; needs a C++ compiler.")
+    # fmt: on
     return parser.parse_args()
 
 

@@ -129,16 +129,20 @@ def score(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", nargs="+", help="weight files")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--least", type=int, default=20, help="pixels of a tumour in a slice")
-    parser.add_argument("--zoom", nargs="+", default=["never", "auto"], help="of the predictor; default: never auto")
-    parser.add_argument(
-        "--clicks", type=int, default=5, help="on each object; 0 asks the box alone; default: %(default)s"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="JSON lines")
+    # fmt: off
+    parser.add_argument("weights", nargs="+", help="Files of weights to score.")
+    parser.add_argument("--data", type=Path, required=True, help="Folder of the data, as described above.")
+    parser.add_argument("--least", type=int, default=20,
+        help="Number of pixels that a tumour must have in a slice. Default: %(default)s.")
+    parser.add_argument("--zoom", nargs="+", default=["never", "auto"],
+        help="What the predictor's --zoom is. Default: never auto.")
+    parser.add_argument("--clicks", type=int, default=5,
+        help="Number of clicks on each object; 0 asks the box alone. Default: %(default)s.")
+    parser.add_argument("--seed", type=int, default=0,
+        help="The clicks are a function of this number. Default: %(default)s.")
+    parser.add_argument("--device", default="cpu", help="Where the models run. Default: %(default)s.")
+    parser.add_argument("--output", type=Path, help="Write the scores into this file too, as JSON lines.")
+    # fmt: on
     args = parser.parse_args()
     if args.clicks < 0:
         parser.error(f"--clicks must be at least 0, not {args.clicks}")

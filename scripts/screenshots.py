@@ -31,10 +31,15 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=PICTURES, nargs="+", default=PICTURES, help="the pictures to draw")
-    parser.add_argument("--sam_checkpoint", default="small")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs/images", help="folder of the pictures")
-    parser.add_argument("--work_dir", type=Path, default=Path("workdir"), help="folder of the run that is reported")
+    # fmt: off
+    parser.add_argument("--only", choices=PICTURES, nargs="+", default=PICTURES,
+        help="The pictures to draw. Default: all.")
+    parser.add_argument("--sam_checkpoint", default="small", help="The weights that answer. Default: %(default)s.")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs/images",
+        help="Folder of the pictures. Default: docs/images.")
+    parser.add_argument("--work_dir", type=Path, default=Path("workdir"),
+        help="Folder of the run that is reported. Default: %(default)s.")
+    # fmt: on
     return parser.parse_args()
 
 

@@ -252,16 +252,19 @@ def soak(jobs: list[Job], kills: int, kills_a_run: int, work: Path, log: Log) ->
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--what", nargs="+", choices=[*PARTS, *GROWTHS], default=[*PARTS, *GROWTHS], help="default: all"
-    )
-    parser.add_argument("--kills", type=int, default=200, help="how many the log shall have in the end; default: 200")
-    parser.add_argument(
-        "--kills_a_run", type=int, default=4, help="at most so many from a start to its end; default: 4"
-    )
-    parser.add_argument("--only", help="of the jobs, only those with this text in their name")
-    parser.add_argument("--work_dir", default="workdir/soak", help="where the runs write; kept for the next start")
-    parser.add_argument("--log", default="workdir/soak/log.txt", help="what is in it is not done again")
+    # fmt: off
+    parser.add_argument("--what", nargs="+", choices=[*PARTS, *GROWTHS], default=[*PARTS, *GROWTHS],
+        help="What is disturbed or watched. Default: all.")
+    parser.add_argument("--kills", type=int, default=200,
+        help="Number of disturbances that the log shall have in the end. Default: %(default)s.")
+    parser.add_argument("--kills_a_run", type=int, default=4,
+        help="Number of disturbances from a start to its end, at most. Default: %(default)s.")
+    parser.add_argument("--only", help="Of the jobs, run only those with this text in their name.")
+    parser.add_argument("--work_dir", default="workdir/soak",
+        help="Folder where the runs write, kept for the next start. Default: %(default)s.")
+    parser.add_argument("--log", default="workdir/soak/log.txt",
+        help="File with a line for every disturbance; what is in it is not done again. Default: %(default)s.")
+    # fmt: on
     return parser.parse_args()
 
 

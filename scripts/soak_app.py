@@ -172,9 +172,13 @@ def clicks(app: Running, sources: Sources, minutes: float) -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sessions", type=int, default=200, help="how many there are; default: %(default)s")
-    parser.add_argument("--minutes", type=float, default=60, help="of clicks; default: %(default)s")
-    parser.add_argument("--log", default="workdir/soak/log.txt", help="what is in it is not done again")
+    parser.add_argument("--sessions", type=int, default=200, help="Number of sessions. Default: %(default)s.")
+    parser.add_argument("--minutes", type=float, default=60, help="How long people click. Default: %(default)s.")
+    parser.add_argument(
+        "--log",
+        default="workdir/soak/log.txt",
+        help="File of what was seen; what is in it is not done again. Default: %(default)s.",
+    )
     return parser.parse_args()
 
 

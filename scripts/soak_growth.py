@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import soak_jobs
+from process_memory import resident
 from soak_jobs import Job, make_squares, small_weights
 
 STEPS, OBJECTS = 2000, 20_000
 LOOK = 0.25  # seconds
 MEGABYTES = 16  # that the allocators of a run may differ by from its second quarter to its end
-PAGE = 4096
 
 
 class Taken(NamedTuple):
@@ -35,9 +35,8 @@ class Taken(NamedTuple):
 
 def taken(pid: int) -> Taken:
     """Raises OSError where it has ended."""
-    family = [pid, *children(pid)]
-    own = memory(pid)
-    return Taken(own, own + sum(map(memory_or_none, family[1:])), len([*Path(f"/proc/{pid}/fd").iterdir()]))
+    own, workers = resident(pid), sum(map(resident_or_none, children(pid)))
+    return Taken(own / 2**20, (own + workers) / 2**20, len([*Path(f"/proc/{pid}/fd").iterdir()]))
 
 
 def children(pid: int) -> list[int]:
@@ -55,15 +54,11 @@ def children_or_none(pid: int) -> list[int]:
         return []
 
 
-def memory(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 2**20
-
-
-def memory_or_none(pid: int) -> float:
+def resident_or_none(pid: int) -> int:
     try:
-        return memory(pid)
+        return resident(pid)
     except OSError:
-        return 0.0
+        return 0
 
 
 def watch(process: subprocess.Popen) -> list[Taken]:

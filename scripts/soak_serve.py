@@ -327,10 +327,16 @@ def alone_again(server: Running, known: dict[tuple[int, object], Any]) -> bool:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=10_000, help="how many are sent; default: %(default)s")
-    parser.add_argument("--minutes", type=float, default=600, help="after which it ends; default: %(default)s")
-    parser.add_argument("--log", default="workdir/soak/log.txt", help="where a line of what was seen is added")
-    parser.add_argument("--least", type=int, default=40, help="looks at the memory; default: %(default)s")
+    # fmt: off
+    parser.add_argument("--requests", type=int, default=10_000,
+        help="Number of requests that are sent. Default: %(default)s.")
+    parser.add_argument("--minutes", type=float, default=600,
+        help="Time after which it ends, whatever --requests says. Default: %(default)s.")
+    parser.add_argument("--log", default="workdir/soak/log.txt",
+        help="File that a line of what was seen is added to. Default: %(default)s.")
+    parser.add_argument("--least", type=int, default=40,
+        help="Number of looks at the memory that there must be. Default: %(default)s.")
+    # fmt: on
     return parser.parse_args(argv)
 
 

@@ -507,12 +507,18 @@ def contact_sheet(tasks: Tasks, seed: int, rows: int, columns: int) -> np.ndarra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--contact_sheet", metavar="FILE.png")
-    parser.add_argument("--pictures", metavar="FILE.npz", help="of scripts/collect_pictures.py")
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--columns", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=0)
+    # fmt: off
+    parser.add_argument("--contact_sheet", metavar="FILE.png", help="Draw tasks into this file.")
+    parser.add_argument("--pictures", metavar="FILE.npz",
+        help="The pictures that scripts/collect_pictures.py wrote. Default: none.")
+    parser.add_argument("--size", type=int, default=128, help="Side of the pictures, in pixels. Default: %(default)s.")
+    parser.add_argument("--rows", type=int, default=8,
+        help="Number of rows of the contact sheet. Default: %(default)s.")
+    parser.add_argument("--columns", type=int, default=6,
+        help="Number of columns of the contact sheet. Default: %(default)s.")
+    parser.add_argument("--seed", type=int, default=0,
+        help="The tasks are a function of this number. Default: %(default)s.")
+    # fmt: on
     args = parser.parse_args()
     cv2.setNumThreads(1)
     tasks = Tasks(args.size, 2, args.pictures)

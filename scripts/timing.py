@@ -1,5 +1,6 @@
 """Contenders timed side by side, the limits of the machine, and the sheet of figures, for scripts/benchmark.py."""
 
+import argparse
 import contextlib
 import json
 import platform
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from segment_anything import sam_model_registry
 from segment_anything.modeling import Adapter
 
 Work = Callable[[], object]
@@ -133,6 +135,24 @@ class Sheet:
             before = medians.get((figure.area, figure.name))
             ratio = "is not there" if before is None else f"x {figure.median / before:.2f}"
             print(f"{figure.area:10} {figure.name:46} {ratio}")
+
+
+def add_step_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """Of the benchmarks of training steps. rounds: how many are measured unless told otherwise."""
+    # fmt: off
+    parser.add_argument("--model_type", default="vit_b", choices=[*sam_model_registry],
+        help="Size of the model. Default: %(default)s.")
+    parser.add_argument("--image_size", type=int, default=256,
+        help="Side of the frame, in pixels. Default: %(default)s.")
+    parser.add_argument("--batch_size", type=int, default=2, help="Number of images of a step. Default: %(default)s.")
+    parser.add_argument("--mask_num", type=int, default=5, help="Number of masks of each image. Default: %(default)s.")
+    parser.add_argument("--iter_point", type=int, default=8,
+        help="Number of corrections after the first prompt. Default: %(default)s.")
+    parser.add_argument("--data_path", default="data_demo",
+        help="Folder of the data that is trained on. Default: %(default)s.")
+    parser.add_argument("--rounds", type=int, default=rounds,
+        help="Number of rounds that are measured; one more warms up. Default: %(default)s.")
+    # fmt: on
 
 
 def machine(device: torch.device) -> str:

@@ -50,7 +50,9 @@ def film() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs/images/zoom.png"))
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/images/zoom.png"), help="The picture to write. Default: %(default)s."
+    )
     args = parser.parse_args()
     picture, masks = film()
     model, tiles = open_model(SMALL, device="cpu"), []

@@ -71,7 +71,20 @@ class Kept:
     def keep(self, crop: Crop, seen: Seen) -> None:
         """The features of a crop, as the newest, within KEPT_BYTES."""
         self.features[crop] = seen
-        _drop_oldest(self.features, sum(_bytes_of(one) for one in self.features.values()))
+        _drop_oldest(self.features, self.feature_bytes)
+
+    def keep_answer(self, digest: bytes, answer: Answered) -> None:
+        """An answer, by the digest of the mask that it was handed out as, within KEPT_BYTES."""
+        self.answers[digest] = answer
+        _drop_oldest(self.answers, self.answer_bytes)
+
+    @property
+    def feature_bytes(self) -> int:
+        return sum(one.nbytes for one in self.features.values())
+
+    @property
+    def answer_bytes(self) -> int:
+        return sum(one.low_res.nbytes for one in self.answers.values())
 
     def forget(self) -> None:
         """The picture and its crops. Answers are kept: the mask of one slice goes on to the next."""
@@ -83,7 +96,7 @@ class Closer:
 
     def __init__(self, predictor: "SamPredictor", zoom: Zoom, kept: Kept) -> None:
         self.predictor, self.zoom = predictor, zoom
-        self._kept, self._answers = kept, kept.answers
+        self._kept = kept
 
     @property
     def size(self) -> tuple[int, int]:
@@ -243,14 +256,13 @@ class Closer:
             logits = self._placed(found.masks, crop)
             low_res = np.stack([self.predictor.shrunk(one) for one in logits[0]])[None]
             for whole, own in zip(low_res[0], found.low_res[0]):
-                self._answers[_digest(whole)] = Answered(crop, own, self.size)
-            _drop_oldest(self._answers, sum(one.low_res.nbytes for one in self._answers.values()))
+                self._kept.keep_answer(_digest(whole), Answered(crop, own, self.size))
             found = found._replace(masks=logits, low_res=low_res)
         return found if return_logits else found._replace(masks=found.masks > self.predictor.mask_threshold)
 
     def _recall(self, mask: np.ndarray) -> Answered | None:
         """What a mask that is handed in stands for, where it was answered by this predictor for such a picture."""
-        seen = self._answers.get(_digest(mask))
+        seen = self._kept.answers.get(_digest(mask))
         return seen if seen and seen.size == self.size else None
 
 
@@ -275,10 +287,6 @@ def _is_loose(crop: Crop, wanted: Crop) -> bool:
 
 def _digest(mask: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(mask, np.float32).tobytes(), digest_size=16).digest()
-
-
-def _bytes_of(seen: Seen) -> int:
-    return sum(part.numel() * part.element_size() for part in seen if part is not None)
 
 
 def _drop_oldest(kept: OrderedDict, held: int) -> None:

@@ -42,11 +42,6 @@ def mask_prompt(frame: str, logits: "Tensor") -> "Tensor":
     return logits.float() if frame == SAM else logits.float().sigmoid()
 
 
-def known_mask_prompt(frame: str, shares: "Tensor") -> "Tensor":
-    """A mask from elsewhere, as shares of 0 to 1 of each place -> the mask prompt of a frame."""
-    return CONFIDENT * (2 * shares - 1) if frame == SAM else shares
-
-
 def described(frame: str) -> str:
     """For people: what the frame is."""
     if frame == SAM:

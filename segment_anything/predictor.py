@@ -301,6 +301,16 @@ class SamPredictor:
         seen = look(self.model, torch.cat(frames).to(self.device), content)
         return [seen.rows(slice(number, number + 1)) for number in range(len(pictures))]
 
+    @property
+    def crop_bytes(self) -> int:
+        """Of the features of crops that were looked at, of the picture that is set."""
+        return self._kept.feature_bytes
+
+    @property
+    def answer_bytes(self) -> int:
+        """Of the answers of crops, which are kept for when they are handed back as masks."""
+        return self._kept.answer_bytes
+
     def keep_crop(self, crop: Crop, seen: Seen) -> None:
         """Take what was seen of a crop of the picture that is set, as `encode` gave it of these pixels."""
         self._kept.keep(crop, seen)

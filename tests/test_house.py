@@ -116,3 +116,31 @@ def test_the_help_of_training_loads_no_tables() -> None:
     code = f"import sys, train; train.parse_args([]); print(*{slow!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+def helps(path: Path) -> Iterator[tuple[str, str]]:
+    """The flags that a file defines, with their help texts, in which X stands for what is filled in; "" without one."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant | ast.Name):
+            continue
+        called = ast.unparse(node.func).rpartition(".")[2]
+        flag = next((a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)), None)
+        if called not in ("add_argument", "add_flag") or flag is None:
+            continue
+        given = [key.value for key in node.keywords if key.arg == "help"] or node.args[3:]
+        if not given or isinstance(given[0], ast.Constant):
+            yield flag, given[0].value if given else ""
+        elif isinstance(given[0], ast.JoinedStr):
+            yield flag, "".join(part.value if isinstance(part, ast.Constant) else "X" for part in given[0].values)
+
+
+def test_help_texts_are_whole_sentences() -> None:
+    scripts = [
+        *(ROOT / "scripts").glob("*.py"),
+        *(ROOT / "examples").rglob("*.py"),
+        ROOT / "train.py",
+        ROOT / "test.py",
+    ]
+    found = [(path.name, *told) for path in (*ROOMS, *scripts) for told in helps(path)]
+    assert len(found) > 300
+    assert [one for one in found if not (one[2][:1].isupper() and one[2].endswith("."))] == []

@@ -172,19 +172,20 @@ def picture_of(
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder_model", type=Path, required=True)
-    parser.add_argument("--decoder_model", type=Path, required=True)
-    parser.add_argument("--img_path", type=Path, help="default: an image of the demo")
-    parser.add_argument(
-        "--input_size", type=int, help="a check: the image size that the files must have been exported with"
-    )
-    parser.add_argument("--work_dir", type=Path, default=Path("workdir"), help="default: %(default)s")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--point", type=float, nargs=2, metavar=("X", "Y"), help="on the object")
-    parser.add_argument(
-        "--background", type=float, nargs=2, metavar=("X", "Y"), help="off the object, to refine the click"
-    )
-    parser.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"))
+    # fmt: off
+    parser.add_argument("--encoder_model", type=Path, required=True, help="The ONNX file of the encoder.")
+    parser.add_argument("--decoder_model", type=Path, required=True, help="The ONNX file of the decoder.")
+    parser.add_argument("--img_path", type=Path, help="The picture to segment. Default: an image of the demo.")
+    parser.add_argument("--input_size", type=int, help="End where the files were not exported with this image size.")
+    parser.add_argument("--work_dir", type=Path, default=Path("workdir"),
+        help="Folder that the picture of the mask is written into. Default: %(default)s.")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu",
+        help="Where ONNX Runtime computes. Default: %(default)s.")
+    parser.add_argument("--point", type=float, nargs=2, metavar=("X", "Y"), help="A click on the object.")
+    parser.add_argument("--background", type=float, nargs=2, metavar=("X", "Y"),
+        help="A click off the object, to refine the first one.")
+    parser.add_argument("--box", type=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"), help="A box around the object.")
+    # fmt: on
     args = parser.parse_args()
     if args.img_path is None:
         args.img_path = DEMO_IMAGE

@@ -150,6 +150,7 @@ EVENTS: dict[str, Callable[[AnnotationSession, Values], None]] = {
     "carry": _carry,
 }
 ENCODING = ("click", "box", "scribble", "lasso")
+DRAWING = (*ENCODING, "carry")
 
 
 def name_of(event: object) -> str:

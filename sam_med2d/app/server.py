@@ -201,6 +201,7 @@ class Server:
             shutil.rmtree(one, ignore_errors=True)
         held.results = []
         held.measure()
+        count_memory(held)
         return await self._view(held)
 
     # ---------------------------------------------------------------- what people do
@@ -210,9 +211,26 @@ class Server:
         async with held.turn():
             if isinstance(event, dict) and event.get("do") == "example":
                 return await self._example(held, event.get("name"))
-            handlers.name_of(event)
+            if handlers.name_of(event) in handlers.DRAWING:
+                self._fit_memory(held)
             await self._lane(held, event).run(lambda: handlers.act(held.session, event))
+            count_memory(held)
             return await self._view(held)
+
+    def _fit_memory(self, held: Page) -> None:
+        """As far as all pages hold too much, those that were used longest ago forget what they encoded.
+
+        Raises Refused: that is not enough, and this page has more than its share.
+        """
+        most = self._sessions.quotas.memory
+        excess = sum(one.memory for one in self._sessions.by_use()) - most
+        for one in self._sessions.by_use():
+            if excess > 0 and not one.busy:
+                excess -= one.session.encoded_bytes
+                one.session.forget_encoded()
+                count_memory(one)
+        if excess > 0 and held.session.drawn_bytes > most / len(self._sessions):
+            raise Refused("the app's memory is full: save, and open the file again; it forgets the undo steps", 507)
 
     async def _example(self, held: Page, name: object) -> Response:
         path = self._examples.get(name) if isinstance(name, str) else None
@@ -273,6 +291,10 @@ def show(held: Page, scan: Any) -> None:
     with handlers.or_as_it_was(held.session):
         held.session.take(scan)
         held.session.predictor()
+
+
+def count_memory(held: Page) -> None:
+    held.memory = held.session.encoded_bytes + held.session.drawn_bytes
 
 
 async def chunks_of(request: Request, name: str) -> AsyncIterator[bytes]:

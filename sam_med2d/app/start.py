@@ -40,14 +40,15 @@ MEGABYTE = 10**6
 CONNECTIONS = 512  # at a time; the server answers the next one that it is full
 Limit = tuple[str, int, str, str]
 LIMITS: tuple[Limit, ...] = (  # flags: name, default, unit, help
-    ("max_upload", 500, "MB", "the largest file that is taken"),
-    ("max_session", 2000, "MB", "what one page may have on the disk: files, slices, results"),
-    ("max_disk", 8000, "MB", "the same of all pages together"),
-    ("max_sessions", 250, "N", "pages that are open at a time"),
-    ("idle", 120, "MINUTES", "after which a page that nobody touches is over, and its files are removed"),
-    ("open_seconds", 60, "S", "that a file may take to open"),
-    ("open_memory", 6000, "MB", "that a file may take to open"),
-    ("max_voxels", MOST_VOXELS, "N", "the largest volume that is opened"),
+    ("max_upload", 500, "MB", "The largest file that is taken."),
+    ("max_session", 2000, "MB", "What one page may have on the disk: files, slices, results."),
+    ("max_disk", 8000, "MB", "What all pages together may have on the disk."),
+    ("max_memory", 4000, "MB", "Memory that all pages may hold of what was encoded, and of what was drawn."),
+    ("max_sessions", 250, "N", "Number of pages that are open at a time."),
+    ("idle", 120, "MINUTES", "Time after which a page that nobody touches is over, and its files are removed."),
+    ("open_seconds", 60, "S", "Time that a file may take to open."),
+    ("open_memory", 6000, "MB", "Memory that a file may take to open."),
+    ("max_voxels", MOST_VOXELS, "N", "The largest volume that is opened."),
 )
 
 
@@ -59,8 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_zoom_flag(parser)
     add_backend_flags(parser)
     add_server_flags(parser, port=7860)
-    add_reading_flags(add_limits(parser, LIMITS))
-    parser.set_defaults(max_pixels=MOST_PIXELS)
+    add_reading_flags(add_limits(parser, LIMITS), MOST_PIXELS)
     args = parser.parse_args(argv)
     check_server(parser, args, LIMITS)
     return args
@@ -69,26 +69,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def add_server_flags(parser: argparse.ArgumentParser, port: int) -> None:
     """port: the default."""
     group = parser.add_argument_group("server")
-    group.add_argument("--host", default="127.0.0.1", help="the address to listen at; default: %(default)s")
-    group.add_argument("--port", type=int, default=port, help="0: any that is free; default: %(default)s")
-    group.add_argument(
-        "--allow_host",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="names that the server may be called by beside localhost and the address it is reached at, such as that "
-        "of a proxy before it",
-    )
-    group.add_argument(
-        "--token",
-        help="the word that people need where --host lets in others; default: one that is made up and printed",
-    )
+    # fmt: off
+    group.add_argument("--host", default="127.0.0.1", help="The address to listen at. Default: %(default)s.")
+    group.add_argument("--port", type=int, default=port,
+        help="The port to listen at; 0 takes any that is free. Default: %(default)s.")
+    group.add_argument("--allow_host", nargs="+", default=[], metavar="NAME",
+        help="Names that the server may be called by beside localhost and the address it is reached at, such as "
+             "that of a proxy before it.")
+    group.add_argument("--token",
+        help="The word that people need where --host lets in others. Default: one that is made up and printed.")
+    # fmt: on
 
 
 def add_limits(parser: argparse.ArgumentParser, limits: Iterable[Limit]) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("limits")
     for name, default, unit, what in limits:
-        group.add_argument(f"--{name}", type=int, default=default, metavar=unit, help=f"{what}; default: {default}")
+        group.add_argument(f"--{name}", type=int, default=default, metavar=unit, help=f"{what} Default: {default}.")
     return group
 
 
@@ -113,11 +109,9 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
     models = models_of(args)
     seen = shown_by(args, next(iter(models.values())))
     seen.say()
-    quotas = Quotas(
-        args.max_sessions,
-        args.idle * 60,
-        *(megabytes * MEGABYTE for megabytes in (args.max_upload, args.max_session, args.max_disk)),
-    )
+    limits = (args.max_upload, args.max_session, args.max_disk, args.max_memory)
+    upload, session, total, memory = (most * MEGABYTE for most in limits)
+    quotas = Quotas(args.max_sessions, args.idle * 60, upload, session, total, memory=memory)
     examples = sorted(path.resolve() for path in EXAMPLES.glob("*.png"))
     with tempfile.TemporaryDirectory(prefix="sam_med2d_app_") as folder:
         sessions = Sessions(Path(folder), lambda: AnnotationSession(models, seen.window, zoom=args.zoom), quotas)

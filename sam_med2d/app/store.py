@@ -52,7 +52,8 @@ class Quotas:
     """sessions: how many at a time; idle: seconds, after which one that nobody uses is over.
 
     file, session, total: bytes of one upload, of one session, and of all of them. silent: seconds, after which one that
-    gives no sign of life is over.
+    gives no sign of life is over. memory: bytes that all of them hold of what the model saw and people drew, where that
+    is not what the three before count.
     """
 
     sessions: int
@@ -61,12 +62,14 @@ class Quotas:
     session: int
     total: int
     silent: float = math.inf
+    memory: float = math.inf
 
 
 @dataclass
 class Held(Generic[Session]):
     """One person's session, as the server keeps it. seen, alive: when it was last used, and when it last gave a sign;
-    bytes: of its folder, or of what it holds in memory; results: files to take away.
+    bytes: of its folder, or of what it holds in memory; memory: of what `Quotas.memory` limits; results: files to take
+    away.
     """
 
     key: str
@@ -76,6 +79,7 @@ class Held(Generic[Session]):
     alive: float
     gone: str = OVER
     bytes: int = 0
+    memory: int = 0
     results: list[Path] = field(default_factory=list)
     over: bool = False
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -129,6 +133,10 @@ class Sessions(Generic[Session]):
 
     def __len__(self) -> int:
         return len(self._held)
+
+    def by_use(self) -> list[Held[Session]]:
+        """The one that was used longest ago first."""
+        return sorted(self._held.values(), key=lambda held: held.seen)
 
     def create(self) -> Held[Session]:
         """Raises Refused where there are too many."""

@@ -53,32 +53,32 @@ COLUMNS = (
 )
 # Options of the generator that are flags here, and what they mean.
 OPTIONS = {
-    "points_per_side": (int, "clicks along each side of the grid"),
-    "points_per_batch": (int, "clicks decoded at a time"),
-    "pred_iou_thresh": (float, "least predicted IoU"),
-    "stability_score_thresh": (float, "least stability"),
-    "stability_score_offset": (float, "of the logits' threshold, up and down, for the stability"),
-    "mask_nms_thresh": (float, "of two masks with a higher IoU one is dropped"),
-    "box_nms_thresh": (float, "of two masks whose boxes have a higher IoU one is dropped; 1 is off"),
-    "crop_n_layers": (int, "layers of crops, for small objects"),
-    "crop_nms_thresh": (float, "as --mask-nms-thresh, between crops"),
-    "crop_overlap_ratio": (float, "of the crops of the first layer, as a share of the short side"),
-    "crop_n_points_downscale_factor": (int, "divides --points-per-side once for each layer"),
-    "min_mask_region_area": (int, "holes and islands of fewer pixels are removed"),
+    "points_per_side": (int, "Number of clicks along each side of the grid."),
+    "points_per_batch": (int, "Number of clicks that are decoded at a time."),
+    "pred_iou_thresh": (float, "Drop masks with a lower predicted IoU."),
+    "stability_score_thresh": (float, "Drop masks with a lower stability."),
+    "stability_score_offset": (float, "How far the threshold of the logits moves, up and down, for the stability."),
+    "mask_nms_thresh": (float, "Of two masks with a higher IoU drop one."),
+    "box_nms_thresh": (float, "Of two masks whose boxes have a higher IoU drop one; 1 is off."),
+    "crop_n_layers": (int, "Number of layers of crops, which find small objects."),
+    "crop_nms_thresh": (float, "As --mask-nms-thresh, between masks of different crops."),
+    "crop_overlap_ratio": (float, "Overlap of the crops of the first layer, as a share of the short side."),
+    "crop_n_points_downscale_factor": (int, "What --points-per-side is divided by, once for each layer of crops."),
+    "min_mask_region_area": (int, "Remove holes and islands of fewer pixels."),
 }
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("--input", required=True, type=Path, help="an image, or a folder of them, searched deep")
-    parser.add_argument("--output", required=True, type=Path, help="folder to write")
+    parser.add_argument("--input", required=True, type=Path, help="An image, or a folder of them, searched deep.")
+    parser.add_argument("--output", required=True, type=Path, help="The folder that masks and tables are written into.")
     parser.add_argument(
         "--convert-to-rle",
         "--convert_to_rle",
         action="store_true",
-        help="one JSON file an image, with COCO run lengths",
+        help="Write one JSON file an image, with COCO run lengths, in place of PNGs.",
     )
-    add_flag(parser, "--save_overlays", True, "a picture of all masks")
+    add_flag(parser, "--save_overlays", True, "Write a picture of all masks for each image.")
     add_model_flags(parser)
     add_backend_flags(parser)
     group = parser.add_argument_group("masks; what is not given is as in SamAutomaticMaskGenerator")

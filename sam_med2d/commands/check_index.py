@@ -52,22 +52,31 @@ LABELS_SHOWN = 40
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("data_path", nargs="?", default="data_demo")
-    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="default: all that have an index in the folder")
-    parser.add_argument(
-        "--allow", nargs="+", default=[], choices=KINDS, metavar="KIND", help="say it, but exit with 0 all the same"
-    )
-    parser.add_argument(
-        "--fix", type=Path, metavar="DIR", help="write the indexes and metadata.csv there, without what is wrong"
-    )
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw random images with their masks")
-    parser.add_argument("--sheet_images", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0, help="of the images that are drawn")
-    parser.add_argument("--shown", type=int, default=10, help="of each kind of problem; -1: all")
-    parser.add_argument("--metadata", metavar="CSV", help="table of the masks; default: metadata.csv of the folder")
-    parser.add_argument("--class_names", metavar="JSON", help="table of class names, as test.py takes it")
-    parser.add_argument("--case", metavar="REGEX", help="tells the case by the path of an image, as test.py takes it")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1)
+    # fmt: off
+    parser.add_argument("data_path", nargs="?", default="data_demo",
+        help="The data folder to check. Default: %(default)s.")
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT",
+        help="Check these splits alone. Default: all that have an index in the folder.")
+    parser.add_argument("--allow", nargs="+", default=[], choices=KINDS, metavar="KIND",
+        help="Kinds of problems that are told, but do not make the exit status 1.")
+    parser.add_argument("--fix", type=Path, metavar="DIR",
+        help="Write the indexes and metadata.csv into this folder, without what is wrong.")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="Draw random images with their masks into this file.")
+    parser.add_argument("--sheet_images", type=int, default=24,
+        help="Number of images that --sheet draws. Default: %(default)s.")
+    parser.add_argument("--seed", type=int, default=0,
+        help="Which images --sheet draws is a function of this number. Default: %(default)s.")
+    parser.add_argument("--shown", type=int, default=10,
+        help="Number of problems of each kind that are printed; -1 prints all. Default: %(default)s.")
+    parser.add_argument("--metadata", metavar="CSV",
+        help="Table with case, modality, class and more of each mask. Default: metadata.csv of the folder.")
+    parser.add_argument("--class_names", metavar="JSON",
+        help="File with the names of SA-Med2D-20M's class numbers, as test.py takes it.")
+    parser.add_argument("--case", metavar="REGEX",
+        help="Regular expression that tells the case by the path of an image, as test.py takes it.")
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1,
+        help="Number of processes that read images and masks. Default: as many as there are cores.")
+    # fmt: on
     add_reading_flags(parser)
     args = parser.parse_args(argv)
     use_reading_flags(args)

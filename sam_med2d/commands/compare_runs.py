@@ -52,29 +52,30 @@ MUST_AGREE = "pass --allow_differences to compare them all the same"
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("runs", nargs="+", help="folders of finished runs")
-    parser.add_argument(
-        "--reference", help="the run, by folder or name, that others are compared with; default: the first"
-    )
-    parser.add_argument("--names", nargs="+", help="one for each run; default: the names of the folders")
-    parser.add_argument("--metric", default="dice", choices=[*METRICS])
-    parser.add_argument("--modes", nargs="+", help="default: all that the runs share")
-    parser.add_argument("--by", choices=BY, help="a row a group, in place of a row a model; as --tables of one")
-    parser.add_argument(
-        "--tables",
-        nargs="+",
-        choices=["overall", *BY],
-        metavar="TABLE",
-        help=f"one after the other: overall, with a row a model, or a row a group, of {', '.join(BY)}; case pools the "
-        "slices of a case, class by class; default: overall",
-    )
-    parser.add_argument("--format", default="markdown", choices=["markdown", "latex", "csv", "text"])
-    add_flag(parser, "--differences", True, "False prints the means alone")
-    add_flag(
-        parser, "--allow_differences", False, "warn, in place of refusing, where runs differ in data, seed or prompts"
-    )
-    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    # fmt: off
+    parser.add_argument("runs", nargs="+", help="Folders of finished runs of test.py, two or more.")
+    parser.add_argument("--reference",
+        help="The run, by folder or name, that others are compared with. Default: the first.")
+    parser.add_argument("--names", nargs="+",
+        help="What the runs are called in tables, one name for each. Default: the names of their folders.")
+    parser.add_argument("--metric", default="dice", choices=[*METRICS],
+        help="The metric that runs are compared by. Default: %(default)s.")
+    parser.add_argument("--modes", nargs="+", help="Prompt modes to compare. Default: all that the runs share.")
+    parser.add_argument("--by", choices=BY,
+        help="Print one table with a row for each of these groups, in place of a row a model.")
+    parser.add_argument("--tables", nargs="+", choices=["overall", *BY], metavar="TABLE",
+        help="Tables to print one after the other: overall, with a row a model, or a row a group, of "
+             f"{', '.join(BY)}; case pools the slices of a case, class by class. Default: overall.")
+    parser.add_argument("--format", default="markdown", choices=["markdown", "latex", "csv", "text"],
+        help="How tables are printed. Default: %(default)s.")
+    add_flag(parser, "--differences", True, "Print tables of differences too; False prints the means alone.")
+    add_flag(parser, "--allow_differences", False,
+        "Warn, in place of refusing, where runs differ in data, seed or prompts.")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES,
+        help="Number of resamples of the bootstrap. Default: %(default)s.")
+    parser.add_argument("--seed", type=int, default=0,
+        help="What the bootstrap draws is a function of this number. Default: %(default)s.")
+    # fmt: on
     args = parser.parse_args(argv)
     if len(args.runs) < 2:
         parser.error("name two or more runs")
@@ -108,8 +109,8 @@ def compare(args: argparse.Namespace) -> str:
 
 def table_of(name: str, runs: list[Run], reference: Run, modes: list[str], args: argparse.Namespace) -> str:
     """name: overall, or one of BY -> what is printed. Raises DataError, UsageError."""
-    by = {"overall": None, "case": "class"}.get(name, name)
-    if name == "case":
+    by, of_cases = {"overall": None, "case": "class"}.get(name, name), name == "case"
+    if of_cases:
         runs = [with_cases(run) for run in runs]
         reference = next(run for run in runs if run.name == reference.name)
     values, without = common_objects(runs, reference, modes, args.metric)
@@ -119,28 +120,26 @@ def table_of(name: str, runs: list[Run], reference: Run, modes: list[str], args:
     means = pd.concat([mean_table(values, run.name, how) for run in runs], ignore_index=True)
     others = [run for run in runs if run is not reference]
     paired = pd.concat([difference_table(values, run.name, reference.name, how) for run in others], ignore_index=True)
-    if name == "case":  # a patient has no more votes for more classes
+    if of_cases:  # a patient has no more votes for more classes
         means, paired = (table[table[by] != WEIGHTED] for table in (means, paired))
     if args.format == "csv":
         return numbers_as_csv(means, paired, runs, by, args.differences)
-    counted = "cases" if name == "case" else "objects"
     grids = [
-        means_by_group(means, runs, modes, args.metric, by, counted)
+        means_by_group(means, runs, modes, args.metric, by, of_cases)
         if by
         else means_by_model(means, runs, modes, args.metric)
     ]
     if args.differences:
-        grids.append(differences_grid(paired, reference.name, args.metric, by, counted))
+        grids.append(differences_grid(paired, reference.name, args.metric, by, of_cases))
     objects, clusters = values["mask"].nunique(), values["cluster"].nunique()
     if clusters == 1:
         warn("everything is of one case: there is nothing to resample, so no intervals and no tests")
-    what = "cases, class by class (their slices pooled)" if name == "case" else "objects"
-    each = "case by case" if name == "case" else "object by object"
+    what = f"{clusters} case(s), class by class (their slices pooled)" if of_cases else f"{objects} objects"
+    resampled = "them" if of_cases else f"cases, or images where no case is known ({clusters} in all)"
     notes = (
-        f"{METRICS[args.metric].title}, means over {objects} {what}, with 95 % bootstrap intervals that resample "
-        f"cases, or images where no case is known ({clusters} in all).",
-        f"Differences to {reference.name}, {each}; p: Wilcoxon signed-rank test on cluster means, not corrected "
-        "for the number of comparisons.",
+        f"{METRICS[args.metric].title}, means over {what}, with 95 % bootstrap intervals that resample {resampled}.",
+        f"Differences to {reference.name}, {'case by case' if of_cases else 'object by object'}; p: Wilcoxon "
+        "signed-rank test on cluster means, not corrected for the number of comparisons.",
     )
     comment = "% " if args.format == "latex" else ""
     return "\n\n".join(f"{comment}{note}\n\n{render(grid, args.format)}" for grid, note in zip(grids, notes))

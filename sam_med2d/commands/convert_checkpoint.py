@@ -27,11 +27,13 @@ from segment_anything.weight_files import FRAME, WINDOW
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="the file to convert")
-    parser.add_argument("--output", type=Path, help="the file to write; default: the same name with .safetensors")
-    parser.add_argument("--half", action="store_true", help="store float16: half the size, values to 3 digits")
-    parser.add_argument("--merge", action="store_true", help="add LoRA pairs to the weights of their layers")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    parser.add_argument("checkpoint", type=Path, help="The file of weights to convert.")
+    parser.add_argument(
+        "--output", type=Path, help="The file to write. Default: the name of the checkpoint with .safetensors."
+    )
+    parser.add_argument("--half", action="store_true", help="Store float16: half the size, values to 3 digits.")
+    parser.add_argument("--merge", action="store_true", help="Add LoRA pairs to the weights of their layers.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace the output if it exists.")
     return parser.parse_args(argv)
 
 

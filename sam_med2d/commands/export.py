@@ -34,30 +34,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").format(targets=listed), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--target", required=True, metavar="NAME", help=f"one of {', '.join(TARGETS)}")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: workdir/export/{target}")
-    parser.add_argument("--name", help="what files are called; default: as the weights")
-    parser.add_argument("--opset", type=int, help="of ONNX files, 14 to 20; default: 17")
-    parser.add_argument(
-        "--encoder_input",
-        choices=[PADDED, WHOLE],
-        default=PADDED,
-        help=f"of sam1024: {PADDED} is (1, 3, 1024, 1024), normalised and padded, for osam and samexporter; {WHOLE} is "
-        "(height, width, 3), 0 to 255, for AnyLabeling and X-AnyLabeling; default: %(default)s",
-    )
-    parser.add_argument(
-        "--mask-input-logits",
-        action="store_true",
-        help="of onnx: mask_input holds logits, as clients of SAM feed them back; without it probabilities, as clients "
-        "of SAM-Med2D do",
-    )
-    parser.add_argument(
-        "--data_path",
-        type=Path,
-        default=DEMO,
-        metavar="FOLDER",
-        help="a data folder, or any folder of images, that are compared on; default: %(default)s",
-    )
+    # fmt: off
+    parser.add_argument("--target", required=True, metavar="NAME",
+        help=f"What the files are for, one of {', '.join(TARGETS)}.")
+    parser.add_argument("--output", type=Path, metavar="FOLDER",
+        help="The folder to write. Default: workdir/export/ and the name of the target.")
+    parser.add_argument("--name", help="What the files are called. Default: the name of the weights.")
+    parser.add_argument("--opset", type=int, help="Opset of ONNX files, from 14 to 20. Default: 17.")
+    parser.add_argument("--encoder_input", choices=[PADDED, WHOLE], default=PADDED,
+        help=f"What the encoder of the target sam1024 takes: {PADDED} is (1, 3, 1024, 1024), normalised and padded, "
+             f"for osam and samexporter; {WHOLE} is (height, width, 3), 0 to 255, for AnyLabeling and "
+             "X-AnyLabeling. Default: %(default)s.")
+    parser.add_argument("--mask-input-logits", action="store_true",
+        help="Let mask_input of the target onnx hold logits, as clients of SAM feed them back. Default: "
+             "probabilities, as clients of SAM-Med2D feed them back.")
+    parser.add_argument("--data_path", type=Path, default=DEMO, metavar="FOLDER",
+        help="A data folder, or any folder of images, that the files are compared on with the model. Default: "
+             "%(default)s.")
+    # fmt: on
     add_model_flags(parser)
     parser.set_defaults(device="cpu")
     args = parser.parse_args(argv)

@@ -44,32 +44,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add_export_flags(parser)
     group = parser.add_argument_group("outputs")
-    group.add_argument(
-        "--return-single-mask",
-        action="store_true",
-        help="the best of outputs 1 to 3 by predicted IoU; without it all four, SAM's single mask first",
-    )
-    group.add_argument("--use-stability-score", action="store_true", help="in place of the predicted IoU")
-    group.add_argument(
-        "--return-extra-metrics",
-        action="store_true",
-        help="masks iou_predictions stability_scores areas low_res_masks, the two more from the masks at full size",
-    )
+    # fmt: off
+    group.add_argument("--return-single-mask", action="store_true",
+        help="Give the best of outputs 1 to 3 by predicted IoU. Default: all four outputs, SAM's single mask first.")
+    group.add_argument("--use-stability-score", action="store_true",
+        help="Give stability scores in place of the predicted IoU.")
+    group.add_argument("--return-extra-metrics", action="store_true",
+        help="Give masks, iou_predictions, stability_scores, areas and low_res_masks; the third and the fourth are "
+             "of the masks at full size.")
     group.add_argument(
         "--resize-logest-img-size",
         "--resize-longest-img-size",
         dest="longest_side",
         action="store_true",
-        help="for clients that scale the longest side to S and pad at the right and the bottom; without it, images "
-        "are stretched to S x S",
+        help="Serve clients that scale the longest side to S and pad at the right and the bottom. Default: images "
+        "are stretched to S x S.",
     )
     group = parser.add_argument_group("inputs")
-    group.add_argument(
-        "--mask-input-logits",
-        action="store_true",
-        help="for clients that feed low_res_masks back as they are, as SAM's do: the sigmoid of mask_input is taken "
-        "inside; without it, mask_input holds probabilities, as clients of SAM-Med2D give",
-    )
+    group.add_argument("--mask-input-logits", action="store_true",
+        help="Serve clients that feed low_res_masks back as they are, as SAM's do: the sigmoid of mask_input is "
+             "taken inside. Default: mask_input holds probabilities, as clients of SAM-Med2D give.")
+    # fmt: on
     return parser.parse_args(argv)
 
 

@@ -31,11 +31,14 @@ from segment_anything import Sam
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add_export_flags(parser)
-    parser.add_argument("--use-preprocess", action="store_true", help="stretching and normalisation inside the graph")
+    parser.add_argument(
+        "--use-preprocess", action="store_true", help="Put stretching and normalisation inside the graph."
+    )
     parser.add_argument(
         "--dynamic-batch",
         action="store_true",
-        help="any number of images at once; a fixed 1 is what clients of SAM-Med2D expect, and faster",
+        help="Take any number of images at once; one at a time, the default, is faster, and what clients of "
+        "SAM-Med2D expect.",
     )
     args = parser.parse_args(argv)
     if args.use_preprocess and args.dynamic_batch:

@@ -38,8 +38,8 @@ from sam_med2d.ownership import owned
 from sam_med2d.volumes.intensity import WINDOWS, Intensity, check_windows, parse_windows
 
 CASE_HELP = (
-    "regular expression; its first group in a picture's path (below --images, without ending) is the case, such as "
-    "'(.+)_\\d+'"
+    "Regular expression whose first group in a picture's path, below --images and without its ending, is the case, "
+    "such as '(.+)_\\d+'. Default: every picture is a case, which is refused where names look like several of one."
 )
 
 
@@ -51,31 +51,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="SOURCE")
 
     masks = _command(commands, "masks", run_masks, "images, and a file for each object")
-    masks.add_argument("--images", type=Path, required=True)
-    masks.add_argument("--masks", type=Path, required=True, help="may be the same folder, with --pattern")
-    masks.add_argument(
-        "--pattern",
-        help="of a mask's path below --masks, with {image}, {class} and {instance}; default: "
-        "as its image, with _class and _number after it or without",
-    )
+    # fmt: off
+    masks.add_argument("--images", type=Path, required=True, help="Folder of the images.")
+    masks.add_argument("--masks", type=Path, required=True,
+        help="Folder of the masks; may be that of the images, with --pattern.")
+    masks.add_argument("--pattern",
+        help="Pattern of a mask's path below --masks, with {image}, {class} and {instance}. Default: as its image, "
+             "with _class and _number after it or without.")
     masks.add_argument("--case", help=CASE_HELP)
-    masks.add_argument(
-        "--threshold",
-        type=float,
-        metavar="VALUE",
-        help="of masks with more than two values, as JPEG and antialiasing make them: from this one on, such as 128, a "
-        "pixel is of the object; default: such masks are refused",
-    )
+    masks.add_argument("--threshold", type=float, metavar="VALUE",
+        help="Of masks with more than two values, as JPEG and antialiasing make them: the value, such as 128, from "
+             "which on a pixel is of the object. Default: such masks are refused.")
     add_reading_flags(masks)
     _objects(masks, components=False, min_area=0, min_aspect=0)
     _output(masks)
 
     labelmaps = _command(commands, "labelmaps", run_labelmaps, "images, and label maps of many classes")
-    labelmaps.add_argument("--images", type=Path, required=True)
-    labelmaps.add_argument("--labels", type=Path, required=True)
-    labelmaps.add_argument(
-        "--pattern", help="of a label map's path below --labels, with {image}; default: as its image"
-    )
+    labelmaps.add_argument("--images", type=Path, required=True, help="Folder of the images.")
+    labelmaps.add_argument("--labels", type=Path, required=True, help="Folder of the label maps.")
+    labelmaps.add_argument("--pattern",
+        help="Pattern of a label map's path below --labels, with {image}. Default: as its image.")
     labelmaps.add_argument("--case", help=CASE_HELP)
     add_reading_flags(labelmaps)
     _classes(labelmaps)
@@ -85,62 +80,54 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     volumes = _command(
         commands, "volumes", run_volumes, "scans: NIfTI, NRRD, MHA, numpy, DICOM with DICOM-SEG or RTSTRUCT"
     )
-    volumes.add_argument("--images", type=Path, help="folder of scans")
-    volumes.add_argument("--labels", type=Path, help="folder of label volumes; may be the same, with patterns")
-    volumes.add_argument(
-        "--image_pattern",
-        help="of a scan's path, with {case}, such as {case}/ct.nii.gz; {case}/ is a folder of DICOM slices",
-    )
-    volumes.add_argument(
-        "--label_pattern", help="of a label's path, with {case} and, where each class has its file, {class}"
-    )
-    volumes.add_argument(
-        "--dicom", type=Path, help="instead: a folder of DICOM files, series with their SEG and RTSTRUCT"
-    )
-    volumes.add_argument(
-        "--patient", help="regular expression; its first group in a case's name is the patient; default: all of it"
-    )
+    volumes.add_argument("--images", type=Path, help="Folder of the scans.")
+    volumes.add_argument("--labels", type=Path,
+        help="Folder of the label volumes; may be that of the scans, with patterns.")
+    volumes.add_argument("--image_pattern",
+        help="Pattern of a scan's path, with {case}, such as {case}/ct.nii.gz; {case}/ is a folder of DICOM slices.")
+    volumes.add_argument("--label_pattern",
+        help="Pattern of a label's path, with {case} and, where each class has its file, {class}.")
+    volumes.add_argument("--dicom", type=Path,
+        help="In place of --images and --labels: a folder of DICOM files, series with their SEG and RTSTRUCT.")
+    volumes.add_argument("--patient",
+        help="Regular expression whose first group in a case's name is the patient. Default: the whole name.")
     _classes(volumes)
     _slices(volumes)
     _objects(volumes, components=True, min_area=PAPER_MIN_AREA, min_aspect=PAPER_MIN_ASPECT)
     _output(volumes)
 
     nnunet = _command(commands, "nnunet", run_nnunet, "a raw dataset of nnU-Net v2")
-    nnunet.add_argument("folder", type=Path, help="holds dataset.json, imagesTr and labelsTr")
-    nnunet.add_argument(
-        "--channels", nargs="+", help="names or numbers of dataset.json; default: all, each as pictures of its own"
-    )
-    nnunet.add_argument(
-        "--patient", help="regular expression; its first group in a case's name is the patient; default: all of it"
-    )
-    nnunet.add_argument(
-        "--unknown_values", choices=("error", "ignore"), default="error", help="values that dataset.json does not name"
-    )
+    nnunet.add_argument("folder", type=Path, help="Folder that holds dataset.json, imagesTr and labelsTr.")
+    nnunet.add_argument("--channels", nargs="+",
+        help="Names or numbers of the channels of dataset.json to take. Default: all, each as pictures of its own.")
+    nnunet.add_argument("--patient",
+        help="Regular expression whose first group in a case's name is the patient. Default: the whole name.")
+    nnunet.add_argument("--unknown_values", choices=("error", "ignore"), default="error",
+        help="What becomes of values that dataset.json does not name. Default: %(default)s.")
     add_reading_flags(nnunet)
     _slices(nnunet)
     _objects(nnunet, components=True, min_area=PAPER_MIN_AREA, min_aspect=PAPER_MIN_ASPECT)
     _output(nnunet, modality=False)
 
     coco = _command(commands, "coco", run_coco, "COCO instances: polygons and run-length encodings")
-    coco.add_argument("--annotations", type=Path, required=True)
-    coco.add_argument("--images", type=Path, required=True)
-    add_flag(coco, "--crowd", False, "also regions that stand for a group of objects")
+    coco.add_argument("--annotations", type=Path, required=True, help="The JSON file of the annotations.")
+    coco.add_argument("--images", type=Path, required=True, help="Folder of the images that the annotations name.")
+    add_flag(coco, "--crowd", False, "Take regions that stand for a group of objects too.")
     coco.add_argument("--case", help=CASE_HELP)
     add_reading_flags(coco)
     _objects(coco, components=False, min_area=0, min_aspect=0)
     _output(coco)
 
     published = _command(commands, "sa-med2d", run_sa_med2d, "SA-Med2D-20M as published: its index alone")
-    published.add_argument("folder", type=Path, help="holds SAMed2D_v1.json, images and masks")
-    add_flag(
-        published,
-        "--exclude_defects",
-        False,
-        "leave out what is known to be wrong in the data; else it is only counted",
-    )
-    published.add_argument("--datasets", nargs="+", default=[], help="only these, such as KiTS2021 AMOS2022")
-    published.add_argument("--modalities", nargs="+", default=[], help="only these, such as ct or mr_t1")
-    published.add_argument("--output", type=Path, required=True)
+    published.add_argument("folder", type=Path, help="Folder that holds SAMed2D_v1.json, images and masks.")
+    add_flag(published, "--exclude_defects", False,
+        "Leave out what is known to be wrong in the data, which else is only counted.")
+    published.add_argument("--datasets", nargs="+", default=[],
+        help="Take these data sets alone, such as KiTS2021 AMOS2022. Default: all.")
+    published.add_argument("--modalities", nargs="+", default=[],
+        help="Take these modalities alone, such as ct or mr_t1. Default: all.")
+    published.add_argument("--output", type=Path, required=True, help="Folder that the indexes are written into.")
+    # fmt: on
     _splits(published)
     published.set_defaults(split_seed=0)  # of so many cases no split stays empty
     return parser.parse_args(argv)
@@ -154,136 +141,93 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None]
 
 def _classes(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("classes")
-    group.add_argument(
-        "--classes",
-        nargs="+",
-        metavar="NAME=VALUE",
-        help="or one file: JSON or CSV; values are numbers or "
-        "colours such as #ff8000; default: every value "
-        "is a class, label_001 ...",
-    )
-    group.add_argument(
-        "--instances", default="", metavar="CLASS", help="instead: every value is one object of this class"
-    )
-    group.add_argument("--ignore_values", nargs="+", type=int, default=[], help="values that are no object, beside 0")
-    group.add_argument(
-        "--unknown_values", choices=("error", "ignore"), default="error", help="values that --classes does not name"
-    )
+    # fmt: off
+    group.add_argument("--classes", nargs="+", metavar="NAME=VALUE",
+        help="Names of the values, or one file of them, JSON or CSV; values are numbers or colours such as "
+             "#ff8000. Default: every value is a class, label_001 and so on.")
+    group.add_argument("--instances", default="", metavar="CLASS",
+        help="In place of --classes: every value is one object of this class.")
+    group.add_argument("--ignore_values", nargs="+", type=int, default=[], help="Values that are no object, beside 0.")
+    group.add_argument("--unknown_values", choices=("error", "ignore"), default="error",
+        help="What becomes of values that --classes does not name. Default: %(default)s.")
+    # fmt: on
 
 
 def _slices(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("slices (volumes)")
-    group.add_argument(
-        "--axes", default="xyz", help="x: sagittal, y: coronal, z: axial slices; default: all, as in the paper"
-    )
-    group.add_argument("--step", type=int, default=1, help="take every so many slices")
-    group.add_argument(
-        "--window",
-        nargs="+",
-        help=f"of intensities: centre and width, such as 40 400, or one of {', '.join(WINDOWS)}; for channels of their "
-        "own, CT=abdomen PET=5,10; default: minimum to maximum",
-    )
-    group.add_argument(
-        "--scale", choices=("slice", "volume"), help="minimum and maximum of each slice (the paper's) or of the volume"
-    )
-    group.add_argument(
-        "--percentiles",
-        nargs=2,
-        type=float,
-        metavar=("LOW", "HIGH"),
-        help="instead of minimum and maximum, such as 0.5 99.5",
-    )
-    group.add_argument(
-        "--geometry",
-        choices=("refuse", "resample", "ignore"),
-        default="refuse",
-        help="where a label's grid is not the scan's: resample it by nearest neighbour, or ignore places "
-        "and go by order",
-    )
-    group.add_argument(
-        "--frame", type=int, help="which volume of 4D images, and of their labels where these are 4D too"
-    )
-    add_flag(
-        group,
-        "--straighten",
-        False,
-        "read slightly sheared NIfTI on the nearest axes at right angles, and say the angle",
-    )
-    group.add_argument(
-        "--max_voxels",
-        type=float,
-        default=MOST_VOXELS,
-        help="files with more, by their headers, are refused before they are decoded; default: %(default)s",
-    )
+    # fmt: off
+    group.add_argument("--axes", default="xyz",
+        help="Axes that slices are cut across: x gives sagittal, y coronal, z axial slices. Default: all, as in "
+             "the paper.")
+    group.add_argument("--step", type=int, default=1, help="Take every so many slices. Default: %(default)s.")
+    group.add_argument("--window", nargs="+",
+        help=f"Window of intensities: centre and width, such as 40 400, or one of {', '.join(WINDOWS)}; for "
+             "channels of their own, CT=abdomen PET=5,10. Default: minimum to maximum.")
+    group.add_argument("--scale", choices=("slice", "volume"),
+        help="Take minimum and maximum of each slice, as the paper does, or of the volume. Default: slice.")
+    group.add_argument("--percentiles", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        help="Take these percentiles in place of minimum and maximum, such as 0.5 99.5.")
+    group.add_argument("--geometry", choices=("refuse", "resample", "ignore"), default="refuse",
+        help="Where a label's grid is not the scan's: refuse it, resample it by nearest neighbour, or ignore "
+             "places and go by order. Default: %(default)s.")
+    group.add_argument("--frame", type=int,
+        help="Which volume of 4D images is taken, and of their labels where these are 4D too, counted from 0.")
+    add_flag(group, "--straighten", False,
+        "Read slightly sheared NIfTI on the nearest axes at right angles, and say the angle.")
+    group.add_argument("--max_voxels", type=float, default=MOST_VOXELS,
+        help="Refuse files with more voxels, by their headers, before they are decoded. Default: %(default)s.")
+    # fmt: on
 
 
 def _objects(parser: argparse.ArgumentParser, components: bool, min_area: float, min_aspect: float) -> None:
     group = parser.add_argument_group("objects")
-    add_flag(
-        group, "--components", components, f"every 8-connected piece is an object of its own; default: {components}"
-    )
-    group.add_argument(
-        "--min_area",
-        type=float,
-        default=min_area,
-        metavar="PERCENT",
-        help=f"drop objects below this share of the picture; default: {min_area} (the paper's: {PAPER_MIN_AREA})",
-    )
-    group.add_argument(
-        "--min_aspect",
-        type=float,
-        default=min_aspect,
-        metavar="RATIO",
-        help=f"drop pictures whose short side is below this share of the long, of slices in mm; default: {min_aspect} "
-        f"(the paper's: {PAPER_MIN_ASPECT})",
-    )
-    group.add_argument("--only", nargs="+", default=[], metavar="CLASS", help="keep these classes alone")
+    # fmt: off
+    add_flag(group, "--components", components,
+        f"Take every 8-connected piece as an object of its own. Default: {components}.")
+    group.add_argument("--min_area", type=float, default=min_area, metavar="PERCENT",
+        help=f"Drop objects below this share of the picture. Default: {min_area}; the paper's: {PAPER_MIN_AREA}.")
+    group.add_argument("--min_aspect", type=float, default=min_aspect, metavar="RATIO",
+        help="Drop pictures whose short side is below this share of the long, of slices in mm. Default: "
+             f"{min_aspect}; the paper's: {PAPER_MIN_ASPECT}.")
+    group.add_argument("--only", nargs="+", default=[], metavar="CLASS", help="Keep these classes alone.")
+    # fmt: on
 
 
 def _output(parser: argparse.ArgumentParser, modality: bool = True) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--output", type=Path, required=True, help="folder to write; other data sets may be in it already"
-    )
-    group.add_argument("--dataset", help="name of the data set; default: that of --output")
+    # fmt: off
+    group.add_argument("--output", type=Path, required=True,
+        help="Folder to write, in which other data sets may be already.")
+    group.add_argument("--dataset", help="Name of the data set. Default: the name of the folder of --output.")
     if modality:
         group.add_argument(
             "--modality",
             default="",
-            help="such as ct, mr_t1 or dermoscopy; default: unknown; --dicom takes it from the files",
+            help="Modality of all pictures, such as ct, mr_t1 or dermoscopy. Default: unknown, but --dicom takes "
+            "it from the files.",
         )
-    group.add_argument(
-        "--num_workers",
-        type=int,
-        default=min(8, os.cpu_count() or 1),
-        help="processes, each with one case in memory; 0: this one",
-    )
-    add_flag(group, "--skip_bad_cases", False, "write the indexes without the cases that could not be converted")
-    add_flag(group, "--prune", False, "remove cases of this data set that are no longer in the source")
+    group.add_argument("--num_workers", type=int, default=min(8, os.cpu_count() or 1),
+        help="Number of processes, each with one case in memory; 0 is this one alone. Default: as many as there "
+             "are cores, at most 8.")
+    add_flag(group, "--skip_bad_cases", False, "Write the indexes without the cases that could not be converted.")
+    add_flag(group, "--prune", False, "Remove cases of this data set that are no longer in the source.")
+    # fmt: on
     _splits(parser)
 
 
 def _splits(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("splits, of all that is in --output")
-    group.add_argument(
-        "--ratios",
-        nargs=3,
-        type=float,
-        default=(0.7, 0.1, 0.2),
-        metavar=("TRAIN", "VAL", "TEST"),
-        help="shares of the cases",
-    )
-    group.add_argument(
-        "--split_seed",
-        type=_seed,
-        metavar="SEED",
-        help="a number, or auto: that which --output keeps; of a new folder 0 if that leaves no split empty, else the "
-        "number that suits best; default: auto",
-    )
-    group.add_argument(
-        "--folds", type=int, default=0, help="deal train and val into so many folds: --data_path OUTPUT/fold_0 ..."
-    )
-    group.add_argument("--split_file", type=Path, help="JSON of {split: [case, ...]}, or a list of these, one a fold")
+    # fmt: off
+    group.add_argument("--ratios", nargs=3, type=float, default=(0.7, 0.1, 0.2), metavar=("TRAIN", "VAL", "TEST"),
+        help="Shares of the cases that fall to each split. Default: 0.7 0.1 0.2.")
+    group.add_argument("--split_seed", type=_seed, metavar="SEED",
+        help="Number that decides which case falls to which split, or auto: that which --output keeps; of a new "
+             "folder 0 if that leaves no split empty, else the number that suits best. Default: auto.")
+    group.add_argument("--folds", type=int, default=0,
+        help="Number of folds that train and val are dealt into, for --data_path OUTPUT/fold_0 and so on. Default: "
+             "none.")
+    group.add_argument("--split_file", type=Path, help="JSON of {split: [case, ...]}, or a list of these, one a fold.")
+    # fmt: on
 
 
 def _seed(text: str) -> int | None:

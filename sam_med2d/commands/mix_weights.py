@@ -44,46 +44,29 @@ from segment_anything.weight_files import FRAME, WINDOW, save_checkpoint
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("end", help="the fine-tuned weights, such as the best.pth of a run of train.py")
-    parser.add_argument("--start", help="what its training started from, a file or small; default: as a best.pth says")
-    parser.add_argument(
-        "--shares",
-        type=float,
-        nargs="+",
-        default=[0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1],
-        help="how far from start to end, each judged once; default: 0 0.25 0.5 0.6 0.7 0.8 0.9 1",
-    )
-    parser.add_argument(
-        "--data_path", default="data_demo", help="what it was trained on, with a val split; default: %(default)s"
-    )
-    parser.add_argument(
-        "--prompt_modes",
-        nargs="+",
-        type=mode_name,
-        default=[*DEFAULT_MODES],
-        help=f"asked on the own val split, named as for test.py; default: {' '.join(DEFAULT_MODES)}",
-    )
-    parser.add_argument(
-        "--also",
-        nargs="+",
-        default=[PHANTOMS],
-        metavar="DATA",
-        help="pictures of other kinds: folders with a val split, or phantoms, which are drawn; each is asked a box and "
-        "five clicks; default: %(default)s",
-    )
-    parser.add_argument(
-        "--most_lost",
-        type=float,
-        default=0.005,
-        metavar="DICE",
-        help="by how much the mixture's mean Dice on the own val split may lie below that of the best share; default: "
-        "%(default)s, half a point",
-    )
-    parser.add_argument(
-        "--output", type=Path, help="the .pth to write; default: mixed.pth beside the fine-tuned weights"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
-    parser.add_argument("--device", help="where the model runs; default: the best there is")
+    # fmt: off
+    parser.add_argument("end", help="The fine-tuned weights, such as the best.pth of a run of train.py.")
+    parser.add_argument("--start",
+        help="What the training of these weights started from, a file or small. Default: as a best.pth says.")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1],
+        help="How far from start to end mixtures lie; each is judged once. Default: 0 0.25 0.5 0.6 0.7 0.8 0.9 1.")
+    parser.add_argument("--data_path", default="data_demo",
+        help="Folder of the data of the training, with a val split. Default: %(default)s.")
+    parser.add_argument("--prompt_modes", nargs="+", type=mode_name, default=[*DEFAULT_MODES],
+        help="Prompt modes that are asked on the own val split, named as for test.py. Default: "
+             f"{' '.join(DEFAULT_MODES)}.")
+    parser.add_argument("--also", nargs="+", default=[PHANTOMS], metavar="DATA",
+        help="Pictures of other kinds that mixtures are judged on: folders with a val split, or phantoms, which "
+             "are drawn; each is asked a box and five clicks. Default: phantoms.")
+    parser.add_argument("--most_lost", type=float, default=0.005, metavar="DICE",
+        help="By how much the mixture's mean Dice on the own val split may lie below that of the best share. "
+             "Default: %(default)s, half a point.")
+    parser.add_argument("--output", type=Path,
+        help="The .pth to write. Default: mixed.pth beside the fine-tuned weights.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace the output if it exists.")
+    parser.add_argument("--device",
+        help="Where the model runs, such as cuda, cuda:1, mps or cpu. Default: the best there is.")
+    # fmt: on
     args = parser.parse_args(argv)
     args.shares = sorted({*args.shares})
     if not all(0 <= share <= 1 for share in args.shares):

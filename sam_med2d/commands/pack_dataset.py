@@ -31,13 +31,18 @@ BAD_SHOWN = 10  # bad files that are named; the rest are counted
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--cache", required=True, metavar="DIR", help="as in train.py; each index and image size has a folder in it"
-    )
-    parser.add_argument("--data_path", default="data_demo")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--image_size", type=int, default=256)
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1)
+    # fmt: off
+    parser.add_argument("--cache", required=True, metavar="DIR",
+        help="The folder of the cache, as train.py takes it; each index and image size has a folder in it.")
+    parser.add_argument("--data_path", default="data_demo",
+        help="Folder of the data, with the split's index. Default: %(default)s.")
+    parser.add_argument("--split", default="train",
+        help="The split whose images and masks are packed. Default: %(default)s.")
+    parser.add_argument("--image_size", type=int, default=256,
+        help="Side of the square frame that they are resized to, in pixels. Default: %(default)s.")
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1,
+        help="Number of processes that read images and masks. Default: as many as there are cores.")
+    # fmt: on
     args = parser.parse_args(argv)
     check_numbers(parser, args, positive=("image_size",), not_negative=("num_workers",))
     return args

@@ -65,28 +65,29 @@ class Predicted(NamedTuple):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--input", required=True, type=Path, help=f"an image, or a folder of them ({' '.join(ENDINGS)}), searched deep"
-    )
-    parser.add_argument("--output", type=Path, default=Path("workdir/predict"), help="default: %(default)s")
+    # fmt: off
+    parser.add_argument("--input", required=True, type=Path,
+        help=f"An image, or a folder of them ({' '.join(ENDINGS)}), searched deep.")
+    parser.add_argument("--output", type=Path, default=Path("workdir/predict"),
+        help="The folder that masks and tables are written into. Default: %(default)s.")
     group = parser.add_argument_group("prompts: a file, or flags, which hold for every image")
-    group.add_argument("--prompts", type=Path, metavar="FILE", help="JSON or CSV, see above")
-    group.add_argument(
-        "--box", type=float, nargs=4, action="append", metavar=("X0", "Y0", "X1", "Y1"), help="each is an object"
-    )
-    group.add_argument(
-        "--point", type=float, nargs=2, action="append", metavar=("X", "Y"), help="a click on the object"
-    )
-    group.add_argument(
-        "--background", type=float, nargs=2, action="append", metavar=("X", "Y"), help="a click off the object"
-    )
-    group.add_argument("--name", default="object", help="of the objects of flags; default: %(default)s")
+    group.add_argument("--prompts", type=Path, metavar="FILE",
+        help="File of prompts, JSON or CSV, whose form stands above.")
+    group.add_argument("--box", type=float, nargs=4, action="append", metavar=("X0", "Y0", "X1", "Y1"),
+        help="A box around an object, in pixels; given several times, each is an object.")
+    group.add_argument("--point", type=float, nargs=2, action="append", metavar=("X", "Y"),
+        help="A click on the object, in pixels; may be given several times.")
+    group.add_argument("--background", type=float, nargs=2, action="append", metavar=("X", "Y"),
+        help="A click off the object, in pixels; may be given several times.")
+    group.add_argument("--name", default="object",
+        help="What the objects of --box and --point are called. Default: %(default)s.")
     add_model_flags(parser)
     add_backend_flags(parser)
     group = parser.add_argument_group("answers")
     add_zoom_flag(group)
-    add_flag(group, "--multimask", True, "the best of outputs 1 to 3; False: output 0")
-    add_flag(group, "--save_overlays", True, "pictures with the masks and prompts drawn in")
+    add_flag(group, "--multimask", True, "Give the best of outputs 1 to 3; False: output 0.")
+    add_flag(group, "--save_overlays", True, "Write pictures with the masks and prompts drawn in.")
+    # fmt: on
     args = parser.parse_args(argv)
     flags = [name for name in ("box", "point", "background") if getattr(args, name)]
     if bool(args.prompts) == bool(flags):

@@ -79,95 +79,55 @@ SHOWN = 12  # slices in the picture
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--input", required=True, type=Path, help="a volume, or a folder with the files of one DICOM series"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help=f"a label volume ({' '.join(VOLUMES)}), or {DICOM}: a DICOM-SEG, of a DICOM series; default: "
-        "workdir/volumes/{name}_labels.nii.gz",
-    )
-    parser.add_argument(
-        "--merge_into",
-        type=Path,
-        metavar="FILE",
-        help="a label volume of this scan, whose labels are kept: new ones take what is free, and numbers that are "
-        "taken become the next free ones; it may be --output as well",
-    )
-    parser.add_argument("--frame", type=int, help="of a 4D volume, from 0")
-    add_flag(
-        parser,
-        "--straighten",
-        False,
-        "read a slightly sheared NIfTI on the nearest axes at right angles, and say the angle",
-    )
-    parser.add_argument(
-        "--max_voxels",
-        type=float,
-        default=MOST_VOXELS,
-        help="a file with more, by its header, is refused before it is decoded; default: %(default)s",
-    )
+    # fmt: off
+    parser.add_argument("--input", required=True, type=Path,
+        help="A volume, or a folder with the files of one DICOM series.")
+    parser.add_argument("--output", type=Path,
+        help=f"A label volume to write ({' '.join(VOLUMES)}), or, of a DICOM series, a DICOM-SEG ({DICOM}). "
+             f"Default: workdir/volumes/{{name}}_labels.nii.gz.")
+    parser.add_argument("--merge_into", type=Path, metavar="FILE",
+        help="A label volume of this scan, whose labels are kept: new ones take what is free, and numbers that are "
+             "taken become the next free ones. It may be --output as well.")
+    parser.add_argument("--frame", type=int, help="Which volume of a 4D scan is segmented, counted from 0.")
+    add_flag(parser, "--straighten", False,
+        "Read a slightly sheared NIfTI on the nearest axes at right angles, and say the angle.")
+    parser.add_argument("--max_voxels", type=float, default=MOST_VOXELS,
+        help="Refuse a file with more voxels, by its header, before it is decoded. Default: %(default)s.")
     group = parser.add_argument_group("prompts: a file, or flags, which are one object")
-    group.add_argument("--prompts", type=Path, metavar="FILE", help="JSON, see above")
-    group.add_argument("--box", type=float, nargs=6, action="append", metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"))
-    group.add_argument(
-        "--point", type=float, nargs=3, action="append", metavar=("X", "Y", "Z"), help="a click on the object"
-    )
-    group.add_argument(
-        "--background", type=float, nargs=3, action="append", metavar=("X", "Y", "Z"), help="a click off the object"
-    )
-    group.add_argument(
-        "--axis",
-        choices=[*AXES],
-        help="that slices are perpendicular to; default: z, or the one that a volume of a single slice is cut across",
-    )
+    group.add_argument("--prompts", type=Path, metavar="FILE", help="File of prompts, JSON, whose form stands above.")
+    group.add_argument("--box", type=float, nargs=6, action="append", metavar=("X0", "Y0", "Z0", "X1", "Y1", "Z1"),
+        help="A box around the object, in voxels; may be given several times.")
+    group.add_argument("--point", type=float, nargs=3, action="append", metavar=("X", "Y", "Z"),
+        help="A click on the object, in voxels; may be given several times.")
+    group.add_argument("--background", type=float, nargs=3, action="append", metavar=("X", "Y", "Z"),
+        help="A click off the object, in voxels; may be given several times.")
+    group.add_argument("--axis", choices=[*AXES],
+        help="The axis that slices are perpendicular to. Default: z, or the one that a volume of a single slice is "
+             "cut across.")
     group = parser.add_argument_group("intensities, which should be as those of the training data")
     add_window_flag(group)
     add_scale_flag(group)
     group = parser.add_argument_group("from slice to slice")
     rule = Rule()
-    group.add_argument(
-        "--carry",
-        nargs="+",
-        choices=CARRIED,
-        default=[*rule.carry],
-        help=f"what the last mask says to the next slice; default: {' '.join(rule.carry)}",
-    )
-    group.add_argument(
-        "--margin",
-        type=float,
-        default=rule.margin,
-        help="share of its sides by which a box is widened; default: %(default)s",
-    )
-    group.add_argument(
-        "--least_iou",
-        type=float,
-        default=rule.least_iou,
-        help="predicted, below which the object has ended, or 0.8 of the prompted slice's where that is less; default: "
-        "%(default)s",
-    )
-    group.add_argument("--least_area", type=int, default=rule.least_area, help="in pixels; default: %(default)s")
-    group.add_argument(
-        "--shrink",
-        type=float,
-        default=rule.shrink,
-        help="least area as a share of the last slice's; default: %(default)s",
-    )
-    group.add_argument(
-        "--grow",
-        type=float,
-        default=rule.grow,
-        help="largest area as a share of the last slice's; default: %(default)s",
-    )
-    group.add_argument(
-        "--least_contrast",
-        type=float,
-        default=rule.least_contrast,
-        help="least difference in brightness from what surrounds it on the prompted slice, as a share of the "
-        "difference there; a large negative number ignores it; default: %(default)s",
-    )
-    add_flag(group, "--fuse", False, "look again along the other two axes, and take the mean of the three")
+    group.add_argument("--carry", nargs="+", choices=CARRIED, default=[*rule.carry],
+        help=f"What the last mask says to the next slice. Default: {' '.join(rule.carry)}.")
+    group.add_argument("--margin", type=float, default=rule.margin,
+        help="Share of its sides by which the box of the last mask is widened for the next slice. Default: "
+             "%(default)s.")
+    group.add_argument("--least_iou", type=float, default=rule.least_iou,
+        help="Predicted IoU below which the object has ended, or 0.8 of the prompted slice's where that is less. "
+             "Default: %(default)s.")
+    group.add_argument("--least_area", type=int, default=rule.least_area,
+        help="Area in pixels below which the object has ended. Default: %(default)s.")
+    group.add_argument("--shrink", type=float, default=rule.shrink,
+        help="Area as a share of the last slice's below which the object has ended. Default: %(default)s.")
+    group.add_argument("--grow", type=float, default=rule.grow,
+        help="Area as a multiple of the last slice's above which the object has ended. Default: %(default)s.")
+    group.add_argument("--least_contrast", type=float, default=rule.least_contrast,
+        help="Difference in brightness from what surrounds the object below which it has ended, as a share of the "
+             "difference on the prompted slice; a large negative number ignores it. Default: %(default)s.")
+    add_flag(group, "--fuse", False, "Look again along the other two axes, and take the mean of the three.")
+    # fmt: on
     add_zoom_flag(group)
     add_model_flags(parser, frame_flag="--model_frame")  # --frame is of DICOM files
     add_backend_flags(parser)

@@ -23,19 +23,23 @@ FREE = 2**20  # pixels, and bytes, below which the budget is not asked: this is 
 MOST_SCANS = 100  # of a JPEG: an encoder makes about ten, and each costs as much as decoding all pixels once
 
 
-def add_reading_flags(group: argparse._ActionsContainer) -> None:
-    """Of commands that read pictures; elsewhere the environment says the same."""
+def add_reading_flags(group: argparse._ActionsContainer, max_pixels: int | None = None) -> None:
+    """Of commands that read pictures; elsewhere the environment says the same. max_pixels: the command's own default,
+    which goes before the environment."""
     group.add_argument(
         "--orientation",
         choices=("stored", "turned"),
-        help="what masks and annotations were made on, where an image's EXIF says to turn it and their size does not "
-        f"tell: its pixels as stored, or as turned; default: refuse such images ({ORIENTATION} says the same)",
+        help="What masks and annotations were made on, where an image's EXIF says to turn it and their size does not "
+        "tell: its pixels as stored, or as turned. Default: such images are refused "
+        f"({ORIENTATION} in the environment says the same).",
     )
+    default = max_pixels or f"{MOST_PIXELS} ({VARIABLE} in the environment says the same)"
     group.add_argument(
         "--max_pixels",
         type=int,
+        default=max_pixels,
         metavar="PIXELS",
-        help=f"the largest picture that is decoded; default: {MOST_PIXELS} ({VARIABLE} says the same)",
+        help=f"Refuse pictures with more pixels before they are decoded. Default: {default}.",
     )
 
 

@@ -120,14 +120,15 @@ def means_by_model(means: pd.DataFrame, runs: Sequence[Run], modes: list[str], m
 
 
 def means_by_group(
-    means: pd.DataFrame, runs: Sequence[Run], modes: list[str], metric: str, by: str, counted: str = "objects"
+    means: pd.DataFrame, runs: Sequence[Run], modes: list[str], metric: str, by: str, of_cases: bool = False
 ) -> Grid:
-    """As printed: groups x modes and models, each mean with its interval. counted: what means are over."""
+    """As printed: groups x modes and models, each mean with its interval. of_cases: means are over cases, which are
+    the clusters, not over objects."""
     shown = [mode for mode in modes if (means["mode"] == mode).any()]
     body = []
     for group in means[by].drop_duplicates():
         here = means[means[by] == group]
-        row = [Cell(str(group)), count(here["objects"].max())]
+        row = [Cell(str(group)), count(here["clusters" if of_cases else "objects"].max())]
         for mode in shown:
             of_mode = here[here["mode"] == mode]
             found, best = {one.model: one for one in of_mode.itertuples()}, best_of(of_mode, metric)
@@ -140,7 +141,11 @@ def means_by_group(
                 )
         body.append(row)
     return Grid(
-        [f"{METRICS[metric].title} by {by}", counted, *[run.name for _ in shown for run in runs]],
+        [
+            f"{METRICS[metric].title} by {by}",
+            "cases" if of_cases else "objects",
+            *[run.name for _ in shown for run in runs],
+        ],
         body,
         [("", 2), *((mode, len(runs)) for mode in shown)],
     )
@@ -154,10 +159,8 @@ def best_of(means: pd.DataFrame, metric: str) -> set[str]:
     return {model for model, mean in zip(means["model"], printed) if mean == top}
 
 
-def differences_grid(
-    paired: pd.DataFrame, reference: str, metric: str, by: str | None, counted: str = "objects"
-) -> Grid:
-    """As printed: each mode and model, in each group, against the reference. counted: what differences are of."""
+def differences_grid(paired: pd.DataFrame, reference: str, metric: str, by: str | None, of_cases: bool = False) -> Grid:
+    """As printed: each mode and model, in each group, against the reference. of_cases: as of `means_by_group`."""
     names = [*([by] if by else []), "mode", "model"]
     body = []
     for row in paired.sort_values(names[:-1], key=in_order, kind="stable").itertuples():
@@ -174,11 +177,12 @@ def differences_grid(
                     clusters=row.clusters,
                 ),
                 Cell("–" if np.isnan(row.p) else "<0.001" if row.p < 0.001 else f"{row.p:.3f}"),
-                count(row.n),
+                *([] if of_cases else [count(row.n)]),
                 count(row.clusters),
             ]
         )
-    return Grid([*names, f"minus {reference}", "p", counted, "clusters"], body, names=len(names))
+    counted = ["cases"] if of_cases else ["objects", "clusters"]
+    return Grid([*names, f"minus {reference}", "p", *counted], body, names=len(names))
 
 
 def in_order(names: pd.Series) -> pd.Series:

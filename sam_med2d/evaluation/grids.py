@@ -123,7 +123,10 @@ CASE_METRIC = "volume_error"  # that tables of cases alone have
 
 
 def grid_of_cases(table: pd.DataFrame) -> Grid:
-    """The table `case` as it is printed: rows classes and modes, columns metrics."""
+    """The table `case` as it is printed: rows classes and modes, columns metrics.
+
+    A case that was cut along several axes, or in a mean of classes, is still one case.
+    """
     shown = table[table.groupby("metric")["n"].transform("max") > 0]  # no millimetres without a spacing
     metrics = [*dict.fromkeys(shown["metric"])]
     body = []
@@ -134,7 +137,7 @@ def grid_of_cases(table: pd.DataFrame) -> Grid:
             for one in map(found.get, metrics)
             if one is not None
         ]
-        body.append([Cell(str(name), value=str(name)), Cell(str(mode)), count(int(part["objects"].max())), *cells])
+        body.append([Cell(str(name), value=str(name)), Cell(str(mode)), count(part["clusters"].max()), *cells])
     return Grid(["class", "mode", "cases", *(METRICS[metric].title for metric in metrics)], body, names=2)
 
 

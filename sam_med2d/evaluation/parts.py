@@ -4,14 +4,20 @@ While a run goes on, each of its processes appends to a file of its own, a JSON 
 with the test set, and rows do not depend on who made them.
 """
 
+import argparse
 import heapq
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sam_med2d.evaluation.rows import Row
+from sam_med2d.evaluation.cases import FILE, write_cases
+from sam_med2d.evaluation.rows import Row, write_rows
 from sam_med2d.json_files import LARGE, parse_json
+from sam_med2d.prompts.files import write_prompts
+from segment_anything.files import replacing
+from segment_anything.frames import SAM_MED2D
+from segment_anything.geometry import is_paper
 
 
 class Measured(NamedTuple):
@@ -54,3 +60,23 @@ def merged(folder: Path, processes: int) -> Iterator[Measured]:
                 yield Measured(*parse_json(line, LARGE))
 
     return heapq.merge(*(lines(rank) for rank in range(processes)), key=lambda image: image.number)
+
+
+def write_merged(args: argparse.Namespace, folder: Path, processes: int, strategy: str) -> tuple[int, list[float]]:
+    """Write rows, cases and prompts of all processes in the order of the index. strategy: of iterative clicks.
+
+    -> the side of the frame that would show all objects that vanished, 0 if none did; the coarseness of every image.
+    """
+    write_rows(folder / f"rows.{args.rows_format}", (row for one in merged(folder, processes) for row in one.rows))
+    other = "csv" if args.rows_format == "parquet" else "parquet"
+    (folder / f"rows.{other}").unlink(missing_ok=True)  # of an earlier run
+    about = {"image_size": args.image_size, "click_strategy": strategy}
+    if not is_paper(args.protocol):  # a file that does not say is of the paper's, as all were once
+        about["protocol"] = args.protocol
+    if args.frame != SAM_MED2D:
+        about["frame"] = args.frame
+    with replacing(folder / "prompts.json") as path, open(path, "w", encoding="utf-8") as file:
+        write_prompts(file, about, (item for one in merged(folder, processes) for item in one.prompts.items()))
+    write_cases(folder / FILE, (pool for one in merged(folder, processes) for pool in one.pools))
+    frames, coarseness = zip(*((one.shown_from, one.coarseness) for one in merged(folder, processes)))
+    return max(frames), [*coarseness]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from sam_med2d.errors import DataError, UsageError
 from sam_med2d.evaluation.results import Results, read_results
-from sam_med2d.evaluation.rows import measured, read_rows
+from sam_med2d.evaluation.rows import VANISHED, measured, read_rows
 from sam_med2d.json_files import LARGE, read_json
 from sam_med2d.prompts.modes import Mode, known_mode
 
@@ -114,12 +114,17 @@ def other_data(runs: Sequence[Run], modes: list[str]) -> list[str]:
                 f"{first.name} has {only[0]} object(s) that {run.name} lacks, {run.name} {only[1]} that {first.name} "
                 f"lacks ({len(both)} in common)"
             )
-        scored = [set(frame["mask"][measured(frame) & frame["mode"].isin(modes)]) for frame in (first.rows, run.rows)]
+        compared = [frame[frame["mode"].isin(modes)] for frame in (first.rows, run.rows)]
+        scored = [set(frame["mask"][measured(frame)]) for frame in compared]
         one_only = (scored[0] ^ scored[1]) & set(both)
         if one_only:
+            gone = one_only & set().union(*(frame["mask"][frame["status"] == VANISHED] for frame in compared))
+            remedy = (
+                f" ({len(gone)} vanish in the frame of one: score both with test.py --vanished zero)" if gone else ""
+            )
             differences.append(
                 f"{len(one_only)} object(s) were scored in only one of {first.name} and {run.name}, such as "
-                f"{min(one_only)}"
+                f"{min(one_only)}{remedy}"
             )
     return differences
 

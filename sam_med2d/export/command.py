@@ -37,52 +37,36 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser)
     parser.set_defaults(device="cpu")
     group = parser.add_argument_group("file")
-    group.add_argument("--output", required=True, type=Path, metavar="FILE.onnx")
-    group.add_argument(
-        "--exporter",
-        choices=[*EXPORTERS],
-        default=TRACE,
-        help="PyTorch's, of which it will keep dynamo (needs onnxscript, takes minutes); default: %(default)s",
-    )
+    # fmt: off
+    group.add_argument("--output", required=True, type=Path, metavar="FILE.onnx", help="The ONNX file to write.")
+    group.add_argument("--exporter", choices=[*EXPORTERS], default=TRACE,
+        help="Which of PyTorch's exporters writes the file; it will keep dynamo alone, which needs onnxscript and "
+             "takes minutes. Default: %(default)s.")
     opsets = ", ".join(f"{name}: {opsets[0]} to {opsets[-1]}" for name, opsets in EXPORTERS.items())
     defaults = ", ".join(f"{name}: {opset}" for name, opset in DEFAULT_OPSET.items())
-    group.add_argument("--opset", type=int, help=f"{opsets}; default: {defaults}")
-    group.add_argument(
-        "--protocol",
-        choices=PROTOCOLS,
-        default=EXACT,
-        help="how masks come back from the frame, in the decoder's graph and in the comparisons: exact, to the pixels "
-        "that it shows, or as in the paper; default: %(default)s",
-    )
-    group.add_argument(
-        "--precision",
-        choices=["float32", *HALF],
-        default="float32",
-        help="of the stored weights; a file half as large that computes in float32 (or as the runtime is told)",
-    )
-    group.add_argument("--gelu-approximate", action="store_true", help="tanh in place of erf in GELU")
+    group.add_argument("--opset", type=int, help=f"Opset of the file ({opsets}). Default: {defaults}.")
+    group.add_argument("--protocol", choices=PROTOCOLS, default=EXACT,
+        help="How masks come back from the frame, in the decoder's graph and in the comparisons: exact, to the "
+             "pixels that it shows, or as in the paper. Default: %(default)s.")
+    group.add_argument("--precision", choices=["float32", *HALF], default="float32",
+        help="Precision of the stored weights: with 16 bits the file is half as large, and computes in float32 or "
+             "as the runtime is told. Default: %(default)s.")
+    group.add_argument("--gelu-approximate", action="store_true", help="Compute GELU by tanh in place of erf.")
     group = parser.add_argument_group("int8")
-    group.add_argument(
-        "--quantize",
-        action="store_true",
-        help="write a static int8 file as well: beside --output NAME.onnx as NAME.int8.onnx",
-    )
-    group.add_argument("--quantize-out", type=Path, metavar="FILE.onnx", help="the same, with a name of your own")
-    group.add_argument(
-        "--calibration_path",
-        type=Path,
-        metavar="FOLDER",
-        help="images that ranges are taken from: a data folder (its train split), or any; default: --data_path",
-    )
-    group.add_argument("--calibration_images", type=int, default=32, help="at most; default: %(default)s")
+    group.add_argument("--quantize", action="store_true",
+        help="Write a static int8 file as well: beside NAME.onnx of --output, NAME.int8.onnx.")
+    group.add_argument("--quantize-out", type=Path, metavar="FILE.onnx",
+        help="Write a static int8 file as well, with this name.")
+    group.add_argument("--calibration_path", type=Path, metavar="FOLDER",
+        help="Images that the ranges of the int8 file are taken from: a data folder (its train split), or any "
+             "folder of images. Default: --data_path.")
+    group.add_argument("--calibration_images", type=int, default=32,
+        help="Number of these images, at most. Default: %(default)s.")
     group = parser.add_argument_group("comparison with the eager model")
-    group.add_argument(
-        "--data_path",
-        type=Path,
-        metavar="FOLDER",
-        help="its images are compared on, and its test split gives the Dice of int8; default: data_demo in the current "
-        "folder, which a clone has",
-    )
+    group.add_argument("--data_path", type=Path, metavar="FOLDER",
+        help="A data folder: its images are what the file is compared on with the model, and its test split gives "
+             "the Dice of the int8 file. Default: data_demo in the current folder, which a clone has.")
+    # fmt: on
 
 
 def load_for_export(args: argparse.Namespace) -> Sam:

@@ -45,23 +45,22 @@ Layer = TypeVar("Layer", bound=torch.nn.Module)
 def add_model_flags(parser: argparse.ArgumentParser, frame_flag: str = "--frame") -> None:
     """frame_flag: what the flag for the frame of the weights is called; its value is args.model_frame."""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--sam_checkpoint",
-        "--checkpoint",
-        default=DEFAULT_CHECKPOINT,
-        metavar="FILE",
-        help=f"any SAM or SAM-Med2D weights, or {SMALL} for the small ones of this package; default: %(default)s",
-    )
-    group.add_argument("--model_type", "--model-type", choices=[*sam_model_registry], help="default: what the file is")
-    group.add_argument(
-        "--image_size", type=int, help="side of the frame that the model sees; default: what the file was trained at"
-    )
-    add_flag(
-        group, "--encoder_adapter", None, "False on a file with adapters leaves them out; default: what the file has"
-    )
+    # fmt: off
+    group.add_argument("--sam_checkpoint", "--checkpoint", default=DEFAULT_CHECKPOINT, metavar="FILE",
+        help=f"Any SAM or SAM-Med2D weights, or {SMALL} for the small ones of this package. Default: %(default)s.")
+    group.add_argument("--model_type", "--model-type", choices=[*sam_model_registry],
+        help="Size of the model. Default: what the weights are.")
+    group.add_argument("--image_size", type=int,
+        help="Side of the square frame that the model sees, in pixels, a multiple of 32. Default: what the weights "
+             "were trained at.")
+    add_flag(group, "--encoder_adapter", None,
+        "Use adapters; False leaves those of the file out. Default: what the file has.")
     add_frame_flag(group, frame_flag, "model_frame")
-    add_flag(group, "--refine", None, "False leaves the refinement network of a file out; default: what the file has")
-    group.add_argument("--device", help="default: cuda, mps or cpu, the best there is")
+    add_flag(group, "--refine", None,
+        "Use the refinement network; False leaves that of the file out. Default: what the file has.")
+    group.add_argument("--device",
+        help="Where the model runs, such as cuda, cuda:1, mps or cpu. Default: the best there is.")
+    # fmt: on
 
 
 def add_frame_flag(group: argparse._ActionsContainer, name: str = "--frame", dest: str = "frame") -> None:
@@ -77,29 +76,28 @@ def add_frame_flag(group: argparse._ActionsContainer, name: str = "--frame", des
 def add_backend_flags(parser: argparse.ArgumentParser) -> None:
     """For commands that only predict, and so can run exported files too; `load_segmenter` opens what is asked for."""
     group = parser.add_argument_group("backend")
+    # fmt: off
     group.add_argument(
         "--backend",
         type=lambda word: PYTORCH if word == "torch" else word,  # its name in earlier versions
         choices=[PYTORCH, *BACKENDS],
         default=PYTORCH,
-        help="what computes; onnxruntime and openvino run exported files on the CPU, in place of --sam_checkpoint; "
-        "default: %(default)s",
+        help="What computes; onnxruntime and openvino run exported files on the CPU, in place of --sam_checkpoint. "
+        "Default: %(default)s.",
     )
-    group.add_argument("--encoder_model", metavar="FILE.onnx", help="what sam-med2d export-encoder wrote")
-    group.add_argument("--decoder_model", metavar="FILE.onnx", help="what sam-med2d export-decoder wrote")
-    group.add_argument(
-        "--refinement_model", metavar="FILE.onnx", help="what it wrote beside, of a model with a refinement network"
-    )
-    group.add_argument(
-        "--precision",
-        choices=[*PRECISIONS],
-        default="float32",
-        help="in which pytorch and openvino compute the encoder; bfloat16 gains where the processor has it; "
-        "default: %(default)s",
-    )
-    add_flag(
-        group, "--compile", False, "compile the encoder by torch.compile, which takes a minute at the first picture"
-    )
+    group.add_argument("--encoder_model", metavar="FILE.onnx",
+        help="The encoder for --backend, as sam-med2d export-encoder wrote it.")
+    group.add_argument("--decoder_model", metavar="FILE.onnx",
+        help="The decoder for --backend, as sam-med2d export-decoder wrote it.")
+    group.add_argument("--refinement_model", metavar="FILE.onnx",
+        help="The refinement network for --backend, which sam-med2d export-decoder wrote beside the decoder of a "
+             "model that has one.")
+    group.add_argument("--precision", choices=[*PRECISIONS], default="float32",
+        help="In what pytorch and openvino compute the encoder; bfloat16 gains where the processor has it. "
+             "Default: %(default)s.")
+    add_flag(group, "--compile", False,
+        "Compile the encoder by torch.compile, which takes a minute at the first picture.")
+    # fmt: on
     add_threads_flag(group)
 
 
@@ -109,9 +107,9 @@ def add_zoom_flag(group: argparse._ActionsContainer, default: str = AUTO) -> Non
         type=zoom_of,
         default=default,
         metavar="WHEN",
-        help="look closer at objects, in a crop that fills the frame: auto (those that are small in the picture), "
-        "always, never, or a number: always, the sides of the crop as a multiple of the object's box; "
-        "default: %(default)s",
+        help="Look closer at objects, in a crop that fills the frame: auto (those that are small in the picture), "
+        "always, never, or a number: always, the sides of the crop as a multiple of the object's box. "
+        "Default: %(default)s.",
     )
 
 
@@ -126,7 +124,7 @@ def zoom_of(text: str) -> str:
 
 def add_threads_flag(group: argparse._ActionsContainer, default: int | None = None) -> None:
     told = "all cores" if default is None else default
-    group.add_argument("--threads", type=int, default=default, help=f"threads on a CPU; default: {told}")
+    group.add_argument("--threads", type=int, default=default, help=f"Number of threads on a CPU. Default: {told}.")
 
 
 def check_backend(args: argparse.Namespace) -> None:

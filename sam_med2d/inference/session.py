@@ -37,7 +37,8 @@ MOST_OBJECTS = 255  # a label map of 8 bits
 LONGEST_NAME = 100  # letters of an object's name
 MOST_CLICKS = 200  # on one object of a slice; each is a token of the decoder's
 MOST_VERTICES = 500  # of a stroke or a lasso
-MOST_ACTIONS = 20_000  # of a session; one takes a few kilobytes
+MOST_ACTIONS = 20_000  # of a session
+MOST_UNDONE = 200  # actions that are taken back one by one
 KEPT_BYTES = 1 << 26  # of a session's embeddings: those of 256 slices at 256 px, of 16 at 1024 px
 
 
@@ -47,6 +48,10 @@ class Packed:
     def __init__(self, mask: np.ndarray) -> None:
         self._shape = mask.shape
         self._bits = zlib.compress(np.packbits(mask).tobytes(), 1)
+
+    @property
+    def nbytes(self) -> int:
+        return len(self._bits)
 
     def unpacked(self) -> np.ndarray:
         bits = np.frombuffer(zlib.decompress(self._bits), np.uint8)
@@ -82,6 +87,10 @@ class Action:
     def mask(self) -> np.ndarray:
         """(H, W) bool."""
         return self.packed.unpacked()
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes + self.low_res.nbytes
 
 
 @dataclass
@@ -231,7 +240,10 @@ class AnnotationSession:
         )
 
     def undo(self) -> None:
-        """Take back the last prompt, or all that was last carried from one; its object and slice are shown."""
+        """Take back the last prompt, or all that was last carried from one; its object and slice are shown.
+
+        Beyond MOST_UNDONE actions it takes back objects of slices rather than their single prompts.
+        """
         if not self.actions:
             return
         action = self.actions.pop()
@@ -268,8 +280,7 @@ class AnnotationSession:
             predictor.set_image(picture, "BGR")
             self.embeddings[key] = predictor.seen()
         self.placed[self.model] = key
-        size = sum(part.numel() * part.element_size() for part in self.embeddings[key] if part is not None)
-        while len(self.embeddings) > max(1, KEPT_BYTES // size):
+        while len(self.embeddings) > max(1, KEPT_BYTES // self.embeddings[key].nbytes):
             self.embeddings.popitem(last=False)
         return predictor
 
@@ -309,7 +320,30 @@ class AnnotationSession:
         if len(self.actions) >= MOST_ACTIONS:
             raise DataError(f"{MOST_ACTIONS} clicks are the most of a session; save, and open the file again")
         self.actions.append(action)
+        long_ago = self.actions[:-MOST_UNDONE]
+        newest = {(one.object, one.slice): one for one in long_ago}
+        self.actions[:-MOST_UNDONE] = [one for one in long_ago if newest[one.object, one.slice] is one]
         return action
+
+    # ---------------------------------------------------------------- memory
+
+    @property
+    def encoded_bytes(self) -> int:
+        """Of what `forget_encoded` frees."""
+        crops = sum(predictor.crop_bytes for predictor in self.predictors.values())
+        return crops + sum(seen.nbytes for seen in self.embeddings.values())
+
+    @property
+    def drawn_bytes(self) -> int:
+        """Of what people did, and what came of it."""
+        answers = sum(predictor.answer_bytes for predictor in self.predictors.values())
+        return answers + sum(action.nbytes for action in self.actions)
+
+    def forget_encoded(self) -> None:
+        """Free what the model saw of slices and crops; where it is needed again, they are encoded again."""
+        self.embeddings, self.placed = OrderedDict(), {}
+        for predictor in self.predictors.values():
+            predictor.reset_image()
 
     # ---------------------------------------------------------------- from slice to slice
 

@@ -58,9 +58,9 @@ def add_window_flag(group: argparse._ActionsContainer) -> None:
         "--window",
         nargs="+",
         metavar="WORD",
-        help="that scans are shown in: centre and width, such as 40 400, or one of "
-        f"{', '.join(WINDOWS)}; default: that which the model was trained with, if it says one, else each slice's own "
-        "range",
+        help="The window that scans are shown in: centre and width, such as 40 400, or one of "
+        f"{', '.join(WINDOWS)}. Default: that which the model was trained with, if it says one, else each "
+        "slice's own range.",
     )
 
 
@@ -68,7 +68,7 @@ def add_scale_flag(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--scale",
         choices=["slice", "volume"],
-        help="minimum to maximum of each slice, or of the volume, in place of a window",
+        help="Show scans from the minimum to the maximum of each slice, or of the volume, in place of a window.",
     )
 
 

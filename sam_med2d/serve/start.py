@@ -61,18 +61,18 @@ ORIGIN = re.compile(r"https?://[^/*]+/?")
 HOUR = 3600  # seconds that images of MONAI Label's clients stay unused; these give no signs of life in between
 SPOKEN = "nnInteractive 2, MONAI Label, Label Studio, samapi and X-AnyLabeling's remote"
 LIMITS = (  # flags: name, default, unit, help
-    ("max_upload", 2000, "MB", "the largest image that is taken, unpacked"),
-    ("max_session", 4000, "MB", "of memory that one client may have, what it is just sending included"),
-    ("max_memory", 8000, "MB", "the same of all clients together"),
-    ("max_picture", 50, "MB", "the largest picture file that is taken, of tools that send one with each request"),
-    ("open_seconds", 60, "S", "that a picture file may take to open"),
-    ("open_memory", 6000, "MB", "that a picture file may take to open"),
-    ("max_embeddings", 500, "MB", "of memory for what was encoded; the oldest is forgotten"),
-    ("max_sessions", 16, "N", "clients at a time; the next one is told that the server is full"),
-    ("idle", 600, "S", "after which a client that does nothing is let go"),
-    ("silent", 60, "S", "after which a client that gives no sign of life is let go"),
-    ("max_voxels", MOST_VOXELS, "N", "the largest volume that is taken"),
-    ("seconds", 30, "S", "that one answer may take; slices that are left then wait for the next one"),
+    ("max_upload", 2000, "MB", "The largest image that is taken, unpacked."),
+    ("max_session", 4000, "MB", "Memory that one client may have, what it is just sending included."),
+    ("max_memory", 8000, "MB", "Memory that all clients together may have."),
+    ("max_picture", 50, "MB", "The largest picture file that is taken, of tools that send one with each request."),
+    ("open_seconds", 60, "S", "Time that a picture file may take to open."),
+    ("open_memory", 6000, "MB", "Memory that a picture file may take to open."),
+    ("max_embeddings", 500, "MB", "Memory for what was encoded; the oldest is forgotten."),
+    ("max_sessions", 16, "N", "Number of clients at a time; the next one is told that the server is full."),
+    ("idle", 600, "S", "Time after which a client that does nothing is let go."),
+    ("silent", 60, "S", "Time after which a client that gives no sign of life is let go."),
+    ("max_voxels", MOST_VOXELS, "N", "The largest volume that is taken."),
+    ("seconds", 30, "S", "Time that one answer may take; slices that are left then wait for the next one."),
 )
 
 
@@ -85,42 +85,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_window_flag(group)
     add_scale_flag(group)
     group = parser.add_argument_group("volumes")
-    add_flag(group, "--propagate", True, "carry the object on from slices with prompts, as segment-volume does")
-    group.add_argument(
-        "--axis",
-        type=int,
-        choices=range(3),
-        help="of the array that a client sends, that slices are cut across where no box, scribble or lasso says it; "
-        "default: the one with much the coarsest spacing, or 0",
-    )
+    # fmt: off
+    add_flag(group, "--propagate", True, "Carry the object on from slices with prompts, as segment-volume does.")
+    group.add_argument("--axis", type=int, choices=range(3),
+        help="The axis of the array that a client sends which slices are cut across, where no box, scribble or "
+             "lasso says it. Default: the one with much the coarsest spacing, or 0.")
     add_zoom_flag(group)
     group = parser.add_argument_group("MONAI Label")
-    group.add_argument(
-        "--studies",
-        type=Path,
-        metavar="FOLDER",
-        help="images that are asked for by name: volumes, pictures, and a folder for each DICOM series; labels that "
-        "are handed in lie in FOLDER/labels. Default: none, and every image is sent",
-    )
-    group.add_argument(
-        "--labels", nargs="+", default=[OBJECT], metavar="NAME", help="of objects that tools offer; default: object"
-    )
-    group.add_argument(
-        "--allow_origin",
-        nargs="+",
-        default=[],
-        metavar="URL",
-        help="of pages that may ask as well, such as that of an OHIF viewer: http://localhost:3000",
-    )
-    parser.add_argument_group("Label Studio").add_argument(
-        "--label_studio",
-        metavar="URL",
-        help="of the Label Studio whose pictures may be asked for, such as http://localhost:8080, with the key in the "
-        f"environment's {KEY}; default: none, and pictures are data URIs in the tasks",
-    )
+    group.add_argument("--studies", type=Path, metavar="FOLDER",
+        help="Folder of images that are asked for by name: volumes, pictures, and a folder for each DICOM series; "
+             "labels that are handed in lie in labels/ below it. Default: none, and every image is sent.")
+    group.add_argument("--labels", nargs="+", default=[OBJECT], metavar="NAME",
+        help="Names of the objects that tools offer. Default: object.")
+    group.add_argument("--allow_origin", nargs="+", default=[], metavar="URL",
+        help="Addresses of pages that may ask as well, such as that of an OHIF viewer: http://localhost:3000.")
+    parser.add_argument_group("Label Studio").add_argument("--label_studio", metavar="URL",
+        help="Address of the Label Studio whose pictures may be asked for, such as http://localhost:8080, with the "
+             f"key in the environment's {KEY}. Default: none, and pictures are data URIs in the tasks.")
+    # fmt: on
     add_server_flags(parser, port=1527)
-    add_reading_flags(add_limits(parser, LIMITS))
-    parser.set_defaults(max_pixels=MOST_PIXELS)
+    add_reading_flags(add_limits(parser, LIMITS), MOST_PIXELS)
     args = parser.parse_args(argv)
     check_server(parser, args, LIMITS)
     for flag, origins in (("allow_origin", args.allow_origin), ("label_studio", [args.label_studio or "http://a"])):

@@ -1,5 +1,7 @@
-"""The three terms of the loss, one value an object and output; `objective` weighs and averages them, and has them from
-`pixels.pixel_terms`, in one pass.
+"""The loss: `objective` weighs and averages three terms, which it has from `pixels.pixel_terms` in one pass.
+
+`focal`, `dice` and `iou_error` are their definitions, one value an object and output: for losses of one's own, for soft
+masks, and as what that pass is tested against.
 """
 
 import torch
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam_med2d.evaluation.metrics import iou
-from sam_med2d.training.pixels import pixel_terms
+from sam_med2d.training.pixels import ALPHA, SMOOTH, PixelTerms, pixel_terms
 from segment_anything import ABSENT, MULTIPLE, Prediction, Prompts
 from segment_anything.modeling.refinement import gaussians
 
@@ -19,12 +21,11 @@ SHARE_OF_OTHERS = 0.1
 
 RANK_TEMPERATURE = 0.1  # of IoU
 
-
 # Around a click a pixel of the refined logits counts more: there a person looks whether it was heard.
 NEAR_CLICKS, NEAR_SIGMA = 4.0, 6.0  # how much more at the click itself, and the pixels that it reaches
 
 
-def focal(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
+def focal(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = ALPHA) -> Tensor:
     """Mean over pixels (Lin et al. 2017, eq. 5). logits, target: (N, K, H, W) float -> (N, K)."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     missing = 1 - torch.exp(-cross_entropy)  # 1 - p of the true class
@@ -32,7 +33,7 @@ def focal(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.2
     return (weight * missing**gamma * cross_entropy).mean(dim=(2, 3))
 
 
-def dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+def dice(logits: Tensor, target: Tensor, smooth: float = SMOOTH) -> Tensor:
     """1 - soft Dice (Milletari et al. 2016, eq. 2, with plain sums below). (N, K, H, W) float -> (N, K)."""
     probability = logits.sigmoid()
     overlap = (probability * target).sum(dim=(2, 3))
@@ -85,18 +86,25 @@ def objective(prediction: Prediction, logits: Tensor, masks: Tensor, rank_weight
     learns, since it is what chooses between them.
     """
     found = pixel_terms(logits.float(), masks)
-    cost = (WEIGHTS["focal"] * found.focal + WEIGHTS["dice"] * found.dice).detach()
-    share = output_shares(cost)
-    terms = {
-        "focal": (share * found.focal).sum(dim=1).mean(),
-        "dice": (share * found.dice).sum(dim=1).mean(),
-        "iou": ((prediction.iou.float() - found.iou) ** 2).mean(),
-    }
+    terms = averaged(found, prediction.iou)
     loss = weighed(terms)
     if rank_weight:
         terms["rank"] = ranking(prediction.iou[:, MULTIPLE], found.iou[:, MULTIPLE]).mean()
         loss = loss + rank_weight * terms["rank"]
     return {"loss": loss, **terms}
+
+
+def averaged(found: PixelTerms, predicted_iou: Tensor) -> dict[str, Tensor]:
+    """The unweighted terms "focal", "dice" and "iou" of N objects as scalars, each output with its `output_shares`.
+
+    found: of the four outputs; predicted_iou: (N, 4).
+    """
+    share = output_shares((WEIGHTS["focal"] * found.focal + WEIGHTS["dice"] * found.dice).detach())
+    return {
+        "focal": (share * found.focal).sum(dim=1).mean(),
+        "dice": (share * found.dice).sum(dim=1).mean(),
+        "iou": ((predicted_iou.float() - found.iou) ** 2).mean(),
+    }
 
 
 def output_shares(cost: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from sam_med2d import drawing
-from sam_med2d.data.batch import Batch
-from sam_med2d.data.datasets import TestingDataset, test_loader
+from sam_med2d.data.batch import Batch, collate
+from sam_med2d.data.datasets import TestingDataset, TrainingDataset, scoring_sample, test_loader
 from sam_med2d.data.geometry import by_centres
 from sam_med2d.data.index import Index
 from sam_med2d.data.vanishing import Vanished, told
@@ -164,6 +164,21 @@ def validate(
         if vanished:
             print(f"not validated on: {told(vanished, args.image_size)}")
     return of_modes
+
+
+def panel_of(dataset: TrainingDataset) -> Batch:
+    """The training images that are drawn after each epoch; without those that cannot be read, if they may be left out.
+
+    Raises DataError.
+    """
+    samples = []
+    for i in range(min(PANEL_IMAGES, len(dataset.index))):
+        try:
+            samples.append(scoring_sample(dataset.index, i, dataset.image_size, dataset.frame))
+        except DataError:
+            if not dataset.skip_bad:
+                raise
+    return collate(samples)
 
 
 def draw_panels(model: Sam, batch: Batch, index: Index, args: argparse.Namespace, board: Boards, step: int) -> None:

@@ -208,8 +208,7 @@ class Slices:
             return
         seen = self.predictor.seen()
         self._kept[number] = seen
-        size = sum(part.numel() * part.element_size() for part in seen if part is not None)
-        while len(self._kept) > 1 and len(self._kept) * size > self.kept_bytes:
+        while len(self._kept) > 1 and len(self._kept) * seen.nbytes > self.kept_bytes:
             self._kept.popitem(last=False)
 
     def assemble(self, slices: dict[int, Slice]) -> np.ndarray:

@@ -106,6 +106,10 @@ class Seen(NamedTuple):
     embeddings: Tensor
     details: Tensor | None = None
 
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self if part is not None)
+
     def rows(self, index: Tensor | slice) -> "Seen":
         """index: (M,) int64 or (B,) bool, such as the picture of each object; or a slice."""
         return Seen(self.embeddings[index], None if self.details is None else self.details[index])

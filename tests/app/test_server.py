@@ -278,6 +278,44 @@ def test_a_session_that_nobody_uses_goes_with_its_folder(tmp_path):
         assert left.send(b'{"do": "look"}') == gone == used.send(b'{"do": "look"}')
 
 
+# ---------------------------------------------------------------- memory
+
+
+def test_pages_share_the_memory_and_whoever_left_longest_ago_makes_room(tmp_path, monkeypatch):
+    """Nobody sees it: what was forgotten is encoded again."""
+    freed = []
+    forget = AnnotationSession.forget_encoded
+    monkeypatch.setattr(
+        AnnotationSession, "forget_encoded", lambda self: freed.append(self.encoded_bytes) or forget(self)
+    )
+    with running_here(tmp_path, max_memory=0.6) as app:  # MB: less than two pages hold after a few prompts
+        first, second = Page(app), Page(app)
+        boxes = [(100, 50, 130, 70), (20, 20, 50, 60), (60, 80, 90, 110)]
+        for page in (first, second):
+            page.open(IMAGE)
+        shown = {page: [] for page in (first, second)}
+        for x0, y0, x1, y1 in boxes:
+            for page in (first, second):
+                shown[page].append(page.act(do="box", x0=x0, y0=y0, x1=x1, y1=y1)["objects"])
+        assert shown[first] == shown[second] and all(objects[0]["found"] for objects in shown[first])
+    assert sum(count > 0 for count in freed) >= 4
+
+
+def test_a_page_that_draws_more_than_its_share_is_told_to_save(tmp_path):
+    with running_here(tmp_path, max_memory=0.02) as app:
+        page, other = Page(app), Page(app)
+        page.open(IMAGE)
+        other.open(IMAGE)
+        answers = [page.send(b'{"do": "click", "x": 70, "y": 90, "on": true}') for _ in range(3)]
+        assert answers[0][0] == 200
+        assert answers[-1][0] == 507 and "save, and open the file again" in answers[-1][1]["error"]
+        assert page.view()["objects"][0]["found"]
+        assert page.ask("POST", "/files")[0] == 200
+        assert other.act(do="click", x=70, y=90, on=True)["objects"][0]["found"]  # which has its own share
+        page.open(IMAGE)
+        assert page.act(do="click", x=70, y=90, on=True)["objects"][0]["found"]
+
+
 # ---------------------------------------------------------------- series
 
 

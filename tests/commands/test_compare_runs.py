@@ -322,6 +322,16 @@ def test_objects_scored_by_one_run_alone_are_told(runs: dict[str, Path], capsys)
     assert "bbox: 1 object(s) left out" in err and "59 objects" in out
 
 
+def test_a_frame_in_which_objects_vanish_is_refused_with_the_remedy(runs: dict[str, Path], capsys) -> None:
+    def vanish(rows: pd.DataFrame) -> pd.DataFrame:
+        rows.loc[rows["mask"] == rows["mask"][0], ["dice", "iou", "status"]] = ["", "", "vanished"]
+        return rows
+
+    rewrite(runs["ft-sam"], vanish)
+    said = refused(capsys, runs["sam"], runs["ft-sam"])
+    assert "(1 vanish in the frame of one: score both with test.py --vanished zero)" in said
+
+
 def test_masks_of_one_name_and_another_area_are_always_refused(runs: dict[str, Path], capsys) -> None:
     def grow(rows: pd.DataFrame) -> pd.DataFrame:
         rows.loc[rows["mask"] == rows["mask"][0], "true_area"] = "7"

@@ -10,7 +10,7 @@ from scipy.ndimage import distance_transform_edt
 from sam_med2d.errors import DataError
 from sam_med2d.evaluation.cases import CASE_METRICS, COLUMNS, KEYS, pool_of, read_cases, write_cases
 from sam_med2d.evaluation.estimates import summarise
-from sam_med2d.evaluation.grids import format_table
+from sam_med2d.evaluation.grids import format_table, grid_of_cases
 from sam_med2d.evaluation.surface import Tolerance, outline, surface_metrics, surfaces_of
 
 SPACINGS = [None, (1.0, 1.0), (0.5, 0.5), (0.7, 1.3)]
@@ -93,6 +93,8 @@ def test_means_are_over_cases(tmp_path: Path) -> None:
     cases = read_cases(tmp_path)
     assert cases[["class", "case"]].astype(str).to_numpy().tolist() == [["liver", "1"], ["liver", "2"], ["spleen", "1"]]
     table = summarise(cases, "class", CASE_METRICS, totals=True)
+    counts = {row[0].text: row[2].text for row in grid_of_cases(table).body}
+    assert counts["liver"] == counts["mean of classes"] == "2" and counts["spleen"] == "1"  # a case with two is one
     dice = table[table["metric"] == "dice"].set_index("class")["mean"]
     own = cases["dice"].to_numpy()
     assert dice["liver"] == pytest.approx(own[:2].mean()) and dice["spleen"] == pytest.approx(own[2])

@@ -9,7 +9,8 @@ from sam_med2d.data.reading import read_image, read_mask
 from sam_med2d.prompts.modes import parse_mode
 from segment_anything import SamPredictor, sam_model_registry
 from tests.test_scoring_script import data, score, weights  # noqa: F401
-from tests.training.test_train import SIZE, fails, small_and_repeatable, work  # noqa: F401
+from tests.training.conftest import small_and_repeatable, work  # noqa: F401
+from tests.training.helpers import SIZE
 
 MODES = ("bbox", "bbox@zoom", "2pts@zoom")
 

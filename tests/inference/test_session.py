@@ -71,6 +71,34 @@ def test_undo_goes_back_one_step_at_a_time_and_ends_quietly(model):
     assert session.shown() == {} and session.current == 0
 
 
+def test_long_ago_the_newest_of_each_object_stays(model, monkeypatch):
+    monkeypatch.setattr("sam_med2d.inference.session.MOST_UNDONE", 3)
+    session = opened(model)
+    session.click(70, 90, True)
+    other = session.click(72, 90, True)
+    session.add_object("ventricle")
+    actions = [session.click(100 + place, 60, True) for place in range(5)]
+    assert session.actions == [other, *actions[1:]]
+    assert session.drawn_bytes >= sum(action.nbytes for action in session.actions) > 5 * 32 * 32 * 4
+    for before in actions[3:0:-1]:
+        session.undo()
+        assert session.last(1) is before
+    session.undo()
+    assert session.last(1) is None and session.shown() == {0: other}
+
+
+def test_what_was_encoded_is_forgotten_and_encoded_again(model):
+    """With the same answers as in a session that forgot nothing."""
+    session, steady = opened(model), opened(model)
+    assert session.draw_box(100, 50, 130, 70).closer and session.encoded_bytes >= 2 * 256 * 8 * 8 * 4
+    steady.draw_box(100, 50, 130, 70)
+    session.forget_encoded()
+    assert session.encoded_bytes == 0 < session.drawn_bytes and not session.is_encoded()
+    again, unforgotten = session.click(110, 60, True), steady.click(110, 60, True)
+    assert np.array_equal(again.low_res, unforgotten.low_res) and np.array_equal(again.mask, unforgotten.mask)
+    assert session.encoded_bytes > 0
+
+
 def test_an_image_is_encoded_once(model, monkeypatch):
     calls = []
     encode = model.encode

@@ -11,16 +11,7 @@ from sam_med2d.data.embedding_cache import EMBEDDINGS
 from sam_med2d.training.embeddings import RememberedEncoder
 from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoder
-from tests.training.test_train import (  # noqa: F401
-    Killed,
-    differences,
-    fit,
-    kill_after,
-    saved,
-    small_and_repeatable,
-    validated,
-    work,
-)
+from tests.training.helpers import Killed, differences, fit, kill_after, saved
 
 FLAGS = ["--tune", "decoder", "--epochs", 2, "--iter_point", 1, "--mask_num", 1]
 IMAGES = 6  # of validated, whose train and val splits have the same images

@@ -2,7 +2,7 @@
 
 import os
 import re
-import shutil
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,42 +15,13 @@ import torch
 
 import train
 from tests.conftest import ROOT, file_system
-from tests.training.test_train import RUN, differences, make_data
+from tests.training.helpers import RUN, differences
 
-FLAGS = ["--model_type", "vit_t", "--image_size", "64", "--sam_checkpoint", "none", "--mask_num", "2", "--iter_point"]
-FLAGS += [
-    "2",
-    "--prompt_modes",
-    "bbox",
-    "--device",
-    "cpu",
-    "--lr_scheduler",
-    "cosine",
-    "--augment",
-    "--save_every",
-    "0",
-]
+FLAGS = shlex.split(
+    "--model_type vit_t --image_size 64 --sam_checkpoint none --mask_num 2 --iter_point 2 --prompt_modes bbox "
+    "--device cpu --lr_scheduler cosine --augment --save_every 0"
+)
 WAIT = 120  # seconds, for what takes one
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six images, three batches an epoch."""
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "work"
-    shutil.rmtree(tmp_path / "work", ignore_errors=True)
 
 
 # What a shell starts in the background is deaf to Ctrl-C, and so are its children

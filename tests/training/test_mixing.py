@@ -17,15 +17,7 @@ from sam_med2d.training.mixing import Judged, Mixture, choose
 from segment_anything import Prompts, Sam, sam_model_registry
 from segment_anything.checkpoint import open_weights, save_weights
 from segment_anything.modeling.lora import add_lora, merge_lora
-from tests.training.test_train import (  # noqa: F401
-    RUN,
-    SIZE,
-    fails,
-    fit,
-    make_data,
-    saved,
-    small_and_repeatable,
-)
+from tests.training.helpers import RUN, SIZE, fails, fit, make_data
 
 BOX = Prompts(boxes=torch.tensor([[10.0, 12.0, 40.0, 50.0]]))
 

@@ -14,18 +14,8 @@ from sam_med2d.data.datasets import TrainingDataset
 from sam_med2d.errors import UsageError
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.training.own_parts import OwnAugmentation
-from tests.training.test_train import (  # noqa: F401
-    ROOT,
-    SIZE,
-    board_of,
-    differences,
-    fails,
-    fit,
-    saved,
-    small_and_repeatable,
-    validated,
-    work,
-)
+from tests.conftest import ROOT
+from tests.training.helpers import SIZE, board_of, differences, fails, fit, saved
 
 DOCS = (ROOT / "docs" / "training.md").read_text()
 FLAGS = re.search(r"^python train.py (--loss my_parts.*)$", DOCS, re.M)[1].split()

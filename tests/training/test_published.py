@@ -1,6 +1,6 @@
 """--recipe paper: what the public training code does, which ours is compared with."""
 
-from functools import partial
+import shlex
 
 import pytest
 import torch
@@ -10,14 +10,6 @@ from sam_med2d.training.losses import WEIGHTS, focal
 from sam_med2d.training.published import begin_as_published, pooled_objective
 from sam_med2d.training.rounds import draw_start, uniform_from
 from segment_anything import Prediction, sam_model_registry
-from segment_anything.build_sam import build_sam
-from segment_anything.sizes import SIZES, Size
-
-
-@pytest.fixture(autouse=True)
-def mini(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SIZES, "mini", Size(channels=32, depth=2, heads=2, global_blocks=(1,)))
-    monkeypatch.setitem(sam_model_registry, "mini", partial(build_sam, model_type="mini"))
 
 
 def test_terms_are_pooled_over_the_batch_and_only_the_chosen_answer_learns() -> None:
@@ -61,20 +53,11 @@ def test_new_adapters_start_at_random_and_trained_ones_stay() -> None:
 
 
 def test_the_flag_reaches_the_training(tmp_path, capsys) -> None:
-    words = [
-        "--sam_checkpoint",
-        "none",
-        "--model_type",
-        "mini",
-        "--image_size",
-        "32",
-        "--epochs",
-        "1",
-        "--batch_size",
-        "8",
-    ]
-    words += ["--iter_point", "1", "--prompt_modes", "bbox", "--device", "cpu", "--num_workers", "0", "--mask_num", "2"]
-    train.main([*words, "--recipe", "paper", "--work_dir", str(tmp_path)])
+    words = shlex.split(
+        "--sam_checkpoint none --model_type mini --image_size 32 --epochs 1 --batch_size 8 --iter_point 1 "
+        "--prompt_modes bbox --device cpu --num_workers 0 --mask_num 2 --recipe paper"
+    )
+    train.main([*words, "--work_dir", str(tmp_path)])
     assert "prompt encoder" not in capsys.readouterr().out.split("trained (--tune adapters)")[1].splitlines()[0]
-    recipe = train.recipe_of(train.parse_args([*words, "--recipe", "paper"]))
+    recipe = train.recipe_of(train.parse_args(words))
     assert recipe.coin_a_batch and recipe.loss is pooled_objective

@@ -19,16 +19,8 @@ from sam_med2d.prompts.modes import parse_mode
 from sam_med2d.provenance import file_hash
 from sam_med2d.training.boards import EpochLog, Waits, memory_high_water
 from segment_anything import Prompts
-from tests.training.test_train import (  # noqa: F401
-    ROOT,
-    RUN,
-    board_of,
-    fit,
-    saved,
-    small_and_repeatable,
-    validated,
-    work,
-)
+from tests.conftest import ROOT
+from tests.training.helpers import RUN, board_of, fit, saved
 
 MODES = ["--prompt_modes", "bbox", "3pts"]
 

@@ -20,18 +20,8 @@ from sam_med2d.training.learner import Learner, with_decay
 from sam_med2d.training.rounds import Recipe, train_batch
 from sam_med2d.training.state import Progress, RunState, kept_states
 from tests.conftest import ROOT
-from tests.training import test_train
+from tests.training.helpers import FLAGS, RUN, fails, fit, make_data, saved, truncated_image
 from tests.training.parallel_cases import Case, images_of, model_of, start
-from tests.training.test_train import (  # noqa: F401
-    RUN,
-    differences,
-    fails,
-    fit,
-    make_data,
-    saved,
-    small_and_repeatable,
-    work,
-)
 
 WAIT = 600  # seconds, for what takes ten on a machine with nothing else to do
 
@@ -120,7 +110,7 @@ def test_accumulated_and_resumed_by_itself(data: Path, work: Path) -> None:
 
 def test_images_that_cannot_be_read_are_left_out_and_named(tmp_path: Path, work: Path, capsys) -> None:
     folder = make_data(tmp_path / "data", images=3)
-    named = test_train.truncated_image(folder)
+    named = truncated_image(folder)
     assert named in fails(lambda: fit(folder, work, "--epochs", 1))
     fit(folder, work, "--epochs", 2, "--max_bad_samples", 1)
     said = capsys.readouterr().err
@@ -159,7 +149,7 @@ def test_a_save_that_fails_ends_the_run_when_the_next_one_fails_too(tmp_path: Pa
 
 def test_a_lost_process_ends_the_other(data: Path, work: Path) -> None:
     """One of two is killed in the middle of its steps."""
-    flags = ["vit_t" if word == "mini" else word for word in test_train.FLAGS]
+    flags = ["vit_t" if word == "mini" else word for word in FLAGS]
     words = [ROOT / "train.py", *flags, "--data_path", data, "--work_dir", work, "--epochs", "500", "--save_every", "1"]
     processes = start(words, 2, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

@@ -1,7 +1,6 @@
 """What the weights that training started from teach: on pictures of other kinds alone, and again after a resume."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,16 +22,7 @@ from sam_med2d.training.rounds import (
 from sam_med2d.training.teacher import Teacher, distance, lesson_of, others_in, taught
 from segment_anything import Prediction, Sam, sam_model_registry
 from segment_anything.checkpoint import save_weights
-from tests.training.test_train import (  # noqa: F401
-    RUN,
-    SIZE,
-    differences,
-    fails,
-    fit,
-    make_data,
-    saved,
-    small_and_repeatable,
-)
+from tests.training.helpers import RUN, SIZE, differences, fails, fit, make_data, saved
 
 
 def mini(seed: int) -> Sam:
@@ -138,12 +128,6 @@ def start(small_and_repeatable, tmp_path_factory: pytest.TempPathFactory) -> Pat
     path = tmp_path_factory.mktemp("start") / "start.safetensors"
     save_weights(mini(0).state_dict(), path, metadata={"frame": "sam-med2d"})
     return path
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "work"
-    shutil.rmtree(tmp_path / "work", ignore_errors=True)
 
 
 def test_a_run_goes_on_bit_for_bit_and_only_with_its_teacher(start: Path, work: Path, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -29,131 +28,27 @@ from sam_med2d.training.learner import Learner
 from sam_med2d.training.rounds import train_batch
 from sam_med2d.training.state import RunState
 from segment_anything import Sam, flops, sam_model_registry
-from segment_anything.build_sam import build_sam
 from segment_anything.checkpoint import save_weights
-from segment_anything.sizes import SIZES, Size
+from segment_anything.sizes import SIZES
 from segment_anything.weight_files import save_checkpoint
-
-ROOT = Path(__file__).parents[2]
-SIZE = 64
-MINI = Size(channels=32, depth=4, heads=2, global_blocks=(1, 3))  # nearly all decoder: files of 17 MB
-RUN = "sam-med2d"  # the default --run_name
-FLAGS = [
-    "--replay",
-    "none",
-    "--model_type",
-    "mini",
-    "--image_size",
-    str(SIZE),
-    "--sam_checkpoint",
-    "none",
-    "--num_workers",
-    "0",
-    "--mask_num",
-    "2",
-    "--iter_point",
-    "2",
-    "--prompt_modes",
-    "bbox",
-    "--device",
-    "cpu",
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_and_repeatable() -> Iterator[None]:
-    """A mini model in the registry, and one thread: the number of threads may change the last bits of a sum."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "mini", MINI)
-        patch.setitem(sam_model_registry, "mini", partial(build_sam, model_type="mini"))
-        yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Iterator[Path]:
-    """A --work_dir. Removed afterwards: pytest keeps its temporary folders, and checkpoints are large."""
-    yield tmp_path / "work"
-    shutil.rmtree(tmp_path / "work", ignore_errors=True)
-
-
-def write(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", array)[1].tobytes())
-
-
-def make_data(folder: Path, splits: tuple[str, ...] = ("train",), images: int = 6) -> Path:
-    """Discs and squares on noise, two or three objects an image; images in turn padded, stretched and of size S."""
-    draw = np.random.default_rng(0)
-    groups = {}
-    for i in range(images):
-        height, width = [(50, 40), (90, 70), (SIZE, SIZE)][i % 3]
-        picture = draw.integers(0, 90, (height, width, 3), dtype=np.uint8)
-        names = [f"masks/{i}_{k}.png" for k in range(2 + i % 2)]
-        for name in names:
-            mask = np.zeros((height, width), np.uint8)
-            x, y, r = draw.integers(12, 28), draw.integers(12, 38), draw.integers(6, 12)
-            cv2.circle(mask, (int(x), int(y)), int(r), 255, -1) if draw.random() < 0.5 else mask[
-                y - r : y + r, x - r : x + r
-            ].fill(255)
-            picture[mask > 0] += 120
-            write(folder / name, mask)
-        write(folder / f"images/{i}.png", picture)
-        groups[f"images/{i}.png"] = names
-    for split in splits:
-        write_index(folder, groups, split)
-    return folder
-
-
-def write_index(folder: Path, groups: dict[str, list[str]], split: str) -> None:
-    """image2label for training and validation, label2image for testing, as the original has them."""
-    if split == "test":
-        entries = {mask: image for image, masks in groups.items() for mask in masks}
-        (folder / "label2image_test.json").write_text(json.dumps(entries))
-    else:
-        (folder / f"image2label_{split}.json").write_text(json.dumps(groups))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six images: three batches of two an epoch. No validation."""
-    return make_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a val split."""
-    return make_data(tmp_path_factory.mktemp("validated"), ("train", "val"))
-
-
-def fit(data: Path, work: Path, *flags: object) -> None:
-    train.main([*FLAGS, "--data_path", str(data), "--work_dir", str(work), *map(str, flags)])
-
-
-def saved(work: Path, name: str = "last.pth") -> dict:
-    return torch.load(work / "models" / RUN / name, weights_only=True)
-
-
-def differences(a: object, b: object, where: str = "") -> list[str]:
-    """The places where two checkpoints differ, bitwise. Flags may differ."""
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return [place for key in a if key != "flags" for place in differences(a[key], b[key], f"{where}/{key}")]
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return [place for i in range(len(a)) for place in differences(a[i], b[i], f"{where}/{i}")]
-    same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
-    return [] if same else [where]
-
-
-def fails(call: Callable[[], object]) -> str:
-    """The message with which a script ends, which must be one line for people."""
-    with pytest.raises(SystemExit) as end:
-        call()
-    message = str(end.value.code)
-    assert message.startswith("error: ") and "\n" not in message
-    return message
-
+from tests.conftest import ROOT
+from tests.training.helpers import (
+    FLAGS,
+    RUN,
+    SIZE,
+    SPOILED,
+    Killed,
+    board_of,
+    differences,
+    fails,
+    fit,
+    kill_after,
+    make_data,
+    saved,
+    truncated_image,
+    write,
+    write_index,
+)
 
 # ---------------------------------------------------------------- one batch
 
@@ -275,24 +170,6 @@ def test_corrections_replace_the_clicks_before_them_or_keep_them(keep: bool, mon
 
 
 # ---------------------------------------------------------------- resuming
-
-
-class Killed(BaseException):
-    """Nothing in the script catches it."""
-
-
-def kill_after(owner: object, name: str, patch: pytest.MonkeyPatch, calls: int = 1) -> None:
-    """End the run when owner.name has returned for the given time."""
-    original, left = getattr(owner, name), [calls]
-
-    def stop(*arguments, **keywords):
-        result = original(*arguments, **keywords)
-        left[0] -= 1
-        if not left[0]:
-            raise Killed
-        return result
-
-    patch.setattr(owner, name, stop)
 
 
 MOMENTS = {  # what returns last before the end, how often; the flags; the epoch and step of the checkpoint then
@@ -453,43 +330,6 @@ def test_what_is_not_finite_stops_the_run_and_spares_the_checkpoint(
     assert "not finite" in message and terms in message and str(work) in message
     assert {path: path.read_bytes() for path in (work / "models" / RUN).iterdir()} == files
     assert all(torch.isfinite(tensor).all() for tensor in saved(work)["model"].values())
-
-
-def no_index(folder: Path) -> str:
-    (folder / "image2label_train.json").unlink()
-    return "image2label_train.json"
-
-
-def missing_mask(folder: Path) -> str:
-    (folder / "masks/1_0.png").unlink()
-    return "masks/1_0.png"
-
-
-def truncated_image(folder: Path) -> str:
-    path = folder / "images/1.png"
-    path.write_bytes(path.read_bytes()[:-40])
-    return "images/1.png"
-
-
-def other_size(folder: Path) -> str:
-    write(folder / "masks/1_0.png", np.full((20, 20), 255, np.uint8))
-    write(folder / "masks/1_1.png", np.full((20, 20), 255, np.uint8))
-    write(folder / "masks/1_2.png", np.full((20, 20), 255, np.uint8))
-    return "images/1.png"
-
-
-def three_values(folder: Path) -> str:
-    for k in range(3):
-        write(folder / f"masks/1_{k}.png", np.resize(np.array([0, 1, 2], np.uint8), (90, 70)))
-    return "masks/1_"
-
-
-def damaged_index(folder: Path) -> str:
-    (folder / "image2label_train.json").write_text('{"images/0.png": [')
-    return "image2label_train.json"
-
-
-SPOILED = [no_index, damaged_index, missing_mask, truncated_image, other_size, three_values]
 
 
 @pytest.mark.parametrize("spoil", SPOILED)
@@ -686,10 +526,6 @@ def test_learning_rate_over_three_epochs_of_two_batches(flags: list[str], factor
 
 
 # ---------------------------------------------------------------- what a run leaves behind
-
-
-def board_of(work: Path) -> EventAccumulator:
-    return EventAccumulator(str(work / "logs" / RUN), {"images": 0, "scalars": 0}).Reload()
 
 
 def points(board: EventAccumulator, tag: str) -> dict[int, float]:

@@ -12,17 +12,7 @@ from sam_med2d.training.groups import parameter_groups
 from sam_med2d.training.state import SavedRun
 from segment_anything import sam_model_registry
 from segment_anything.checkpoint import describe
-from tests.training.test_train import (  # noqa: F401
-    RUN,
-    data,
-    differences,
-    fails,
-    fit,
-    make_data,
-    saved,
-    small_and_repeatable,
-    work,
-)
+from tests.training.helpers import RUN, differences, fails, fit, make_data, saved
 
 LORA = ["--tune", "lora", "--lora_rank", 2, "--lora_targets", "qkv", "decoder"]
 
