@@ -131,10 +131,8 @@ def write_study(folder: Path, number: int, scan: np.ndarray, labels: np.ndarray)
         data.add_new(0x7FE00010, "OW", pixels.tobytes())
         data.file_meta = FileMetaDataset()
         data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = (
-            CTImageStorage,
-            data.SOPInstanceUID,
-        )
+        data.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
         folder.mkdir(parents=True, exist_ok=True)
         data.save_as(folder / f"IM{place + 1:04d}.dcm", enforce_file_format=True)
         slices.append(data)

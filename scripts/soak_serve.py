@@ -58,7 +58,7 @@ def volumes() -> list[np.ndarray]:
     return [np.ascontiguousarray(one[2:7, 8:40, 10:50]) for one in blobs()]
 
 
-def line(volume: np.ndarray) -> np.ndarray:
+def line() -> np.ndarray:
     drawn = np.zeros(SHAPE, np.uint8)
     drawn[2, 12:14, 8:24] = 1
     return drawn
@@ -67,7 +67,7 @@ def line(volume: np.ndarray) -> np.ndarray:
 WAYS: list[Callable[[Client, np.ndarray], object]] = [
     lambda client, volume: (client.click(2, 12, 20), client.click(2, 30, 2, on=False), client.act("/undo")),
     lambda client, volume: (client.box([2, 3], [4, 24], [8, 32]), client.click(1, 14, 20)),
-    lambda client, volume: client.draw("scribble", line(volume)),
+    lambda client, volume: client.draw("scribble", line()),
     lambda client, volume: (
         client.draw("lasso", np.ones((1, 14, 14), np.uint8), interaction_bbox=[[2, 3], [5, 19], [12, 26]]),
         client.click(2, 2, 38, on=False),

@@ -46,7 +46,7 @@ PADDING = (124, 116, 104)  # zero after normalisation
 # ---------------------------------------------------------------- regions of a scene: (size, size) int32 ids
 
 
-def _grow(rng: np.random.Generator, size: int) -> tuple[tuple[float, float], float]:
+def _grow(rng: np.random.Generator) -> tuple[tuple[float, float], float]:
     """A random place and a log-uniform radius, in unit coordinates."""
     return tuple(rng.uniform(0.08, 0.92, 2)), math.exp(rng.uniform(math.log(0.025), math.log(0.4)))
 
@@ -179,7 +179,7 @@ def scene_regions(rng: np.random.Generator, size: int) -> tuple[np.ndarray, dict
             if rng.random() < 0.2:
                 shape = a_tube(rng, size)
             else:
-                centre, radius = _grow(rng, size)
+                centre, radius = _grow(rng)
                 shape = a_shape(rng, size, centre, radius)
             if not shape.any():
                 continue

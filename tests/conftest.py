@@ -1,8 +1,9 @@
 """What all tests share."""
 
 import locale
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +26,33 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Chromium, which keeps to itself."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+    )
+    quiet = ("--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync")
+    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", *quiet]
+    with (
+        playwright.sync_playwright() as control,
+        control.chromium.launch(executable_path=chromium, args=flags) as started,
+    ):
+        yield started
+
+
+def fails(call: Callable[[], object]) -> str:
+    """The message with which a command ends, which must be one line for people."""
+    with pytest.raises(SystemExit) as end:
+        call()
+    message = str(end.value.code)
+    assert message.startswith("error: ") and "\n" not in message
+    return message
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from sam_med2d.inference.session import AnnotationSession, read_upload
 sitk = pytest.importorskip("SimpleITK", reason="the extra data is not installed")
 pydicom = pytest.importorskip("pydicom", reason="the extra data is not installed")
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, fails
 from tests.convert.helpers import image_of, mask_of, metadata, run
 from tests.volumes.dicom_files import box, write_structures
 from tests.volumes.test_volumes import Bright
@@ -36,14 +36,6 @@ def cases(shared) -> Path:
 
 
 EVERYTHING = ("--ratios", 1, 0, 0, "--min_area", 0)
-
-
-def ended(call) -> str:
-    """The one line that a command ends with."""
-    with pytest.raises(SystemExit) as end:
-        call()
-    assert "\n" not in str(end.value.code)
-    return str(end.value.code)
 
 
 def segment(source: Path, output: Path, *flags: object) -> sitk.Image:
@@ -65,7 +57,7 @@ def bright(monkeypatch) -> Bright:
 
 
 def test_dicom_gantry_tilt_is_refused_with_its_angle(cases, tmp_path, bright):
-    said = ended(lambda: segment(cases / "dicom-gantry-tilt", tmp_path / "l.nii.gz", "--point", 20, 20, 2))
+    said = fails(lambda: segment(cases / "dicom-gantry-tilt", tmp_path / "l.nii.gz", "--point", 20, 20, 2))
     assert "dicom-gantry-tilt: its slices are tilted: the stack runs 20 degrees off their normal" in said
 
 
@@ -73,7 +65,7 @@ def test_dicom_gantry_tilt_is_refused_with_its_angle(cases, tmp_path, bright):
 def test_dicom_gantry_tilt_with_contours_is_refused(cases, tmp_path, geometry):
     study = shutil.copytree(cases / "dicom-gantry-tilt", tmp_path / "study")
     write_structures(study / "rt.dcm", {"a": [box(10, 10, 20, 20, 5)]})
-    said = ended(lambda: run("volumes", "--dicom", study, "--geometry", geometry, output=tmp_path / "out"))
+    said = fails(lambda: run("volumes", "--dicom", study, "--geometry", geometry, output=tmp_path / "out"))
     assert "20 degrees" in said and "--geometry" not in said
 
 
@@ -130,9 +122,9 @@ def test_dicom_single_slice_is_segmented_across_itself(cases, tmp_path, capsys, 
     assert labels.GetDirection() == pytest.approx(stored.GetDirection())
     assert f"slices 0 to 0 along {axis} " in capsys.readouterr().out
     other = "xyz".replace(axis, "")[0]
-    said = ended(lambda: segment(source, tmp_path / "l.nii.gz", *flags, "--axis", other))
+    said = fails(lambda: segment(source, tmp_path / "l.nii.gz", *flags, "--axis", other))
     assert f"choose the axis {axis}" in said
-    assert "leave out --fuse" in ended(lambda: segment(source, tmp_path / "l.nii.gz", *flags, "--fuse"))
+    assert "leave out --fuse" in fails(lambda: segment(source, tmp_path / "l.nii.gz", *flags, "--fuse"))
 
 
 # ---------------------------------------------------------------- dicom-multiframe-names
@@ -142,7 +134,7 @@ def test_dicom_single_slice_is_segmented_across_itself(cases, tmp_path, capsys, 
 def test_dicom_multiframe_names_are_treated_alike(cases, tmp_path, bright, name):
     source = cases / "dicom-multiframe-names" / name
     said = f"{name}: has 5 frames in one file; convert it to NIfTI"
-    assert said in ended(lambda: segment(source, tmp_path / "l.nii.gz", "--point", 1, 1, 1))
+    assert said in fails(lambda: segment(source, tmp_path / "l.nii.gz", "--point", 1, 1, 1))
     with pytest.raises(DataError, match=re.escape(said)):
         read_upload(source)
 

@@ -2,7 +2,6 @@
 
 import argparse
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +13,8 @@ from sam_med2d.cli import ending_in_one_line, finish
 from sam_med2d.inference.models import add_backend_flags, check_backend
 from sam_med2d.packages import EXTRAS, ForeignPackageError
 from segment_anything import checkpoint, images, predictor, predictor_sammed
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 KINDS = ("CheckpointError", "DataError", "ImageError", "PromptError", "UsageError")
 
 

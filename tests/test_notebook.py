@@ -9,9 +9,9 @@ import pytest
 
 from segment_anything import sam_model_registry
 from segment_anything.checkpoint import save_weights
+from tests.conftest import ROOT
 from tests.segment_anything.test_model import randomise
 
-ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "predictor_example.ipynb"
 SECTIONS = ("A click", "A correction", "A box", "Several boxes", "A mask", "Everything")
 

@@ -14,8 +14,8 @@ import sam_med2d
 from sam_med2d import provenance
 from sam_med2d.commands import COMMANDS
 from sam_med2d.inference.models import SMALL, open_model, small_weights, weights_file
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "cv2", "numpy", "pandas", "scipy", "segment_anything")
 LIGHT = ("sam_med2d.cli", "sam_med2d.packages", "sam_med2d.commands", "sam_med2d.__main__", "sam_med2d.seeds")
 

@@ -31,9 +31,9 @@ from sam_med2d.prompts.files import write_prompts
 from segment_anything import sam_model_registry
 from segment_anything.checkpoint import open_weights, save_weights
 from segment_anything.modeling import ImageEncoder
-from tests.conftest import ROOT
+from tests.conftest import ROOT, fails
 from tests.training.conftest import small_and_repeatable, work  # noqa: F401
-from tests.training.helpers import SIZE, SPOILED, fails, make_data, write, write_index
+from tests.training.helpers import SIZE, SPOILED, make_data, write, write_index
 
 DEFAULT = ["bbox", "1pt", "3pts", "5pts"]
 ALL_MODES = [*DEFAULT, "5shot", "bbox+2pts", "bbox_jitter4", "mask"]

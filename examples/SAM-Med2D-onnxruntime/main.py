@@ -18,11 +18,9 @@ import numpy as np
 import onnxruntime
 
 DEMO_IMAGE = Path(__file__).resolve().parents[2] / "data_demo/images/mni152_axial_094.png"
-DEMO_POINT, DEMO_BACKGROUND, DEMO_BOX = (
-    (110.0, 60.0),
-    (40.0, 60.0),
-    (80.0, 9.0, 150.0, 181.0),
-)  # around the left hemisphere
+DEMO_POINT = (110.0, 60.0)
+DEMO_BACKGROUND = (40.0, 60.0)
+DEMO_BOX = (80.0, 9.0, 150.0, 181.0)  # around the left hemisphere
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # met in this order by the channels of a BGR image
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
 MASK, CLICK_ON, CLICK_OFF = (0, 140, 255), (170, 230, 0), (60, 80, 255)

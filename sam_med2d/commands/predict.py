@@ -210,11 +210,9 @@ def picture_of(
 
     colours: of each name; where there is one name alone, each object has its own.
     """
-    names, masks, prompts = (
-        [one.name for one in predicted],
-        [one.mask for one in predicted],
-        [o.prompt for o in objects],
-    )
+    names = [one.name for one in predicted]
+    masks = [one.mask for one in predicted]
+    prompts = [o.prompt for o in objects]
     own = [colours[name] for name in names] if len(colours) > 1 else [drawing.colour_of(i) for i in range(len(names))]
     labels = [f"{one.name} {one.iou:.2f}" for one in predicted]
     picture = drawing.overlay(image, masks, prompts, labels, own)

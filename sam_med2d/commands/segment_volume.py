@@ -156,9 +156,9 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.input.is_dir():
         check_output(args.output, args.input)
-    stored = read_scan(
-        files_of(args.input), args.frame, straighten=args.straighten, most_voxels=int(min(args.max_voxels, 2**63))
-    )
+    files = files_of(args.input)
+    most_voxels = int(min(args.max_voxels, 2**63))
+    stored = read_scan(files, args.frame, straighten=args.straighten, most_voxels=most_voxels)
     for note in notes_of(stored):
         print(f"note: {args.input}: {note}")
     scan, axis = as_viewed(stored)
@@ -168,20 +168,10 @@ def run(args: argparse.Namespace) -> None:
     base = args.output.with_name(stem_of(args.output))
     table, drawn = base.with_name(f"{base.name}.csv"), base.with_name(f"{base.name}.png")
     check_writable(args.output.parent)
-    files = files_of(args.input)
     read = [files] if isinstance(files, str) else files
     check_no_input([args.output, table, drawn], [*read, *filter(None, [args.prompts])])
     slices = slices_to_refer_to(args, read, stored)
-    objects = objects_of_file(args.prompts, args.axis) if args.prompts else [object_of_flags(args)]
-    earlier = None
-    if args.merge_into:
-        if args.merge_into != args.output:
-            check_no_input([args.output], [args.merge_into])
-        earlier = earlier_labels(args.merge_into, scan)
-        objects = unused_labels(objects, earlier)
-    for one in objects:
-        check_inside(one, stored.GetSize(), str(args.prompts or args.input))
-        check_axis(one, scan, args)
+    objects, earlier = objects_and_earlier_labels(args, scan, stored)
     array = sitk.GetArrayFromImage(scan)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{args.input}: has voxels that are no finite numbers; replace them")
@@ -202,13 +192,7 @@ def run(args: argparse.Namespace) -> None:
                 results.append(segment(one, along, stored, scan, rule, args.fuse, bar.update))
             except PromptError as error:
                 raise DataError(f"{args.prompts or args.input}: {one.name}: {error}") from error
-    for result in results:
-        sliced = along[result.wanted.axis]
-        if flat := [number for number in result.prompted if np.ptp(sliced.image(number)) == 0]:
-            print(
-                f"warning: {args.input}: {len(flat)} prompted slice(s) of {result.wanted.name} are of one value; is "
-                "the range (--window) that of this scan?"
-            )
+    warn_of_one_value(results, along, args.input)
     labels = label_volume(results, array.shape)
     if earlier is not None:
         labels = merged(earlier, labels)
@@ -219,17 +203,31 @@ def run(args: argparse.Namespace) -> None:
         write_labels(args.output, labels, scan, stored)
     rows = [row_of(result, labels, stored, scan) for result in results]
     write_table(table, rows)
-    numbered = " (label {label})" if args.merge_into else ""
-    for row in rows:
-        print(
-            f"{row['name']}{numbered.format(**row)}: {row['voxels']} voxels, {row['millilitres']} ml, "
-            f"slices {row['first_slice']} to {row['last_slice']} along {row['axis']} "
-            f"({row['first_end']}; {row['last_end']}), predicted IoU {row['mean_predicted_iou']}"
-        )
+    say_what_was_found(rows, with_labels=bool(args.merge_into))
     write_png(drawn, picture(results, along, labels))
     print(f"labels: {args.output}")
     if warning := warning_of(rows):
         print(warning)
+
+
+def objects_and_earlier_labels(
+    args: argparse.Namespace, scan: sitk.Image, stored: sitk.Image
+) -> tuple[list[Object3d], np.ndarray | None]:
+    """The objects that are asked for, and the labels of --merge_into, which they leave as they are.
+
+    Raises DataError, UsageError.
+    """
+    objects = objects_of_file(args.prompts, args.axis) if args.prompts else [object_of_flags(args)]
+    earlier = None
+    if args.merge_into:
+        if args.merge_into != args.output:
+            check_no_input([args.output], [args.merge_into])
+        earlier = earlier_labels(args.merge_into, scan)
+        objects = unused_labels(objects, earlier)
+    for one in objects:
+        check_inside(one, stored.GetSize(), str(args.prompts or args.input))
+        check_axis(one, scan, args)
+    return objects, earlier
 
 
 def slices_to_refer_to(args: argparse.Namespace, files: list[str], stored: sitk.Image) -> list[Dataset]:
@@ -255,6 +253,28 @@ def check_axis(one: Object3d, scan: sitk.Image, args: argparse.Namespace) -> Non
         )
     if args.fuse and 1 in scan.GetSize():
         raise DataError(f"{args.input}: is one voxel thick and has no other axis to look along; leave out --fuse")
+
+
+def warn_of_one_value(results: list[Result], along: dict[str, Slices], source: Path) -> None:
+    """Of prompted slices in which the model sees nothing."""
+    for result in results:
+        sliced = along[result.wanted.axis]
+        if flat := [number for number in result.prompted if np.ptp(sliced.image(number)) == 0]:
+            print(
+                f"warning: {source}: {len(flat)} prompted slice(s) of {result.wanted.name} are of one value; is "
+                "the range (--window) that of this scan?"
+            )
+
+
+def say_what_was_found(rows: list[dict], with_labels: bool) -> None:
+    """rows: of `row_of`, one an object."""
+    numbered = " (label {label})" if with_labels else ""
+    for row in rows:
+        print(
+            f"{row['name']}{numbered.format(**row)}: {row['voxels']} voxels, {row['millilitres']} ml, "
+            f"slices {row['first_slice']} to {row['last_slice']} along {row['axis']} "
+            f"({row['first_end']}; {row['last_end']}), predicted IoU {row['mean_predicted_iou']}"
+        )
 
 
 def picture(results: list[Result], along: dict[str, Slices], labels: np.ndarray) -> np.ndarray:

@@ -190,13 +190,13 @@ class Split:
                     elif mask >= 0:
                         self.bad_masks[start + mask] = True
                 nesting.add(found.nested)
-                repeated += self._repeated(found, classes)
+                repeated += self._repeated(found)
         for mask, first, problem in repeated:
             if classes[mask] == classes[first] or not nesting.are_regions(classes[mask], classes[first]):
                 self.problems.append(problem)
                 self.bad_masks[mask] = True
 
-    def _repeated(self, found: Found, classes: np.ndarray) -> list[tuple[int, int, Problem]]:
+    def _repeated(self, found: Found) -> list[tuple[int, int, Problem]]:
         """Masks of one image with the same pixels: number of the mask, of the first such mask, and what is said."""
         names, start = self.index[found.number][1], int(self.first_masks[found.number])
         first_with: dict[int, int] = {}

@@ -55,10 +55,8 @@ def record(
     paper = by_centres(args.frame, args.protocol)
     kept = Predictions(folder, rank, paper) if args.report else None
     shown = shown_in_gallery(args.modes)
-    asked, tolerance = (
-        [name for name in computed_from(SURFACES) if name in args.metrics],
-        Tolerance.of(args.nsd_tolerance),
-    )
+    asked = [name for name in computed_from(SURFACES) if name in args.metrics]
+    tolerance = Tolerance.of(args.nsd_tolerance)
     measured_beside = with_surfaces(scores, describer, asked, tolerance, max(1, args.num_workers))
     started, drawing_time = time.monotonic(), 0.0
     with tqdm(total=len(own), unit="image", dynamic_ncols=True, disable=rank > 0) as bar:

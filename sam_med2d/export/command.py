@@ -54,7 +54,7 @@ def add_export_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gelu-approximate", action="store_true", help="Compute GELU by tanh in place of erf.")
     group = parser.add_argument_group("int8")
     group.add_argument("--quantize", action="store_true",
-        help="Write a static int8 file as well: beside NAME.onnx of --output, NAME.int8.onnx.")
+        help="Write a static int8 file as well, beside --output NAME.onnx as NAME.int8.onnx.")
     group.add_argument("--quantize-out", type=Path, metavar="FILE.onnx",
         help="Write a static int8 file as well, with this name.")
     group.add_argument("--calibration_path", type=Path, metavar="FOLDER",

@@ -217,11 +217,9 @@ class DecoderGraph(nn.Module):
         paper: bool = False,
     ) -> None:
         super().__init__()
-        self.prompt_encoder, self.mask_decoder, self.image_size = (
-            model.prompt_encoder,
-            model.mask_decoder,
-            model.image_size,
-        )
+        self.prompt_encoder = model.prompt_encoder
+        self.mask_decoder = model.mask_decoder
+        self.image_size = model.image_size
         self.single_mask, self.stability_score = single_mask, stability_score
         self.frame = model.frame
         self.extra_metrics, self.longest_side = extra_metrics, longest_side or self.frame == SAM

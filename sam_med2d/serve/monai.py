@@ -26,13 +26,12 @@ from sam_med2d.inference.shared import SharedModel
 from sam_med2d.inference.uploads import Scan, image_of, read_upload, write_dicom_seg, write_volume_labels
 from sam_med2d.inference.windows import Shown
 from sam_med2d.serve.pictures import MOST_PROMPTS, Asked, find, numbers_of
-from sam_med2d.serve.service import Service
+from sam_med2d.serve.service import MODEL, Service
 from sam_med2d.volumes.prompts import check_inside, object_of, seeds_of
 from sam_med2d.volumes.propagation import Slices
 from sam_med2d.volumes.scans import AXES, slices_along, volume_of_slices
 from sam_med2d.volumes.scans import turned as turned_places
 
-MODEL = "sam-med2d"
 BACKGROUND, OBJECT = "background", "object"
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")  # that a mask is sent in
 NUMBERS = ("uint8", "uint16", "int16", "int32", "float32")

@@ -22,10 +22,9 @@ from sam_med2d import __version__
 from sam_med2d.app.server import Lane, answering
 from sam_med2d.errors import DataError
 from sam_med2d.serve.pictures import Asked, Found, Pictures, bytes_of, find, json_of, numbers_of, rows_of
-from sam_med2d.serve.service import Service
+from sam_med2d.serve.service import MODEL, Service
 from segment_anything import SamAutomaticMaskGenerator
 
-MODEL = "sam-med2d"
 MOST_CLICKS = 64  # a side of everything mode's grid
 OPTIONS: dict[str, tuple[type, float, float]] = {  # of everything mode, by SAM's names: kind, least, most
     "points_per_side": (int, 1, MOST_CLICKS),

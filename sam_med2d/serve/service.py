@@ -11,6 +11,8 @@ from sam_med2d.volumes.propagation import Rule, Slice, Slices, propagate
 from segment_anything import ObjectPrompt, PromptError, SamPredictor
 from segment_anything.zoom import AUTO
 
+MODEL = "sam-med2d"  # as tools that ask for names of models are told
+
 
 @dataclass
 class Service:

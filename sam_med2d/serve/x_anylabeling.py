@@ -16,9 +16,8 @@ from starlette.routing import Route
 from sam_med2d.app.server import Lane, answering
 from sam_med2d.errors import DataError
 from sam_med2d.serve.pictures import MOST_PROMPTS, Asked, Pictures, bytes_of, find, json_of, numbers_of, outlines
-from sam_med2d.serve.service import Service
+from sam_med2d.serve.service import MODEL, Service
 
-MODEL = "sam-med2d"
 LABEL = "AUTOLABEL_OBJECT"  # what the tool asks a person to name
 WIDGETS = ("button_add_point", "button_remove_point", "button_add_rect", "button_clear", "button_finish_object")
 FINENESS = "mask_fineness_slider"

@@ -17,14 +17,13 @@ from sam_med2d.training.published import begin_as_published
 from sam_med2d.training.teacher import Teacher
 from segment_anything import Sam, flops, sam_model_registry
 from segment_anything.checkpoint import Architecture, CheckpointError, check_is_sam
-from segment_anything.frames import SAM_MED2D
+from segment_anything.frames import SAM, SAM_MED2D, likely_frame
 from segment_anything.modeling.lora import DECODER, add_lora
 from segment_anything.modeling.tuning import count_trained
 
 DEFAULT_CHECKPOINT = "pretrain_model/sam_vit_b.pth"
 FROM_SCRATCH = "none"  # says as a checkpoint: random weights
 NEW_TYPE, NEW_SIZE = "vit_b", 256  # of a model from scratch, and pixels
-SAMS_SIZE = 1024  # pixels, of SAM's own files
 LAST = "last"  # the first word of --tune_blocks
 
 
@@ -118,7 +117,7 @@ def teacher_of(args: argparse.Namespace) -> Teacher | None:
 
 def training_size(found: Architecture) -> int:
     """What a file was trained at; but SAM's own, of 1024 pixels, are fine-tuned at 256, as SAM-Med2D was."""
-    sams_own = found.image_size == SAMS_SIZE and not found.adapters
+    sams_own = likely_frame(found.image_size, bool(found.adapters)) == SAM
     return NEW_SIZE if sams_own else found.image_size
 
 

@@ -56,6 +56,7 @@ MUST_AGREE = (
     "augment",
     "augment_with",
     "loss",
+    "recipe",
     "balance",
     "replay",
     "replay_share",

@@ -18,35 +18,11 @@ from tests.inference.test_session import IMAGE, OTHER_IMAGE, WEIGHTS, expected, 
 
 __all__ = ["model"]  # a fixture
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory) -> Iterator[Running]:
     with running(tmp_path_factory.mktemp("app"), "--sam_checkpoint", str(WEIGHTS), "--max_upload", "1") as one:
         yield one
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-    )
-    with playwright.sync_playwright() as control:
-        chromium = control.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 class Tab:

@@ -20,7 +20,7 @@ import test as scoring
 from sam_med2d.commands import amg, convert_checkpoint, make_index, predict
 from segment_anything import sam_model_registry
 from segment_anything.checkpoint import save_weights
-from tests.conftest import ROOT
+from tests.conftest import ROOT, fails
 
 SIDE = 64
 UP = "m/../../../../../other/m.png"
@@ -59,13 +59,6 @@ def contents(folder: Path) -> dict[str, str]:
         for path in folder.rglob("*")
         if path.is_file()
     }
-
-
-def fails(call) -> str:
-    with pytest.raises(SystemExit) as end:
-        call()
-    assert str(end.value.code).startswith("error: ") and "\n" not in str(end.value.code)
-    return str(end.value.code)
 
 
 # ---------------------------------------------------------------- test.py

@@ -12,8 +12,6 @@ from sam_med2d.commands import make_index
 from sam_med2d.data.batch import Batch
 from sam_med2d.data.datasets import TrainingDataset, train_loader
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def run(source: str, *flags: object, output: Path, workers: int = 0) -> Path:
     """A command of make_index.py in this process -> its output folder."""

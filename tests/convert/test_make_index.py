@@ -26,8 +26,8 @@ from sam_med2d.convert.splits import Splits, read_split_file
 from sam_med2d.convert.writer import safe_name
 from sam_med2d.data.metadata import read_metadata
 from sam_med2d.errors import UsageError
+from tests.conftest import ROOT, fails
 from tests.convert.helpers import (
-    ROOT,
     block,
     contents,
     image_of,
@@ -44,12 +44,9 @@ from tests.convert.helpers import (
 EVERYTHING = ("--ratios", 1, 0, 0)
 
 
-def error_of(capsys: pytest.CaptureFixture, *arguments, **options) -> str:
+def error_of(*arguments: object, **options) -> str:
     """The one line a command ends with."""
-    with pytest.raises(SystemExit) as stopped:
-        run(*arguments, **options)
-    assert str(stopped.value).startswith("error: ") and "\n" not in str(stopped.value)
-    return str(stopped.value)
+    return fails(lambda: run(*arguments, **options))
 
 
 @pytest.fixture
@@ -172,10 +169,9 @@ def test_folds_hold_out_each_case_once_and_never_the_test():
     assert 50 < test < 110
 
 
-def test_a_split_file_counts_and_every_case_must_be_in_it(tmp_path, masks, capsys):
+def test_a_split_file_counts_and_every_case_must_be_in_it(tmp_path, masks):
     (tmp_path / "splits.json").write_text(json.dumps({"train": ["a"], "val": ["b"]}))
     said = error_of(
-        capsys,
         "masks",
         "--images",
         masks / "photos",
@@ -307,22 +303,20 @@ def test_patterns_find_masks_in_other_layouts(tmp_path):
     assert matches("{a}-{a}.png", ["x-x.png", "x-y.png"], ("a",)) == [("x-x.png", {"a": "x"})]
 
 
-def test_masks_without_an_image_and_wrong_patterns_are_refused(masks, capsys):
+def test_masks_without_an_image_and_wrong_patterns_are_refused(masks):
     sources = ("masks", "--images", masks / "photos", "--masks", masks / "masks", "--case", r"(.+)_\d+")
     write(masks / "masks" / "zzz.png", block((24, 30), (2, 12), (3, 13)))
-    assert "1 mask(s) belong to no image" in error_of(capsys, *sources, output=masks / "out")
-    assert "no mask belongs to an image" in error_of(
-        capsys, *sources, "--pattern", "{image}-{class}.png", output=masks / "out"
-    )
+    assert "1 mask(s) belong to no image" in error_of(*sources, output=masks / "out")
+    assert "no mask belongs to an image" in error_of(*sources, "--pattern", "{image}-{class}.png", output=masks / "out")
     assert "{organ} is not one of {image}, {class}" in error_of(
-        capsys, *sources, "--pattern", "{image}_{organ}.png", output=masks / "out"
+        *sources, "--pattern", "{image}_{organ}.png", output=masks / "out"
     )
-    assert "one folder" not in error_of(capsys, *sources, output=masks / "out")
+    assert "one folder" not in error_of(*sources, output=masks / "out")
     assert "images and masks alike" in error_of(
-        capsys, "masks", "--images", masks / "photos", "--masks", masks / "photos", output=masks / "out"
+        "masks", "--images", masks / "photos", "--masks", masks / "photos", output=masks / "out"
     )
     assert "no such folder" in error_of(
-        capsys, "masks", "--images", masks / "gone", "--masks", masks / "masks", output=masks / "out"
+        "masks", "--images", masks / "gone", "--masks", masks / "masks", output=masks / "out"
     )
 
 
@@ -460,7 +454,7 @@ def test_a_killed_conversion_goes_on(tmp_path):
 def test_a_bad_case_does_not_cost_the_others(masks, capsys):
     (masks / "masks" / "b_2_liver.png").write_bytes(b"no image")
     sources = ("masks", "--images", masks / "photos", "--masks", masks / "masks", "--case", r"(.+)_\d+", *EVERYTHING)
-    said = error_of(capsys, *sources, output=masks / "out")
+    said = error_of(*sources, output=masks / "out")
     assert "1 of 3 case(s)" in said and "b_2_liver.png: not an image" in said and "--skip_bad_cases" in said
     assert not (masks / "out" / "image2label_train.json").exists()
     output = run(*sources, "--skip_bad_cases", output=masks / "out")
@@ -471,7 +465,7 @@ def test_a_bad_case_does_not_cost_the_others(masks, capsys):
     assert {row["case"] for row in metadata(run(*sources, "--skip_bad_cases", output=masks / "out"))} == {"a", "c"}
 
 
-def test_sources_are_only_read(masks, capsys):
+def test_sources_are_only_read(masks):
     before = contents(masks)
     folders = [masks / "photos", masks / "masks"]
     try:
@@ -483,7 +477,6 @@ def test_sources_are_only_read(masks, capsys):
             folder.chmod(0o755)
     assert {path: digest for path, digest in contents(masks).items() if not path.startswith("out")} == before
     assert "lies inside" in error_of(
-        capsys,
         "masks",
         "--images",
         masks / "photos",
@@ -590,11 +583,10 @@ def test_deep_images_are_scaled(tmp_path):
     assert np.abs(image - (scan - 1000.0) * 255 / 2000).max() <= 0.6
 
 
-def test_unexpected_values_are_named(tmp_path, capsys):
+def test_unexpected_values_are_named(tmp_path):
     write(tmp_path / "photos" / "x.png", picture())
     write(tmp_path / "labels" / "x.png", label_map())
     said = error_of(
-        capsys,
         "labelmaps",
         "--images",
         tmp_path / "photos",
@@ -612,14 +604,14 @@ def test_unexpected_values_are_named(tmp_path, capsys):
     assert [(row["class"], row["instance"]) for row in metadata(output)] == [("cell", "0"), ("cell", "1")]
 
 
-def test_colour_coded_and_palette_label_maps(tmp_path, capsys):
+def test_colour_coded_and_palette_label_maps(tmp_path):
     write(tmp_path / "photos" / "x.png", picture())
     colours = np.zeros((24, 30, 3), np.uint8)
     colours[2:12, 3:13] = (0, 128, 255)  # BGR: orange
     colours[14:20, 2:9] = (255, 0, 0)  # blue
     write(tmp_path / "labels" / "x.png", colours)
     sources = ("labelmaps", "--images", tmp_path / "photos", "--labels", tmp_path / "labels")
-    said = error_of(capsys, *sources, output=tmp_path / "out")
+    said = error_of(*sources, output=tmp_path / "out")
     assert "is colour-coded (3 colours: #000000, #0000ff, #ff8000)" in said
     (tmp_path / "table.csv").write_text("name,r,g,b\nbackground,0,0,0\nliver,255,128,0\nkidney,0,0,255\n")
     for table in ([tmp_path / "table.csv"], ["liver=#ff8000", "kidney=#0000ff"]):
@@ -628,7 +620,7 @@ def test_colour_coded_and_palette_label_maps(tmp_path, capsys):
             ("liver", 100),
             ("kidney", 42),
         ]
-    said = error_of(capsys, *sources, "--classes", "liver=#ff8000", output=tmp_path / "out")
+    said = error_of(*sources, "--classes", "liver=#ff8000", output=tmp_path / "out")
     assert "#0000ff" in said
     palette = Image.fromarray(label_map() % 255, "P")
     palette.putpalette([0, 0, 0, 200, 10, 10, 10, 200, 10])
@@ -639,7 +631,7 @@ def test_colour_coded_and_palette_label_maps(tmp_path, capsys):
     assert [row["class"] for row in metadata(output)] == ["liver", "kidney"]
 
 
-def test_label_maps_that_are_none(tmp_path, capsys):
+def test_label_maps_that_are_none(tmp_path):
     write(tmp_path / "photos" / "x.png", picture())
     sources = ("labelmaps", "--images", tmp_path / "photos", "--labels", tmp_path / "labels")
     for array, suffix, said in (
@@ -649,19 +641,19 @@ def test_label_maps_that_are_none(tmp_path, capsys):
         (np.full((24, 30), -3, np.float32), ".tif", "from -3 to -3"),
     ):
         write(tmp_path / "labels" / f"x{suffix}", array)
-        assert said in error_of(capsys, *sources, output=tmp_path / "out")
+        assert said in error_of(*sources, output=tmp_path / "out")
         (tmp_path / "labels" / f"x{suffix}").unlink()
     Image.fromarray(label_map()).save(
         tmp_path / "labels" / "x.tif", save_all=True, append_images=[Image.fromarray(label_map())]
     )
-    assert "has 2 pages" in error_of(capsys, *sources, output=tmp_path / "out")
+    assert "has 2 pages" in error_of(*sources, output=tmp_path / "out")
     (tmp_path / "labels" / "x.tif").write_bytes((tmp_path / "labels" / "x.tif").read_bytes()[:60])
-    assert "x.tif: not an image that OpenCV can decode" in error_of(capsys, *sources, output=tmp_path / "out")
+    assert "x.tif: not an image that OpenCV can decode" in error_of(*sources, output=tmp_path / "out")
     large = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
     (tmp_path / "labels" / "x.tif").unlink()
     write(tmp_path / "photos" / "x.png", picture(64, 64))
     write(tmp_path / "labels" / "x.png", large)
-    assert "looks like an image" in error_of(capsys, *sources, output=tmp_path / "out")
+    assert "looks like an image" in error_of(*sources, output=tmp_path / "out")
 
 
 def test_a_case_without_foreground_is_said_and_not_an_error(tmp_path, capsys):
@@ -673,7 +665,7 @@ def test_a_case_without_foreground_is_said_and_not_an_error(tmp_path, capsys):
     assert {row["case"] for row in metadata(output)} == {"x"}
     write(tmp_path / "labels" / "x.png", label_map() * 0)
     assert "no object is left" in error_of(
-        capsys, "labelmaps", "--images", tmp_path / "photos", "--labels", tmp_path / "labels", output=tmp_path / "out"
+        "labelmaps", "--images", tmp_path / "photos", "--labels", tmp_path / "labels", output=tmp_path / "out"
     )
 
 
@@ -803,7 +795,7 @@ def test_coco_polygons_and_run_lengths(tmp_path, coco, capsys):
         (lambda c: c.update(annotations=[]), "no annotation with a segmentation"),
     ],
 )
-def test_coco_that_contradicts_itself(tmp_path, coco, capsys, change, said):
+def test_coco_that_contradicts_itself(tmp_path, coco, change, said):
     change(coco)
     (tmp_path / "instances.json").write_text(json.dumps(coco))
     with pytest.raises(SystemExit, match=said):
@@ -889,7 +881,7 @@ def test_sa_med2d_as_published(published, capsys):
     assert contents(run("sa-med2d", published, output=output)) == before
 
 
-def test_sa_med2d_defects_and_parts(published, capsys):
+def test_sa_med2d_defects_and_parts(published):
     output = run("sa-med2d", published, "--exclude_defects", output=published.parent / "index")
     rows = metadata(output)
     assert {row["dataset"] for row in rows} == {"AMOS2022", "QUBIQ2020"} and len(rows) == 40 * 2 * 2 + 1 + 1
@@ -897,8 +889,8 @@ def test_sa_med2d_defects_and_parts(published, capsys):
     assert {row["dataset"] for row in rows} == {"Brain_PTM"}
     rows = metadata(run("sa-med2d", published, "--datasets", "QUBIQ2020", "--folds", 2, output=output) / "fold_1")
     assert {row["class"] for row in rows} == {"1"} and not (output / "metadata.csv").exists()
-    assert "KiTS: not in" in error_of(capsys, "sa-med2d", published, "--datasets", "KiTS", output=output)
-    assert "lies inside" in error_of(capsys, "sa-med2d", published, output=published / "index")
+    assert "KiTS: not in" in error_of("sa-med2d", published, "--datasets", "KiTS", output=output)
+    assert "lies inside" in error_of("sa-med2d", published, output=published / "index")
     elsewhere = metadata(run("sa-med2d", published, output=published.parent / "far" / "index"))
     assert elsewhere[0]["image"].startswith(f"{published}/images/")
 

@@ -15,6 +15,7 @@ import pydicom
 import SimpleITK as sitk
 from pydicom.uid import generate_uid
 
+from tests.conftest import fails
 from tests.convert.helpers import block, mask_of, metadata, run
 from tests.volumes.dicom_files import box, write_series, write_slice, write_structures
 
@@ -27,10 +28,7 @@ def convert(folder: Path, *flags: object, output: Path | None = None) -> Path:
 
 
 def error(folder: Path, *flags: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        convert(folder, *flags)
-    assert "\n" not in str(stopped.value)
-    return str(stopped.value)
+    return fails(lambda: convert(folder, *flags))
 
 
 def patient(folder: Path, number: int, **elements) -> tuple[list[Path], Path]:

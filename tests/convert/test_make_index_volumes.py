@@ -26,6 +26,7 @@ from sam_med2d.errors import UsageError
 from sam_med2d.volumes.contours import inside
 from sam_med2d.volumes.intensity import WINDOWS, parse_window, to_8_bits
 from sam_med2d.volumes.scans import canonical, grids_differ
+from tests.conftest import fails
 from tests.convert.helpers import (
     block,
     contents,
@@ -83,10 +84,7 @@ def of_volumes(folder: Path, *flags: object, **options) -> Path:
 
 
 def error_of(folder: Path, *flags: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        of_volumes(folder, *flags)
-    assert str(stopped.value).startswith("error: ") and "\n" not in str(stopped.value)
-    return str(stopped.value)
+    return fails(lambda: of_volumes(folder, *flags))
 
 
 def row_of(output: Path, axis: str, slice: int, class_name: str) -> dict[str, str]:
@@ -532,12 +530,10 @@ def structures_of(paths: list[Path], contours: dict[str, list[np.ndarray]], targ
     source = pydicom.dcmread(paths[0], stop_before_pixels=True)
     data = Dataset()
     data.SOPClassUID, data.SOPInstanceUID = UID("1.2.840.10008.5.1.4.1.1.481.3"), generate_uid()
-    data.Modality, data.PatientID, data.StudyInstanceUID, data.SeriesInstanceUID = (
-        "RTSTRUCT",
-        source.PatientID,
-        source.StudyInstanceUID,
-        generate_uid(),
-    )
+    data.Modality = "RTSTRUCT"
+    data.PatientID = source.PatientID
+    data.StudyInstanceUID = source.StudyInstanceUID
+    data.SeriesInstanceUID = generate_uid()
     series, study, frame = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = source.SeriesInstanceUID
     study.RTReferencedSeriesSequence = [series]
@@ -546,10 +542,8 @@ def structures_of(paths: list[Path], contours: dict[str, list[np.ndarray]], targ
     add_contours(data, contours)
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = (
-        data.SOPClassUID,
-        data.SOPInstanceUID,
-    )
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
     data.save_as(target, enforce_file_format=True)
 
 
@@ -558,10 +552,7 @@ def of_dicom(folder: Path, *flags: object, output: Path | None = None) -> Path:
 
 
 def dicom_error(folder: Path, *flags: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        of_dicom(folder, *flags)
-    assert "\n" not in str(stopped.value)
-    return str(stopped.value)
+    return fails(lambda: of_dicom(folder, *flags))
 
 
 @pytest.mark.parametrize(

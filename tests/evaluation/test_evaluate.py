@@ -539,13 +539,11 @@ def model_of_output(model, k: int):
     """The model with one of its three guesses alone."""
 
     class Only:
-        image_size, device, upscale, encode, eval = (
-            model.image_size,
-            model.device,
-            staticmethod(model.upscale),
-            staticmethod(model.encode),
-            staticmethod(lambda: None),
-        )
+        image_size = model.image_size
+        device = model.device
+        upscale = staticmethod(model.upscale)
+        encode = staticmethod(model.encode)
+        eval = staticmethod(lambda: None)
 
         def predict(self, embeddings, prompts, multimask_output):
             logits, iou = model.predict(embeddings, prompts, True)

@@ -3,7 +3,6 @@
 import base64
 import html
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -249,31 +248,6 @@ def test_a_long_list_of_the_unscored_is_cut_and_counted(tmp_path: Path, monkeypa
 
 
 # ---------------------------------------------------------------- in a browser
-
-BROWSER_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium here: the report is not opened in a browser (apt-get install chromium)")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright here: the report is not opened in a browser"
-    )
-    with (
-        playwright.sync_playwright() as started,
-        started.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS) as opened,
-    ):
-        yield opened
 
 
 def test_page_opens_without_an_error_or_a_request(browser, made: Path) -> None:

@@ -28,10 +28,10 @@ from segment_anything import Prompts, SamPredictor, sam_model_registry
 from segment_anything.checkpoint import save_weights
 from segment_anything.geometry import back
 from segment_anything.modeling.image_encoder import Adapter, Attention
+from tests.conftest import ROOT
 from tests.inference.test_backends import small
 from tests.segment_anything.test_model import assert_near, randomise
 
-ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "pretrain_model/vit_t_phantoms.safetensors"
 IMAGES = [ROOT / f"data_demo/images/mni152_{name}.png" for name in ("axial_094", "coronal_058")]
 

@@ -15,9 +15,9 @@ from sam_med2d.inference import models as models_room
 from sam_med2d.inference.session import AnnotationSession, read_upload
 from segment_anything import PromptError, SamPredictor, sam_model_registry
 from segment_anything.images import to_bgr
+from tests.conftest import ROOT
 from tests.segment_anything.test_model import randomise
 
-ROOT = Path(__file__).parents[2]
 IMAGE = ROOT / "data_demo/images/mni152_axial_094.png"
 OTHER_IMAGE = ROOT / "data_demo/images/mni152_axial_129.png"
 WEIGHTS = ROOT / "pretrain_model/vit_t_phantoms.safetensors"

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
+
 DATA = ROOT / "data_demo"
 SPLITS = ("train", "val", "test")
 

@@ -1,14 +1,12 @@
 """The sheet of slices from which docs/images/zoom.png is drawn."""
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 
 from sam_med2d.data.index import read_index
 from sam_med2d.data.reading import read_image, read_mask
-
-ROOT = Path(__file__).parents[2]
+from tests.conftest import ROOT
 
 
 def test_slices_and_masks_lie_where_the_sheet_has_them() -> None:

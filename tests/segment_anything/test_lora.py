@@ -17,10 +17,10 @@ from segment_anything.modeling.lora import TARGETS, LoraLinear, add_lora, merge_
 from segment_anything.modeling.tuning import TUNE, count_trained
 from segment_anything.sizes import SIZES, Size
 from segment_anything.weight_names import HUGGING_FACE
+from tests.conftest import ROOT
 from tests.segment_anything.test_model import images_of, prompts_for, randomise
 from tests.segment_anything.test_weight_files import hugging_face_model
 
-ROOT = Path(__file__).parents[2]
 MINI = Size(channels=32, depth=4, heads=2, global_blocks=(1, 3))
 
 

@@ -1,7 +1,6 @@
 """A mini model, small data, runs of train.py on them, and what they leave: for the tests of both scripts."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -75,15 +74,6 @@ def differences(a: object, b: object, where: str = "") -> list[str]:
         return [place for i in range(len(a)) for place in differences(a[i], b[i], f"{where}/{i}")]
     same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
     return [] if same else [where]
-
-
-def fails(call: Callable[[], object]) -> str:
-    """The message with which a script ends, which must be one line for people."""
-    with pytest.raises(SystemExit) as end:
-        call()
-    message = str(end.value.code)
-    assert message.startswith("error: ") and "\n" not in message
-    return message
 
 
 def board_of(work: Path) -> EventAccumulator:

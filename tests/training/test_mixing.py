@@ -17,7 +17,8 @@ from sam_med2d.training.mixing import Judged, Mixture, choose
 from segment_anything import Prompts, Sam, sam_model_registry
 from segment_anything.checkpoint import open_weights, save_weights
 from segment_anything.modeling.lora import add_lora, merge_lora
-from tests.training.helpers import RUN, SIZE, fails, fit, make_data
+from tests.conftest import fails
+from tests.training.helpers import RUN, SIZE, fit, make_data
 
 BOX = Prompts(boxes=torch.tensor([[10.0, 12.0, 40.0, 50.0]]))
 

@@ -15,7 +15,8 @@ from sam_med2d.inference.models import SMALL, plan_model, small_weights
 from sam_med2d.provenance import file_hash
 from segment_anything import sam_model_registry
 from segment_anything.checkpoint import save_weights
-from tests.training.helpers import RUN, fails, make_data, saved
+from tests.conftest import fails
+from tests.training.helpers import RUN, make_data, saved
 
 FEW = ["--num_workers", "0", "--device", "cpu", "--prompt_modes", "bbox"]
 

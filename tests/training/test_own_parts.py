@@ -14,8 +14,8 @@ from sam_med2d.data.datasets import TrainingDataset
 from sam_med2d.errors import UsageError
 from sam_med2d.evaluation.metrics import METRICS
 from sam_med2d.training.own_parts import OwnAugmentation
-from tests.conftest import ROOT
-from tests.training.helpers import SIZE, board_of, differences, fails, fit, saved
+from tests.conftest import ROOT, fails
+from tests.training.helpers import SIZE, board_of, differences, fit, saved
 
 DOCS = (ROOT / "docs" / "training.md").read_text()
 FLAGS = re.search(r"^python train.py (--loss my_parts.*)$", DOCS, re.M)[1].split()

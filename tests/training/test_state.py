@@ -15,9 +15,9 @@ import train
 from sam_med2d.errors import CheckpointError, UserError
 from sam_med2d.training.state import STATE, Progress, RunState, SavedRun
 from segment_anything import sam_model_registry
-from tests.conftest import ROOT
+from tests.conftest import ROOT, fails
 from tests.segment_anything.test_weight_files import data_offset, spoil
-from tests.training.helpers import FLAGS, RUN, SIZE, differences, fails, fit, make_data
+from tests.training.helpers import FLAGS, RUN, SIZE, differences, fit, make_data
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from sam_med2d.training.averaging import Average
 from sam_med2d.training.learner import Learner, with_decay
 from sam_med2d.training.rounds import Recipe, train_batch
 from sam_med2d.training.state import Progress, RunState, kept_states
-from tests.conftest import ROOT
-from tests.training.helpers import FLAGS, RUN, fails, fit, make_data, saved, truncated_image
+from tests.conftest import ROOT, fails
+from tests.training.helpers import FLAGS, RUN, fit, make_data, saved, truncated_image
 from tests.training.parallel_cases import Case, images_of, model_of, start
 
 WAIT = 600  # seconds, for what takes ten on a machine with nothing else to do

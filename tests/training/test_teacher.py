@@ -22,7 +22,8 @@ from sam_med2d.training.rounds import (
 from sam_med2d.training.teacher import Teacher, distance, lesson_of, others_in, taught
 from segment_anything import Prediction, Sam, sam_model_registry
 from segment_anything.checkpoint import save_weights
-from tests.training.helpers import RUN, SIZE, differences, fails, fit, make_data, saved
+from tests.conftest import fails
+from tests.training.helpers import RUN, SIZE, differences, fit, make_data, saved
 
 
 def mini(seed: int) -> Sam:

@@ -31,7 +31,7 @@ from segment_anything import Sam, flops, sam_model_registry
 from segment_anything.checkpoint import save_weights
 from segment_anything.sizes import SIZES
 from segment_anything.weight_files import save_checkpoint
-from tests.conftest import ROOT
+from tests.conftest import ROOT, fails
 from tests.training.helpers import (
     FLAGS,
     RUN,
@@ -40,7 +40,6 @@ from tests.training.helpers import (
     Killed,
     board_of,
     differences,
-    fails,
     fit,
     kill_after,
     make_data,
@@ -134,11 +133,9 @@ def test_no_op_adapters_move_whole_from_the_second_batch() -> None:
 def test_few_objects_start_from_boxes_and_from_clicks(count: int) -> None:
     """Whatever the number of objects in a batch, over several batches both kinds of start come up."""
     batch = objects()
-    batch.masks, batch.image_index, batch.mask_names = (
-        batch.masks[:count],
-        batch.image_index[:count],
-        batch.mask_names[:count],
-    )
+    batch.masks = batch.masks[:count]
+    batch.image_index = batch.image_index[:count]
+    batch.mask_names = batch.mask_names[:count]
     trainer = Trainer("--iter_point", "0")
     seen = set().union(*(trainer.batch(batch) for _ in range(8 if count == 1 else 1)))
     assert {"dice/start_box", "dice/start_click"} <= seen
@@ -248,6 +245,7 @@ def test_killed_while_writing_a_checkpoint(data: Path, work: Path, tmp_path: Pat
         (["--keep_clicks"], "--keep_clicks False"),
         (["--augment"], "--augment False"),
         (["--box_shift", 1], "--box_shift 5"),
+        (["--recipe", "paper"], "--recipe ours"),
         (["--model_type", "vit_t"], "mini"),
     ],
 )

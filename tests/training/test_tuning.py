@@ -12,7 +12,8 @@ from sam_med2d.training.groups import parameter_groups
 from sam_med2d.training.state import SavedRun
 from segment_anything import sam_model_registry
 from segment_anything.checkpoint import describe
-from tests.training.helpers import RUN, differences, fails, fit, make_data, saved
+from tests.conftest import fails
+from tests.training.helpers import RUN, differences, fit, make_data, saved
 
 LORA = ["--tune", "lora", "--lora_rank", 2, "--lora_targets", "qkv", "decoder"]
 
