@@ -6,17 +6,24 @@ from typing import Any
 
 KEPT = 2**28  # bytes of freed memory at the heap's end that are not given back
 FROM_HEAP = 2**25  # bytes up to which a block is taken from the heap: the most that glibc allows
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+_NEVER = -1  # as a threshold
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(all_of_it: bool = False) -> bool:
     """Let freed blocks of a few megabytes, as layers need them for every picture, be taken again as they are.
 
-    glibc gives them back to the system, which has to clear each page anew: a fifth of a decoder's time. -> whether the
-    C library of this process can be told so; elsewhere nothing changes.
+    glibc gives them back to the system, which has to clear each page anew: a fifth of a decoder's time. all_of_it:
+    whatever the size, for who does the same over and over again: a step of training frees a gigabyte of gradients and
+    activations, and the next one needs it. -> whether the C library of this process can be told so; elsewhere nothing
+    changes.
     """
     mallopt = _function("mallopt")
-    return mallopt is not None and bool(mallopt(_TRIM_THRESHOLD, KEPT) and mallopt(_MMAP_THRESHOLD, FROM_HEAP))
+    if mallopt is None:
+        return False
+    if all_of_it:
+        return bool(mallopt(_TRIM_THRESHOLD, _NEVER) and mallopt(_MMAP_MAX, 0))
+    return bool(mallopt(_TRIM_THRESHOLD, KEPT) and mallopt(_MMAP_THRESHOLD, FROM_HEAP))
 
 
 def give_back_freed_memory() -> None:

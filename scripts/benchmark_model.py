@@ -13,7 +13,17 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timing import Contender, Sheet, Work, by_convolutions, gflop_of, products_in_tf32, shares_of
+from timing import (
+    Contender,
+    Sheet,
+    Work,
+    by_convolutions,
+    by_mkl,
+    decoder_as_defined,
+    gflop_of,
+    products_in_tf32,
+    shares_of,
+)
 from torch import Tensor
 
 from sam_med2d.data.batch import Batch, collate
@@ -88,6 +98,7 @@ def encode(args: argparse.Namespace, sheet: Sheet) -> None:
         with_autocast = encoding(plain, images, False, amp_dtype(device))
         contenders["bfloat16, autocast"] = Contender(with_autocast, "bfloat16", gflop, count)
         if args.references:
+            contenders["products by MKL"] = Contender(by_mkl(encoding(plain, images)))
             contenders["adapters as convolutions"] = Contender(by_convolutions(encoding(plain, images)))
             for name, computed in (("padded tokens ask too", False), ("... and are computed", True)):
                 attend = partial(whole_windows, computed=computed)
@@ -178,7 +189,7 @@ def decode(args: argparse.Namespace, sheet: Sheet) -> None:
 
 
 def train(args: argparse.Namespace, sheet: Sheet) -> None:
-    keep_freed_memory()  # as train.py does
+    keep_freed_memory(all_of_it=True)  # as train.py does
     device, recipe = sheet.device, Recipe()
     count = args.train_images or (16 if device.type == "cuda" else 2)
     dataset = TrainingDataset(args.data_path, args.image_size, "train", args.mask_num)
@@ -204,7 +215,7 @@ def train(args: argparse.Namespace, sheet: Sheet) -> None:
     if args.references:
         plain = model_of(args, device)
         attend = partial(whole_windows, computed=False)
-        former = with_attention(attend, encoding(plain, pictures(args, 8, device)), plain)
+        former = by_mkl(with_attention(attend, encoding(plain, pictures(args, 8, device)), plain))
         contenders |= {
             **{f"{name}: as before": Contender(as_before(contenders[name].work)) for name in [*contenders][:4]},
             "adapters as convolutions, float32": Contender(by_convolutions(contenders["adapters, float32"].work)),
@@ -243,8 +254,8 @@ def training(
 
 
 def as_before(work: Work) -> Work:
-    """The same step as version 2.0 began with: the losses by their definitions, attention in bfloat16 where products
-    are, and the refinement network map by map."""
+    """The same step as version 2.0 began with: products by MKL, the decoder and the losses by their definitions,
+    attention in bfloat16 where products are, and the refinement network map by map."""
 
     def by_definition(logits: Tensor, masks: Tensor) -> PixelTerms:
         target = masks.float().expand_as(logits)
@@ -258,7 +269,7 @@ def as_before(work: Work) -> Work:
         ):
             return work()
 
-    return before
+    return by_mkl(decoder_as_defined(before))
 
 
 def read_alone(args: argparse.Namespace, dataset: TrainingDataset, count: int) -> None:

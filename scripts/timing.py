@@ -17,7 +17,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from segment_anything import sam_model_registry
-from segment_anything.modeling import Adapter
+from segment_anything.modeling import Adapter, mask_decoder, products, transformer
+from segment_anything.modeling.products import linear
 
 Work = Callable[[], object]
 
@@ -183,6 +184,7 @@ KINDS = {  # of a step's work, by the names of PyTorch's operations
     "losses": re.compile(r".*_PixelTerms.*"),  # with all that is called inside
     "products": re.compile(
         r"aten::(mm|addmm|bmm|baddbmm|mkldnn_convolution|convolution_backward|_slow_conv2d_\w+|_scaled_dot_product\w+)"
+        r"|mkldnn::_linear_pointwise"
     ),
     "copies": re.compile(r"aten::(copy_|cat|fill_|zero_|im2col|col2im|index|_index_put_impl_)"),
     "optimizer": re.compile(r"aten::(_fused_adam_|linalg_vector_norm)|Optimizer\..*"),
@@ -242,8 +244,10 @@ def _product_rate(shape: tuple[int, int, int], images: int, dtype: torch.dtype, 
     tokens, wide, out = shape
     a = torch.randint(-9, 9, (images * tokens, wide), device=sheet.device).to(dtype)
     b = torch.randint(-9, 9, (out, wide), device=sheet.device).to(dtype).t()
-    product = torch._int_mm if dtype == torch.int8 else torch.mm
-    return 2e-9 * images * tokens * wide * out / statistics.median(_times(lambda: product(a, b), sheet))
+    ways: list[Work] = [lambda: (torch._int_mm if dtype == torch.int8 else torch.mm)(a, b)]
+    if dtype == torch.float32:
+        ways.append(lambda: linear(a, b.t()))
+    return 2e-9 * images * tokens * wide * out / min(statistics.median(_times(way, sheet)) for way in ways)
 
 
 def _times(work: Work, sheet: Sheet) -> list[float]:
@@ -269,6 +273,30 @@ def products_in_tf32(allowed: bool) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def by_mkl(work: Work) -> Work:
+    """The same work, all of whose float32 products are those of `torch.nn.functional.linear`."""
+
+    def plain() -> object:
+        with unittest.mock.patch.object(products, "prefers_onednn", lambda: False):
+            return work()
+
+    return plain
+
+
+def decoder_as_defined(work: Work) -> Work:
+    """The same work, where the decoder's attention and upscaling are computed as they are defined."""
+
+    def plain() -> object:
+        defined = {"may_be_shortened": lambda x: False}
+        with (
+            unittest.mock.patch.multiple(transformer, **defined),
+            unittest.mock.patch.multiple(mask_decoder, **defined),
+        ):
+            return work()
+
+    return plain
 
 
 def by_convolutions(work: Work) -> Work:

@@ -8,11 +8,10 @@ from sam_med2d.memory import keep_freed_memory
 COUNTED = """
 import resource, sys, torch
 from sam_med2d.memory import keep_freed_memory
-if sys.argv[1] == "kept":
-    keep_freed_memory()
+keep_freed_memory(all_of_it=sys.argv[1] == "all")
 def work():
     for _ in range(20):
-        blocks = [torch.ones(1 << 19) for _ in range(4)]  # 2 MB each
+        blocks = [torch.ones(int(sys.argv[2]) << 18) for _ in range(4)]
 work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 work()
@@ -22,12 +21,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(not keep_freed_memory(), reason="no C library that can be told")
 def test_freed_blocks_are_taken_again_as_they_are() -> None:
-    def faults(word: str) -> int:
-        ended = subprocess.run([sys.executable, "-c", COUNTED, word], capture_output=True, text=True, check=True)
-        return int(ended.stdout)
+    def faults(how: str, megabytes: int) -> int:
+        command = [sys.executable, "-c", COUNTED, how, str(megabytes)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    pages = 20 * 4 * 2**21 // 4096  # that are written
-    assert faults("kept") < pages / 50
+    pages = 20 * 4 * 2**20 // 4096  # that are written, of each megabyte
+    assert faults("some", 2) < 2 * pages / 50
+    assert faults("all", 40) < 40 * pages / 50 < faults("some", 40)
 
 
 GIVEN_BACK = """

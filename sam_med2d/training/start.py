@@ -126,7 +126,6 @@ def build_model(plan: Plan | None, args: argparse.Namespace, say: Callable[[obje
     and said. On the CPU. Raises CheckpointError, UsageError.
     """
     if plan is None:
-        keep_freed_memory()  # as a plan does that builds its model
         model = sam_model_registry[args.model_type](
             image_size=args.image_size,
             encoder_adapter=args.encoder_adapter,
@@ -135,6 +134,7 @@ def build_model(plan: Plan | None, args: argparse.Namespace, say: Callable[[obje
         )
     else:
         model = plan.build(say)
+    keep_freed_memory(all_of_it=True)
     blocks, depth = last_blocks(args), len(model.image_encoder.blocks)
     if blocks is not None and blocks > depth:
         raise UsageError(f"--tune_blocks {LAST} {blocks}, but the encoder has {depth} blocks; take at most those")

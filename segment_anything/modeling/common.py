@@ -4,25 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def is_recorded() -> bool:
-    """Whether a graph is made of what is computed, for another runtime or by a compiler."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
-
-
-def on_cpu_alone(x: Tensor) -> bool:
-    """Whether x is only to be answered, in float32 on a CPU: nothing is learned from it, traced or compiled.
-
-    There layers may take a shorter way to the same numbers. On a GPU none was measured, a graph for other runtimes
-    has to hold the layers as they are defined, and autocast would round other products.
-    """
-    return (
-        not is_recorded()
-        and not torch.is_grad_enabled()
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-    )
+from .products import Linear
 
 
 class LayerNorm2d(nn.Module):
@@ -45,8 +27,8 @@ class MLPBlock(nn.Module):
 
     def __init__(self, width: int, hidden: int, activation: type[nn.Module] = nn.GELU) -> None:
         super().__init__()
-        self.lin1 = nn.Linear(width, hidden)
-        self.lin2 = nn.Linear(hidden, width)
+        self.lin1 = Linear(width, hidden)
+        self.lin2 = Linear(hidden, width)
         self.act = activation()
 
     def forward(self, x: Tensor) -> Tensor:

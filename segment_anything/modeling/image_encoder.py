@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .common import LayerNorm2d, MLPBlock
 from .lora import product_of
+from .products import Linear, linear
 
 PATCH_SIZE = 16
 EMBEDDING_CHANNELS = 256
@@ -32,9 +33,9 @@ class Adapter(nn.Module):
         super().__init__()
         hidden = channels // reduction
         self.channel = nn.Sequential(
-            nn.Linear(channels, hidden, bias=False),
+            Linear(channels, hidden, bias=False),
             nn.ReLU(),
-            nn.Linear(hidden, channels, bias=False),
+            Linear(hidden, channels, bias=False),
             nn.Sigmoid(),
         )
         self.spatial = nn.Sequential(
@@ -69,8 +70,8 @@ class Adapter(nn.Module):
         down, up = self.convolutions()
         size = x.shape[2:]
         neighbours = F.unfold(x, 3, padding=1, stride=2)  # B, 9 C, HW / 4
-        small = F.linear(neighbours.transpose(1, 2), down.weight.flatten(1)).relu()
-        spread = (small @ up.weight.flatten(1)).transpose(1, 2)  # B, 16 C, HW / 4
+        small = linear(neighbours.transpose(1, 2), down.weight.flatten(1)).relu()
+        spread = linear(small, up.weight.flatten(1).t()).transpose(1, 2)  # B, 16 C, HW / 4
         return F.fold(spread, size, 4, padding=1, stride=2).relu()
 
 
@@ -90,8 +91,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.window = window
         side = window or map_size
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, channels // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, channels // heads))
 

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .products import Linear, linear
 
 DECODER = "decoder"  # as a target: the attention of the mask decoder
 TARGETS = {  # what a person calls a target: the names of its layers
@@ -28,7 +29,7 @@ PARTS = ("lora_A", "lora_B", "lora_alpha")
 PART = re.compile(rf"(?P<layer>.+)\.(?P<part>{'|'.join(PARTS)})")
 
 
-class LoraLinear(nn.Linear):
+class LoraLinear(Linear):
     """x W^T + b + alpha / rank * x A^T B^T. A: (rank, in), B: (out, rank), which starts at zero: a no-op.
 
     alpha is part of the state, so that a file needs no flags to be read.
@@ -50,7 +51,7 @@ class LoraLinear(nn.Linear):
     def addition(self, x: Tensor) -> Tensor:
         """What the pair adds. (..., in) -> (..., out)."""
         scale = (self.lora_alpha / len(self.lora_A)).to(x.dtype)
-        return F.linear(F.linear(x * scale, self.lora_A), self.lora_B)
+        return linear(linear(x * scale, self.lora_A), self.lora_B)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + self.addition(x)
@@ -58,7 +59,7 @@ class LoraLinear(nn.Linear):
 
 def product_of(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer without its bias, whether it has a pair or not."""
-    product = F.linear(x, layer.weight)
+    product = linear(x, layer.weight)
     return product + layer.addition(x) if isinstance(layer, LoraLinear) else product
 
 

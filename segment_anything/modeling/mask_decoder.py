@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import LayerNorm2d, is_recorded, on_cpu_alone
+from .common import LayerNorm2d
+from .products import Linear, is_recorded, linear, may_be_shortened
 from .transformer import TwoWayTransformer
 
 SINGLE = slice(0, 1)  # output 0: one mask, for prompts that leave no doubt
@@ -22,7 +23,7 @@ def once(maps: Tensor) -> Tensor:
 def _fourfold(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """A transposed convolution of kernel and stride 2: (..., C) -> (..., 4, C'), the four pixels row by row."""
     weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # 4 C', C
-    return F.linear(x, weight, None if layer.bias is None else layer.bias.repeat(4)).unflatten(-1, (4, -1))
+    return linear(x, weight, None if layer.bias is None else layer.bias.repeat(4)).unflatten(-1, (4, -1))
 
 
 def _normalised(norm: LayerNorm2d, x: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ class MLP(nn.Module):
     def __init__(self, channels: int, hidden: int, out: int, depth: int) -> None:
         super().__init__()
         widths = [channels] + [hidden] * (depth - 1) + [out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -139,7 +140,7 @@ class MaskDecoder(nn.Module):
         of_outputs = tokens[:, 1 : 1 + self.num_mask_tokens].unbind(1)[wanted]
         networks = list(self.output_hypernetworks_mlps)[wanted]
         kernels = torch.stack([network(token) for network, token in zip(networks, of_outputs)], dim=1)  # N, K, C / 8
-        if on_cpu_alone(image):
+        if may_be_shortened(image):
             return self._logits_by_products(image, kernels, size)
         rows, _, channels = image.shape  # not len(image): a traced graph has to hold any number of rows
         upscaled = self.output_upscaling(image.transpose(1, 2).reshape(rows, channels, *size))

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .common import LayerNorm2d, is_recorded
+from .common import LayerNorm2d
+from .products import is_recorded
 
 BACKGROUND, FOREGROUND, ABSENT = 0, 1, -1  # labels of a point
 TOP_LEFT, BOTTOM_RIGHT = 2, 3  # a box is two points of these kinds

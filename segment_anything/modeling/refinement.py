@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import is_recorded
+from .products import is_recorded
 from .prompt_encoder import BACKGROUND, FOREGROUND
 
 CLICK_SIGMA = 3.0  # pixels of the frame: how far a click's Gaussian reaches

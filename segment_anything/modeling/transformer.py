@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .common import MLPBlock, is_recorded, on_cpu_alone
+from .common import MLPBlock
+from .products import Linear, is_recorded, may_be_shortened
 
 
 class Attention(nn.Module):
@@ -20,10 +21,10 @@ class Attention(nn.Module):
         super().__init__()
         self.embedding_dim, self.num_heads = embedding_dim, num_heads
         self.internal_dim = embedding_dim // downsample_rate
-        self.q_proj = nn.Linear(embedding_dim, self.internal_dim)
-        self.k_proj = nn.Linear(embedding_dim, self.internal_dim)
-        self.v_proj = nn.Linear(embedding_dim, self.internal_dim)
-        self.out_proj = nn.Linear(self.internal_dim, embedding_dim)
+        self.q_proj = Linear(embedding_dim, self.internal_dim)
+        self.k_proj = Linear(embedding_dim, self.internal_dim)
+        self.v_proj = Linear(embedding_dim, self.internal_dim)
+        self.out_proj = Linear(self.internal_dim, embedding_dim)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (
@@ -42,8 +43,10 @@ class Attention(nn.Module):
         if not self._is_short(tokens):
             return self(tokens, keys, values)
         q = self._heads(self.q_proj(tokens)) * (self.internal_dim // self.num_heads) ** -0.5
-        # a key's bias adds the same to all scores of a token, and attention adds up to 1 over the values' bias
-        scores = self._by_object(q @ self._of_heads(self.k_proj), rows) @ keys.transpose(1, 2)
+        # attention adds up to 1 over the values' bias; a key's adds the same to all scores of a token
+        bias = self._by_object(q @ self.k_proj.bias.view(self.num_heads, -1, 1), rows)
+        of_keys = self._by_object(q @ self._of_heads(self.k_proj), rows)
+        scores = torch.baddbmm(bias, of_keys, keys.transpose(1, 2))
         seen = self._by_head(scores.softmax(dim=2) @ values, rows)  # heads, N T, C
         attended = (seen @ self._of_heads(self.v_proj).transpose(1, 2)).transpose(0, 1).reshape(rows, count, -1)
         return self.out_proj(attended + self.v_proj.bias)
@@ -75,8 +78,8 @@ class Attention(nn.Module):
     def _is_short(self, tokens: Tensor) -> bool:
         """Whether `of_tokens` and `of_image` go around the tokens (N, T, C): they are few, and only answered."""
         layers = (self.q_proj, self.k_proj, self.v_proj, self.out_proj)
-        plain = all(type(layer) is nn.Linear for layer in layers)  # none has a LoRA pair
-        if not plain or not on_cpu_alone(tokens):
+        plain = all(type(layer) is Linear for layer in layers)  # none has a LoRA pair
+        if not plain or not may_be_shortened(tokens):
             return False  # without a look at the sizes, which a graph leaves open
         return 0 < self.num_heads * tokens.shape[1] < self.internal_dim and len(tokens) > 0
 
@@ -84,7 +87,7 @@ class Attention(nn.Module):
         """(N, T, heads d) -> (heads, N T, d)."""
         return projected.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
 
-    def _of_heads(self, projection: nn.Linear) -> Tensor:
+    def _of_heads(self, projection: Linear) -> Tensor:
         """Its weight, (heads, d, C)."""
         return projection.weight.view(self.num_heads, -1, self.embedding_dim)
 

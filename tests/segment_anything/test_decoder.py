@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from segment_anything import Prompts, Sam, sam_model_registry
+from segment_anything.modeling import mask_decoder, transformer
 
 SIDE = 64
 
@@ -36,16 +37,49 @@ def embeddings_of(pictures: int) -> torch.Tensor:
     ("rows", "clicks", "box", "mask"),
     [(1, 1, False, False), (3, 1, False, False), (3, 5, False, True), (3, 0, True, False), (2, 14, True, True)],
 )
-def test_what_is_only_answered_is_what_is_learned_from(model, rows, clicks, box, mask, one_picture) -> None:
-    """With gradients every layer is computed as it is defined."""
+def test_the_shorter_ways_are_what_the_layers_are_defined_by(model, monkeypatch, rows, clicks, box, mask, one_picture):
     prompts, embeddings = prompts_of(rows, clicks, box, mask), embeddings_of(1 if one_picture else rows)
     embeddings = embeddings.expand(rows, -1, -1, -1)
-    defined = model.predict(embeddings, prompts, None)
+    learned = model.predict(embeddings, prompts, None)
     with torch.inference_mode():
         answered = model.predict(embeddings, prompts, None)
-    assert defined.logits.requires_grad
-    torch.testing.assert_close(answered.logits, defined.logits.detach(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(answered.iou, defined.iou.detach(), atol=1e-5, rtol=1e-5)
+    as_defined(monkeypatch)
+    defined = model.predict(embeddings, prompts, None)
+    assert defined.logits.requires_grad and learned.logits.requires_grad
+    for shorter in (learned, answered):
+        torch.testing.assert_close(shorter.logits.detach(), defined.logits.detach(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(shorter.iou.detach(), defined.iou.detach(), atol=1e-5, rtol=1e-5)
+
+
+def as_defined(monkeypatch) -> None:
+    """From here on every layer of the decoder is computed as it is defined."""
+    for module in (transformer, mask_decoder):
+        monkeypatch.setattr(module, "may_be_shortened", lambda x: False)
+
+
+@pytest.mark.parametrize("clicks", [1, 9])
+@pytest.mark.parametrize("one_picture", [True, False])
+def test_the_shorter_ways_have_the_gradients_of_the_layers(model, monkeypatch, one_picture, clicks) -> None:
+    decoder, draw = copy.deepcopy(model.mask_decoder).double(), torch.Generator().manual_seed(clicks)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
+
+    embeddings, positions, dense = drawn(1 if one_picture else 3, 256, 4, 4), drawn(1, 256, 4, 4), drawn(3, 256, 4, 4)
+    tokens, of_logits, of_iou = drawn(3, clicks, 256), drawn(3, 4, 16, 16), drawn(3, 4)
+    learned = [embeddings, positions, dense, tokens, *decoder.parameters()]
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        of_all = embeddings.expand(3, -1, -1, -1)
+        logits, iou = decoder(of_all, positions, tokens, dense, None)
+        return torch.autograd.grad((logits * of_logits).sum() + (iou * of_iou).sum(), learned)
+
+    shorter = gradients()
+    as_defined(monkeypatch)
+    layers = gradients()
+    rounding = 2e-8 * max(float(each.abs().max()) for each in layers)  # all that a key's bias has
+    for ours, defined in zip(shorter, layers, strict=True):
+        torch.testing.assert_close(ours, defined, rtol=0, atol=1e-6 * float(defined.abs().max()) + rounding)
 
 
 def test_the_image_is_projected_once_for_all_its_objects(model) -> None:

@@ -1,0 +1,94 @@
+"""Products with weights, and when a layer may take a shorter way to its numbers.
+
+PyTorch multiplies float32 matrices on a CPU by MKL, whose kernels for processors that are not Intel's reach two thirds
+of what oneDNN's reach there (docs/performance.md, "Products"). PyTorch carries both, and oneDNN's product, which its
+compiler uses, is asked for here.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+LEAST = 2**21  # multiplications of a product: smaller ones take longer to be started than to be computed
+
+
+def is_recorded() -> bool:
+    """Whether a graph is made of what is computed, for another runtime or by a compiler."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+def may_be_shortened(x: Tensor) -> bool:
+    """Whether a layer may take a shorter way from x to the same numbers: on a CPU, and not recorded.
+
+    On a GPU none was measured, a graph for other runtimes has to hold the layers as they are defined, and autocast
+    would round other products.
+    """
+    return not is_recorded() and x.device.type == "cpu" and _is_exact(x)
+
+
+def _is_exact(x: Tensor) -> bool:
+    """Whether products of x are not rounded to 16 bits."""
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, as `torch.nn.functional.linear`: (..., in), (out, in), (out,) -> (..., out)."""
+    if (
+        not may_be_shortened(x)
+        or {x.dtype, weight.dtype} != {torch.float32}
+        or not prefers_onednn()
+        or x.numel() * len(weight) < LEAST
+        or is_in_torch_dispatch_mode()  # which counts operations by the names that it knows
+    ):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return _Product.apply(x, weight, bias)
+    return _by_onednn(x, weight, bias)
+
+
+@cache
+def prefers_onednn() -> bool:
+    """Whether this machine's processor is one on which oneDNN was measured to be the faster one."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "AMD" in capabilities.get("cpu_name", "") and has_onednn()
+
+
+def has_onednn() -> bool:
+    """Whether this build of PyTorch has oneDNN's product."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Product(torch.autograd.Function):
+    """`_by_onednn`, from which something is learned."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)  # a frozen weight needs no x
+        ctx.is_turned = weight.stride(0) < weight.stride(1)
+        return _by_onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        rows, of_weight = gradient.flatten(0, -2), None
+        if x is not None:  # in the order in which the weight lies, or it would be copied
+            x = x.flatten(0, -2)
+            of_weight = (x.t() @ rows).t() if ctx.is_turned else rows.t() @ x
+        of_x = None if weight is None else linear(gradient, weight.t())
+        return of_x, of_weight, rows.sum(dim=0) if ctx.needs_input_grad[2] else None
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`, computed by `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
