@@ -70,7 +70,7 @@ def test_a_click_brings_back_its_three_results(model, objects, monkeypatch) -> N
 
 
 def test_everything_mode_reads_back_batches_of_clicks_not_clicks(model, monkeypatch) -> None:
-    """Of each batch the clicks, which were never elsewhere, the predicted IoU, and stability and pixels of its masks."""
+    """Of each batch the clicks, which were never elsewhere, the predicted IoU, stability and pixels."""
     picture = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
 
     def reads(clicks_a_side: int) -> Counter:
