@@ -1,6 +1,6 @@
 """Timings, each with a baseline measured in the same run: medians with their range, and the ratio to the baseline.
 
-    python scripts/benchmark.py all                     # the next eight, one after the other
+    python scripts/benchmark.py all                     # the next nine, one after the other
     python scripts/benchmark.py all --device cuda --compile --json workdir/gpu.json     # the same on a GPU
     python scripts/benchmark.py encode --references     # pictures encoded; also the plain ways that ours replaced
     python scripts/benchmark.py decode                  # a further click, with and without the refinement network
@@ -10,13 +10,14 @@
     python scripts/benchmark.py volume --rounds 2       # one object through 150 slices
     python scripts/benchmark.py start                   # from the start of predict to a mask: time and memory
     python scripts/benchmark.py app                     # clicks at the page, over HTTP
+    python scripts/benchmark.py serve                   # clicks in a tool that asks the server
     python scripts/benchmark.py curves --help           # time and memory against size, batch, objects, clicks, slices
     python scripts/benchmark.py tuning --help           # embeddings once; what each --tune takes
     python scripts/benchmark.py processes --help        # two processes that share every step, against one
     python scripts/benchmark.py data --help             # reading, the cache, an index of 20 million masks
     python scripts/benchmark.py deploy --help           # ONNX Runtime and OpenVINO against PyTorch
 
-The first eight first measure what the machine can do at most (products of the model's shapes, a copy), and print beside
+The first nine first measure what the machine can do at most (products of the model's shapes, a copy), and print beside
 each figure the share of that limit which the counted operations reach. --json keeps the sheet, --compare prints the
 ratios to one that was kept. Machines are noisy: the contenders take turns, and only ratios of one run compare. Tables:
 docs/performance.md.

@@ -1,5 +1,5 @@
-"""What people wait for: everything mode, a volume, the start of a command, a click in the app; for
-scripts/benchmark.py everything, volume, start and app.
+"""What people wait for: everything mode, a volume, the start of a command, a click in the app and in tools that ask
+the server; for scripts/benchmark.py everything, volume, start, app and serve.
 
 Beside each stands what it cannot do without: the encoder's passes, or Python with PyTorch.
 """
@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 from app_client import ROOT, Page, running
+from serve_client import Client, serving
 from timing import Contender, Megabytes, Sheet
 from torch import Tensor
 
@@ -197,8 +198,45 @@ def app(args: argparse.Namespace, sheet: Sheet) -> None:
         sheet.compare("app", {name: Contender(work, items=1) for name, work in contenders.items()})
 
 
+# ---------------------------------------------------------------- the server
+
+
+def serve(args: argparse.Namespace, sheet: Sheet) -> None:
+    """A click in a tool that asks the server, over real sockets, with random weights of the model type.
+
+    On a slice that was seen, of a volume of nnInteractive, without and with the looks that are closer, whose crops were
+    seen too.
+    """
+    model = sam_model_registry[args.model_type](image_size=args.image_size, encoder_adapter=True)
+    scan = phantom(3, args.image_size)
+    middle = args.image_size // 2
+    contenders: dict[str, Contender] = {}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        torch.save(model.state_dict(), folder / "random.pth")
+        flags = ("--sam_checkpoint", str(folder / "random.pth"), "--device", str(sheet.device), "--propagate", "False")
+        flags += ("--threads", str(torch.get_num_threads()))
+        for zoom in ("never", "auto"):
+            client = Client(stack.enter_context(serving(folder, *flags, "--zoom", zoom)))
+            client.open(scan)
+
+            def first_click(client: Client = client) -> None:
+                client.act("/reset_interactions")
+                client.click(1, middle, middle)
+
+            def further_click(client: Client = client) -> None:
+                client.click(1, middle, middle + 9)
+                client.act("/undo")
+
+            first_click()
+            contenders[f"zoom {zoom}: a first click"] = Contender(first_click, items=1)
+            contenders[f"zoom {zoom}: a further click, taken back"] = Contender(further_click, items=1)
+        print(f"\nserver: over HTTP, {args.model_type}, {args.image_size} px, {torch.get_num_threads()} threads")
+        sheet.compare("serve", contenders)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slices", type=int, default=150, help="Number of slices of the volume. Default: %(default)s.")
 
 
-RUN = {"everything": everything, "volume": volume, "start": start, "app": app}
+RUN = {"everything": everything, "volume": volume, "start": start, "app": app, "serve": serve}

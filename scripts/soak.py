@@ -276,9 +276,10 @@ def main() -> None:
     args = parse_args()
     work, log = Path(args.work_dir).resolve(), Log(Path(args.log))
     jobs = [job for job in all_jobs(work) if job.part in args.what and (not args.only or args.only in job.name)]
-    if jobs:
+    if jobs or "objects" in args.what:
         plain = next(job for job in all_jobs(work) if job.name == "training: plain")
         undisturbed(plain, work / place_of(plain.name) / "undisturbed")  # test.py scores what it leaves
+    if jobs:
         soak(jobs, args.kills, args.kills_a_run, work, log)
         print(f"{log.kills} disturbances in {log.runs} runs, each of which ended with the bits of the undisturbed one")
     for name in args.what:

@@ -91,7 +91,10 @@ def answers(model: Sam, organs: list[Organ], kind: str, protocol: str = "exact",
 
 
 def mean_dice(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
-    return float(np.mean([2 * (a & b).sum() / max(a.sum() + b.sum(), 1) for a, b in zip(ours, theirs)]))
+    """Answers that are both empty agree."""
+    return float(
+        np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) if (a | b).any() else 1 for a, b in zip(ours, theirs)])
+    )
 
 
 def without_torchvision() -> None:
