@@ -24,6 +24,7 @@ from sam_med2d.prompts.clicks import boxes_of, clicks_of, pick_pixels
 from sam_med2d.prompts.files import FrozenPrompts, record_prompts, write_prompts
 from sam_med2d.prompts.modes import DEFAULT_MODES, Mode, parse_mode
 from segment_anything import Prediction, Prompts, Sam, sam_model_registry
+from tests.segment_anything.test_host_reads import counted
 from tests.segment_anything.test_model import randomise
 
 SIDE = 64
@@ -883,3 +884,18 @@ def test_a_mean_counts_every_object_once():
         )
     assert means.of("dice") == {"1pt": 0.5, "bbox": 0.25} and means.of("iou") == {"1pt": 0.25, "bbox": 0.125}
     assert [*means.of("dice")] == ["1pt", "bbox"] and means.objects == 3
+
+
+@pytest.mark.parametrize("names", [("bbox",), DEFAULT_MODES])
+def test_reads_from_the_device_do_not_grow_with_the_objects(model, names, monkeypatch) -> None:
+    """A GPU stands still at each: they are of images, steps and modes."""
+
+    def reads(objects: int) -> Counter:
+        batch = collate([sample("one", 80, 70, objects, seed=4)])
+        with counted(monkeypatch) as found:
+            [(_, scored)] = evaluate(model, [batch], [parse_mode(name) for name in names], device=CPU)
+        assert len(scored) == len(names) and len(scored[0].masks) == objects
+        return found
+
+    assert reads(2) == reads(7) == reads(1)
+    assert reads(7)["tolist"] > 0

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from segment_anything import Prompts, Sam, SamPredictor, answer, look, sam_model_registry
+from segment_anything import (
+    Prompts,
+    Sam,
+    SamAutomaticMaskGenerator,
+    SamPredictor,
+    answer,
+    look,
+    sam_model_registry,
+)
 
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
 SIDE = 64
@@ -59,3 +67,19 @@ def test_a_click_brings_back_its_three_results(model, objects, monkeypatch) -> N
     with counted(monkeypatch) as reads:
         predictor.predict(points, np.ones((objects, 2)), best=True)
     assert reads == {"cpu": 3, "numpy": 3}
+
+
+def test_everything_mode_reads_back_batches_of_clicks_not_clicks(model, monkeypatch) -> None:
+    """Of each batch the clicks, which were never elsewhere, the predicted IoU, stability and pixels."""
+    picture = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+
+    def reads(clicks_a_side: int) -> Counter:
+        keeps_all = {"pred_iou_thresh": -9.0, "stability_score_thresh": -1.0, "mask_nms_thresh": 1.0, "zoom": "never"}
+        generator = SamAutomaticMaskGenerator(model, clicks_a_side, points_per_batch=16, **keeps_all)
+        with counted(monkeypatch) as found:
+            generator.generate(picture)
+        return found
+
+    few, batch, four = reads(2), reads(4), reads(8)
+    assert few == batch
+    assert few["cpu"] == 4 and four["cpu"] == 4 * 4
