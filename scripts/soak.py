@@ -44,6 +44,8 @@ import soak_jobs
 from soak_growth import GROWTHS, grow
 from soak_jobs import Job, all_jobs, differences, place_of
 
+from sam_med2d.cli import ending_in_one_line
+
 LONGEST = 1800  # seconds that a run may take on a busy machine
 DISK = "160m"  # the file system of every second run
 PARTS = ("training", "compiled", "converters", "packing", "caching", "testing")
@@ -268,11 +270,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@ending_in_one_line(kept="what is in the log is not done again")
 def main() -> None:
-    if sys.argv[1:2] == ["--run"]:
-        soak_jobs.with_small_model()
-        soak_jobs.PROGRAMS[sys.argv[2]](sys.argv[3:])
-        return
     args = parse_args()
     work, log = Path(args.work_dir).resolve(), Log(Path(args.log))
     jobs = [job for job in all_jobs(work) if job.part in args.what and (not args.only or args.only in job.name)]
@@ -288,4 +287,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--run"]:  # a command that is to be disturbed
+        soak_jobs.with_small_model()
+        soak_jobs.PROGRAMS[sys.argv[2]](sys.argv[3:])
+    else:
+        main()
