@@ -76,7 +76,7 @@ class Attention(nn.Module):
         return torch.baddbmm(image, shares.transpose(1, 2), said)
 
     def _is_short(self, tokens: Tensor) -> bool:
-        """Whether `of_tokens` and `of_image` go around the tokens (N, T, C): they are few, and layers may be shortened."""
+        """Whether `of_tokens` and `of_image` go around the tokens (N, T, C): they are few, and nothing forbids it."""
         layers = (self.q_proj, self.k_proj, self.v_proj, self.out_proj)
         plain = all(type(layer) is Linear for layer in layers)  # none has a LoRA pair
         if not plain or not may_be_shortened(tokens):
