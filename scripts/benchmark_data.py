@@ -171,11 +171,11 @@ class _Names(Dataset):
 
 
 def _read_with_workers(source: str, workers: int) -> str:
-    """What they add to the memory in use, after 40,000 images drawn from everywhere."""
+    """What they add to the memory in use, after 40,000 images drawn from everywhere, or all where there are fewer."""
     index = Index("/", source, build_columns(source))
     before = memory_of(os.getpid())
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
-    order = [i * 7919 % len(index) for i in range(40_000)]
+    order = [i * 7919 % len(index) for i in range(min(40_000, len(index)))]
     loader = DataLoader(
         _Names(index),
         batch_size=50,
