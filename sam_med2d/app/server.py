@@ -222,14 +222,14 @@ class Server:
 
         Raises Refused: that is not enough, and this page has more than its share.
         """
-        most = self._sessions.quotas.memory
-        excess = sum(one.memory for one in self._sessions.by_use()) - most
-        for one in self._sessions.by_use():
+        pages, most = self._sessions.by_use(), self._sessions.quotas.memory
+        excess = sum(one.memory for one in pages) - most
+        for one in pages:
             if excess > 0 and not one.busy:
                 excess -= one.session.encoded_bytes
                 one.session.forget_encoded()
                 count_memory(one)
-        if excess > 0 and held.session.drawn_bytes > most / len(self._sessions):
+        if excess > 0 and held.session.drawn_bytes > most / len(pages):
             raise Refused("the app's memory is full: save, and open the file again; it forgets the undo steps", 507)
 
     async def _example(self, held: Page, name: object) -> Response:

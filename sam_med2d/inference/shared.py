@@ -114,4 +114,4 @@ class SharedModel:
 
 
 def _bytes_of(part: Tensor | None) -> int:
-    return 0 if part is None else part.numel() * part.element_size()
+    return 0 if part is None else part.nbytes

@@ -27,12 +27,12 @@ def may_be_shortened(x: Tensor) -> bool:
     On a GPU none was measured, a graph for other runtimes has to hold the layers as they are defined, and autocast
     would round other products.
     """
-    return not is_recorded() and x.device.type == "cpu" and _is_exact(x)
-
-
-def _is_exact(x: Tensor) -> bool:
-    """Whether products of x are not rounded to 16 bits."""
-    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+    return (
+        not is_recorded()
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
