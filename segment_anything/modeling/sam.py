@@ -176,14 +176,14 @@ def look(model: Segmenter, images: Tensor, content: Tensor | None = None) -> See
     embeddings, refiner = model.encode(images, content), refiner_of(model)
     if embeddings.dtype in (torch.bfloat16, torch.float16):
         embeddings = embeddings.float()
-    with _no_autocast(model):
+    with _no_autocast(embeddings.device):
         return Seen(embeddings, refiner.details(images, content) if refiner else None)
 
 
-def _no_autocast(model: Segmenter) -> torch.autocast:
+def _no_autocast(device: torch.device) -> torch.autocast:
     """For answers: roundings in decoder and refinement moved Dice of objects by up to 3 points, while those of the
     encoder leave its mean where it is (docs/performance.md, "In 16 bits")."""
-    return torch.autocast(model.device.type, enabled=False)
+    return torch.autocast(device.type, enabled=False)
 
 
 def answer(
@@ -200,7 +200,7 @@ def answer(
     seen: of the picture of each object. best: only the output with the highest predicted IoU. likeness: of one object,
     how far a refined output (1, 1, S, S) is what is looked for, 0 to 1; see `_refined_as_needed`.
     """
-    with _no_autocast(model):
+    with _no_autocast(seen.embeddings.device):
         prediction = model.predict(seen.embeddings, prompts, multimask_output)
         refiner = refiner_of(model)
         if seen.details is None or refiner is None:
@@ -237,7 +237,7 @@ def sure_answers(model: Segmenter, seen: Seen, prompts: Prompts, least_iou: floa
     seen: of the picture of each object -> logits (M, S/4, S/4), object by object, of those whose predicted IoU is at
     least so much; predicted IoU of all (N, 3).
     """
-    with _no_autocast(model):
+    with _no_autocast(seen.embeddings.device):
         if isinstance(model, Sam):
             return model.predict_sure(seen.embeddings, prompts, least_iou)
         logits, iou = model.predict(seen.embeddings, prompts, True)
