@@ -76,12 +76,8 @@ class Job:
 def with_small_model() -> None:
     """Add a size of model of which a checkpoint takes few megabytes; its encoder is narrow too."""
     from segment_anything import build_sam, sam_model_registry, sizes
-    from segment_anything.modeling import image_encoder
 
-    builder = sys.modules[build_sam.__module__]
-    sizes.SIZES["mini"] = sizes.Size(channels=16, depth=2, heads=2, global_blocks=(1,))
-    builder.EMBEDDING_CHANNELS = image_encoder.EMBEDDING_CHANNELS = 32
-    builder.ImageEncoderViT = partial(image_encoder.ImageEncoderViT, out_chans=32)
+    sizes.SIZES["mini"] = sizes.Size(channels=16, depth=2, heads=2, global_blocks=(1,), embedding=32)
     sam_model_registry["mini"] = partial(build_sam, model_type="mini")
     torch.set_num_threads(1)
 

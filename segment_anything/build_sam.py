@@ -10,7 +10,7 @@ from torch import nn
 from .checkpoint import check_is_sam, fit_weights, frame_of, open_weights, room_for
 from .frames import SAM, SAM_MED2D, SAMS_SIZE
 from .modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Refinement, Sam
-from .modeling.image_encoder import EMBEDDING_CHANNELS, PATCH_SIZE
+from .modeling.image_encoder import PATCH_SIZE
 from .sizes import SIZES
 
 
@@ -66,11 +66,12 @@ def _new(model_type: str, image_size: int, adapters: bool, frame: str, refine: b
             embed_dim=size.channels,
             depth=size.depth,
             num_heads=size.heads,
+            out_chans=size.embedding,
             global_attn_indexes=size.global_blocks,
             adapter_train=adapters,
         ),
-        PromptEncoder(EMBEDDING_CHANNELS, (side, side), (image_size, image_size)),
-        MaskDecoder(transformer_dim=EMBEDDING_CHANNELS),
+        PromptEncoder(size.embedding, (side, side), (image_size, image_size)),
+        MaskDecoder(transformer_dim=size.embedding),
         frame=frame,
         refinement=Refinement() if refine else None,
     )

@@ -1,15 +1,19 @@
-"""The sizes of the image encoder, by the name that `--model_type` takes."""
+"""The sizes of a model, by the name that `--model_type` takes: they differ in the image encoder."""
 
 from typing import NamedTuple
 
 
 class Size(NamedTuple):
-    """global_blocks: the blocks that attend globally; the others attend in windows."""
+    """Of the image encoder: channels, depth, heads, and the blocks that attend globally; the others attend in windows.
+
+    embedding: the channels of what it makes, and of the decoder. Every SAM has 256; a model for tests has less.
+    """
 
     channels: int
     depth: int
     heads: int
     global_blocks: tuple[int, ...]
+    embedding: int = 256
 
 
 SIZES = {

@@ -19,7 +19,7 @@ from sam_med2d.data.embedding_cache import PRECISIONS, EmbeddingCache, key_of, o
 from sam_med2d.device import amp_dtype
 from segment_anything import Sam
 from segment_anything.frames import SAM
-from segment_anything.modeling.image_encoder import EMBEDDING_CHANNELS, PATCH_SIZE
+from segment_anything.modeling.image_encoder import PATCH_SIZE
 
 AGAIN = "again"  # as --embeddings: the encoder runs for every batch
 
@@ -29,6 +29,7 @@ class RememberedEncoder:
 
     def __init__(self, model: Sam, cache: EmbeddingCache | None, dtype: torch.dtype) -> None:
         self.encoder, self.prepared = model.image_encoder, model.prepared
+        self.channels = model.prompt_encoder.embed_dim
         self.cache, self.dtype = cache, dtype
         self.encoded = 0
 
@@ -51,7 +52,7 @@ class RememberedEncoder:
         rows = [embedding for key in keys if (embedding := found[key]) is not None]
         if not rows:
             side = images.shape[-1] // PATCH_SIZE
-            return images.new_zeros((0, EMBEDDING_CHANNELS, side, side), dtype=torch.float32)
+            return images.new_zeros((0, self.channels, side, side), dtype=torch.float32)
         return torch.stack(rows).to(images.device, non_blocking=True).float()
 
 
@@ -67,7 +68,8 @@ def remember_embeddings(
     side = model.image_size // PATCH_SIZE
     computed = str(amp_dtype(model.device) if args.use_amp else torch.float32)
     facts = {"weights": _hash_of(model), "computed": f"{computed} on {model.device.type}"}
-    shape = (EMBEDDING_CHANNELS, side, side)
+    channels = model.prompt_encoder.embed_dim
+    shape = (channels, side, side)
     folder = args.cache or Path(args.work_dir) / "cache"
     cache = open_embeddings(folder, facts, shape, args.embeddings, images, int(args.embeddings_gb * 1e9))
     model.remembered = RememberedEncoder(model, cache, PRECISIONS[args.embeddings])
@@ -75,7 +77,7 @@ def remember_embeddings(
         kept = min(images, cache.count)
         say(
             f"the encoder runs once an image: embeddings of {kept} of {images} image(s) are kept in "
-            f"{cache.slots.folder}, {2 * EMBEDDING_CHANNELS * side * side / 1024:.0f} KB each"
+            f"{cache.slots.folder}, {2 * channels * side * side / 1024:.0f} KB each"
         )
     return model.remembered
 

@@ -182,14 +182,21 @@ class PatchEmbed(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Normalised images (B, 3, S, S) float -> embeddings (B, 256, S / 16, S / 16).
+    """Normalised images (B, 3, S, S) float -> embeddings (B, C', S / 16, S / 16), where C' is 256 in every SAM.
 
     global_blocks: the indexes of the blocks that attend globally; the others attend in 14 x 14 windows.
     image_size: S, a multiple of 32 (the adapters halve the map of 16-pixel patches).
     """
 
     def __init__(
-        self, image_size: int, channels: int, depth: int, heads: int, global_blocks: tuple[int, ...], adapter: bool
+        self,
+        image_size: int,
+        channels: int,
+        depth: int,
+        heads: int,
+        global_blocks: tuple[int, ...],
+        adapter: bool,
+        embedding: int = EMBEDDING_CHANNELS,
     ) -> None:
         super().__init__()
         if image_size % (2 * PATCH_SIZE):
@@ -203,10 +210,10 @@ class ImageEncoder(nn.Module):
             Block(channels, heads, 0 if i in global_blocks else WINDOW_SIZE, map_size, adapter) for i in range(depth)
         )
         self.neck = nn.Sequential(
-            nn.Conv2d(channels, EMBEDDING_CHANNELS, kernel_size=1, bias=False),
-            LayerNorm2d(EMBEDDING_CHANNELS),
-            nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, kernel_size=3, padding=1, bias=False),
-            LayerNorm2d(EMBEDDING_CHANNELS),
+            nn.Conv2d(channels, embedding, kernel_size=1, bias=False),
+            LayerNorm2d(embedding),
+            nn.Conv2d(embedding, embedding, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(embedding),
         )
 
     def adapters(self) -> list[Adapter]:
@@ -227,7 +234,7 @@ class ImageEncoder(nn.Module):
 class ImageEncoderViT(ImageEncoder):
     """`ImageEncoder` with the arguments of SAM's own class of this name, of which these models have one value each.
 
-    adapter_train: an adapter in every block, as SAM-Med2D's class calls it.
+    adapter_train: an adapter in every block, as SAM-Med2D's class calls it. out_chans: channels of the embeddings.
     Raises ValueError: an argument with a value that no SAM has.
     """
 
@@ -256,7 +263,6 @@ class ImageEncoderViT(ImageEncoder):
             "patch_size": (patch_size, PATCH_SIZE),
             "in_chans": (in_chans, 3),
             "mlp_ratio": (mlp_ratio, 4),
-            "out_chans": (out_chans, EMBEDDING_CHANNELS),
             "qkv_bias": (qkv_bias, True),
             "act_layer": (act_layer, nn.GELU),
             "use_abs_pos": (use_abs_pos, True),
@@ -266,7 +272,7 @@ class ImageEncoderViT(ImageEncoder):
         other = [f"{name} {given}, not {ours}" for name, (given, ours) in fixed.items() if given != ours]
         if other:
             raise ValueError(f"an image encoder that SAM has not: {'; '.join(other)}")
-        super().__init__(img_size, embed_dim, depth, num_heads, tuple(global_attn_indexes), adapter_train)
+        super().__init__(img_size, embed_dim, depth, num_heads, tuple(global_attn_indexes), adapter_train, out_chans)
 
 
 def window_partition(x: Tensor, window_size: int) -> tuple[Tensor, tuple[int, int]]:

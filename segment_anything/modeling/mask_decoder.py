@@ -56,12 +56,12 @@ class MaskDecoder(nn.Module):
         iou_head_depth: int = 3,
         iou_head_hidden_dim: int = 256,
     ) -> None:
-        """transformer: by default SAM's, of two blocks and eight heads."""
+        """transformer: by default SAM's, of two blocks and eight heads, whose MLPs are eight times as wide as it."""
         super().__init__()
         channels, outputs = transformer_dim, num_multimask_outputs + 1
         self.transformer_dim = transformer_dim
         self.num_multimask_outputs, self.num_mask_tokens = num_multimask_outputs, outputs
-        self.transformer = transformer or TwoWayTransformer(2, transformer_dim, 8, 2048)
+        self.transformer = transformer or TwoWayTransformer(2, transformer_dim, 8, 8 * transformer_dim)
         self.iou_token = nn.Embedding(1, channels)
         self.mask_tokens = nn.Embedding(outputs, channels)
         self.output_upscaling = nn.Sequential(

@@ -13,7 +13,7 @@ import train
 from segment_anything.sizes import Size
 
 SIZE = 64
-MINI = Size(channels=32, depth=4, heads=2, global_blocks=(1, 3))  # nearly all decoder: files of 17 MB
+MINI = Size(channels=32, depth=4, heads=2, global_blocks=(1, 3), embedding=64)
 RUN = "sam-med2d"  # the default --run_name
 FLAGS = (
     f"--replay none --model_type mini --image_size {SIZE} --sam_checkpoint none --num_workers 0 --mask_num 2 "

@@ -5,8 +5,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -22,19 +20,12 @@ from sam_med2d.training.rounds import Recipe, Share, train_batch
 from sam_med2d.training.teacher import Teacher
 from segment_anything import Sam
 from segment_anything.build_sam import build_sam
-from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.lora import add_lora
 from segment_anything.sizes import SIZES, Size
 from tests.conftest import ROOT
 
 SIDE = 32
 STEPS = 10
-BUILDING = sys.modules[build_sam.__module__]  # by its name the package hands on the function alone
-NARROW = [  # the decoder side is the larger one
-    patch.object(BUILDING, "EMBEDDING_CHANNELS", 32),
-    patch("segment_anything.modeling.image_encoder.EMBEDDING_CHANNELS", 32),
-    patch.object(BUILDING, "ImageEncoderViT", partial(ImageEncoderViT, out_chans=32)),
-]
 OBJECTS = ((2, 1, 0, 1), (1, 0, 0, 0), (0, 0, 1, 2), (2, 1, 1, 1), (0, 0, 0, 0), (1, 1, 1, 1))  # of each image, by step
 
 
@@ -91,10 +82,7 @@ def images_of(step: int, rank: int, count: int) -> tuple[Batch, list[int]]:
 
 def model_of(case: Case) -> Sam:
     torch.manual_seed(0)
-    with ExitStack() as narrow:
-        narrow.enter_context(patch.dict(SIZES, mini=Size(channels=16, depth=2, heads=2, global_blocks=(1,))))
-        for change in NARROW:
-            narrow.enter_context(change)
+    with patch.dict(SIZES, mini=Size(channels=16, depth=2, heads=2, global_blocks=(1,), embedding=32)):
         model = build_sam(model_type="mini", image_size=SIDE, encoder_adapter=case.tune == "adapters")
     for adapter in model.image_encoder.adapters():
         torch.nn.init.constant_(adapter.norm.weight, 0.1)

@@ -79,7 +79,7 @@ def test_embeddings_are_those_of_the_encoder() -> None:
         expected = torch.cat([model.encode(images[i : i + 1], content[i : i + 1]) for i in range(4)]).half().float()
     model.remembered = RememberedEncoder(model, None, torch.float16)
     assert torch.equal(model.encode(images, content), expected) and model.remembered.encoded == 3
-    assert model.encode(images[:0], content[:0]).shape == (0, 256, 4, 4)
+    assert model.encode(images[:0], content[:0]).shape == (0, 64, 4, 4)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_a_run_is_seen(validated: Path, work: Path, capsys) -> None:
     first = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(line["epoch"], line["step"]) for line in first] == [(1, 3), (2, 6)]
     wanted = {"loss/loss", "lr", "epoch/seconds", "epoch/waiting_for_data", "epoch/memory_gb", "val_dice/3pts"}
-    assert first[0]["trained/mask_decoder"] == 4_058_340 and first[0]["trained/adapters"] == 104_704
+    assert first[0]["trained/mask_decoder"] == 332_220 and first[0]["trained/adapters"] == 104_704
     wanted |= {"val_dice_after_click/3", "val_share_made_worse_by_click/2", "val_dice_of_swapped/bbox"}
     assert wanted <= {*first[0]} and wanted <= {*board_of(work).Tags()["scalars"]}
     assert first[1]["val_dice_after_click/3"] == pytest.approx(first[1]["val_dice/3pts"], abs=1e-6)
