@@ -430,4 +430,6 @@ class Sam(nn.Module):
         side learns), "decoder" (the paper's FT-SAM), "lora" or "all". Prompt encoder, mask decoder and refinement
         network always learn.
         """
+        if self.refinement is not None:
+            self.refinement.will_learn()
         return choose_trained(self, tune, last_blocks)
