@@ -1,5 +1,6 @@
 """The app over real sockets: who gets in, what stays on the disk, what is refused, and who waits for whom."""
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -23,6 +25,7 @@ pytest.importorskip("uvicorn", reason='uvicorn is not installed: pip install -e 
 from sam_med2d.app import start
 from sam_med2d.app.access import host_of, is_local
 from sam_med2d.app.opening import Opener
+from sam_med2d.data.decoding import reading_flags
 from sam_med2d.errors import DataError
 from sam_med2d.inference.session import AnnotationSession
 from tests.app.running import Page, Running, running, running_here
@@ -520,6 +523,18 @@ def test_memory_is_bounded(quick, tmp_path):
         else:
             with pytest.raises(DataError, match=r"^large\.png: "):
                 quick.open(tmp_path / f"{name}.png", tmp_path / name, 900 * MEGABYTE)
+
+
+def test_a_reader_that_began_earlier_hears_of_limits(quick, tmp_path):
+    """Each file is read by a fork of a process that may have been started under others."""
+    (tmp_path / "a.png").write_bytes(png(900, 900))
+    for number, pixels in enumerate((900 * 900, 900 * 900 - 1, None)):
+        (tmp_path / f"{number}").mkdir()
+        with reading_flags(argparse.Namespace(orientation=None, max_pixels=pixels)):
+            refused = pytest.raises(DataError, match="more than the 809999") if number == 1 else nullcontext()
+            with refused:
+                scan = quick.open(tmp_path / "a.png", tmp_path / f"{number}", 9 * MEGABYTE)
+                assert scan.slices.shape == (1, 900, 900)
 
 
 # ---------------------------------------------------------------- malformed events
