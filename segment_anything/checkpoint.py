@@ -45,7 +45,7 @@ POSITIONS = "image_encoder.pos_embed"
 BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
 ADAPTER = re.compile(BLOCK.pattern + r"Adapter\.")
 REFINEMENT = "refinement."  # an optional part of its own, beside SAM's
-CHOOSING = "refinement.choosing"  # of it, how answers are chosen: a number that older files lack
+BEHAVIOUR = ("refinement.choosing", "refinement.settling")  # of it, numbers that older files lack
 # In some files, and no weights: what the model has fixed, and how many models a moving average is of.
 CONSTANTS = {"pixel_mean", "pixel_std", "n_averaged"}
 LISTED = 10  # names shown in an error message
@@ -124,7 +124,8 @@ def fit_weights(model: Sam, file: WeightFile) -> LoadReport:
     _check_architecture(path, source, target)
 
     if source.refinement:
-        weights.setdefault(CHOOSING, torch.zeros(1))  # files of before it go on choosing as they did
+        for name in BEHAVIOUR:
+            weights.setdefault(name, torch.zeros(1))  # files of before go on answering as they did
 
     merged = source.lora if not target.lora else ()
     if merged:

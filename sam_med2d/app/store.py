@@ -30,10 +30,12 @@ OVER = "this session is over; load the page again"
 
 
 class Opens(Protocol):
-    """What people work on in a session. scan: what is open, or None."""
+    """What people work on in a session. scan: what is open, or None; close: lets go of it."""
 
     @property
     def scan(self) -> object: ...
+
+    def close(self) -> None: ...
 
 
 Session = TypeVar("Session", bound=Opens)
@@ -180,6 +182,7 @@ class Sessions(Generic[Session]):
     def remove(self, held: Held[Session]) -> None:
         self._held.pop(held.key, None)
         held.over = True
+        held.session.close()  # now, not when the last request that knows it is forgotten
         shutil.rmtree(held.folder, ignore_errors=True)
 
     def sweep(self, idle: float | None = None, only_empty: bool = False) -> None:

@@ -53,7 +53,7 @@ def prompts_of(kind: str, objects: int, image_size: int, seed: int = 0) -> Promp
     """Random prompts of one of PROMPT_KINDS in the S x S frame."""
     draw = torch.Generator().manual_seed(seed)
     boxes = (torch.rand(objects, 2, 2, generator=draw).sort(dim=1).values * image_size).flatten(1)
-    points = torch.rand(objects, 3 if "points" in kind else 1, 2, generator=draw) * image_size
+    points = torch.rand(objects, 5 if "points" in kind else 1, 2, generator=draw) * image_size
     labels = torch.randint(0, 2, points.shape[:2], generator=draw)
     labels[:, 0] = FOREGROUND
     masks = torch.rand(objects, 1, image_size // 4, image_size // 4, generator=draw)

@@ -131,7 +131,15 @@ class AnnotationSession:
         window = self.trained_window if scan.has_window else None
         scan.picture(len(scan.slices) // 2, window)
         self.opened += 1
+        self._forget()
         self.scan, self.slice, self.window = scan, len(scan.slices) // 2, window
+
+    def close(self) -> None:
+        """Let go of the scan, its file and what is held of it, whoever still knows the session."""
+        self.scan, self.slice, self.window = None, 0, None
+        self._forget()
+
+    def _forget(self) -> None:
         self.objects, self.current, self.actions, self.embeddings = ["object 1"], 0, [], OrderedDict()
         self.predictors, self.placed = {}, {}
 

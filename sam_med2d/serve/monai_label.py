@@ -55,6 +55,10 @@ class Opened:
     name: str = ""
     since: float = 0.0
 
+    def close(self) -> None:
+        """Let go of the scan, whoever still knows the session."""
+        self.scan = None
+
 
 class MonaiLabel:
     """The routes, over one service, the sessions of its clients and a folder of studies."""

@@ -96,6 +96,11 @@ class VolumeSession:
         self._array = array
         self._forget()
 
+    def close(self) -> None:
+        """Let go of the volume, and of what is held of it, whoever still knows the session."""
+        self._array = None
+        self._forget()
+
     def _forget(self) -> None:
         self._drawn, self._before, self._sliced = Drawn(), list[Drawn](), dict[int, Slices]()
 

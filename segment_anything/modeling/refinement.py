@@ -7,6 +7,7 @@ arXiv 2312.07381, section 3). It works at half the frame, where three quarters o
 four pixels for each place. Its last layer starts at zero: a new one adds nothing.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,10 @@ from .prompt_encoder import BACKGROUND, FOREGROUND
 CLICK_SIGMA = 3.0  # pixels of the frame: how far a click's Gaussian reaches
 WIDE_SIGMA = 12.0  # of a second one, which says at a coarser place that a click is near
 SURE = 1.0  # the least logit, either way, of a pixel that a person marked
+SETTLED_AFTER = 3  # clicks after which the object that is meant is known, and only details are clicked on
+SETTLING = 0.5  # of a network that learned: the share of the way back to the mask before, far from the newest click
+NEAR = 1 / 8  # of the frame: how far the newest click of those reaches
+LARGEST = 8.0  # logits beyond it are compared as it: half precision knows no surer probabilities
 PROMPT_MAPS = 6  # foreground and background, sharp and wide; the box; whether there is an earlier mask
 GROUPS = 4  # of each group normalisation
 ANSWER_MAPS = 3  # the answer's probability, how sure it is, the earlier mask
@@ -29,10 +34,13 @@ class Marks(NamedTuple):
 
     maps: (N, PROMPT_MAPS, S/2, S/2) float, what the network reads
     sure: (N, 2, S, S) bool, pixels that are foreground, and that are background, by a person's word
+    far: (N, 1, S/4, S/4) float, 0 at the newest click to 1 far from it; 0 for an object with SETTLED_AFTER clicks or
+    fewer, or with strokes
     """
 
     maps: Tensor
     sure: Tensor
+    far: Tensor
 
 
 def gaussians(points: Tensor, wanted: Tensor, sigma: float, side: int, stride: int) -> Tensor:
@@ -51,6 +59,14 @@ def pixels_of(points: Tensor, wanted: Tensor, side: int) -> Tensor:
     grid = torch.arange(side, device=points.device)
     columns, rows = _of_wanted((points.float().round()[..., None] == grid).float(), wanted)
     return rows.transpose(1, 2) @ columns > 0
+
+
+def far_from_newest(points: Tensor, clicked: Tensor, side: int) -> Tensor:
+    """See `Marks.far`: (N, side / 4, same). clicked: (N, P) bool, which points are clicks, the newest last."""
+    number = clicked.long().cumsum(dim=1)
+    newest = clicked & (number == number[:, -1:]) & (number > SETTLED_AFTER)
+    near = gaussians(points, newest, NEAR * side, side, 4)
+    return (1 - near) * newest.any(dim=1)[:, None, None]
 
 
 def _of_wanted(near: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,17 +102,20 @@ def marks_of(
     half = side // 2
     sharp = torch.zeros(rows, 2, half, half, device=device)
     wide, sure = torch.zeros_like(sharp), torch.zeros(rows, 2, side, side, dtype=torch.bool, device=device)
+    far = torch.zeros(rows, 1, side // 4, side // 4, device=device)
     if points is not None and labels is not None:
         kinds = [labels == FOREGROUND, labels == BACKGROUND]
         sharp = torch.stack([gaussians(points, kind, CLICK_SIGMA, side, 2) for kind in kinds], dim=1)
         wide = torch.stack([gaussians(points, kind, WIDE_SIGMA, side, 2) for kind in kinds], dim=1)
         sure = torch.stack([pixels_of(points, kind, side) for kind in kinds], dim=1)
+        far = far_from_newest(points, kinds[0] | kinds[1], side)[:, None]
     if strokes is not None:
         drawn = F.max_pool2d(strokes.float(), 2)
         near = F.avg_pool2d(F.max_pool2d(drawn, 9, stride=1, padding=4), 9, stride=1, padding=4)
         sharp, wide, sure = torch.maximum(sharp, drawn), torch.maximum(wide, near), sure | (strokes > 0)
+        far = far * (drawn.amax(dim=(1, 2, 3), keepdim=True) == 0)
     box = torch.zeros(rows, half, half, device=device) if boxes is None else box_maps(boxes, side, 2)
-    return Marks(torch.cat([sharp, wide, box[:, None]], dim=1), sure)
+    return Marks(torch.cat([sharp, wide, box[:, None]], dim=1), sure, far)
 
 
 def _normalised(channels: int, out: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -122,7 +141,9 @@ class Refinement(nn.Module):
     `look` is computed once a picture, `forward` once an answer.
     """
 
-    choosing: Tensor  # (1,), kept with the weights: how answers are chosen, see `sam.ranked`; 0 in files without it
+    # kept with the weights, as it was measured with them; 0 in files without it
+    choosing: Tensor  # (1,), how answers are chosen, see `sam.ranked`
+    settling: Tensor  # (1,), how far late clicks leave what is far from them as it was, see `_settled`
 
     def __init__(self, channels: tuple[int, int, int] = (16, 32, 48)) -> None:
         super().__init__()
@@ -142,6 +163,12 @@ class Refinement(nn.Module):
         for parameter in self.write.parameters():
             nn.init.zeros_(parameter)
         self.register_buffer("choosing", torch.ones(1))
+        self.register_buffer("settling", torch.zeros(1))
+
+    def will_learn(self) -> None:
+        """From here on answers are chosen, and settle, as of a network that learned with this code."""
+        self.choosing.fill_(1)
+        self.settling.fill_(SETTLING)
 
     def look(self, images: Tensor) -> Tensor:
         """images: (B, 3, S, S), normalised -> what the network keeps of a picture, (B, C, S/2, S/2)."""
@@ -151,7 +178,8 @@ class Refinement(nn.Module):
         """details: (N, C, S/2, S/2), `look` of each object's picture; logits: (N, 1, S/4, S/4), the answer; earlier:
         (N, 1, S/4, S/4), the probabilities of the answer before, if there is one. -> logits (N, 1, S, S).
 
-        What a person marked has the sign that it was marked with.
+        What a person marked has the sign that it was marked with. Answers settle in evaluation alone: what is learned
+        is the network's own answer.
         """
         side = 2 * details.shape[-1]
         answer = _enlarged(logits.float(), details)
@@ -166,9 +194,22 @@ class Refinement(nn.Module):
         fine = self.up1(fine + _enlarged(self.to_fine(middle), fine))
         added = F.pixel_shuffle(self.write(fine).float(), 2)
         whole = F.interpolate(logits.float(), size=(side, side), mode="bilinear", align_corners=False) + added
+        if earlier is not None and not self.training:
+            whole = self._settled(whole, earlier, marks.far)
         foreground, background = marks.sure[:, :1], marks.sure[:, 1:]
         whole = torch.where(foreground, whole.clamp(min=SURE), whole)
         return torch.where(background, whole.clamp(max=-SURE), whole)
+
+    def _settled(self, whole: Tensor, earlier: Tensor, far: Tensor) -> Tensor:
+        """After many clicks, a part of the way back to the mask before, where that is far from the newest click.
+
+        A late click is about a detail, and what changes elsewhere is more often lost than gained. The two are compared
+        at S/4, where the mask before is known, so that borders stay as sharp as they are. Arguments as of `forward`.
+        """
+        before = earlier.float().clamp(1 / (1 + math.exp(LARGEST)), 1 / (1 + math.exp(-LARGEST)))
+        moved = F.avg_pool2d(whole, 4).clamp(-LARGEST, LARGEST) - (before / (1 - before)).log()
+        there = (earlier.amax(dim=(1, 2, 3), keepdim=True) > 0).to(moved)
+        return whole - _enlarged(self.settling * there * far * moved, whole)
 
 
 def _by_pixels(x: Tensor) -> Tensor:

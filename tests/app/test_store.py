@@ -16,9 +16,18 @@ def clock(monkeypatch):
     return time
 
 
+class Something:
+    """What people work on, with a volume open."""
+
+    scan: object = "a volume"
+
+    def close(self) -> None:
+        self.scan = None
+
+
 def sessions(tmp_path, **quotas) -> Sessions:
     limits = Quotas(**{**dict(sessions=2, idle=100, file=10, session=20, total=30, silent=30), **quotas})
-    return Sessions(tmp_path, lambda: SimpleNamespace(scan=None), limits, "it is over")
+    return Sessions(tmp_path, Something, limits, "it is over")
 
 
 def test_signs_of_life_keep_a_session_until_it_is_idle(tmp_path, clock):
@@ -31,6 +40,7 @@ def test_signs_of_life_keep_a_session_until_it_is_idle(tmp_path, clock):
     with pytest.raises(Refused, match="it is over") as refused:
         all_of_them.find(held.key, used=False)
     assert refused.value.http_status == 410 and not held.folder.exists()
+    assert held.session.scan is None  # a request that still knows the session does not keep its volume open
 
 
 def test_a_silent_session_is_over(tmp_path, clock):

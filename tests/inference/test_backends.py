@@ -168,7 +168,7 @@ def test_onnxruntime_has_no_other_precision(files):
 def refining() -> Sam:
     base = small()
     model = Sam(base.image_encoder, base.prompt_encoder, base.mask_decoder, refinement=Refinement(channels=(8, 8, 8)))
-    randomise(model).refinement.choosing.fill_(1)
+    randomise(model).refinement.will_learn()
     return model.eval()
 
 
@@ -204,6 +204,16 @@ def test_a_refinement_network_answers_as_in_the_model(refining, three, backend):
         for predictor in predictors
     ]
     assert_near(*(torch.from_numpy(found.masks) for found in again))
+    places = [[30, 20], [60, 50], [10, 80], [80, 15], [45, 45]]
+    late = [
+        predictor.predict(places, [1, 0, 1, 0, 1], mask_input=low_res[None], return_logits=True, best=True)
+        for predictor in predictors
+    ]
+    assert_near(*(torch.from_numpy(found.masks) for found in late))
+    refining.refinement.settling.zero_()
+    unsettled = predictors[0].predict(places, [1, 0, 1, 0, 1], mask_input=low_res[None], return_logits=True, best=True)
+    refining.refinement.will_learn()
+    assert np.abs(unsettled.masks - late[1].masks).max() > 0.01
     plain = SamPredictor(open_runtime(backend, three / "encoder.onnx", three / "decoder.onnx", threads=1))
     plain.set_image(image)
     assert np.abs(plain.predict([[30, 20]], [1], return_logits=True).masks - first[0].masks).max() > 0.01

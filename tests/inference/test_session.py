@@ -1,7 +1,9 @@
 """An annotation session: prompts that add up, undo, volumes, files, and bad input that leaves it as it was."""
 
+import gc
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import cv2
@@ -97,6 +99,21 @@ def test_what_was_encoded_is_forgotten_and_encoded_again(model):
     again, unforgotten = session.click(110, 60, True), steady.click(110, 60, True)
     assert np.array_equal(again.low_res, unforgotten.low_res) and np.array_equal(again.mask, unforgotten.mask)
     assert session.encoded_bytes > 0
+
+
+def test_a_closed_session_holds_nothing_of_its_file(model):
+    session = opened(model)
+    session.click(110, 60, True)
+    slices = weakref.ref(session.scan.slices)
+    gc.disable()  # what is let go of goes at once, not when Python next looks for circles
+    try:
+        session.close()
+        assert slices() is None
+    finally:
+        gc.enable()
+    assert session.encoded_bytes == session.drawn_bytes == 0
+    with pytest.raises(DataError, match="open an image first"):
+        session.click(110, 60, True)
 
 
 def test_an_image_is_encoded_once(model, monkeypatch):

@@ -10,9 +10,9 @@ import torch
 
 from segment_anything import Prediction, Prompts, Sam, SamPredictor, Seen, answer, best_of, look, low_resolution, ranked
 from segment_anything.build_sam import build_sam
-from segment_anything.checkpoint import load_checkpoint, save_weights
+from segment_anything.checkpoint import BEHAVIOUR, load_checkpoint, save_weights
 from segment_anything.modeling import refinement
-from segment_anything.modeling.refinement import CLICK_SIGMA, SURE, box_maps, gaussians, marks_of, pixels_of
+from segment_anything.modeling.refinement import CLICK_SIGMA, SETTLING, SURE, box_maps, gaussians, marks_of, pixels_of
 from segment_anything.sizes import SIZES, Size
 
 SIDE = 64
@@ -158,12 +158,14 @@ def test_an_unsure_answer_is_not_chosen_and_how_sure_it_is_of_a_click_does_not_c
     torch.testing.assert_close(ranked(prediction, padded, torch.ones(1)), ranked(prediction, prompts, torch.ones(1)))
 
 
-def test_a_file_without_a_way_of_choosing_goes_on_choosing_as_it_did(tmp_path: Path) -> None:
+def test_a_file_of_before_goes_on_choosing_as_it_did_and_does_not_settle(tmp_path: Path) -> None:
     model = trained(build(refine=True))
+    model.refinement.settling.fill_(SETTLING)
     state = model.state_dict()
     assert state["refinement.choosing"].tolist() == [1]  # that of new ones, kept with the weights
     save_weights(state, tmp_path / "new.safetensors")
-    save_weights({n: t for n, t in state.items() if n != "refinement.choosing"}, tmp_path / "old.safetensors")
+    old = {name: tensor for name, tensor in state.items() if name not in BEHAVIOUR}
+    save_weights(old, tmp_path / "old.safetensors")
     seen, prompts = look(model, pictures()), Prompts(torch.tensor([[[20.0, 20.0]]]), torch.tensor([[1]]))
     with torch.no_grad():
         raw = model.predict(seen.embeddings, prompts, True)
@@ -171,8 +173,66 @@ def test_a_file_without_a_way_of_choosing_goes_on_choosing_as_it_did(tmp_path: P
             other = build(refine=True, seed=3)
             load_checkpoint(other, tmp_path / f"{name}.safetensors")
             assert other.refinement.choosing.tolist() == [choosing]
+            assert other.refinement.settling.tolist() == [SETTLING if choosing else 0]
             expected = ranked(raw, prompts, torch.ones(1) if choosing else None)
             torch.testing.assert_close(answer(other, seen, prompts, True).iou, expected.iou)
+
+
+def after(clicks: int, **more: torch.Tensor) -> Prompts:
+    """Of an object with so many clicks, the newest at (8, 8)."""
+    places = torch.tensor([[[40.0, 40.0], [50.0, 20.0], [20.0, 50.0], [44.0, 60.0], [8.0, 8.0]]])[:, -clicks:]
+    return Prompts(places, torch.ones(1, clicks, dtype=torch.long), **more)
+
+
+def test_far_from_the_newest_click_of_many() -> None:
+    corners = torch.tensor([[1, 0, 1, 1, -1, 2, 3]])  # the fourth is the newest: what follows is no click
+    points = torch.tensor([[[40.0, 40.0], [50.0, 9.0], [20.0, 60.0], [8.0, 8.0], [0.0, 0.0], [2.0, 2.0], [60.0, 60.0]]])
+    far = marks_of(SIDE, 1, CPU, points, corners, None, None).far
+    assert far.shape == (1, 1, SIDE // 4, SIDE // 4)
+    assert far[0, 0, 1, 1] < 0.1 and far[0, 0, 15, 15] > 0.999  # pixels 4 to 7, and 60 to 63
+    assert far[0, 0, 1, 3].item() == pytest.approx(1 - math.exp(-(2.5**2 + 5.5**2) / (2 * (SIDE / 8) ** 2)), abs=1e-6)
+    three = torch.tensor([[1, 0, 1, -1, -1, 2, 3]])
+    assert not marks_of(SIDE, 1, CPU, points, three, None, None).far.any()
+    drawn = torch.zeros(2, 2, SIDE, SIDE, dtype=torch.bool)
+    drawn[1, 0, 30, 30] = True
+    both = marks_of(SIDE, 2, CPU, points.expand(2, -1, -1), corners.expand(2, -1), None, drawn).far
+    torch.testing.assert_close(both[:1], far)
+    assert not both[1].any()  # whether the stroke or the click is newer is not known
+
+
+def test_late_clicks_leave_what_is_far_half_way_to_what_it_was() -> None:
+    model, mask, before = trained(build(refine=True)), torch.full((1, 1, 16, 16), 0.9), math.log(0.9 / 0.1)
+    seen = look(model, pictures())
+
+    @torch.no_grad()
+    def answers(share: float, clicks: int, **more: torch.Tensor) -> torch.Tensor:
+        model.refinement.settling.fill_(share)
+        return answer(model.eval(), seen, after(clicks, **more), True, best=True).logits
+
+    for clicks in (4, 5):
+        plain, settled = answers(0, clicks, masks=mask), answers(SETTLING, clicks, masks=mask)
+        far, near = (..., slice(48, 60), slice(24, 40)), (..., slice(4, 12), slice(4, 12))  # no other click is there
+        was, now = (low_resolution(logits, SIDE)[..., 12:15, 6:10] - before for logits in (plain, settled))
+        assert (now.abs().mean() / was.abs().mean()).item() == pytest.approx(SETTLING, abs=0.05)
+        assert (settled - plain)[near].abs().max() < 0.2 * (settled - plain)[far].abs().max()
+        for x, y in after(clicks).points[0].int().tolist():
+            assert settled[0, 0, y, x] >= SURE
+    torch.testing.assert_close(answers(SETTLING, 3, masks=mask), answers(0, 3, masks=mask), rtol=0, atol=0)  # not yet
+    torch.testing.assert_close(answers(SETTLING, 4), answers(0, 4), rtol=0, atol=0)  # nothing was before
+    none = torch.zeros(1, 1, 16, 16)
+    torch.testing.assert_close(answers(SETTLING, 4, masks=none), answers(0, 4, masks=none), rtol=0, atol=0)
+    model.refinement.settling.fill_(SETTLING)
+    with torch.no_grad():
+        learning = answer(model.train(), seen, after(4, masks=mask), True, best=True)
+    torch.testing.assert_close(learning.logits, answers(0, 4, masks=mask))  # it learns to answer by itself
+
+
+def test_answers_settle_once_a_network_learned() -> None:
+    model = build(refine=True)
+    assert model.refinement is not None
+    assert model.refinement.settling.tolist() == [0]  # a new one adds nothing
+    model.train_for("decoder")
+    assert (model.refinement.choosing.tolist(), model.refinement.settling.tolist()) == ([1], [SETTLING])
 
 
 def test_what_is_fed_back_are_means() -> None:

@@ -1,5 +1,8 @@
 """One client's object: each kind of prompt against our own predictor, the volume against segment-volume, undo."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -247,3 +250,16 @@ def test_clicks_of_a_slice_have_an_end(session):
         session.session.click((MIDDLE, 20, number % 60), True)
     with pytest.raises(PromptError, match="200 clicks"):
         session.session.click((MIDDLE, 20, 30), True)
+
+
+def test_a_closed_session_holds_nothing_of_its_volume(model):
+    volume = VOLUME.copy()
+    session = Drawing(Service(model), volume).session
+    session.click([MIDDLE, 20, 30], True)
+    kept = weakref.ref(volume)
+    del volume
+    session.close()
+    gc.collect()
+    assert session.scan is None and kept() is None
+    with pytest.raises(DataError, match="there is no image yet"):
+        session.click([MIDDLE, 20, 30], True)
