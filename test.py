@@ -117,10 +117,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "Use the refinement network; False leaves that of the file out. Default: what the file has.")
     add_flag(group, "--multimask", True, "Score the best of outputs 1 to 3; False: output 0.")
     add_flag(group, "--use_amp", False,
-        "Run the model in mixed precision: bfloat16 where the device has it, else float16.")
+        "Run the encoder in mixed precision: bfloat16 where the device has it, else float16.")
     group.add_argument("--precision", choices=[*PRECISIONS], default="float32",
-        help="Cast the encoder once, in place of --use_amp, which casts at each use and the decoder too. Default: "
-             "%(default)s.")
+        help="Cast the encoder once, in place of --use_amp, which casts at each use. Default: %(default)s.")
     add_flag(group, "--compile", False, "Compile the encoder by torch.compile.")
 
     group = parser.add_argument_group("prompts and scores")

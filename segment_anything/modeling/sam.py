@@ -169,9 +169,21 @@ def ranked(prediction: Prediction, prompts: Prompts, choosing: Tensor | None = N
 
 
 def look(model: Segmenter, images: Tensor, content: Tensor | None = None) -> Seen:
-    """images as in `Sam.preprocess` -> all that `answer` needs of them."""
-    refiner = refiner_of(model)
-    return Seen(model.encode(images, content), refiner.details(images, content) if refiner else None)
+    """images as in `Sam.preprocess` -> all that `answer` needs of them.
+
+    Under autocast the encoder alone computes in 16 bits: embeddings are float32, and so is all that follows.
+    """
+    embeddings, refiner = model.encode(images, content), refiner_of(model)
+    if embeddings.dtype in (torch.bfloat16, torch.float16):
+        embeddings = embeddings.float()
+    with _no_autocast(embeddings.device):
+        return Seen(embeddings, refiner.details(images, content) if refiner else None)
+
+
+def _no_autocast(device: torch.device) -> torch.autocast:
+    """For answers: roundings in decoder and refinement moved Dice of objects by up to 3 points, while those of the
+    encoder leave its mean where it is (docs/performance.md, "In 16 bits")."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def answer(
@@ -188,14 +200,15 @@ def answer(
     seen: of the picture of each object. best: only the output with the highest predicted IoU. likeness: of one object,
     how far a refined output (1, 1, S, S) is what is looked for, 0 to 1; see `_refined_as_needed`.
     """
-    prediction = model.predict(seen.embeddings, prompts, multimask_output)
-    refiner = refiner_of(model)
-    if seen.details is None or refiner is None:
-        return best_of(prediction) if best else prediction
-    prediction = ranked(prediction, prompts, refiner.refinement.choosing)
-    if likeness is not None:
-        return _refined_as_needed(refiner, seen.details, prediction, prompts, likeness)
-    return refiner.refined(seen.details, best_of(prediction) if best else prediction, prompts)
+    with _no_autocast(seen.embeddings.device):
+        prediction = model.predict(seen.embeddings, prompts, multimask_output)
+        refiner = refiner_of(model)
+        if seen.details is None or refiner is None:
+            return best_of(prediction) if best else prediction
+        prediction = ranked(prediction, prompts, refiner.refinement.choosing)
+        if likeness is not None:
+            return _refined_as_needed(refiner, seen.details, prediction, prompts, likeness)
+        return refiner.refined(seen.details, best_of(prediction) if best else prediction, prompts)
 
 
 def _refined_as_needed(
@@ -224,10 +237,11 @@ def sure_answers(model: Segmenter, seen: Seen, prompts: Prompts, least_iou: floa
     seen: of the picture of each object -> logits (M, S/4, S/4), object by object, of those whose predicted IoU is at
     least so much; predicted IoU of all (N, 3).
     """
-    if isinstance(model, Sam):
-        return model.predict_sure(seen.embeddings, prompts, least_iou)
-    logits, iou = model.predict(seen.embeddings, prompts, True)
-    return logits[iou >= least_iou], iou
+    with _no_autocast(seen.embeddings.device):
+        if isinstance(model, Sam):
+            return model.predict_sure(seen.embeddings, prompts, least_iou)
+        logits, iou = model.predict(seen.embeddings, prompts, True)
+        return logits[iou >= least_iou], iou
 
 
 def normalised(images: Tensor, content: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:

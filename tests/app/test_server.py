@@ -1,5 +1,6 @@
 """The app over real sockets: who gets in, what stays on the disk, what is refused, and who waits for whom."""
 
+import argparse
 import asyncio
 import gc
 import json
@@ -15,6 +16,7 @@ import time
 import weakref
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from sam_med2d.app import start
 from sam_med2d.app.access import host_of, is_local
 from sam_med2d.app.opening import Opener
 from sam_med2d.app.server import Lane
+from sam_med2d.data.decoding import reading_flags
 from sam_med2d.errors import DataError
 from sam_med2d.inference.session import AnnotationSession
 from tests.app.running import Page, Running, running, running_here
@@ -525,6 +528,18 @@ def test_memory_is_bounded(quick, tmp_path):
         else:
             with pytest.raises(DataError, match=r"^large\.png: "):
                 quick.open(tmp_path / f"{name}.png", tmp_path / name, 900 * MEGABYTE)
+
+
+def test_a_reader_that_began_earlier_hears_of_limits(quick, tmp_path):
+    """Each file is read by a fork of a process that may have been started under others."""
+    (tmp_path / "a.png").write_bytes(png(900, 900))
+    for number, pixels in enumerate((900 * 900, 900 * 900 - 1, None)):
+        (tmp_path / f"{number}").mkdir()
+        with reading_flags(argparse.Namespace(orientation=None, max_pixels=pixels)):
+            refused = pytest.raises(DataError, match="more than the 809999") if number == 1 else nullcontext()
+            with refused:
+                scan = quick.open(tmp_path / "a.png", tmp_path / f"{number}", 9 * MEGABYTE)
+                assert scan.slices.shape == (1, 900, 900)
 
 
 # ---------------------------------------------------------------- malformed events
