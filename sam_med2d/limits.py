@@ -2,7 +2,7 @@
 
 A small file can claim any size: 315 kB of PNG take a minute and 2.6 GB to decode, 2 MB of NIfTI 5 GB. Whoever has
 larger pictures, and the memory for them, raises their budget with the environment variable or with the flag of a
-command, which sets it; that of volumes is an argument of what reads them.
+command, which sets it while it runs; that of volumes is an argument of what reads them.
 """
 
 import math
@@ -26,11 +26,6 @@ def most_pixels() -> int:
     if not (text.isdecimal() and len(text) < 19 and int(text)):
         raise UsageError(f"{VARIABLE}={text}: must be a number of pixels, such as {MOST_PIXELS}")
     return int(text)
-
-
-def set_most_pixels(pixels: int) -> None:
-    """For this process and those that it starts."""
-    os.environ[VARIABLE] = str(pixels)
 
 
 def too_large(width: int, height: int) -> str:

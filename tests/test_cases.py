@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import cv2
 import numpy as np
 import pytest
 
+import test as scoring
+import train as training
+from sam_med2d.commands import amg, check_index, predict, segment_volume
 from sam_med2d.commands import make_index as make_index_command
-from sam_med2d.commands import segment_volume
 from sam_med2d.data.reading import read_mask
 from sam_med2d.errors import DataError
 from sam_med2d.inference.session import AnnotationSession, read_upload
@@ -280,18 +283,18 @@ def refusal(done: subprocess.CompletedProcess) -> str:
 def make_index(source: str, *flags: object, output: Path, apart: bool = False) -> subprocess.CompletedProcess:
     """The command in this process, or apart, in one of its own, where the input might end it."""
     words = [source, *flags, "--case", "(.+)", "--ratios", 1, 0, 0, "--num_workers", 0, "--output", output]
-    if apart:
-        return command("scripts/make_index.py", *words)
-    before, out, err, code = dict(os.environ), io.StringIO(), io.StringIO(), 0
+    return command("scripts/make_index.py", *words) if apart else here(make_index_command.main, *words)
+
+
+def here(main: Callable[[list[str]], object], *words: object) -> subprocess.CompletedProcess:
+    """The same as `command`, in this process."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            make_index_command.main([str(word) for word in words])
+            main([str(word) for word in words])
     except SystemExit as end:
         code = 1
         err.write(f"\n{end.code}")
-    finally:
-        os.environ.clear()  # flags of reading are kept there
-        os.environ.update(before)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
@@ -358,16 +361,17 @@ def test_such_files_are_listed(cases: Path, tmp_path: Path) -> None:
         mask = block(40, 60, slice(4, 14), slice(6, 20)).astype(np.uint8)
         cv2.imwrite(str(tmp_path / f"{name}.png"), mask)
     (tmp_path / "image2label_train.json").write_text(json.dumps({"p.jpg": ["p.png"], "q.jpg": ["q.png"]}))
-    done = command("scripts/check_index.py", tmp_path, "--num_workers", 1)
+    done = here(check_index.main, tmp_path, "--num_workers", 1)
     assert done.returncode == 1 and "problems: 2 orientation" in done.stdout
     said = refusal(train(tmp_path))
     assert "p.jpg: its EXIF orientation is 3" in said
 
 
 def train(folder: Path) -> subprocess.CompletedProcess:
-    return command(
-        *("train.py", "--data_path", folder, "--model_type", "vit_t", "--image_size", 64, "--epochs", 1),
-        *("--num_workers", 0, "--sam_checkpoint", "pretrain_model/vit_t_phantoms.safetensors"),
+    return here(
+        training.main,
+        *("--data_path", folder, "--model_type", "vit_t", "--image_size", 64, "--epochs", 1),
+        *("--num_workers", 0, "--sam_checkpoint", ROOT / "pretrain_model/vit_t_phantoms.safetensors"),
         *("--work_dir", folder / "runs", "--run_name", "run"),
     )
 
@@ -394,17 +398,17 @@ def test_several_pages_are_refused(kind: str, pages: Path, tmp_path: Path) -> No
         assert "pages.tif: has 5 pages" in refusal(train(pages))
         return
     words = {
-        "predict": ("-m", "sam_med2d", "predict", "--input", pages / "pages.tif", "--point", 9, 9, *small),
-        "amg": ("-m", "sam_med2d", "amg", "--input", pages / "pages.tif", "--checkpoint", "small"),
-        "check_index": ("scripts/check_index.py", pages, "--num_workers", 1),
+        "predict": (predict.main, "--input", pages / "pages.tif", "--point", 9, 9, *small),
+        "amg": (amg.main, "--input", pages / "pages.tif", "--checkpoint", "small"),
+        "check_index": (check_index.main, pages, "--num_workers", 1),
         "test": (
-            *("test.py", "--data_path", pages, "--model_type", "vit_t", "--image_size", 64, "--num_workers", 0),
-            *("--sam_checkpoint", "pretrain_model/vit_t_phantoms.safetensors", "--encoder_adapter", "False"),
+            *(scoring.main, "--data_path", pages, "--model_type", "vit_t", "--image_size", 64, "--num_workers", 0),
+            *("--sam_checkpoint", ROOT / "pretrain_model/vit_t_phantoms.safetensors", "--encoder_adapter", "False"),
             *("--work_dir", tmp_path / "runs"),
         ),
     }[kind]
     output = ("--output", tmp_path / "out") if kind in ("predict", "amg") else ()
-    done = command(*words, *output)
+    done = here(*words, *output)
     assert done.returncode == 1 and "pages.tif: has 5 pages" in done.stdout + done.stderr
 
 

@@ -11,6 +11,7 @@ import warnings
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
+from sam_med2d.data.decoding import reading_environment, set_reading_environment
 from sam_med2d.errors import DataError, UserError
 from sam_med2d.inference.uploads import DESCRIPTION, Scan, read_upload, restored, store
 
@@ -31,7 +32,7 @@ class Opener:
 
     def open(self, path: Path, folder: Path, room: int) -> Scan:
         """Read `path` into `folder`, an empty one, of at most `room` bytes. Raises DataError."""
-        asked = (path, folder, self._most_voxels, self._megabytes, room)
+        asked = (path, folder, self._most_voxels, self._megabytes, room, reading_environment())
         process = self._context.Process(target=_read, args=asked, daemon=True)  # type: ignore[attr-defined]
         process.start()
         process.join(self._seconds)
@@ -48,8 +49,9 @@ class Opener:
         return restored(folder)
 
 
-def _read(path: Path, folder: Path, most_voxels: int, megabytes: int, room: int) -> None:
-    """In the process that reads."""
+def _read(path: Path, folder: Path, most_voxels: int, megabytes: int, room: int, environment: dict[str, str]) -> None:
+    """In the process that reads, which has the environment of one that may have been started long before."""
+    set_reading_environment(environment)
     warnings.simplefilter("ignore")
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)  # libraries say on stderr what the refusal says

@@ -27,7 +27,7 @@ from sam_med2d.app.opening import Opener
 from sam_med2d.app.server import Server
 from sam_med2d.app.store import Quotas, Sessions
 from sam_med2d.cli import Parser, ending_in_one_line
-from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
+from sam_med2d.data.decoding import add_reading_flags, reading_flags
 from sam_med2d.errors import UsageError
 from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, add_zoom_flag, models_of
 from sam_med2d.inference.session import AnnotationSession
@@ -105,7 +105,6 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
 
     Raises CheckpointError, UsageError.
     """
-    use_reading_flags(args)
     models = models_of(args)
     seen = shown_by(args, next(iter(models.values())))
     seen.say()
@@ -113,7 +112,7 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
     upload, session, total, memory = (most * MEGABYTE for most in limits)
     quotas = Quotas(args.max_sessions, args.idle * 60, upload, session, total, memory=memory)
     examples = sorted(path.resolve() for path in EXAMPLES.glob("*.png"))
-    with tempfile.TemporaryDirectory(prefix="sam_med2d_app_") as folder:
+    with reading_flags(args), tempfile.TemporaryDirectory(prefix="sam_med2d_app_") as folder:
         sessions = Sessions(Path(folder), lambda: AnnotationSession(models, seen.window, zoom=args.zoom), quotas)
         server = Server(sessions, Opener(args.open_seconds, args.open_memory, args.max_voxels), examples)
         try:

@@ -37,7 +37,7 @@ from sam_med2d import drawing
 from sam_med2d.cli import Parser, ending_in_one_line
 from sam_med2d.data.check import KINDS, Problem, Split, find_problems, read_splits
 from sam_med2d.data.clean import write_clean, write_clean_metadata
-from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
+from sam_med2d.data.decoding import add_reading_flags, reading_flags
 from sam_med2d.data.description import Describer
 from sam_med2d.data.metadata import METADATA
 from sam_med2d.data.reading import read_image, read_mask
@@ -79,7 +79,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # fmt: on
     add_reading_flags(parser)
     args = parser.parse_args(argv)
-    use_reading_flags(args)
     if args.num_workers < 1 or args.sheet_images < 1:
         parser.error("--num_workers and --sheet_images must be at least 1")
     return args
@@ -222,7 +221,10 @@ def run(args: argparse.Namespace) -> bool:
 
 @ending_in_one_line()
 def main(argv: list[str] | None = None) -> None:
-    if not run(parse_args(argv)):
+    args = parse_args(argv)
+    with reading_flags(args):
+        well = run(args)
+    if not well:
         raise SystemExit(1)
 
 

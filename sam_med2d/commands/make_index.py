@@ -19,6 +19,7 @@ was; sources are only read. docs/data.md goes through every kind of source.
 import argparse
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from sam_med2d.convert.objects import PAPER_MIN_AREA, PAPER_MIN_ASPECT, Preparat
 from sam_med2d.convert.pipeline import convert
 from sam_med2d.convert.splits import Splits, read_split_file
 from sam_med2d.convert.writer import WRITTEN, check_apart
-from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
+from sam_med2d.data.decoding import add_reading_flags, reading_flags
 from sam_med2d.data.windows import keep_windows
 from sam_med2d.errors import UsageError
 from sam_med2d.limits import MOST_VOXELS
@@ -438,9 +439,8 @@ def _convert(
 @ending_in_one_line(kept="the same command goes on where this one was")
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    if "orientation" in args:
-        use_reading_flags(args)
-    args.run(args)
+    with reading_flags(args) if "orientation" in args else nullcontext():
+        args.run(args)
 
 
 if __name__ == "__main__":

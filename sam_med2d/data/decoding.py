@@ -8,7 +8,8 @@ import argparse
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, NamedTuple
 
 import cv2
@@ -16,7 +17,7 @@ import numpy as np
 
 from sam_med2d.data.headers import Header, read_header
 from sam_med2d.errors import DataError, UsageError
-from sam_med2d.limits import MOST_PIXELS, VARIABLE, set_most_pixels, too_large, too_long
+from sam_med2d.limits import MOST_PIXELS, VARIABLE, too_large, too_long
 
 ORIENTATION = "SAM_MED2D_ORIENTATION"  # of the environment: "stored" or "turned", where sizes do not tell
 FREE = 2**20  # pixels, and bytes, below which the budget is not asked: this is done for every file that training reads
@@ -36,21 +37,42 @@ def add_reading_flags(group: argparse._ActionsContainer, max_pixels: int | None 
     default = max_pixels or f"{MOST_PIXELS} ({VARIABLE} in the environment says the same)"
     group.add_argument(
         "--max_pixels",
-        type=int,
+        type=_pixels,
         default=max_pixels,
         metavar="PIXELS",
         help=f"Refuse pictures with more pixels before they are decoded. Default: {default}.",
     )
 
 
-def use_reading_flags(args: argparse.Namespace) -> None:
-    """For this process and those that it starts. Raises UsageError."""
-    if args.orientation:
-        os.environ[ORIENTATION] = args.orientation
-    if args.max_pixels is not None:
-        if args.max_pixels < 1:
-            raise UsageError("--max_pixels must be at least 1")
-        set_most_pixels(args.max_pixels)
+def _pixels(text: str) -> int:
+    """A number of pixels as a flag gives it. Raises argparse.ArgumentTypeError."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return int(text)
+
+
+@contextmanager
+def reading_flags(args: argparse.Namespace) -> Iterator[None]:
+    """In the block the flags hold, for this process and those that it starts: the environment says them."""
+    before = reading_environment()
+    flags = {ORIENTATION: args.orientation, VARIABLE: args.max_pixels}
+    set_reading_environment(before | {name: str(value) for name, value in flags.items() if value is not None})
+    try:
+        yield
+    finally:
+        set_reading_environment(before)
+
+
+def reading_environment() -> dict[str, str]:
+    """What the environment says of reading pictures, for processes that were started before it said so."""
+    return {name: os.environ[name] for name in (ORIENTATION, VARIABLE) if name in os.environ}
+
+
+def set_reading_environment(said: dict[str, str]) -> None:
+    """said: of `reading_environment`; it says nothing else afterwards."""
+    for name in (ORIENTATION, VARIABLE):
+        os.environ.pop(name, None)
+    os.environ.update(said)
 
 
 class PictureFile(NamedTuple):

@@ -40,7 +40,7 @@ from sam_med2d.app.start import (
 )
 from sam_med2d.app.store import Quotas, Sessions
 from sam_med2d.cli import Parser, add_flag, ending_in_one_line
-from sam_med2d.data.decoding import add_reading_flags, use_reading_flags
+from sam_med2d.data.decoding import add_reading_flags, reading_flags
 from sam_med2d.inference.models import SMALL, add_backend_flags, add_model_flags, add_zoom_flag, load_segmenter
 from sam_med2d.inference.shared import SharedModel
 from sam_med2d.inference.windows import add_scale_flag, add_window_flag, shown_by
@@ -117,7 +117,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @contextmanager
 def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Guard]:
     """The whole server, as ASGI. Raises CheckpointError, UsageError."""
-    use_reading_flags(args)
     model = load_segmenter(args)
     seen = shown_by(args, model)
     seen.say()
@@ -133,7 +132,7 @@ def application(args: argparse.Namespace, port: int, token: str) -> Iterator[Gua
     upload, session, total = (most * MEGABYTE for most in (args.max_upload, args.max_session, args.max_memory))
     quotas = Quotas(args.max_sessions, args.idle, upload, session, total, args.silent)
     lane, opener = Lane(THREADS, "serve"), Opener(args.open_seconds, args.open_memory, args.max_voxels)
-    with tempfile.TemporaryDirectory(prefix="sam_med2d_serve_") as folder:
+    with reading_flags(args), tempfile.TemporaryDirectory(prefix="sam_med2d_serve_") as folder:
         places = [Path(folder) / name for name in ("sessions", "pictures", "images", "studies")]
         for place in places:
             place.mkdir()

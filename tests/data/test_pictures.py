@@ -1,6 +1,8 @@
 """Picture files: what a mask is, what a header says before anything is decoded, orientation, and what is refused."""
 
+import argparse
 import json
+import os
 import resource
 import struct
 import time
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image
 
 from sam_med2d.data import decoding
-from sam_med2d.data.decoding import INVERSE, decode, open_picture, turned
+from sam_med2d.data.decoding import INVERSE, add_reading_flags, decode, open_picture, reading_flags, turned
 from sam_med2d.data.headers import read_header
 from sam_med2d.data.reading import read_image, read_label_map, read_mask
 from sam_med2d.errors import DataError, UsageError
@@ -258,6 +260,26 @@ def test_the_budget_is_raised_and_lowered_by_the_environment(tmp_path: Path, mon
     monkeypatch.setenv("SAM_MED2D_MAX_PIXELS", "many")
     with pytest.raises(UsageError, match="must be a number of pixels"):
         read_image(path)
+
+
+def test_flags_hold_while_a_command_runs_and_no_longer(tmp_path: Path, monkeypatch, capsys) -> None:
+    parser = argparse.ArgumentParser()
+    add_reading_flags(parser)
+    path = saved(tmp_path, np.zeros((20, 30), np.uint8), "a.png")
+    monkeypatch.setenv(decoding.ORIENTATION, "stored")
+    monkeypatch.delenv(decoding.VARIABLE, raising=False)
+    before = dict(os.environ)
+    with pytest.raises(DataError, match="more than the 599"), reading_flags(parser.parse_args(["--max_pixels", "599"])):
+        assert os.environ[decoding.ORIENTATION] == "stored"
+        read_image(path)
+    assert dict(os.environ) == before and read_image(path).shape == (20, 30, 3)
+    with reading_flags(parser.parse_args(["--orientation", "turned"])):
+        assert os.environ[decoding.ORIENTATION] == "turned"
+    assert dict(os.environ) == before
+    for wrong in ("0", "-3", "many"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--max_pixels", wrong])
+        assert f"--max_pixels: {wrong}: must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", [b"tEXt", b"IDAT", b"abcd", b"\x9b\xff\xff\xff"])

@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sam_med2d.commands import convert_checkpoint
 from segment_anything import Sam
 from segment_anything.build_sam import build_sam
 from segment_anything.checkpoint import CheckpointError, describe, load_checkpoint, read_weights, save_weights
 from segment_anything.sizes import SIZES, Size
+from tests.conftest import fails
 
 CONVERTER = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 POSITIONS = "image_encoder.pos_embed"
@@ -572,18 +574,16 @@ def test_converter(adapted, tmp_path: Path) -> None:
     assert_same(read_weights(target), adapted)
     assert target.stat().st_size < 0.35 * source.stat().st_size  # two thirds were the optimizer's moments
 
-    refused = convert("med2d.pth", "--half", folder=tmp_path)
-    assert refused.returncode == 1 and "--overwrite" in refused.stderr and "Traceback" not in refused.stderr
+    assert "--overwrite" in fails(lambda: convert_checkpoint.main([str(source), "--half"]))
     assert_same(read_weights(target), adapted)
 
     full = target.stat().st_size
-    assert convert(target, "--half", "--overwrite", folder=tmp_path).returncode == 0  # in place
+    convert_checkpoint.main([str(target), "--half", "--overwrite"])  # in place
     assert target.stat().st_size < 0.51 * full
     assert_same(read_weights(target), adapted, tolerance=1e-3)
 
 
 def test_converter_names_a_bad_file(tmp_path: Path) -> None:
     (tmp_path / "page.pth").write_text("<html></html>")
-    result = convert("page.pth", folder=tmp_path)
-    assert result.returncode == 1 and "page.pth: is a web page" in result.stderr and "Traceback" not in result.stderr
+    assert "page.pth: is a web page" in fails(lambda: convert_checkpoint.main([str(tmp_path / "page.pth")]))
     assert not (tmp_path / "page.safetensors").exists()

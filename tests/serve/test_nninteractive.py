@@ -155,10 +155,20 @@ def test_what_is_wrong_gets_one_line_and_changes_nothing(two, name):
     path, body, meta, wanted, says = WRONG[name]
     status, told, _ = two[0].ask(path, body, meta)
     assert status == wanted and says in told["detail"] and "\n" not in told["detail"], (status, told)
-    for client in two:  # their objects are still there
-        before = client.buffer.copy()
-        assert client.act("/predict", {}) == {"ran_prediction": True, "bbox": None}
-        assert np.array_equal(client.buffer, before) and before.any()
+    is_as_before(two[0])
+
+
+def is_as_before(client: Client) -> None:
+    """Its object is still there."""
+    before = client.buffer.copy()
+    assert client.act("/predict", {}) == {"ran_prediction": True, "bbox": None}
+    assert np.array_equal(client.buffer, before) and before.any()
+
+
+def test_what_was_wrong_of_one_client_changed_nothing_of_another(two):
+    for path, body, meta, wanted, _ in WRONG.values():
+        assert two[0].ask(path, body, meta)[0] == wanted
+    is_as_before(two[1])
 
 
 def test_half_a_request_changes_nothing(server, two):
@@ -167,7 +177,7 @@ def test_half_a_request_changes_nothing(server, two):
             head = f"POST /set_image HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nX-Lease-Token: {two[0].token}\r\n"
             one.sendall(f"{head}Content-Length: {said}\r\n\r\n".encode() + body)
     for client in two:
-        assert client.act("/predict", {}) == {"ran_prediction": True, "bbox": None}
+        is_as_before(client)
 
 
 def test_nobody_elses_lease_is_guessed_and_unknown_paths_say_what_there_is(server, two):

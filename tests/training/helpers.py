@@ -14,6 +14,7 @@ from segment_anything.sizes import Size
 
 SIZE = 64
 MINI = Size(channels=32, depth=4, heads=2, global_blocks=(1, 3), embedding=64)
+WITH_MINI = Path(__file__).with_name("with_mini.py")  # runs a script in a process that knows MINI
 RUN = "sam-med2d"  # the default --run_name
 FLAGS = (
     f"--replay none --model_type mini --image_size {SIZE} --sam_checkpoint none --num_workers 0 --mask_num 2 "

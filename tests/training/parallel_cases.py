@@ -1,4 +1,4 @@
-"""Ten steps of training in one process or a share of them in each of several: what test_parallel.py compares."""
+"""Eight steps of training in one process or a share of them in each of several: what test_parallel.py compares."""
 
 import os
 import socket
@@ -25,7 +25,7 @@ from segment_anything.sizes import SIZES, Size
 from tests.conftest import ROOT
 
 SIDE = 32
-STEPS = 10
+STEPS = 8
 OBJECTS = ((2, 1, 0, 1), (1, 0, 0, 0), (0, 0, 1, 2), (2, 1, 1, 1), (0, 0, 0, 0), (1, 1, 1, 1))  # of each image, by step
 
 

@@ -14,27 +14,21 @@ import pytest
 import torch
 
 import train
-from tests.conftest import ROOT, file_system
-from tests.training.helpers import RUN, differences
+from tests.conftest import file_system
+from tests.training.helpers import RUN, WITH_MINI, differences
 
 FLAGS = shlex.split(
-    "--model_type vit_t --image_size 64 --sam_checkpoint none --mask_num 2 --iter_point 2 --prompt_modes bbox "
+    "--model_type mini --image_size 64 --sam_checkpoint none --mask_num 2 --iter_point 2 --prompt_modes bbox "
     "--device cpu --lr_scheduler cosine --augment --save_every 0"
 )
+SLOWER = ["--model_type", "vit_t"]  # which does not end while somebody looks
 WAIT = 120  # seconds, for what takes one
-
-
-# What a shell starts in the background is deaf to Ctrl-C, and so are its children
-LISTENING = (
-    "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = sys.argv[1:]; "
-    "sys.path.insert(0, sys.argv[0].rpartition('/')[0]); runpy.run_path(sys.argv[0], run_name='__main__')"
-)
 
 
 def start(data: Path, work: Path, *flags: object, epochs: int = 2) -> subprocess.Popen:
     words = ["--data_path", data, "--work_dir", work, "--epochs", epochs, *flags]
     return subprocess.Popen(
-        [sys.executable, "-c", LISTENING, ROOT / "train.py", *FLAGS, *map(str, words)],
+        [sys.executable, WITH_MINI, "train.py", *FLAGS, *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -81,7 +75,7 @@ def test_stopped_in_the_first_epoch_it_saves_and_goes_on_as_if_nothing_had_been(
     number: signal.Signals, workers: int, data: Path, work: Path
 ) -> None:
     """The signal goes to the whole group, as from a terminal or a scheduler: to workers too."""
-    process = start(data, work, "--num_workers", workers)
+    process = start(data, work, "--num_workers", workers, *SLOWER, epochs=1)
     wait_for_step(process, 1)
     os.killpg(process.pid, number)
     said = ended(process)
@@ -97,7 +91,7 @@ def test_stopped_in_the_first_epoch_it_saves_and_goes_on_as_if_nothing_had_been(
     if workers == 0:
         return
     # in this process: the start of another one takes longer than a run
-    flags = [*FLAGS, "--data_path", str(data), "--epochs", "2"]
+    flags = [*FLAGS, *SLOWER, "--data_path", str(data), "--epochs", "1"]
     train.main([*flags, "--work_dir", str(work), "--resume"])
     train.main([*flags, "--work_dir", str(work / "whole")])
     assert differences(last(work), last(work / "whole")) == []
@@ -120,8 +114,10 @@ def test_two_runs_of_one_name(data: Path, work: Path) -> None:
     first = start(data, work, epochs=50)
     try:
         wait_for_step(first, 1)
+        first.send_signal(signal.SIGSTOP)  # it is there, and takes no time from the second
         second = start(data, work, "--overwrite")
         said = ended(second)
+        first.send_signal(signal.SIGCONT)
         assert second.returncode == 1 and "Traceback" not in said
         assert f"train.py, process {first.pid} on " in said and said.startswith("error: ") and said.count("\n") == 1
         assert first.poll() is None
@@ -133,8 +129,8 @@ def test_two_runs_of_one_name(data: Path, work: Path) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 20 MB, less than a checkpoint."""
-    with file_system(tmp_path / "disk", "20m") as folder:
+    """A file system of 4 MB, less than a checkpoint."""
+    with file_system(tmp_path / "disk", "4m") as folder:
         yield folder
 
 
@@ -146,7 +142,7 @@ def test_a_disk_without_room_for_checkpoints_is_found_before_training(data: Path
 
 
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(data: Path, disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,size=800m", disk], check=True)
+    subprocess.run(["mount", "-o", "remount,size=60m", disk], check=True)
     process = start(data, disk / "work", "--save_every", 1, epochs=500)
     deadline = time.monotonic() + WAIT
     while not (disk / "work/models" / RUN / "last.pth").exists():

@@ -26,7 +26,7 @@ def shares(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str,
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_learn_what_one_does(name: str, shares: list[dict[str, dict[str, Tensor]]]) -> None:
-    """Ten steps of four rounds, in some of which a process has no object, or nobody has."""
+    """Eight steps of four rounds, in some of which a process has no object, or nobody has."""
     case = CASES[name]
     alone = run(case, Processes())
     tolerance = 1e-9 if case.double else 1e-5

@@ -20,7 +20,7 @@ from sam_med2d.provenance import file_hash
 from sam_med2d.training.boards import EpochLog, Waits, memory_high_water
 from segment_anything import Prompts
 from tests.conftest import ROOT
-from tests.training.helpers import RUN, board_of, fit, saved
+from tests.training.helpers import RUN, WITH_MINI, board_of, fit, saved
 
 MODES = ["--prompt_modes", "bbox", "3pts"]
 
@@ -135,17 +135,11 @@ def test_memory_grows_by_what_is_held() -> None:
 def test_weights_and_biases_offline(validated: Path, work: Path, tmp_path: Path) -> None:
     """A process of its own, without a network: what TensorBoard is told lies in the folder of the logs."""
     pytest.importorskip("wandb", reason="wandb is not installed: the extra track")
-    script = (
-        "import sys; from functools import partial; import train; from segment_anything import sam_model_registry; "
-        "from segment_anything.build_sam import build_sam; from segment_anything.sizes import SIZES, Size; "
-        "SIZES['mini'] = Size(32, 4, 2, (1, 3)); sam_model_registry['mini'] = partial(build_sam, model_type='mini'); "
-        "train.main(sys.argv[1:])"
-    )
     words = [*("--model_type", "mini", "--image_size", "64", "--sam_checkpoint", "none", "--num_workers", "0")]
     words += [*("--iter_point", "1", "--mask_num", "1", "--epochs", "1", "--prompt_modes", "bbox", "--device", "cpu")]
     words += ["--data_path", str(validated), "--work_dir", str(work), "--wandb", "a-project"]
     done = subprocess.run(
-        [sys.executable, "-c", script, *words],
+        [sys.executable, WITH_MINI, "train.py", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import test as scoring
 import train
+from sam_med2d.commands import convert_checkpoint
 from sam_med2d.errors import CheckpointError, UserError
 from sam_med2d.training.state import STATE, Progress, RunState, SavedRun
 from segment_anything import sam_model_registry
@@ -137,32 +139,32 @@ def test_what_is_no_state_at_all(write: Callable, data: Path, work: Path, tmp_pa
 
 
 def test_damaged_bytes_end_every_command(last: Path, data: Path, work: Path, tmp_path: Path) -> None:
-    """Real processes: train.py --resume, test.py and the converter on a last.pth with zeros in its weights, and
+    """train.py --resume, as a real process, test.py and the converter on a last.pth with zeros in its weights, and
     train.py on one with a bit turned in the moments.
     """
     weights = Path(shutil.copy(last, tmp_path / "weights.pth"))
     spoil(weights, data_offset(weights, "data/0") + 64, bytes(32))
     moments = Path(shutil.copy(last, tmp_path / "moments.pth"))
     spoil(moments, data_offset(moments, f"data/{len(torch.load(last, mmap=True, weights_only=True)['model']) + 4}") + 1)
-    commands = {
-        "resume": ["train.py", "--resume", weights, "--data_path", data, "--work_dir", work],
-        "resume, moments": ["train.py", "--resume", moments, "--data_path", data, "--work_dir", work],
-        "start": ["train.py", "--sam_checkpoint", weights, "--data_path", data, "--work_dir", work],
-        "test": ["test.py", "--sam_checkpoint", weights, "--data_path", data, "--work_dir", work],
-        "convert": ["scripts/convert_checkpoint.py", weights],
-    }
-    for name, (script, *words) in commands.items():
-        done = subprocess.run(
-            [sys.executable, ROOT / script, *map(str, words)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            timeout=120,
-        )
-        assert done.returncode == 1 and "Traceback" not in done.stderr, (name, done.stderr[-500:])
-        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert "damaged" in line and "checksum" in line, (name, line)
+    flags = ["--data_path", data, "--work_dir", work]
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--resume", weights, *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-500:]
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for main, words in (
+        (train.main, ["--resume", moments, *flags]),
+        (train.main, ["--sam_checkpoint", weights, *flags]),
+        (scoring.main, ["--sam_checkpoint", weights, *flags]),
+        (convert_checkpoint.main, [weights]),
+    ):
+        said.append(fails(lambda main=main, words=words: main([*map(str, words)])))
+    assert len(said) == 5 and all("damaged" in line and "checksum" in line for line in said), said
     assert not (work / "models").exists() and not (tmp_path / "weights.safetensors").exists()
 
 

@@ -19,8 +19,8 @@ from sam_med2d.training.averaging import Average
 from sam_med2d.training.learner import Learner, with_decay
 from sam_med2d.training.rounds import Recipe, train_batch
 from sam_med2d.training.state import Progress, RunState, kept_states
-from tests.conftest import ROOT, fails
-from tests.training.helpers import FLAGS, RUN, fit, make_data, saved, truncated_image
+from tests.conftest import fails
+from tests.training.helpers import FLAGS, RUN, WITH_MINI, fit, make_data, saved, truncated_image
 from tests.training.parallel_cases import Case, images_of, model_of, start
 
 WAIT = 600  # seconds, for what takes ten on a machine with nothing else to do
@@ -149,9 +149,8 @@ def test_a_save_that_fails_ends_the_run_when_the_next_one_fails_too(tmp_path: Pa
 
 def test_a_lost_process_ends_the_other(data: Path, work: Path) -> None:
     """One of two is killed in the middle of its steps."""
-    flags = ["vit_t" if word == "mini" else word for word in FLAGS]
-    words = [ROOT / "train.py", *flags, "--data_path", data, "--work_dir", work, "--epochs", "500", "--save_every", "1"]
-    processes = start(words, 2, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    flags = [*FLAGS, "--data_path", data, "--work_dir", work, "--epochs", "500", "--save_every", "1"]
+    processes = start([WITH_MINI, "train.py", *flags], 2, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + WAIT
         while not (work / "models" / RUN / "last.pth").exists():
