@@ -64,10 +64,13 @@ class Lane:
         """Raises Refused where its turn does not come in time, and what `work` raises."""
         future: Future[Result] = self._pool.submit(work)
         running = asyncio.wrap_future(future)
-        done, _ = await asyncio.wait([running], timeout=PATIENCE)
-        if not done and future.cancel():
-            raise Refused("the app is busy with what others asked for; try again in a minute", 503)
-        return await running
+        try:
+            await asyncio.wait([running], timeout=PATIENCE)
+            if not running.done() and future.cancel():
+                raise Refused("the app is busy with what others asked for; try again in a minute", 503)
+            return await running
+        finally:  # an error would know this frame, and this frame the error: such circles keep scans open for long
+            del future, running
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,6 +1,8 @@
 """The app over real sockets: who gets in, what stays on the disk, what is refused, and who waits for whom."""
 
 import argparse
+import asyncio
+import gc
 import json
 import multiprocessing
 import os
@@ -11,9 +13,11 @@ import struct
 import sys
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -25,6 +29,7 @@ pytest.importorskip("uvicorn", reason='uvicorn is not installed: pip install -e 
 from sam_med2d.app import start
 from sam_med2d.app.access import host_of, is_local
 from sam_med2d.app.opening import Opener
+from sam_med2d.app.server import Lane
 from sam_med2d.data.decoding import reading_flags
 from sam_med2d.errors import DataError
 from sam_med2d.inference.session import AnnotationSession
@@ -589,3 +594,27 @@ def test_one_page_does_not_fill_the_queue(app, page):
         thread.join()
     assert {*statuses} <= {200, 429} and statuses.count(200) >= 8
     assert len(page.view()["objects"][0]["clicks"]) == statuses.count(200)
+
+
+def test_an_error_keeps_nothing_open():
+    class Scan:
+        """What the frame knows that an error was raised in."""
+
+    def fail(scan: Scan) -> None:
+        raise DataError("it cannot be shown")
+
+    async def refused() -> "weakref.ref[Scan]":
+        lane, scan = Lane(1, "fail"), Scan()
+        try:
+            await lane.run(partial(fail, scan))
+        except DataError:
+            return weakref.ref(scan)
+        finally:
+            lane.close()
+        raise AssertionError("it was not refused")
+
+    gc.disable()  # the error, and what raised it, must not know each other
+    try:
+        assert asyncio.run(refused())() is None
+    finally:
+        gc.enable()
