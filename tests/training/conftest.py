@@ -23,7 +23,7 @@ def small_and_repeatable() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "mini", MINI)
         patch.setitem(sam_model_registry, "mini", partial(build_sam, model_type="mini"))
-        patch.setattr(monitor, "PANEL_IMAGES", 1)  # drawn after each epoch: nearly half of what an epoch here takes
+        patch.setattr(monitor, "PANEL_IMAGES", 2)  # drawn after each epoch: nearly half of what an epoch here takes
         yield
     torch.set_num_threads(threads)
 
