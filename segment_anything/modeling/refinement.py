@@ -35,12 +35,12 @@ class Marks(NamedTuple):
     maps: (N, PROMPT_MAPS, S/2, S/2) float, what the network reads
     sure: (N, 2, S, S) bool, pixels that are foreground, and that are background, by a person's word
     far: (N, 1, S/4, S/4) float, 0 at the newest click to 1 far from it; 0 for an object with SETTLED_AFTER clicks or
-    fewer, or with strokes
+    fewer, or with strokes; None where that is certain of all
     """
 
     maps: Tensor
     sure: Tensor
-    far: Tensor
+    far: Tensor | None
 
 
 def gaussians(points: Tensor, wanted: Tensor, sigma: float, side: int, stride: int) -> Tensor:
@@ -102,18 +102,19 @@ def marks_of(
     half = side // 2
     sharp = torch.zeros(rows, 2, half, half, device=device)
     wide, sure = torch.zeros_like(sharp), torch.zeros(rows, 2, side, side, dtype=torch.bool, device=device)
-    far = torch.zeros(rows, 1, side // 4, side // 4, device=device)
+    far = None
     if points is not None and labels is not None:
         kinds = [labels == FOREGROUND, labels == BACKGROUND]
         sharp = torch.stack([gaussians(points, kind, CLICK_SIGMA, side, 2) for kind in kinds], dim=1)
         wide = torch.stack([gaussians(points, kind, WIDE_SIGMA, side, 2) for kind in kinds], dim=1)
         sure = torch.stack([pixels_of(points, kind, side) for kind in kinds], dim=1)
-        far = far_from_newest(points, kinds[0] | kinds[1], side)[:, None]
+        if is_recorded() or points.shape[1] > SETTLED_AFTER:  # a graph has to hold any number of points
+            far = far_from_newest(points, kinds[0] | kinds[1], side)[:, None]
     if strokes is not None:
         drawn = F.max_pool2d(strokes.float(), 2)
         near = F.avg_pool2d(F.max_pool2d(drawn, 9, stride=1, padding=4), 9, stride=1, padding=4)
         sharp, wide, sure = torch.maximum(sharp, drawn), torch.maximum(wide, near), sure | (strokes > 0)
-        far = far * (drawn.amax(dim=(1, 2, 3), keepdim=True) == 0)
+        far = None if far is None else far * (drawn.amax(dim=(1, 2, 3), keepdim=True) == 0)
     box = torch.zeros(rows, half, half, device=device) if boxes is None else box_maps(boxes, side, 2)
     return Marks(torch.cat([sharp, wide, box[:, None]], dim=1), sure, far)
 
@@ -185,8 +186,8 @@ class Refinement(nn.Module):
         answer = _enlarged(logits.float(), details)
         before = torch.zeros_like(answer) if earlier is None else _enlarged(earlier.float(), details)
         # of an object without an earlier mask, in a batch of others that have one, it is all zeros
-        there = (before.amax(dim=(1, 2, 3), keepdim=True) > 0).to(answer).expand_as(answer)
-        x = torch.cat([answer.sigmoid(), (answer / 8).tanh(), before, there, marks.maps], dim=1)
+        there = (before.amax(dim=(1, 2, 3), keepdim=True) > 0).to(answer)
+        x = torch.cat([answer.sigmoid(), (answer / 8).tanh(), before, there.expand_as(answer), marks.maps], dim=1)
         fine = self.norm(self.read(_by_pixels(x)) + details).relu()  # in the layout of the first
         middle = self.down1(fine)
         coarse = self.down2(middle)
@@ -194,8 +195,8 @@ class Refinement(nn.Module):
         fine = self.up1(fine + _enlarged(self.to_fine(middle), fine))
         added = F.pixel_shuffle(self.write(fine).float(), 2)
         whole = F.interpolate(logits.float(), size=(side, side), mode="bilinear", align_corners=False) + added
-        if earlier is not None and not self.training:
-            whole = self._settled(whole, earlier, marks.far)
+        if earlier is not None and marks.far is not None and not self.training:
+            whole = self._settled(whole, earlier, there * marks.far)
         foreground, background = marks.sure[:, :1], marks.sure[:, 1:]
         whole = torch.where(foreground, whole.clamp(min=SURE), whole)
         return torch.where(background, whole.clamp(max=-SURE), whole)
@@ -204,12 +205,13 @@ class Refinement(nn.Module):
         """After many clicks, a part of the way back to the mask before, where that is far from the newest click.
 
         A late click is about a detail, and what changes elsewhere is more often lost than gained. The two are compared
-        at S/4, where the mask before is known, so that borders stay as sharp as they are. Arguments as of `forward`.
+        at S/4, where the mask before is known, so that borders stay as sharp as they are.
+
+        whole: (N, 1, S, S) logits; earlier: as of `forward`; far: as of `Marks`, and 0 where there is no mask before.
         """
         before = earlier.float().clamp(1 / (1 + math.exp(LARGEST)), 1 / (1 + math.exp(-LARGEST)))
         moved = F.avg_pool2d(whole, 4).clamp(-LARGEST, LARGEST) - (before / (1 - before)).log()
-        there = (earlier.amax(dim=(1, 2, 3), keepdim=True) > 0).to(moved)
-        return whole - _enlarged(self.settling * there * far * moved, whole)
+        return whole - _enlarged(self.settling * far * moved, whole)
 
 
 def _by_pixels(x: Tensor) -> Tensor:

@@ -193,6 +193,8 @@ def test_far_from_the_newest_click_of_many() -> None:
     assert far[0, 0, 1, 3].item() == pytest.approx(1 - math.exp(-(2.5**2 + 5.5**2) / (2 * (SIDE / 8) ** 2)), abs=1e-6)
     three = torch.tensor([[1, 0, 1, -1, -1, 2, 3]])
     assert not marks_of(SIDE, 1, CPU, points, three, None, None).far.any()
+    assert marks_of(SIDE, 1, CPU, points[:, :3], three[:, :3], None, None).far is None
+    assert marks_of(SIDE, 1, CPU, None, None, points[:, :2].flatten(1), None).far is None
     drawn = torch.zeros(2, 2, SIDE, SIDE, dtype=torch.bool)
     drawn[1, 0, 30, 30] = True
     both = marks_of(SIDE, 2, CPU, points.expand(2, -1, -1), corners.expand(2, -1), None, drawn).far

@@ -12,7 +12,8 @@ from sam_med2d.training import monitor
 from segment_anything import sam_model_registry
 from segment_anything.build_sam import build_sam
 from segment_anything.sizes import SIZES
-from tests.training.helpers import MINI, fit, make_data
+from tests.training.helpers import fit, make_data
+from tests.training.mini import MINI
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,10 +10,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from segment_anything.sizes import Size
 
 SIZE = 64
-MINI = Size(channels=32, depth=4, heads=2, global_blocks=(1, 3), embedding=64)
 WITH_MINI = Path(__file__).with_name("with_mini.py")  # runs a script in a process that knows MINI
 RUN = "sam-med2d"  # the default --run_name
 FLAGS = (
