@@ -5,10 +5,10 @@
 
 The app runs as people start it, in a process of its own. Sessions come five at a time: each opens a picture, a scan, a
 series of DICOM slices, or a file that is refused; clicks, draws a box, takes back, adds an object, makes its files and
-takes them away. Most say goodbye; some are just left, some go away in the middle of an upload. After every five the
-memory and the open files of the app are looked at, those of the processes that open files included; when all are over
-and the idle ones have gone, so must their folders be. Then two people click for --minutes, in one file after the other,
-and it is looked at every two seconds. What is compared is the second quarter with the last tenth.
+takes them away. Most say goodbye; some are just left, some go away in the middle of an upload. They come in ten waves.
+After each the idle ones must go, within three minutes, and so must all folders; then memory and open files of the
+app are looked at, those of the processes that open files included. At last two people click for --minutes, in one file
+after the other, and it is looked at every two seconds. What is compared is the second quarter with the last tenth.
 """
 
 import argparse
@@ -36,7 +36,8 @@ from soak_growth import Taken, taken, verdict
 AT_A_TIME = 5  # sessions
 LOOK = 2.0  # seconds between two looks while people click
 MINUTE = 60.0
-HELD = 40  # MB that what is open, and kept of it, may be more at one look than at another
+WAVES = 10  # that the sessions come in
+HELD = 40  # MB that what is open, and kept of it, may be more at one look than at another, while people click
 GOODBYES = ("closed",) * 6 + ("left",) * 2 + ("cut off",) * 2
 
 
@@ -106,19 +107,24 @@ def sessions(app: Running, sources: Sources, count: int, idle: float) -> str:
     seen: list[Taken] = []
     ends: list[str] = []
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        for first in range(0, count, AT_A_TIME):
-            numbers = range(first, min(first + AT_A_TIME, count))
+        for wave in range(WAVES):
+            numbers = range(wave * count // WAVES, (wave + 1) * count // WAVES)
             draws = [random.Random(f"session {number}") for number in numbers]
             ends += pool.map(lambda draw: one_session(app, sources, draw), draws)
-            seen.append(taken(app.process.pid)._replace(handles=len(handles_beside_scans(app))))
-    until = time.monotonic() + 2 * idle + 2 * MINUTE
+            wait_for_the_idle(app, idle)
+            seen.append(taken(app.process.pid))
+    told = ", ".join(f"{ends.count(end)} {end}" for end in ("closed", "left", "cut off"))
+    return f"{count} sessions ({told}), no folder left, {verdict(seen, least=WAVES)}"
+
+
+def wait_for_the_idle(app: Running, idle: float) -> None:
+    """Until nobody's folder is left, and no scan is open. Raises AssertionError where that takes too long."""
+    until = time.monotonic() + idle + 2 * MINUTE
     while [*app.folder.iterdir()]:
         assert time.monotonic() < until, f"folders are left: {[*app.folder.iterdir()][:3]}"
         time.sleep(1)
     kept = taken(app.process.pid).handles - len(handles_beside_scans(app))
     assert not kept, f"{kept} scans of sessions that are over are open"
-    told = ", ".join(f"{ends.count(end)} {end}" for end in ("closed", "left", "cut off"))
-    return f"{count} sessions ({told}), no folder left, {verdict(seen, least=8, megabytes=HELD)}"
 
 
 def handles_beside_scans(app: Running) -> list[str]:
