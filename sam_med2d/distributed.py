@@ -1,5 +1,6 @@
 """The processes that torchrun started: who they are, and what they tell one another."""
 
+import atexit
 import datetime
 import os
 import time
@@ -157,10 +158,17 @@ def join_processes(device: str | None = None, patience: float = 86400) -> Proces
             torch.distributed.init_process_group(
                 backend, store=store, rank=rank, world_size=count, timeout=datetime.timedelta(seconds=CONNECT)
             )
+        atexit.register(_leave)
         all_of_them = torch.distributed.group.WORLD
         assert all_of_them is not None
         all_of_them.set_timeout(datetime.timedelta(seconds=patience))
     return Processes(rank, count, local_rank)
+
+
+def _leave() -> None:
+    """Before the interpreter goes: gloo's threads may hold tensors, and one that lets go of them later aborts."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _where_all_have_come(rank: int, count: int) -> torch.distributed.TCPStore:

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,19 @@ from sam_med2d import distributed
 from sam_med2d.cli import ending_in_one_line
 from sam_med2d.distributed import join_processes
 from sam_med2d.errors import UsageError
+from tests.conftest import ROOT
 from tests.training.parallel_cases import free_port
 
 CONNECT = 4  # seconds, in place of a minute
 WAIT = 60  # seconds, for what takes a few
+LEAVING = """
+import atexit, torch
+from sam_med2d.distributed import join_processes
+atexit.register(lambda: print("still a member" if torch.distributed.is_initialized() else "has left"))  # at last
+processes = join_processes(patience=60)
+print(processes.gather(processes.rank))
+raise SystemExit(3)
+"""
 
 
 def killed(*_: object, **__: object) -> None:
@@ -126,6 +136,18 @@ def test_one_that_waits_for_the_others_hears_signals(ends) -> None:
 
 def test_those_that_have_joined_wait_with_patience(ends) -> None:
     assert ends["slow"] == dict.fromkeys(range(2), (0, "joining\n[0, 1]"))
+
+
+def test_they_leave_before_the_interpreter_goes() -> None:
+    """Else gloo's threads sometimes end what is done by SIGABRT ("terminate called without an active exception")."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", LEAVING]
+    processes = [
+        subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, **place, "RANK": rank})
+        for rank in "01"
+    ]
+    assert [process.communicate(timeout=WAIT)[0] for process in processes] == ["[0, 1]\nhas left\n"] * 2
+    assert [process.returncode for process in processes] == [3, 3]
 
 
 def test_no_place_to_meet(monkeypatch) -> None:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .common import LayerNorm2d, MLPBlock
 from .lora import product_of
-from .products import Linear, linear
+from .products import Linear, Packed, linear, pack
 
 PATCH_SIZE = 16
 EMBEDDING_CHANNELS = 256
@@ -28,6 +28,9 @@ class Adapter(nn.Module):
 
     The last LayerNorm starts at zero, so a fresh adapter adds nothing and SAM with new adapters is SAM.
     """
+
+    packed_down: Packed | None = None
+    packed_up: Packed | None = None
 
     def __init__(self, channels: int, reduction: int = 4) -> None:
         super().__init__()
@@ -62,6 +65,10 @@ class Adapter(nn.Module):
         assert isinstance(down, nn.Conv2d) and isinstance(up, nn.ConvTranspose2d)
         return down, up
 
+    def pack(self) -> None:
+        down, up = self.convolutions()
+        self.packed_down, self.packed_up = pack(_down_matrix(down.weight)), pack(_up_matrix(up.weight))
+
     def _spatial_products(self, x: Tensor) -> Tensor:
         """`spatial` as two matrix products. (B, C, H, W) -> the same shape.
 
@@ -70,9 +77,19 @@ class Adapter(nn.Module):
         down, up = self.convolutions()
         size = x.shape[2:]
         neighbours = F.unfold(x, 3, padding=1, stride=2)  # B, 9 C, HW / 4
-        small = linear(neighbours.transpose(1, 2), down.weight.flatten(1)).relu()
-        spread = linear(small, up.weight.flatten(1).t()).transpose(1, 2)  # B, 16 C, HW / 4
+        small = linear(neighbours.transpose(1, 2), _down_matrix(down.weight), packed=self.packed_down).relu()
+        spread = linear(small, _up_matrix(up.weight), packed=self.packed_up).transpose(1, 2)  # B, 16 C, HW / 4
         return F.fold(spread, size, 4, padding=1, stride=2).relu()
+
+
+def _down_matrix(weight: Tensor) -> Tensor:
+    """Of a convolution, (out, in, k, k) -> (out, in k k)."""
+    return weight.flatten(1)
+
+
+def _up_matrix(weight: Tensor) -> Tensor:
+    """Of a transposed convolution, (in, out, k, k) -> (out k k, in)."""
+    return weight.flatten(1).t()
 
 
 class Attention(nn.Module):

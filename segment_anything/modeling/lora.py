@@ -57,9 +57,9 @@ class LoraLinear(Linear):
         return super().forward(x) + self.addition(x)
 
 
-def product_of(layer: nn.Linear, x: Tensor) -> Tensor:
+def product_of(layer: Linear, x: Tensor) -> Tensor:
     """A linear layer without its bias, whether it has a pair or not."""
-    product = linear(x, layer.weight)
+    product = linear(x, layer.weight, packed=layer.packed)
     return product + layer.addition(x) if isinstance(layer, LoraLinear) else product
 
 

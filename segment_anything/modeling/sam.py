@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..frames import SAM, SAM_MED2D, check_frame, mask_prompt
-from .image_encoder import ImageEncoder
+from .image_encoder import Adapter, ImageEncoder
 from .mask_decoder import MaskDecoder
+from .products import Linear
 from .prompt_encoder import ABSENT, BACKGROUND, FOREGROUND, PromptEncoder
 from .refinement import Refinement, marks_of
 from .tuning import choose_trained
@@ -414,14 +415,25 @@ class Sam(nn.Module):
         """Make this model one that answers and learns no more; -> itself.
 
         precision: of the encoder, whose weights are cast once: float32, bfloat16 or float16; its embeddings stay
-        float32, and so does the decoder. compiled: by torch.compile, which takes a minute at the first picture and
-        again at another batch size. Both change answers by rounding alone; docs/performance.md says by how much.
+        float32, and so does the decoder. Weights are packed once where that is faster (`products.Packed`); those of an
+        encoder in bfloat16 then take as much memory as in float32. compiled: by torch.compile, which takes a minute at
+        the first picture and again at another batch size. Precision and compiling change answers by rounding alone;
+        docs/performance.md says by how much.
         """
         self.eval().requires_grad_(False)
         self.image_encoder.to(precision)
+        self._pack(self.mask_decoder)  # the encoder in float32 gains little, and would take twice its memory
+        if precision != torch.float32 and not compiled:
+            self._pack(self.image_encoder)
         if compiled:
             self.image_encoder.compile(dynamic=False)
         return self
+
+    @staticmethod
+    def _pack(part: nn.Module) -> None:
+        for layer in part.modules():
+            if isinstance(layer, (Linear, Adapter)):
+                layer.pack()
 
     def train_for(self, tune: str = "adapters", last_blocks: int | None = None) -> list[nn.Parameter]:
         """Decide, for the whole project, what is trained; returns those parameters. See `tuning.choose_trained`.

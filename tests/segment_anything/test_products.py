@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segment_anything import Prompts, flops, sam_model_registry
 from segment_anything.modeling import products
-from segment_anything.modeling.products import linear
+from segment_anything.modeling.products import Linear, linear
 
 pytestmark = pytest.mark.skipif(not products.has_onednn(), reason="this build of PyTorch has no product of oneDNN")
 
@@ -26,6 +26,7 @@ def asked(monkeypatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(products, "prefers_onednn", lambda: True)
     monkeypatch.setattr(products, "LEAST", 0)
+    monkeypatch.setattr(products, "WORTH_PACKING", 0)
     monkeypatch.setattr(products, "_by_onednn", listening)
     return shapes
 
@@ -84,6 +85,79 @@ def test_only_exact_products_that_nobody_records_are_asked_for(asked) -> None:
     assert asked == [] and counter.get_total_flops() == 2 * 4 * 24 * 16
     linear(x, weight)
     assert asked == [(4, 24, 16)]
+
+
+def packed_layer(dtype: torch.dtype = torch.float32) -> Linear:
+    layer = Linear(24, 16).to(dtype).requires_grad_(False)
+    layer.pack()
+    assert layer.packed is not None
+    return layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_weight_gives_the_same(asked, dtype: torch.dtype) -> None:
+    layer, x = packed_layer(dtype), drawn(2, 5, 24, learns=False).to(dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+        assert asked == [(2, 5, 24, 16)]
+    layer(x)  # where something may be learned
+    assert len(asked) == 1 + (dtype == torch.float32)
+
+
+def test_a_packed_weight_is_used_as_long_as_it_is_the_weight(asked) -> None:
+    x = drawn(4, 24, learns=False)
+    with torch.no_grad():
+        for change in (
+            lambda layer: layer.load_state_dict({name: value + 1 for name, value in layer.state_dict().items()}),
+            lambda layer: layer.weight.mul_(2),
+            lambda layer: setattr(layer, "weight", torch.nn.Parameter(layer.weight + 1)),
+            lambda layer: layer.to(torch.float64).to(torch.float32),
+            lambda layer: layer.weight.copy_(layer.weight + 1),
+        ):
+            layer = packed_layer()
+            before = layer.packed.values
+            layer(x)
+            change(layer)
+            torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+            layer.pack()
+            assert layer.packed.values is not before
+            torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+        assert copy.deepcopy(layer).packed is None and layer.packed is not None
+
+
+def test_what_is_not_worth_packing_and_what_has_no_versions(asked, monkeypatch) -> None:
+    monkeypatch.setattr(products, "WORTH_PACKING", 24 * 16 + 1)
+    small = Linear(24, 16)
+    small.pack()
+    assert small.packed is None
+    monkeypatch.setattr(products, "WORTH_PACKING", 0)
+    with torch.inference_mode():
+        unversioned = Linear(24, 16)
+        unversioned.pack()
+    assert unversioned.packed is None
+
+
+def test_for_inference_packs_the_decoder_and_an_encoder_in_sixteen_bits(asked, monkeypatch) -> None:
+    torch.manual_seed(0)
+    model = sam_model_registry["vit_t"](image_size=64, encoder_adapter=True)
+    for adapter in model.image_encoder.adapters():
+        torch.nn.init.ones_(adapter.norm.weight)
+    image = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+
+    def layers(part) -> list[bool]:
+        return [layer.packed is not None for layer in part.modules() if isinstance(layer, Linear)]
+
+    model.for_inference()
+    assert all(layers(model.mask_decoder)) and not any(layers(model.image_encoder))
+    model.for_inference(torch.bfloat16)
+    assert all(layers(model.image_encoder))
+    with torch.inference_mode():
+        own, count = model.encode(image), len(asked)
+        assert count > 70  # of 12 blocks: four layers of attention and MLP, two of an adapter's gate, two products
+        monkeypatch.setattr(products, "prefers_onednn", lambda: False)
+        plain = model.encode(image)
+    assert len(asked) == count
+    assert (own - plain).norm() < 0.01 * plain.norm()
 
 
 def test_a_model_learns_the_same_and_costs_the_same(asked, monkeypatch) -> None:
