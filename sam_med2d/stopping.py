@@ -9,12 +9,14 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PARENT = 1.0  # seconds between two looks of a worker whether its parent is still there
+DROPPED = 0.1  # seconds between two looks whether what a signal has raised was dropped
 ECHO = 3.0  # seconds within which torchrun hands on to its processes what a terminal has sent to all of them
 
 
@@ -72,30 +74,56 @@ def _handling(handler) -> Iterator[None]:
 def raising_stopped() -> Iterator[None]:
     """In the block a signal raises Stopped, wherever the program is; in processes forked meanwhile it does nothing,
     until they say what they want (`leave_signals_to_the_parent`).
+
+    Some code drops whatever is raised in it: NumPy where it asks for a length, Python in its hooks around a fork. Then
+    the signal comes again, and a block that has ended before that raises Stopped at its end: it may have taken what
+    was dropped for something else, such as a broken file.
     """
-    process = os.getpid()
+    process, came, is_over = os.getpid(), [], False
 
     def handler(number: int, frame: FrameType | None) -> None:
         if os.getpid() == process:
-            raise Stopped(number)
+            came.append(number)
+            raise watched(number)  # which no variable here may know, or it would never be gone
+
+    def watched(number: int) -> Stopped:
+        stopped = Stopped(number)
+        threading.Thread(target=come_again, args=[number, weakref.ref(stopped)], daemon=True).start()
+        return stopped
+
+    def come_again(number: int, stopped: "weakref.ref[Stopped]") -> None:
+        while stopped() is not None:
+            time.sleep(DROPPED)
+        if not is_over:
+            os.kill(process, number)
 
     before = sys.unraisablehook
 
-    def again(unraisable: "sys.UnraisableHookArgs") -> None:
-        """Python drops what is raised in some of its own hooks, such as those around a fork: then the signal comes
-        again, when they are over.
-        """
-        if isinstance(unraisable.exc_value, Stopped):
-            threading.Timer(0.1, os.kill, [process, unraisable.exc_value.number]).start()
-        else:
+    def say_nothing(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(unraisable.exc_value, Stopped):
             before(unraisable)
 
-    sys.unraisablehook = again
+    sys.unraisablehook = say_nothing
     try:
         with _handling(handler):
             yield
+    except BaseException as error:
+        if came and not _is_or_follows_stopped(error):
+            raise Stopped(came[-1]) from error
+        raise
+    else:
+        if came:
+            raise Stopped(came[-1])
     finally:
+        is_over = True
         sys.unraisablehook = before
+
+
+def _is_or_follows_stopped(error: BaseException | None) -> bool:
+    """Or what went wrong while a command that was stopped cleaned up."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @contextmanager
