@@ -1,8 +1,8 @@
 """Long runs for scripts/soak.py, watched from outside: what they take must not grow.
 
 A process and its workers are looked at four times a second: the memory that they have (VmRSS), and their open files.
-What is compared is the second quarter of the time in which it has workers with its last tenth: what it writes when they
-are gone takes memory of its own.
+What is compared is the second quarter of the time until it writes its results, which takes memory of its own, with the
+last tenth.
 """
 
 import re
@@ -62,15 +62,16 @@ def resident_or_none(pid: int) -> int:
         return 0
 
 
-def watch(process: subprocess.Popen) -> list[Taken]:
-    """Until it has ended."""
+def watch(process: subprocess.Popen, folder: Path, results: str) -> list[Taken]:
+    """Until it has ended, or begins to write what `results` names, a pattern for files in the folder."""
     seen = []
-    while process.poll() is None:
+    while process.poll() is None and not [*folder.glob(results)]:
         try:
             seen.append(taken(process.pid))
         except OSError:
             continue
         time.sleep(LOOK)
+    process.wait()
     return seen
 
 
@@ -111,19 +112,20 @@ def objects(work: Path) -> tuple[Job, int]:
     return Job("objects", "objects", "test", lambda folder: words, lambda *_: "", lambda folder: {}), OBJECTS
 
 
-GROWTHS = {"steps": steps, "objects": objects}
+GROWTHS = {"steps": (steps, "no file"), "objects": (objects, "run/*rows.csv*")}
 
 
 def grow(name: str, work: Path) -> str:
     """-> what it took. Raises AssertionError where it failed or took more and more."""
-    job, expected = GROWTHS[name](work)
+    start, results = GROWTHS[name]
+    job, expected = start(work)
     shutil.rmtree(work / name, ignore_errors=True)
     (work / name).mkdir(parents=True)
     told = work / name / "said.txt"
     with open(told, "wb") as file:
         process = subprocess.Popen(job.command(work / name), stdout=file, stderr=subprocess.STDOUT)
         try:
-            seen = watch(process)
+            seen = watch(process, work / name, results)
         finally:
             process.kill()
             process.wait()
@@ -134,4 +136,4 @@ def grow(name: str, work: Path) -> str:
     else:
         found = int(re.findall(r"(\d+) objects in", said)[-1])
     assert found == expected, f"{found} {name}"
-    return f"{found} {name}, {verdict([one for one in seen if one.all > one.own])}"
+    return f"{found} {name}, {verdict(seen)}"
