@@ -10,7 +10,6 @@ this machine that runs no more counts as gone.
 
 import json
 import os
-import secrets
 import shutil
 import socket
 import time
@@ -23,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from sam_med2d.errors import OutputError, UsageError
 from sam_med2d.json_files import parse_json
-from segment_anything.files import birth, machine, runs, sweep
+from segment_anything.files import birth, machine, passing, runs, sweep
 
 LOCK, OWNER = ".lock", ".owner"
 JUST_NOW = 10  # seconds
@@ -80,18 +79,15 @@ def check_writable(folder: Path, room: int = 0) -> None:
 
 def _make_writable(folder: Path, room: int) -> list[Path]:
     """-> the folders that were not there, the innermost first."""
-    probe = folder / f".probe-{secrets.token_hex(4)}"
     made = [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
+        with passing(folder / "probe") as probe:
             with probe.open("wb") as file:
                 file.write(bytes(PROBE))
                 file.flush()
                 os.fsync(file.fileno())
             free = shutil.disk_usage(folder).free + PROBE
-        finally:
-            probe.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"{folder}: cannot be written ({error.strerror or error}); make room there, or choose another place"

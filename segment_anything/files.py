@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,33 +32,51 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with passing(path) as temporary:  # beside it: os.replace needs one file system
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.errno is not None and error.filename in (None, str(temporary), temporary):
+                error.filename = str(path)
+            raise
+        except UserError:
+            raise
+        except Exception as error:
+            if (cause := _what_the_disk_says(temporary, error)) is not None:
+                raise OSError(cause, os.strerror(cause), str(path)) from error
+            raise
+
+
+@contextmanager
+def passing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, for a file or a folder that is gone after the block.
+
+    What a killed process left of one is removed by the next that writes in its folder.
+    """
     if str(path.parent) not in _swept:
         _swept.add(str(path.parent))
         sweep(path.parent)
-    temporary = _temporary(path)  # beside it: os.replace needs one file system
+    temporary = _temporary(path)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno is not None and error.filename in (None, str(temporary), temporary):
-            error.filename = str(path)
-        raise
-    except UserError:
-        raise
-    except Exception as error:
-        if (cause := _what_the_disk_says(temporary, error)) is not None:
-            raise OSError(cause, os.strerror(cause), str(path)) from error
-        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sweep(folder: Path, everything: bool = False) -> None:
-    """Remove the temporary files of processes that are no more.
+    """Remove the temporary files and folders of processes that are no more.
 
-    everything: all temporary files, for the caller who knows that nobody else writes in the folder.
+    everything: all of them, for the caller who knows that nobody else writes in the folder.
     """
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(".") and entry.name.endswith(".tmp")]
@@ -66,7 +85,7 @@ def sweep(folder: Path, everything: bool = False) -> None:
         if found is None:
             continue
         if everything or (found["machine"] == machine() and not runs(int(found["process"]), found["birth"])):
-            (folder / name).unlink(missing_ok=True)
+            _remove(folder / name)
 
 
 def _temporary(path: Path) -> Path:

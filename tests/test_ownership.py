@@ -146,6 +146,31 @@ def test_threads_do_not_either(tmp_path: Path) -> None:
     assert not faults and names(tmp_path) == ["file"]
 
 
+LEAVE = """
+import os, signal, sys; from pathlib import Path
+from sam_med2d import ownership
+from sam_med2d.export.onnx_files import placed
+from segment_anything.files import passing
+print("started", flush=True)
+folder = Path(sys.argv[1])
+with placed(folder / "model.onnx") as path:
+    path.write_bytes(b"half a graph")
+    with passing(folder / "rows") as rows:
+        rows.write_bytes(b"half of them")
+        ownership.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # while it tries to write
+        ownership.check_writable(folder)
+"""
+
+
+def test_nothing_temporary_outlives_a_killed_process_for_long(tmp_path: Path, start) -> None:
+    assert start(LEAVE, tmp_path).wait() == -signal.SIGKILL
+    kinds = [name.split(".")[1] for name in names(tmp_path)]
+    assert kinds == ["model", "probe", "rows"] and any(path.is_dir() for path in tmp_path.iterdir())
+    with owned(tmp_path, "test"):
+        (tmp_path / "file").touch()
+    assert names(tmp_path) == ["file"]
+
+
 def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_not(tmp_path: Path, start) -> None:
     gone, running = start(REPLACE, tmp_path / "a"), start(REPLACE, tmp_path / "b")
     gone.send_signal(signal.SIGKILL)

@@ -14,6 +14,8 @@ import errno, os, signal, time
 import numpy as np
 from sam_med2d.cli import ending_in_one_line
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background is deaf to it
+
 class Asked:
     def __len__(self):
         os.kill(os.getpid(), signal.{name})

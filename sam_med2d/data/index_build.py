@@ -1,10 +1,10 @@
 """A JSON index -> columns: images in the order of their first appearance, each with its masks."""
 
 import os
-import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -16,6 +16,7 @@ from sam_med2d.data.arrow_copy import Columns, Write, columns_of, in_memory
 from sam_med2d.data.names import with_slashes
 from sam_med2d.errors import DataError
 from sam_med2d.json_files import JsonError, entries_of, parse_json
+from segment_anything.files import passing
 
 # Names are kept as bytes: a file name need not be valid Unicode.
 SCHEMA = pa.schema({"image": pa.binary(), "masks": pa.list_(pa.binary())})
@@ -145,12 +146,12 @@ def _write_joined(groups: Iterable[tuple[str, list[str]]], write: Write, scratch
         facts: dict = {}
         rows = in_memory(SCHEMA, lambda write: facts.update(_write_rows(groups, write, seen)) or facts)
         return facts | _write_in_order(lambda: rows.batches, seen, write)
-    with tempfile.NamedTemporaryFile(dir=scratch, prefix=".rows-") as file:
-        with pa.OSFile(file.name, "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+    with passing(Path(scratch) / "rows") as file:
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
             facts = _write_rows(groups, writer.write_batch, seen)
 
         def batches() -> list[pa.RecordBatch]:
-            reader = pa.ipc.open_file(pa.memory_map(file.name))
+            reader = pa.ipc.open_file(pa.memory_map(str(file)))
             return [reader.get_batch(i) for i in range(reader.num_record_batches)]
 
         return facts | _write_in_order(batches, seen, write)

@@ -20,6 +20,7 @@ from sam_med2d.errors import UsageError
 from sam_med2d.export.frame1024 import GRID, LOW_RES, PADDED, WHOLE, Decoder1024, Encoder1024
 from sam_med2d.export.graphs import DecoderGraph, EncoderGraph, RefinementGraph
 from sam_med2d.packages import missing_package
+from segment_anything.files import passing
 from segment_anything.frames import SAMS_SIZE
 
 TRACE, DYNAMO = "trace", "dynamo"
@@ -44,9 +45,10 @@ def placed(path: str | Path) -> Iterator[Path]:
     if path.is_dir() or path.suffix != ".onnx":
         raise UsageError(f"{path}: name a file that ends in .onnx")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        yield Path(folder) / path.name
-        written = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)  # the graph after its weights
+    with passing(path) as folder:
+        folder.mkdir()
+        yield folder / path.name
+        written = sorted(folder.iterdir(), key=lambda file: file.name == path.name)  # the graph after its weights
         for file in written:
             os.replace(file, path.parent / file.name)
 
