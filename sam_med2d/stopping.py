@@ -106,21 +106,22 @@ def raising_stopped() -> Iterator[None]:
     sys.unraisablehook = say_nothing
     try:
         with _handling(handler):
-            yield
+            try:
+                yield
+            finally:
+                is_over = True  # while a signal is still heard, or what comes again would end the process
+        if came:
+            raise Stopped(came[-1])
     except BaseException as error:
         if came and not _is_or_follows_stopped(error):
             raise Stopped(came[-1]) from error
         raise
-    else:
-        if came:
-            raise Stopped(came[-1])
     finally:
-        is_over = True
         sys.unraisablehook = before
 
 
 def _is_or_follows_stopped(error: BaseException | None) -> bool:
-    """Or what went wrong while a command that was stopped cleaned up."""
+    """Whether it is Stopped, or what went wrong while a command that was stopped cleaned up."""
     while error is not None and not isinstance(error, Stopped):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 START = """
-import errno, os, signal, time
+import os, signal, time
 import numpy as np
 from sam_med2d.cli import ending_in_one_line
 
@@ -36,6 +36,17 @@ GOES_ON = """
         time.sleep(0.1)
 main()
 """
+CLEANS_UP = """
+import errno, os, signal, time
+from sam_med2d.cli import ending_in_one_line
+
+@ending_in_one_line()
+def main():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    finally:
+"""
 FAILS = """
     raise SystemExit("error: 1 of 4 cases could not be converted")
 main()
@@ -56,36 +67,15 @@ def test_a_signal_that_numpy_drops_ends_the_command(name: str, said: str, status
     assert time.monotonic() - started < 30
 
 
+def stopped_while_cleaning_up(*lines: str) -> subprocess.CompletedProcess[str]:
+    return run(CLEANS_UP + "".join(f"        {line}\n" for line in lines) + "main()")
+
+
 def test_what_goes_wrong_while_a_stopped_command_cleans_up_is_said() -> None:
-    ended = run(
-        START.format(name="SIGTERM")
-        + """
-@ending_in_one_line()
-def main():
-    try:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
-    finally:
-        raise OSError(errno.ENOSPC, "no room", "results.csv")
-main()
-"""
-    )
+    ended = stopped_while_cleaning_up('raise OSError(errno.ENOSPC, "no room", "results.csv")')
     assert ended.returncode == 74 and ended.stderr.startswith("error: results.csv: "), ended.stderr
 
 
 def test_a_stopped_command_is_not_stopped_again_while_it_cleans_up() -> None:
-    ended = run(
-        START.format(name="SIGTERM")
-        + """
-@ending_in_one_line()
-def main():
-    try:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
-    finally:
-        time.sleep(1)
-        print("cleaned up")
-main()
-"""
-    )
+    ended = stopped_while_cleaning_up("time.sleep(1)", 'print("cleaned up")')
     assert (ended.returncode, ended.stdout) == (128 + signal.SIGTERM, "cleaned up\n")

@@ -66,6 +66,7 @@ class Adapter(nn.Module):
         return down, up
 
     def pack(self) -> None:
+        """The weights of `_spatial_products`, for answers alone: see `Packed`."""
         down, up = self.convolutions()
         self.packed_down, self.packed_up = pack(_down_matrix(down.weight)), pack(_up_matrix(up.weight))
 

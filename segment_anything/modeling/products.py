@@ -124,6 +124,7 @@ class Linear(nn.Linear):
     packed: Packed | None = None
 
     def pack(self) -> None:
+        """For answers alone: see `Packed`."""
         self.packed = pack(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:

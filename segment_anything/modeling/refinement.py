@@ -114,7 +114,8 @@ def marks_of(
         drawn = F.max_pool2d(strokes.float(), 2)
         near = F.avg_pool2d(F.max_pool2d(drawn, 9, stride=1, padding=4), 9, stride=1, padding=4)
         sharp, wide, sure = torch.maximum(sharp, drawn), torch.maximum(wide, near), sure | (strokes > 0)
-        far = None if far is None else far * (drawn.amax(dim=(1, 2, 3), keepdim=True) == 0)
+        if far is not None:
+            far = far * (drawn.amax(dim=(1, 2, 3), keepdim=True) == 0)
     box = torch.zeros(rows, half, half, device=device) if boxes is None else box_maps(boxes, side, 2)
     return Marks(torch.cat([sharp, wide, box[:, None]], dim=1), sure, far)
 

@@ -423,10 +423,10 @@ class Sam(nn.Module):
         self.eval().requires_grad_(False)
         self.image_encoder.to(precision)
         self._pack(self.mask_decoder)  # the encoder in float32 gains little, and would take twice its memory
-        if precision != torch.float32 and not compiled:
-            self._pack(self.image_encoder)
         if compiled:
             self.image_encoder.compile(dynamic=False)
+        elif precision != torch.float32:
+            self._pack(self.image_encoder)
         return self
 
     @staticmethod
